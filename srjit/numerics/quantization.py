@@ -1,0 +1,339 @@
+"""Quantization: a tensor as codes of a small format, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from srjit.numerics import hadamard, random_bits, scaling
+from srjit.numerics.formats import Element, Format, Granularity, get_element, get_format, unknown_name
+from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.rounding import round_to_grid, working_dtype
+from srjit.numerics.scaling import ScaleRounding
+
+Rounding = Literal["nearest", "stochastic"]
+Scaling = Literal["dynamic", "delayed", "static"]
+
+_CHOICES = {
+    "rounding": ("nearest", "stochastic"),
+    "scaling": ("dynamic", "delayed", "static"),
+    "granularity": ("tensor", "channel", "block", "square"),
+    "scale_rounding": ("standard", "up"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How one tensor becomes codes.
+
+    Attributes:
+      format: ``int8``, ``int4``, ``fp8_e4m3``, ``fp8_e5m2``, ``mxfp8``, ``mxfp4``, ``nvfp4`` or
+        ``bf16``.
+      rounding: ``nearest`` (ties to even) or ``stochastic``.
+      axis: the dimension(s) that the product contracts. Blocks run along the last of them,
+        channels are what is left. A site sets it; a recipe leaves it alone.
+      granularity: what shares one scale: the ``tensor``, a ``channel``, a ``block`` of 1 x B along
+        the contraction, or a ``square`` of B x B. None: what the format says.
+      block: B. None: what the format says (16 for nvfp4, 32 for the others).
+      scaling: ``dynamic`` (from the tensor itself), ``delayed`` (from earlier steps: state) or
+        ``static`` (from ``amax``).
+      amax: the largest magnitude that a static scale provides for; beyond it codes saturate.
+      scale_rounding: ``standard`` is the format's own rule, which may clip the largest elements of
+        a block (nvfp4 rounds scales to nearest, MX rounds them down); ``up`` never clips.
+      hadamard: transform 16 elements at a time along the contraction first. Both operands of a
+        product have to.
+    """
+
+    format: str
+    rounding: Rounding = "nearest"
+    axis: int | tuple[int, ...] = -1
+    granularity: Granularity | None = None
+    block: int | None = None
+    scaling: Scaling = "dynamic"
+    amax: float | None = None
+    scale_rounding: ScaleRounding = "standard"
+    hadamard: bool = False
+
+    def __post_init__(self) -> None:
+        fmt = get_format(self.format)
+        for field, known in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in known and not (field == "granularity" and value is None):
+                raise unknown_name(field, value, known)
+        if fmt.scale == "e4m3" and self.shared not in ("block", "square"):
+            raise ValueError(
+                f"format {self.format!r} has a scale per block: granularity "
+                f"{self.granularity!r} does not fit it; use 'block' or 'square'"
+            )
+        if fmt.scale == "e8m0" and self.shared not in ("block", "square"):
+            raise ValueError(
+                f"format {self.format!r} has power-of-two scales per block: granularity "
+                f"{self.granularity!r} does not fit it; use 'block' or 'square'"
+            )
+        if self.block is not None and (self.block < 1 or self.shared not in ("block", "square")):
+            raise ValueError(
+                f"block={self.block} does not fit granularity {self.shared!r} of format "
+                f"{self.format!r}: a block is a positive number of elements of a blocked format"
+            )
+        if (self.scaling == "static") != (self.amax is not None):
+            raise ValueError("scaling='static' takes amax=..., and only it does")
+        if self.scaling != "dynamic" and (fmt.scale != "float32" or self.shared != "tensor"):
+            raise ValueError(
+                f"scaling={self.scaling!r} needs one float32 scale per tensor; "
+                f"{self.format!r} with granularity {self.shared!r} has another layout"
+            )
+
+    @property
+    def shared(self) -> Granularity:
+        """The granularity, with the format's own in place of None."""
+        return self.granularity or get_format(self.format).granularity
+
+    @property
+    def block_size(self) -> int:
+        """B, with the format's own in place of None."""
+        return self.block or get_format(self.format).block
+
+    @property
+    def is_oriented(self) -> bool:
+        """Whether the codes depend on which dimensions a product contracts."""
+        return self.shared in ("channel", "block") or self.hadamard
+
+    def axes(self, ndim: int) -> tuple[int, ...]:
+        """``axis`` as non-negative dimensions of an array with ``ndim`` dimensions."""
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        if any(not -ndim <= a < ndim for a in axes) and ndim:
+            raise ValueError(f"axis {self.axis} is out of range for {ndim} dimensions")
+        return tuple(a % ndim for a in axes) if ndim else ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantizedArray:
+    """Codes with their scales; a pytree.
+
+    Attributes:
+      codes: the element dtype, of the quantized array's shape.
+      scale: float32 (a scalar, or one per channel or int4 block), float8_e8m0fnu (MX) or
+        float8_e4m3fn (NVFP4); dimensions that share a scale have size 1, blocked ones ceil(n / B).
+      tensor_scale: NVFP4's float32 second level, else None.
+      spec: the Quantization it came from.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    tensor_scale: jax.Array | None
+    spec: Quantization = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the codes."""
+        return self.codes.shape
+
+    def dequantize(self, dtype: Any = jnp.float32) -> jax.Array:
+        """codes * scale * tensor_scale, as ``dtype``."""
+        return dequantize(self, dtype)
+
+
+def stochastic_round(x: jax.Array, dtype: Any, key: Any, *, rng: Rng = "hash") -> jax.Array:
+    """Rounds ``x`` to ``dtype`` up or down at random, so that the mean is exact.
+
+    Args:
+      x: any float array. Nothing scales it: magnitudes beyond the largest finite value saturate.
+      dtype: ``jnp.bfloat16``, ``float16``, ``float8_e4m3fn``, ``float8_e5m2``, ``float4_e2m1fn``,
+        ``int8``, ``int4``, or the name of a format.
+      key: a typed PRNG key, or an integer step.
+      rng: ``hash`` or ``threefry``.
+
+    Returns:
+      x's shape in ``dtype``. Values of the grid never move. NaN and Inf stay NaN and Inf, or NaN
+      where the dtype has no Inf; integers and E2M1 have neither, so there they become 0 (NaN) or
+      saturate: ``quantize`` keeps them visible through its scale.
+
+    Raises:
+      TypeError: x is not floating point, or key is not a key.
+      ValueError: nothing can be rounded to ``dtype``.
+    """
+    x = _as_float(x, "stochastic_round")
+    element = get_element(dtype)
+    bits = random_bits.random_bits(random_bits.as_key(key), x, rng)
+    work = x.astype(working_dtype(x.dtype))
+    rounded = round_to_grid(work, element, bits)
+    if not element.is_integer and element.dtype != jnp.float4_e2m1fn:
+        rounded = _keep_visible(work, rounded)
+    return _cast(rounded, element)
+
+
+def quantize(
+    x: jax.Array, spec: Quantization, key: Any = None, *, rng: Rng = "hash"
+) -> QuantizedArray:
+    """Quantizes ``x``.
+
+    Args:
+      x: float array of any shape.
+      spec: the format, rounding and layout of scales.
+      key: a typed PRNG key or an integer step, for stochastic rounding.
+      rng: ``hash`` or ``threefry``.
+
+    Raises:
+      TypeError: x is not floating point, or stochastic rounding has no key.
+      ValueError: the spec's axis is not one of x's, or its scale is delayed, which needs state.
+    """
+    x = _as_float(x, "quantize")
+    if spec.rounding == "stochastic" and key is None:
+        raise TypeError("stochastic rounding needs key=: a typed PRNG key or an integer step")
+    if spec.scaling == "delayed":
+        raise ValueError("delayed scales are state: use srjit(...).init_state, or scaling='static'")
+    words = None if spec.rounding == "nearest" else random_bits.as_key(key)
+    q = encode(x, spec, words, rng=rng)
+    return dataclasses.replace(q, codes=_cast(q.codes, get_format(spec.format).element))
+
+
+def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
+    """codes * scale * tensor_scale, as ``dtype``, of the codes' shape."""
+    work = working_dtype(dtype)
+    values = q.codes.astype(work) * expanded_scale(q, work)
+    if q.tensor_scale is not None:
+        values = values * q.tensor_scale.astype(work)
+    return values.astype(dtype)
+
+
+def encode(
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    *,
+    amax: jax.Array | None = None,
+    rng: Rng = "hash",
+) -> QuantizedArray:
+    """``quantize`` with codes left in the working float dtype, and key words in place of a key.
+
+    Args:
+      x: float array; with a Hadamard transform, codes have its padded contraction.
+      spec: the quantization.
+      key: two uint32 scalars; None for nearest.
+      amax: float32 scalar for delayed scales.
+      rng: ``hash`` or ``threefry``.
+    """
+    fmt = get_format(spec.format)
+    axes = spec.axes(x.ndim)
+    x = x.astype(working_dtype(x.dtype))
+    if spec.hadamard:
+        x = hadamard.transform(x, axes[-1])
+    bits = None if key is None else random_bits.random_bits(key, x, rng)
+    if fmt.scale == "none":
+        rounded = _keep_visible(x, round_to_grid(x, fmt.element, bits))
+        return QuantizedArray(rounded, jnp.ones((), x.dtype), None, spec)
+    view = _BlockView.of(x.shape, spec, axes)
+    blocks = view.split(x)
+    scales = _scales(blocks, view, spec, fmt, amax)
+    if scales.lift is None:
+        y = blocks * scales.encode
+    else:
+        y = scaling.lift_subnormals(blocks, scales.lift) * scales.encode
+        y = jnp.where(blocks < 0, -y, y)
+    codes = round_to_grid(y, fmt.element, None if bits is None else view.split(bits))
+    return QuantizedArray(
+        view.merge(codes), view.squeeze(scales.scale), scales.tensor_scale, spec
+    )
+
+
+def _scales(
+    blocks: jax.Array, view: _BlockView, spec: Quantization, fmt: Format, known: jax.Array | None
+) -> scaling.Scales:
+    if spec.scaling == "static":
+        known = jnp.asarray(spec.amax, blocks.dtype)
+    if fmt.scale == "e4m3":
+        block = scaling.amax(blocks.astype(jnp.float32), view.shared, keepdims=True)
+        return scaling.nvfp4_scales(block, scaling.amax(block), spec.scale_rounding)
+    amax = scaling.amax(blocks, view.shared, keepdims=view.shared is not None)
+    if known is not None:  # a scale from elsewhere must not hide NaN and Inf
+        amax = jnp.where(jnp.isfinite(amax), known.astype(amax.dtype), jnp.nan)
+    if fmt.scale == "e8m0":
+        return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding)
+    return scaling.float_scales(amax, fmt.element)
+
+
+def expanded_scale(q: QuantizedArray, dtype: Any) -> jax.Array:
+    """``q.scale`` as ``dtype``, in a shape that broadcasts against the codes."""
+    if q.scale.dtype == jnp.float8_e8m0fnu:
+        word = lax.bitcast_convert_type(q.scale, jnp.uint8).astype(jnp.int32)
+        scale = lax.bitcast_convert_type(word << 23, jnp.float32)
+        scale = jnp.where(word == 255, jnp.nan, scale).astype(dtype)
+    else:
+        scale = q.scale.astype(dtype)
+    spec = q.spec
+    if spec.shared not in ("block", "square") or not q.codes.ndim:
+        return scale
+    for d in _BlockView.of(q.codes.shape, spec, spec.axes(q.codes.ndim)).dims:
+        repeated = jnp.repeat(scale, spec.block_size, axis=d, total_repeat_length=None)
+        scale = lax.slice_in_dim(repeated, 0, q.codes.shape[d], axis=d)
+    return scale
+
+
+@dataclasses.dataclass(frozen=True)
+class _BlockView:
+    """A tensor seen with its blocked dimensions d split in two, (ceil(n_d / B), B)."""
+
+    shape: tuple[int, ...]
+    dims: tuple[int, ...]
+    block: int
+    shared: tuple[int, ...] | None  # dimensions of the view that share a scale; None: all
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], spec: Quantization, axes: tuple[int, ...]) -> _BlockView:
+        ndim, kind = len(shape), spec.shared
+        if kind == "tensor" or not ndim:
+            return cls(shape, (), 1, None)
+        if kind == "channel":
+            return cls(shape, (), 1, axes)
+        dims = {axes[-1]}
+        if kind == "square":
+            dims |= {max((d for d in range(ndim) if d not in axes), default=axes[-1])}
+        ordered = tuple(sorted(dims))
+        shared = tuple(d + i + 1 for i, d in enumerate(ordered))
+        return cls(shape, ordered, spec.block_size, shared)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """x as the view, padded with zeros."""
+        shape: list[int] = []
+        for d, n in enumerate(self.shape):
+            if d in self.dims:
+                x = hadamard.pad_to_multiple(x, d, self.block)
+                shape += [x.shape[d] // self.block, self.block]
+            else:
+                shape.append(n)
+        return x.reshape(shape) if self.dims else x
+
+    def merge(self, view: jax.Array) -> jax.Array:
+        """The view as x's shape, without the padding."""
+        if not self.dims:
+            return view
+        padded = [n + (-n % self.block) * (d in self.dims) for d, n in enumerate(self.shape)]
+        return lax.slice(view.reshape(padded), [0] * len(padded), self.shape)
+
+    def squeeze(self, scale: jax.Array) -> jax.Array:
+        """Scales without the size-1 halves of split dimensions."""
+        return lax.squeeze(scale, self.shared) if self.dims and self.shared else scale
+
+
+def _as_float(x: Any, what: str) -> jax.Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{what} takes a floating-point array; got {x.dtype}{list(x.shape)}")
+    return x
+
+
+def _cast(rounded: jax.Array, element: Element) -> jax.Array:
+    """Grid values as the element dtype, exactly; 0 for NaN where the dtype has none."""
+    if element.is_integer or element.dtype == jnp.float4_e2m1fn:
+        rounded = jnp.where(jnp.isnan(rounded), jnp.zeros_like(rounded), rounded)
+    return rounded.astype(element.dtype)
+
+
+def _keep_visible(x: jax.Array, rounded: jax.Array) -> jax.Array:
+    """``rounded`` with x's NaN and Inf in place of what saturated."""
+    return jnp.where(jnp.isfinite(x), rounded, x)

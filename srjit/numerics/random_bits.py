@@ -1,0 +1,161 @@
+"""Random bits as a function of a key and an element's index: nothing is stored or carried.
+
+``mix`` hashes scalars into keys, ``hash_bits`` hashes every element's index under a key. Both are
+multiply-xorshift hashes with the avalanche constants of lowbias32 (C. Wellons, "Prospecting for
+hash functions", 2018); ``mix`` is a 64-bit Feistel network of them. ``threefry_bits`` is the slow
+reference for audits (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jex_core
+from jax.extend.random import threefry2x32_p
+from jax.interpreters import batching, mlir
+
+from srjit import _compat
+from srjit.numerics.formats import unknown_name
+
+Key = tuple[jax.Array, jax.Array]
+Rng = Literal["hash", "threefry"]
+
+_A, _B = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
+_GOLDEN = np.uint32(0x9E3779B9)
+
+
+def _avalanche(h: Any) -> Any:
+    h = (h ^ (h >> np.uint32(16))) * _A
+    h = (h ^ (h >> np.uint32(15))) * _B
+    return h ^ (h >> np.uint32(16))
+
+
+def mix(key: Key, number: Any) -> Key:
+    """A key for ``number`` (uint32 scalar or array) under ``key``: two uint32 of number's shape."""
+    a, b = key
+    b = b ^ _avalanche(a ^ jnp.asarray(number, jnp.uint32))
+    a = a + _avalanche(b + _GOLDEN)
+    b = b ^ _avalanche(a ^ _GOLDEN)
+    return a, b
+
+
+def hash_bits(key: Key, index: jax.Array) -> jax.Array:
+    """32 random bits for every ``index`` (uint32) under ``key``; the upper 24 are the best."""
+    h = index * _GOLDEN ^ key[0]
+    h = (h ^ (h >> np.uint32(16))) * _A
+    h = (h ^ (h >> np.uint32(15))) + key[1]
+    h = (h ^ (h >> np.uint32(13))) * _B
+    return h ^ (h >> np.uint32(16))
+
+
+def threefry_bits(key: Key, index: jax.Array) -> jax.Array:
+    """32 random bits for every ``index`` (uint32) under ``key``, by Threefry-2x32."""
+    a, b = (jnp.broadcast_to(word, index.shape) for word in key)
+    return threefry2x32_p.bind(a, b, index, jnp.zeros_like(index))[0]
+
+
+_GENERATORS = {"hash": hash_bits, "threefry": threefry_bits}
+
+
+def random_bits(key: Key, like: jax.Array, rng: Rng = "hash") -> jax.Array:
+    """uint32 bits of ``like``'s shape, functions of (key, position of the element in ``like``).
+
+    Under ``jax.vmap`` the batch counts as a leading dimension, so examples do not share noise;
+    inside ``shard_map`` each shard of a sharded ``like`` has noise of its own.
+    """
+    if rng not in _GENERATORS:
+        raise unknown_name("rng", rng, _GENERATORS)
+    for axis in _compat.varying_axes(like):
+        key = mix(key, lax.axis_index(axis))
+    rows = _leading_rows(like.shape)
+    if rows:
+        key = mix(key, _linear_index(like.shape, rows=rows))
+    return _GENERATORS[rng](key, element_index_p.bind(like))
+
+
+def _leading_rows(shape: tuple[int, ...]) -> int:
+    """How many leading dimensions to cut off so that 32 bits index what is left."""
+    return next(d for d in range(len(shape) + 1) if math.prod(shape[d:]) <= 2**32)
+
+
+def _linear_index(shape: tuple[int, ...], rows: int | None = None) -> jax.Array:
+    """Row-major position modulo 2^32; with ``rows``, of that many leading dimensions only."""
+    counted = len(shape) if rows is None else rows
+    index = jnp.zeros(shape, jnp.uint32)
+    for d in range(counted):
+        stride = math.prod(shape[d + 1 : counted]) % 2**32
+        index = index + lax.broadcasted_iota(jnp.uint32, shape, d) * np.uint32(stride)
+    return index
+
+
+# A primitive because vmap has to see it: the batch becomes a leading dimension of the index.
+element_index_p = jex_core.Primitive("srjit_element_index")
+
+
+@element_index_p.def_impl
+def _element_index(like: jax.Array) -> jax.Array:
+    return _linear_index(like.shape)
+
+
+@element_index_p.def_abstract_eval
+def _element_index_type(like: Any) -> Any:
+    return like.update(dtype=jnp.dtype(jnp.uint32), weak_type=False)
+
+
+def _element_index_batch(args: Any, dims: Any) -> Any:
+    return element_index_p.bind(jnp.moveaxis(args[0], dims[0], 0)), 0
+
+
+mlir.register_lowering(
+    element_index_p, mlir.lower_fun(_element_index, multiple_results=False)
+)
+batching.primitive_batchers[element_index_p] = _element_index_batch
+
+
+def as_key(key: Any) -> Key:
+    """The two key words of a typed PRNG key of any implementation, or of an integer step.
+
+    Raises:
+      TypeError: key is neither, for example a raw uint32 array or a batch of keys.
+    """
+    return mix_words(key_data(key))
+
+
+def key_data(key: Any) -> Any:
+    """The uint32 words of a typed PRNG key, or ``[low, high]`` of an integer; see ``as_key``."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape:
+            raise TypeError(f"expected one PRNG key, got an array of keys of shape {key.shape}")
+        return jax.random.key_data(key)
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        word = int(key) % 2**64
+        return np.array([word % 2**32, word >> 32], np.uint32)
+    if not isinstance(key, (jax.Array, np.ndarray)) or not jnp.issubdtype(key.dtype, jnp.integer):
+        raise TypeError(
+            f"expected a typed PRNG key (jax.random.key(seed)) or an integer step, got {key!r}"
+        )
+    if key.shape:
+        raise TypeError(
+            f"expected a typed PRNG key, got a raw {key.dtype}{list(key.shape)} array: make it "
+            "with jax.random.key(seed), or wrap it with jax.random.wrap_key_data(key)"
+        )
+    low = jnp.asarray(key).astype(jnp.uint32)
+    if key.dtype.itemsize == 8:
+        high = (jnp.asarray(key) >> 32).astype(jnp.uint32)
+    else:  # sign-extended, so that a step is one number whatever holds it
+        high = jnp.where(key < 0, np.uint32(2**32 - 1), np.uint32(0))
+    return jnp.stack([low, high])
+
+
+def mix_words(words: Any) -> Key:
+    """Any number of uint32 words as one key."""
+    words = jnp.asarray(words, jnp.uint32).reshape(-1)
+    start: Key = (jnp.uint32(0x243F6A88), jnp.uint32(0x85A308D3))  # the digits of pi
+    for i in range(words.size):
+        start = mix(start, words[i])
+    return start

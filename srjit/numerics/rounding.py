@@ -1,0 +1,106 @@
+"""Rounding to a grid, to nearest and stochastically, exactly.
+
+With t = |y| / step(y), step(y) = 2^(max(floor(log2|y|), e_min) - m):
+
+  nearest:     round-half-even(t) * step
+  stochastic:  (floor(t) + [u < t - floor(t)]) * step,   u uniform on multiples of 2^-24 in [0, 1)
+
+The step is a power of two, so t is exact; u is compared, never added, because floor(t + u) rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from srjit.numerics.formats import Element
+
+# float dtype of the work -> (its unsigned integer, mantissa bits, exponent bias)
+_LAYOUTS: dict[Any, tuple[Any, int, int]] = {
+    jnp.dtype(jnp.float32): (jnp.uint32, 23, 127),
+    jnp.dtype(jnp.float64): (jnp.uint64, 52, 1023),
+}
+
+
+def working_dtype(dtype: Any) -> Any:
+    """float64 for float64, else float32, in which every smaller float is exact."""
+    wide = jnp.dtype(dtype) == jnp.dtype(jnp.float64)
+    return jnp.dtype(jnp.float64) if wide else jnp.dtype(jnp.float32)
+
+
+def uniform(bits: jax.Array, dtype: Any) -> jax.Array:
+    """uint32 bits as multiples of 2^-24 in [0, 1), from the upper 24 bits."""
+    # Through int32: on CPU its conversion is one instruction, uint32's is several.
+    return lax.convert_element_type((bits >> 8).astype(jnp.int32), dtype) * dtype.type(2.0**-24)
+
+
+def _round_units(t: jax.Array, bits: jax.Array | None) -> jax.Array:
+    """t >= 0 to an integer: to nearest even, or up with the probability of its fraction."""
+    if bits is None:
+        return lax.round(t, lax.RoundingMethod.TO_NEAREST_EVEN)
+    down = jnp.floor(t)
+    return down + (uniform(bits, t.dtype) < t - down).astype(t.dtype)
+
+
+def round_to_grid(y: jax.Array, element: Element, bits: jax.Array | None = None) -> jax.Array:
+    """Rounds ``y`` to ``element``'s grid.
+
+    Args:
+      y: float32 or float64 of any shape, already scaled.
+      element: the grid.
+      bits: uint32 noise of y's shape for stochastic rounding; None rounds to nearest even.
+
+    Returns:
+      Values of the grid in y's dtype and shape. Magnitudes beyond ``element.max`` saturate; NaN
+      stays NaN; the sign of zero is kept.
+    """
+    if element.is_integer and bits is None:
+        return jnp.clip(
+            lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN), -element.max, element.max
+        )
+    if element.min_exponent == jnp.finfo(y.dtype).minexp:
+        return _round_bits(y, element, bits)
+    unsigned, mantissa, bias = _LAYOUTS[jnp.dtype(y.dtype)]
+    magnitude = jnp.abs(y)
+    if element.is_integer:
+        rounded = _round_units(magnitude, bits)
+    else:
+        # The exponent field alone is 2^floor(log2|y|); the step's reciprocal is exact bit work.
+        field = lax.bitcast_convert_type(y, unsigned) & unsigned(2 * bias + 1 << mantissa)
+        smallest = unsigned(element.min_exponent + bias << mantissa)
+        field = jnp.maximum(field, smallest)
+        m = element.mantissa_bits or 0
+        step = lax.bitcast_convert_type(field - unsigned(m << mantissa), y.dtype)
+        per_step = lax.bitcast_convert_type(unsigned(2 * bias + m << mantissa) - field, y.dtype)
+        rounded = _round_units(magnitude * per_step, bits) * step
+    rounded = jnp.minimum(rounded, y.dtype.type(element.max))
+    sign = unsigned(1 << (jnp.finfo(y.dtype).bits - 1))
+    signed = lax.bitcast_convert_type(rounded, unsigned) | (
+        lax.bitcast_convert_type(y, unsigned) & sign
+    )
+    return lax.bitcast_convert_type(signed, y.dtype)
+
+
+def _round_bits(y: jax.Array, element: Element, bits: jax.Array | None) -> jax.Array:
+    """The same rounding where grid and work share their exponents (bfloat16 from float32).
+
+    Bit patterns are then linear in t, and integers do not flush subnormal steps as CPUs' floats do.
+    """
+    unsigned, mantissa, _ = _LAYOUTS[jnp.dtype(y.dtype)]
+    drop = mantissa - (element.mantissa_bits or 0)
+    word = lax.bitcast_convert_type(y, unsigned)
+    sign = word & unsigned(1 << (jnp.finfo(y.dtype).bits - 1))
+    magnitude = word ^ sign
+    fraction = magnitude & unsigned((1 << drop) - 1)
+    if bits is None:
+        odd = (magnitude >> unsigned(drop)) & unsigned(1)
+        up = fraction + odd > unsigned(1 << (drop - 1))
+    else:
+        up = (bits >> 8).astype(unsigned) < fraction << unsigned(24 - drop)
+    rounded = (magnitude ^ fraction) + (up.astype(unsigned) << unsigned(drop))
+    largest = lax.bitcast_convert_type(y.dtype.type(element.max), unsigned)
+    saturated = lax.bitcast_convert_type(jnp.minimum(rounded, largest) | sign, y.dtype)
+    return jnp.where(jnp.isnan(y), y, saturated)
