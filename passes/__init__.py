@@ -1,4 +1,4 @@
-"""The StableHLO door: passes over modules from anywhere, one file a pass, imported as ``srjit.passes``.
+"""The StableHLO door: passes over modules from anywhere, one file a pass; ``srjit.passes``.
 
 This release has no passes yet. Use the decorator, ``srjit.srjit``, which works on the jaxpr.
 """

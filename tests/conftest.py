@@ -10,6 +10,6 @@ _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
 
-# The first example of a property also pays for compilation, so time limits per example mean nothing.
+# The first example of a property also pays for compilation: time limits per example mean nothing.
 hypothesis.settings.register_profile("srjit", deadline=None)
 hypothesis.settings.load_profile("srjit")

@@ -1,4 +1,4 @@
-"""Nothing imports against the dependency order, and one file alone reaches into JAX's private parts."""
+"""Nothing imports against the dependency order, and only one file uses private parts of JAX."""
 
 import ast
 import graphlib
@@ -36,7 +36,7 @@ def module_of(path: Path) -> str:
 
 
 def part_of(module: str) -> str:
-    """``srjit.numerics.rounding`` -> ``numerics``; ``srjit`` and ``srjit.__init__`` -> ``__init__``."""
+    """``srjit.numerics.rounding`` -> ``numerics``; ``srjit`` itself -> ``__init__``."""
     return [*module.split("."), "__init__"][1]
 
 

@@ -1,4 +1,4 @@
-"""What users install: a wheel and an sdist that hold all of srjit and work away from the checkout."""
+"""What users install: a wheel and an sdist, with all of srjit, that work away from the checkout."""
 
 import importlib.metadata
 import os
@@ -41,7 +41,7 @@ def install(package: Path, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The sdist, and the wheel that is built from it, of a copy that nothing was built in before."""
+    """The sdist, and the wheel built from it, of a copy in which nothing was built before."""
     tmp = tmp_path_factory.mktemp("built")
     checkout, dist = tmp / "checkout", tmp / "dist"
     for folder in ("srjit", "passes"):
@@ -77,7 +77,7 @@ def test_wheel_and_sdist_hold_every_file_of_srjit(built: dict[str, Path]):
         in_sdist = {name.partition("/")[2] for name in sdist.getnames()}
     assert FILES - in_wheel == set()
     assert FILES - in_sdist == set()
-    # Nothing beside srjit: a wheel with a top-level `tests` or `passes` would shadow other people's.
+    # Nothing beside srjit: a top-level `tests` or `passes` would shadow other people's.
     assert {name.partition("/")[0] for name in in_wheel} == {
         "srjit",
         f"srjit-{PROJECT['version']}.dist-info",
