@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax._src import shard_map as _shard_map  # its primitive is not exported
+from jax._src import source_info_util  # typed name stacks and frames: see name_stack
+from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
+from jax.extend import core as jex_core
+from jax.extend.core import primitives as jex_primitives
+
+shard_map_p = _shard_map.shard_map_p
 
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:
@@ -12,3 +23,142 @@ def varying_axes(x: jax.Array) -> tuple[str, ...]:
     aval = jax.typeof(x)
     manual = getattr(aval, "vma", frozenset())
     return tuple(sorted(manual))
+
+
+def result_type(fun: Any, *avals: Any) -> Any:
+    """The aval of ``fun``'s one result, with its sharding and the mesh axes it varies over."""
+    structs = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=_typed_sharding(a), **_vma(a))
+        for a in avals
+    ]
+    return jax.make_jaxpr(fun)(*structs).out_avals[0]
+
+
+def _typed_sharding(aval: Any) -> Any:
+    """An aval's sharding where an explicit mesh gives it one."""
+    mesh = aval.sharding.mesh
+    return None if mesh.empty else aval.sharding
+
+
+def _vma(aval: Any) -> dict[str, Any]:
+    vma = getattr(aval, "vma", None)
+    return {"vma": vma} if vma else {}
+
+
+# ------------------------------------------------------------------------------------------- jaxprs
+
+
+def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants. From jax 0.11 on a closed jaxpr may be the jaxpr itself."""
+    inner = getattr(closed, "jaxpr", closed)
+    return inner, getattr(closed, "consts", ())
+
+
+def called_jaxpr(eqn: Any) -> Any:
+    """The jaxpr that an equation evaluates once on its operands, or None."""
+    primitive = eqn.primitive
+    if primitive in (jex_primitives.jit_p, jex_primitives.remat_p, shard_map_p):
+        return eqn.params["jaxpr"]
+    if primitive in (
+        jex_primitives.closed_call_p,
+        jex_primitives.custom_jvp_call_p,
+        jex_primitives.custom_vjp_call_p,
+    ) or primitive.name in ("core_call", "run_state"):
+        return eqn.params.get("call_jaxpr")
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanParams:
+    """What is common to the parameters of ``scan`` of all versions."""
+
+    num_consts: int
+    num_carry: int
+    length: int
+    reverse: bool
+    unroll: Any
+
+
+def scan_params(eqn: Any) -> ScanParams:
+    """A scan's layout. From jax 0.12 on it is given by two flat trees instead of two counts."""
+    params = eqn.params
+    if "num_carry" in params:
+        counts = params["num_consts"], params["num_carry"]
+    else:
+        consts, carry, _ = params["ft_in"].unpack()
+        counts = len(consts), len(carry)
+    return ScanParams(*counts, params["length"], params["reverse"], params["unroll"])
+
+
+def name_stack(eqn: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the scopes and of the transformations on an equation's name stack.
+
+    The stack is typed, so that a user's scope called "transpose(...)" is not a transposition. It is
+    private: there is no public way to read it but as text.
+    """
+    stack = eqn.source_info.name_stack.stack
+    scopes = tuple(e.name for e in stack if isinstance(e, source_info_util.Scope))
+    transforms = tuple(e.name for e in stack if isinstance(e, source_info_util.Transform))
+    return scopes, transforms
+
+
+@contextlib.contextmanager
+def source_of(eqn: Any) -> Iterator[None]:
+    """A context in which new equations get the name stack and the source location of ``eqn``."""
+    traceback = eqn.source_info.traceback
+    stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    with source_info_util.user_context(traceback, name_stack=stack), eqn.ctx.manager:
+        yield
+
+
+def location(eqn: Any) -> str:
+    """file:line of the user's code that made an equation; there is no public accessor."""
+    frame = source_info_util.user_frame(eqn.source_info.traceback)
+    return f"{frame.file_name}:{frame.start_line}" if frame else ""
+
+
+def is_opaque(eqn: Any) -> bool:
+    """Whether an equation is a kernel or a foreign call that may multiply matrices inside."""
+    name = eqn.primitive.name
+    return name in ("pallas_call", "ffi_call", "custom_call", "mosaic_call") or "cudnn" in name
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a dtype is a real floating-point type (not an extended one, as keys are)."""
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def dce(closed: Any) -> Any:
+    """A closed jaxpr without dead code; inputs and outputs stay as they are. Private in JAX."""
+    jaxpr, consts = open_jaxpr(closed)
+    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    return live if isinstance(live, jex_core.ClosedJaxpr) else jex_core.ClosedJaxpr(live, consts)
+
+
+def bind_remat(eqn: Any, fun: Any, args: Any, policy: Any) -> Any:
+    """``fun(*args)`` as a rematerialized call with the parameters of ``eqn``.
+
+    ``jax.checkpoint`` could not say that the call has been differentiated already.
+    """
+    flat, tree = jax.tree.flatten(args)
+    closed, out = jax.make_jaxpr(
+        lambda *leaves: fun(*jax.tree.unflatten(tree, leaves)), return_shape=True
+    )(*flat)
+    jaxpr, consts = open_jaxpr(closed)
+    params = {**eqn.params, "jaxpr": partial_eval.convert_constvars_jaxpr(jaxpr), "policy": policy}
+    outs = eqn.primitive.bind(*consts, *flat, **params)
+    return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+
+def bind_shard_map(eqn: Any, fun: Any, scalars: Any, values: Sequence[Any]) -> list[Any]:
+    """``fun(scalars, *values)`` under the ``shard_map`` of ``eqn``; scalars are replicated."""
+    params = eqn.params
+    replicated = jax.sharding.PartitionSpec()
+    return jax.shard_map(
+        fun,
+        mesh=params["mesh"],
+        in_specs=(replicated, *params["in_specs"]),
+        out_specs=list(params["out_specs"]),
+        axis_names=frozenset(params["manual_axes"]),
+        check_vma=params["check_vma"],
+    )(scalars, *values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -25,6 +26,20 @@ _CHOICES = {
     "scale_rounding": ("standard", "up"),
 }
 
+# What the scales of a format are, and what may share one of them.
+_SCALE_LAYOUTS = {
+    "none": "which has no scales",
+    "float32": "which has float32 scales",
+    "e8m0": "which has power-of-two scales per block",
+    "e4m3": "which has a scale per block",
+}
+_GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
+    "none": ("tensor",),
+    "float32": ("tensor", "channel", "block", "square"),
+    "e8m0": ("block", "square"),
+    "e4m3": ("block", "square"),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
@@ -35,7 +50,8 @@ class Quantization:
         ``bf16``.
       rounding: ``nearest`` (ties to even) or ``stochastic``.
       axis: the dimension(s) that the product contracts. Blocks run along the last of them,
-        channels are what is left. A site sets it; a recipe leaves it alone.
+        squares along it and the last dimension that is left (or along two given axes); a channel
+        is what is left. A site sets it; a recipe leaves it alone.
       granularity: what shares one scale: the ``tensor``, a ``channel``, a ``block`` of 1 x B along
         the contraction, or a ``square`` of B x B. None: what the format says.
       block: B. None: what the format says (16 for nvfp4, 32 for the others).
@@ -64,23 +80,20 @@ class Quantization:
             value = getattr(self, field)
             if value not in known and not (field == "granularity" and value is None):
                 raise unknown_name(field, value, known)
-        if fmt.scale == "e4m3" and self.shared not in ("block", "square"):
+        if self.shared not in _GRANULARITIES[fmt.scale]:
             raise ValueError(
-                f"format {self.format!r} has a scale per block: granularity "
-                f"{self.granularity!r} does not fit it; use 'block' or 'square'"
+                f"granularity {self.granularity!r} does not fit format {self.format!r}, "
+                f"{_SCALE_LAYOUTS[fmt.scale]}; use {' or '.join(map(repr, _GRANULARITIES[fmt.scale]))}"
             )
-        if fmt.scale == "e8m0" and self.shared not in ("block", "square"):
+        if self.block is not None and not self._has_blocks_of(self.block):
             raise ValueError(
-                f"format {self.format!r} has power-of-two scales per block: granularity "
-                f"{self.granularity!r} does not fit it; use 'block' or 'square'"
-            )
-        if self.block is not None and (self.block < 1 or self.shared not in ("block", "square")):
-            raise ValueError(
-                f"block={self.block} does not fit granularity {self.shared!r} of format "
+                f"block={self.block!r} does not fit granularity {self.shared!r} of format "
                 f"{self.format!r}: a block is a positive number of elements of a blocked format"
             )
         if (self.scaling == "static") != (self.amax is not None):
             raise ValueError("scaling='static' takes amax=..., and only it does")
+        if self.amax is not None and not 0 < self.amax < math.inf:
+            raise ValueError(f"amax={self.amax} is no largest magnitude: it is positive and finite")
         if self.scaling != "dynamic" and (fmt.scale != "float32" or self.shared != "tensor"):
             raise ValueError(
                 f"scaling={self.scaling!r} needs one float32 scale per tensor; "
@@ -97,6 +110,9 @@ class Quantization:
         """B, with the format's own in place of None."""
         return self.block or get_format(self.format).block
 
+    def _has_blocks_of(self, size: object) -> bool:
+        return isinstance(size, int) and size > 0 and self.shared in ("block", "square")
+
     @property
     def is_oriented(self) -> bool:
         """Whether the codes depend on which dimensions a product contracts."""
@@ -107,6 +123,10 @@ class Quantization:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         if any(not -ndim <= a < ndim for a in axes) and ndim:
             raise ValueError(f"axis {self.axis} is out of range for {ndim} dimensions")
+        if self.hadamard and not ndim:
+            raise ValueError("hadamard=True needs a dimension to run along; got a scalar")
+        if ndim and not axes and (self.hadamard or self.shared in ("block", "square")):
+            raise ValueError(f"axis={self.axis} names no dimension for blocks to run along")
         return tuple(a % ndim for a in axes) if ndim else ()
 
 
@@ -194,10 +214,12 @@ def quantize(
 
 def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
     """codes * scale * tensor_scale, as ``dtype``, of the codes' shape."""
+    if get_format(q.spec.format).scale == "none":
+        return q.codes.astype(dtype)
     work = working_dtype(dtype)
-    values = q.codes.astype(work) * expanded_scale(q, work)
+    values = q.codes.astype(work) * aligned(expanded_scale(q, work), q.codes.ndim)
     if q.tensor_scale is not None:
-        values = values * q.tensor_scale.astype(work)
+        values = values * aligned(q.tensor_scale, values.ndim).astype(work)
     return values.astype(dtype)
 
 
@@ -230,11 +252,9 @@ def encode(
     view = _BlockView.of(x.shape, spec, axes)
     blocks = view.split(x)
     scales = _scales(blocks, view, spec, fmt, amax)
-    if scales.lift is None:
-        y = blocks * scales.encode
-    else:
-        y = scaling.lift_subnormals(blocks, scales.lift) * scales.encode
-        y = jnp.where(blocks < 0, -y, y)
+    if scales.lift is not None:
+        blocks = scaling.lifted(blocks, scales.lift)
+    y = blocks * scales.encode
     codes = round_to_grid(y, fmt.element, None if bits is None else view.split(bits))
     return QuantizedArray(
         view.merge(codes), view.squeeze(scales.scale), scales.tensor_scale, spec
@@ -255,6 +275,11 @@ def _scales(
     if fmt.scale == "e8m0":
         return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding)
     return scaling.float_scales(amax, fmt.element)
+
+
+def aligned(scale: jax.Array, ndim: int) -> jax.Array:
+    """A scale whose dimensions, if any, are leading ones (of vmap), at the codes' rank."""
+    return scale.reshape(scale.shape + (1,) * (ndim - scale.ndim))
 
 
 def expanded_scale(q: QuantizedArray, dtype: Any) -> jax.Array:
@@ -290,8 +315,8 @@ class _BlockView:
             return cls(shape, (), 1, None)
         if kind == "channel":
             return cls(shape, (), 1, axes)
-        dims = {axes[-1]}
-        if kind == "square":
+        dims = {axes[-1]} if kind == "block" else set(axes[-2:])
+        if kind == "square" and len(axes) < 2:
             dims |= {max((d for d in range(ndim) if d not in axes), default=axes[-1])}
         ordered = tuple(sorted(dims))
         shared = tuple(d + i + 1 for i, d in enumerate(ordered))

@@ -128,13 +128,16 @@ def as_key(key: Any) -> Key:
 
 def key_data(key: Any) -> Any:
     """The uint32 words of a typed PRNG key, or ``[low, high]`` of an integer; see ``as_key``."""
+    if isinstance(key, tuple):
+        return jnp.stack(key)
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape:
             raise TypeError(f"expected one PRNG key, got an array of keys of shape {key.shape}")
         return jax.random.key_data(key)
+    if isinstance(key, np.ndarray) and not key.shape:
+        key = key.item()  # all its 64 bits; on a device they may be 32
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        word = int(key) % 2**64
-        return np.array([word % 2**32, word >> 32], np.uint32)
+        return jnp.stack(int_words(key))
     if not isinstance(key, (jax.Array, np.ndarray)) or not jnp.issubdtype(key.dtype, jnp.integer):
         raise TypeError(
             f"expected a typed PRNG key (jax.random.key(seed)) or an integer step, got {key!r}"
@@ -150,6 +153,12 @@ def key_data(key: Any) -> Any:
     else:  # sign-extended, so that a step is one number whatever holds it
         high = jnp.where(key < 0, np.uint32(2**32 - 1), np.uint32(0))
     return jnp.stack([low, high])
+
+
+def int_words(step: Any) -> tuple[np.uint32, np.uint32]:
+    """(low, high) of a Python integer modulo 2^64: what a jitted function can take."""
+    word = int(step) % 2**64
+    return np.uint32(word % 2**32), np.uint32(word >> 32)
 
 
 def mix_words(words: Any) -> Key:

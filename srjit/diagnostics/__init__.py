@@ -1,0 +1,1 @@
+"""What srjit tells about its work: reports, dumps."""

@@ -1,0 +1,1 @@
+"""The jaxpr door: find sites, infer roles, rewrite."""

@@ -1,0 +1,423 @@
+"""From a classified product to a plan: which recipe rule decides, and what the operands become."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+from srjit.jaxprs.provenance import Occurrence, Path, Provenance
+from srjit.jaxprs.roles import KEEP_SCOPE, Classified, classify
+from srjit.jaxprs.site import Backward, SiteParams, oriented
+from srjit.numerics.products import DotProduct, PrimitiveProduct, Product
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.random_bits import Rng
+from srjit.plan import Report, Site, SitePlan
+from srjit.recipes import Operands, Recipe, Rule
+from srjit.targets import Target
+
+_BACKWARD_NOISE = 1 << 30  # backward sites count apart: recomputation must not shift their numbers
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedSite:
+    """A site to be rewritten.
+
+    Attributes:
+      params: the static part of the site primitive.
+      noise: the number that its noise comes from.
+      flips: for each enclosing loop, whether its trips count the other way round than those of the
+        forward site that this one recomputes.
+      lhs, rhs: (token, quantization) of the operands: equal ones share their codes.
+    """
+
+    params: SiteParams
+    noise: int
+    flips: tuple[bool, ...]
+    lhs: tuple[int, Quantization] | None
+    rhs: tuple[int, Quantization] | None
+
+    def operands(self) -> list[tuple[int, Quantization]]:
+        """(token, quantization) of the operands that are quantized."""
+        return [s for s in (self.lhs, self.rhs) if s]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """Every site of a program, by where it stands, and the report of it."""
+
+    sites: dict[Path, PlannedSite]
+    report: Report
+    provenance: Provenance
+
+    @functools.cached_property
+    def scopes(self) -> frozenset[Path]:
+        """Paths of the equations that have sites inside."""
+        return frozenset(path[:n] for path in self.sites for n in range(1, len(path)))
+
+    @functools.cached_property
+    def uses(self) -> dict[Path, list[tuple[int, Quantization]]]:
+        """For each scope, what its sites read: (token, quantization), in order."""
+        uses: dict[Path, dict[tuple[int, Quantization], None]] = collections.defaultdict(dict)
+        for path, site in self.sites.items():
+            for n in range(len(path)):
+                uses[path[:n]].update((s, None) for s in site.operands())
+        return {scope: list(found) for scope, found in uses.items()}
+
+    @functools.cached_property
+    def _readers(self) -> dict[tuple[int, Quantization], list[Path]]:
+        readers: dict[tuple[int, Quantization], list[Path]] = collections.defaultdict(list)
+        for path, site in self.sites.items():
+            for shared in site.operands():
+                readers[shared].append(path)
+        return readers
+
+    def read_outside(self, shared: tuple[int, Quantization], scope: Path) -> bool:
+        """Whether a site outside ``scope`` reads the same codes, and they can get there.
+
+        They can where the value itself enters every scope on the way, so nothing that a user chose
+        to recompute is saved instead.
+        """
+
+        def reaches(path: Path) -> bool:
+            enclosing = [path[:n] for n in range(1, len(path))]
+            inputs = self.provenance.inputs
+            return all(
+                shared[0] in inputs[e]
+                for e in enclosing
+                if e in inputs and e != scope[: len(e)]
+            )
+
+        return any(p[: len(scope)] != scope and reaches(p) for p in self._readers[shared])
+
+    @functools.cached_property
+    def draws_forward(self) -> bool:
+        """Whether the program itself draws noise."""
+        return any(
+            q.rounding == "stochastic" for s in self.sites.values() for _, q in s.operands()
+        )
+
+    @functools.cached_property
+    def draws_backward(self) -> bool:
+        """Whether differentiating the program draws noise."""
+        return any(s.params.needs_key for s in self.sites.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user chose."""
+
+    recipe: Recipe
+    target: Target
+    mode: str = "train"
+    rng: Rng = "hash"
+
+
+def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> ProgramPlan:
+    """Plans a closed jaxpr whose inputs carry ``labels``."""
+    provenance = Provenance(closed, labels)
+    classified = classify(provenance)
+    recipe = settings.recipe
+    if settings.mode == "inference":
+        recipe = recipe.with_rounding(
+            activations="nearest", weights="nearest", gradients="nearest"
+        )
+    noise = _noise_numbers(classified)
+    ends = _ends(classified, recipe)
+    differentiated = any(c.phase != "forward" for c in classified)
+    sites: dict[Path, PlannedSite] = {}
+    plans: list[SitePlan] = []
+    used: set[int] = set()
+    for number, c in enumerate(classified):
+        planner = _SitePlanner(c, number, settings, recipe, ends, used, not differentiated)
+        plan = planner.plan()
+        plans += [plan, *plan.backward]
+        if plan.status != "kept" or any(b.status != "kept" for b in plan.backward):
+            index, flips = noise[number]
+            sites[c.occurrence.path] = planner.planned(plan, index, flips)
+    return ProgramPlan(
+        sites,
+        Report(
+            sites=tuple(plans),
+            recipe=settings.recipe.name,
+            target=settings.target.name,
+            mode=settings.mode,
+            notes=(*_opaque_notes(provenance), *_unused_notes(recipe, used)),
+        ),
+        provenance,
+    )
+
+
+def _noise_numbers(classified: list[Classified]) -> list[tuple[int, tuple[bool, ...]]]:
+    """Forward and backward sites are counted apart; a recomputed one has its partner's number."""
+    numbers: list[tuple[int, tuple[bool, ...]]] = []
+    forward: dict[int, tuple[int, Occurrence]] = {}
+    count = {"forward": 0, "recompute": 0, "backward": 0}
+    start = {"forward": 0, "recompute": _BACKWARD_NOISE // 2, "backward": _BACKWARD_NOISE}
+    for c in classified:
+        o = c.occurrence
+        index = start[c.phase] + count[c.phase]
+        flips = tuple(False for _ in o.loops)
+        if c.phase == "recompute" and o.out.token in forward:
+            index, partner = forward[o.out.token]
+            flips = tuple(a[1] != b[1] for a, b in zip(o.loops, partner.loops, strict=False))
+        else:
+            count[c.phase] += 1
+        if c.phase == "forward":
+            forward.setdefault(o.out.token, (index, o))
+        numbers.append((index, flips))
+    return numbers
+
+
+def _ends(classified: list[Classified], recipe: Recipe) -> set[Path]:
+    """Where the forward weight products stand that the recipe keeps at the program's two ends."""
+    weighted = [
+        c.occurrence.path
+        for c in classified
+        if c.phase == "forward" and "weight" in (c.lhs_kind, c.rhs_kind)
+    ]
+    last = weighted[len(weighted) - recipe.keep_last :] if recipe.keep_last else []
+    return {*weighted[: recipe.keep_first], *last}
+
+
+def _opaque_notes(provenance: Provenance) -> list[str]:
+    return [
+        f"{o.name} at {'/'.join(_visible(o.scopes)) or o.location or 'top level'} left alone: "
+        "srjit does not look inside kernels and custom calls"
+        for o in provenance.opaque
+    ]
+
+
+def _unused_notes(recipe: Recipe, used: set[int]) -> list[str]:
+    return [
+        f"rule {i + 1} of recipe {recipe.name!r} (path {rule.path!r}, op {rule.op!r}) matched no site"
+        for i, rule in enumerate(recipe.rules)
+        if i not in used and not (rule.keep and rule.path in ("*", "*embed*", "*lm_head*", "*logits*"))
+    ]
+
+
+def _visible(scopes: Sequence[str]) -> list[str]:
+    """Scope names for people: without markers of ours and of transformations."""
+    hidden = ("rematted_computation", "checkpoint", "while", "body", "closed_call", "cond")
+    return [s for s in scopes if not s.startswith("srjit.") and s not in hidden]
+
+
+def product_of(eqn: Any) -> Product | None:
+    """The product that an equation computes; None where srjit has no rule for its form."""
+    params, name = eqn.params, eqn.primitive.name
+    if name == "dot_general":
+        ndims = tuple(v.aval.ndim for v in eqn.invars[:2])
+        return DotProduct.of(
+            params["dimension_numbers"], ndims, params["precision"], params.get("out_sharding")
+        )
+    if name == "conv_general_dilated":
+        return PrimitiveProduct.convolution(eqn.primitive, dict(params))
+    return PrimitiveProduct.ragged(eqn.primitive, dict(params), eqn.invars[0].aval.ndim)
+
+
+def flops_of(eqn: Any) -> int:
+    """Multiplications and additions of one execution; rows past the groups are counted."""
+    lhs, rhs = (v.aval for v in eqn.invars[:2])
+    out = eqn.outvars[0].aval
+    params = eqn.params
+    if eqn.primitive.name == "conv_general_dilated":
+        kernel = params["dimension_numbers"].rhs_spec
+        return 2 * out.size * rhs.size // max(rhs.shape[kernel[0]], 1)
+    if eqn.primitive.name == "dot_general":
+        (contract, _), _ = params["dimension_numbers"]
+        return 2 * out.size * math.prod(lhs.shape[d] for d in contract)
+    numbers = params["ragged_dot_dimension_numbers"]
+    (contract, _), _ = numbers.dot_dimension_numbers
+    groups = out.shape[0] if set(numbers.lhs_ragged_dimensions) & set(contract) else 1
+    return 2 * out.size * math.prod(lhs.shape[d] for d in contract) // max(groups, 1)
+
+
+class _SitePlanner:
+    """Plans one site."""
+
+    def __init__(
+        self,
+        classified: Classified,
+        number: int,
+        settings: Settings,
+        recipe: Recipe,
+        ends: set[Path],
+        used: set[int],
+        differentiable: bool,
+    ) -> None:
+        self.c, self.settings, self.recipe = classified, settings, recipe
+        self.ends, self.used = ends, used
+        self.differentiable = differentiable and settings.mode == "train"
+        o = classified.occurrence
+        self.o, self.eqn = o, o.eqn
+        self.avals = tuple(v.aval for v in self.eqn.invars[:2])
+        self.product = product_of(self.eqn)
+        self.site = Site(
+            number=number,
+            path="/".join(_visible(o.scopes)),
+            role=classified.role,
+            phase=classified.phase,
+            op=self.eqn.primitive.name,
+            lhs_kind=classified.lhs_kind,
+            rhs_kind=classified.rhs_kind,
+            lhs_shape=self.avals[0].shape,
+            rhs_shape=self.avals[1].shape,
+            out_shape=self.eqn.outvars[0].aval.shape,
+            dtype=str(self.eqn.outvars[0].aval.dtype),
+            flops=flops_of(self.eqn),
+            trips=math.prod(n for n, _ in o.loops if n),
+            location=o.location,
+            why=classified.why,
+        )
+
+    def plan(self) -> SitePlan:
+        """What becomes of the site, and of its gradients should it be differentiated."""
+        forward = self._decide(self.site)
+        backward: tuple[SitePlan, ...] = ()
+        if self.differentiable and self.c.role == "fprop" and self._impossible() is None:
+            backward = tuple(self._decide(s) for s in self._gradient_sites())
+        return dataclasses.replace(forward, backward=backward)
+
+    def planned(self, plan: SitePlan, noise: int, flips: tuple[bool, ...]) -> PlannedSite:
+        """The site primitive's parameters."""
+        assert self.product is not None
+        specs = [
+            q and oriented(q, self.product, side, self.avals[side].shape)
+            for side, q in enumerate((plan.lhs, plan.rhs))
+        ]
+        values = (self.o.lhs, self.o.rhs)
+        shared = [q and (v.token, q) for v, q in zip(values, specs, strict=True)]
+        backward: list[Backward | None] = [None, None]
+        for side, b in enumerate(plan.backward):
+            ct, residual = (b.lhs, b.rhs) if side == 0 else (b.rhs, b.lhs)
+            backward[side] = Backward(b.site.role, ct, residual)
+        params = SiteParams(
+            product=self.product,
+            dtype=self.eqn.outvars[0].aval.dtype,
+            lhs=specs[0],
+            rhs=specs[1],
+            backward=(backward[0], backward[1]),
+            extras=len(self.eqn.invars) - 2,
+            target=self.settings.target.name,
+            rng=self.settings.rng,
+            label=self.site.role,
+        )
+        return PlannedSite(params, noise, flips, shared[0], shared[1])
+
+    def _gradient_sites(self) -> list[Site]:
+        """The products that differentiating a forward site makes: of its lhs and of its rhs."""
+        site = self.site
+        kinds = (site.lhs_kind, site.rhs_kind)
+        sites: list[Site] = []
+        for side in (0, 1):
+            role = "wgrad" if kinds[side] == "weight" else "dgrad"
+            other = kinds[1 - side]
+            pair = ("gradient", other) if side == 0 else (other, "gradient")
+            shapes = [site.lhs_shape, site.rhs_shape]
+            out, shapes[side] = shapes[side], site.out_shape
+            sites.append(
+                dataclasses.replace(
+                    site,
+                    role=role,
+                    phase="backward",
+                    lhs_kind=pair[0],
+                    rhs_kind=pair[1],
+                    lhs_shape=shapes[0],
+                    rhs_shape=shapes[1],
+                    out_shape=out,
+                    why="exact: the gradient of this site, if it is taken",
+                )
+            )
+        return sites
+
+    def _decide(self, site: Site) -> SitePlan:
+        keep = lambda reason, asked=False: SitePlan(  # noqa: E731
+            site=site, lhs=None, rhs=None, status="kept", reason=reason, asked=asked
+        )
+        rule = self._rule(site)
+        wanted = self._wanted(rule, site) if rule else None
+        marked = KEEP_SCOPE in self.o.scopes
+        if marked:
+            return keep("srjit.keep_high_precision")
+        if site.role == "unknown":
+            return keep(f"unknown role: {self.c.why}", asked=True)
+        impossible = self._impossible()
+        if impossible:
+            return keep(impossible)
+        if rule is None:
+            return keep("no rule of the recipe matches it")
+        if rule.keep:
+            return keep(rule.keep)
+        partner = self.c.partner.path if self.c.partner else self.o.path
+        if partner in self.ends:
+            return keep("kept in high precision by the recipe: at an end of the network")
+        if wanted is None:
+            return keep(f"the recipe leaves {site.role} in high precision")
+        product = self.product
+        if site is not self.site:
+            side = 0 if site.lhs_kind == "gradient" else 1
+            assert product is not None
+            product = product.transpose(side, self.avals[side])
+        lhs, rhs = wanted
+        if product is not None and not product.can_rotate:
+            dropped = [q and dataclasses.replace(q, hadamard=False) for q in (lhs, rhs)]
+            if dropped != [lhs, rhs]:
+                lhs, rhs = dropped
+                site = dataclasses.replace(
+                    site, why=f"{site.why}; no Hadamard transform: it does not cancel in this product"
+                )
+        native = lhs and rhs and (lhs.format, rhs.format) in self.settings.target.native
+        return SitePlan(
+            site=site, lhs=lhs, rhs=rhs, status="native" if native else "emulated", asked=True
+        )
+
+    def _rule(self, site: Site) -> Rule | None:
+        weighted = "weight" in (site.lhs_kind, site.rhs_kind) or site.role == "wgrad"
+        size = min((n for n in self._extents() if n), default=0)
+        for i, rule in enumerate(self.recipe.rules):
+            if rule.matches(site.path, site.op, site.role, weighted, size):
+                self.used.add(i)
+                return rule
+        return None
+
+    def _extents(self) -> tuple[int, ...]:
+        """(rows, columns, contraction) of a dot, nothing for the others."""
+        if not isinstance(self.product, DotProduct):
+            return ()
+        p, (lhs, rhs) = self.product, self.avals
+        sizes = {**dict(zip(p.lhs, lhs.shape, strict=True)), **dict(zip(p.rhs, rhs.shape, strict=True))}
+        groups = (set(p.lhs) - set(p.rhs), set(p.rhs) - set(p.lhs), set(p.lhs) - set(p.out))
+        return tuple(math.prod(sizes[d] for d in g) for g in groups)
+
+    def _wanted(
+        self, rule: Rule, site: Site
+    ) -> tuple[Quantization | None, Quantization | None] | None:
+        """What the rule says of the two operands; None: nothing."""
+        operands: Operands | None = getattr(rule, site.role, None)
+        if operands is None or operands == Operands():
+            return None
+        pair: list[Quantization | None] = []
+        for kind in (site.lhs_kind, site.rhs_kind):
+            spec = getattr(operands, kind)
+            if spec is None and kind == "activation":  # dgrad of attention: as if it were a weight
+                spec = operands.weight
+            pair.append(spec)
+        return (pair[0], pair[1]) if any(pair) else None
+
+    def _impossible(self) -> str | None:
+        """Why the site cannot be quantized, whatever the recipe says."""
+        dtypes = [str(a.dtype) for a in self.avals]
+        if any(d not in _FLOATS for d in dtypes):
+            return f"{' x '.join(dtypes)} product: only floating-point products are quantized"
+        if any(a.size == 0 for a in self.avals):
+            return "zero-size operand"
+        if self.product is None:
+            return "ragged batch dimensions are not supported"
+        return None
+
+

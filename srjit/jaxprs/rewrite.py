@@ -1,0 +1,412 @@
+"""Evaluates a jaxpr with its sites quantized: one loop, and one rule for each primitive that calls.
+
+Codes are shared: a frame remembers what it has quantized, by (token, quantization). Loops and calls
+take codes in and hand codes out where a site on the other side reads the same value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jex_core
+from jax.extend.core import primitives as jex_primitives
+
+from srjit import _compat
+from srjit.jaxprs.planner import PlannedSite, ProgramPlan
+from srjit.jaxprs.provenance import Path
+from srjit.jaxprs.site import LHS, RHS, bind_site, quantize_operand, site_p
+from srjit.numerics.quantization import Quantization, QuantizedArray
+from srjit.numerics.random_bits import Key, mix
+
+Shared = tuple[int, Quantization]  # (token, quantization)
+Codes = dict[Shared, QuantizedArray]
+
+
+def evaluate(closed: Any, plan: ProgramPlan, key: Key | None, args: Sequence[Any]) -> list[Any]:
+    """The outputs of a closed jaxpr with its planned sites quantized.
+
+    Args:
+      closed: the program.
+      plan: made from the same jaxpr.
+      key: two uint32 words; None if nothing draws noise.
+      args: flat inputs.
+    """
+    jaxpr, consts = _compat.open_jaxpr(closed)
+    return _Frame(plan, key, (), ()).run(jaxpr, consts, args)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trip:
+    """The iteration of an enclosing loop, and its length if that is known."""
+
+    number: jax.Array
+    length: int | None
+
+
+class _Frame:
+    """One scope of the evaluation: the program, or the body of a loop, branch or call."""
+
+    def __init__(
+        self,
+        plan: ProgramPlan,
+        key: Key | None,
+        path: Path,
+        trips: tuple[_Trip, ...],
+        codes: Codes | None = None,
+    ) -> None:
+        self.plan, self.root, self.path, self.trips = plan, key, path, trips
+        self.codes: Codes = dict(codes or {})
+        self.stacked: Codes = {}
+        self._keys: dict[tuple[bool, ...], Key] = {}
+
+    # ------------------------------------------------------------------------------- the loop
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env: dict[Any, Any] = {}
+
+        def read(v: Any) -> Any:
+            return v.val if isinstance(v, jex_core.Literal) else env[v]
+
+        env.update(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        for index, eqn in enumerate(jaxpr.eqns):
+            path = (*self.path, index)
+            values = [read(v) for v in eqn.invars]
+            with _compat.source_of(eqn):
+                env.update(zip(eqn.outvars, self._equation(eqn, path, values), strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+        if path in self.plan.sites:
+            return [self._site(eqn, self.plan.sites[path], values)]
+        rule = _RULES.get(eqn.primitive)
+        if rule is not None and self._inside(path):
+            return rule(self, eqn, path, values)
+        return _bind(eqn, values)
+
+    def _inside(self, path: Path) -> bool:
+        """Whether any site stands inside the equation at ``path``."""
+        return path in self.plan.scopes
+
+    # --------------------------------------------------------------------------------- sites
+
+    def _site(self, eqn: Any, site: PlannedSite, values: list[Any]) -> Any:
+        x, w, *extras = values
+        product = site.params.product
+        key = self._site_key(site)
+        codes = [
+            self._quantized(side, shared, product.mask(side, value, *extras), key, site)
+            for side, shared, value in ((LHS, site.lhs, x), (RHS, site.rhs, w))
+        ]
+        params = site.params
+        if params.needs_key and key is None:  # a call that nothing can differentiate
+            params = dataclasses.replace(params, backward=(None, None))
+        return bind_site(params, x, w, extras, codes[0], codes[1], key)
+
+    def _quantized(
+        self, slot: int, shared: Shared | None, x: Any, key: Key | None, site: PlannedSite
+    ) -> QuantizedArray | None:
+        if shared is None:
+            return None
+        if shared not in self.codes:
+            spec = shared[1]
+            noise = mix(key, slot) if spec.rounding == "stochastic" and key else None
+            params = site.params
+            self.codes[shared] = quantize_operand(
+                x, spec, noise, rng=params.rng, target=params.target
+            )
+        return self.codes[shared]
+
+    def _site_key(self, site: PlannedSite) -> Key | None:
+        """mix(... mix(mix(key, trip), trip) ..., number), trips of the loops around the site."""
+        draws = site.params.needs_key or any(q.rounding == "stochastic" for _, q in site.operands())
+        if not draws or self.root is None:
+            return None
+        if site.flips not in self._keys:
+            key = self.root
+            for trip, flip in zip(self.trips, site.flips, strict=True):
+                number = trip.number
+                if flip and trip.length is not None:
+                    number = np.uint32(trip.length - 1) - number
+                key = mix(key, number)
+            self._keys[site.flips] = key
+        return mix(self._keys[site.flips], site.noise)
+
+    # ------------------------------------------------------------------- scopes inside this one
+
+    def inner(self, path: Path, trip: _Trip | None = None) -> _Frame:
+        """The frame of a scope at ``path``, knowing the codes of the values that enter it."""
+        trips = (*self.trips, trip) if trip else self.trips
+        return _Frame(self.plan, self.root, path, trips)
+
+    def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Shared]:
+        """Codes that sites inside the scope at ``path`` want of its inputs at ``positions``."""
+        known = self.stacked if stacked else self.codes
+        tokens = {self.plan.provenance.tokens.get((path, i)) for i in positions}
+        return [s for s in self.plan.uses.get(path, ()) if s[0] in tokens and s in known]
+
+    def leaving(self, frame: _Frame, path: Path) -> tuple[list[Shared], list[Shared]]:
+        """Codes made inside the scope at ``path`` (plain, stacked) that sites outside it want."""
+        outside = self.plan.read_outside
+        plain = [s for s in frame.codes if s not in self.codes and outside(s, path)]
+        return plain, [s for s in frame.stacked if s not in self.stacked and outside(s, path)]
+
+    def hoist(self, eqn: Any, path: Path, values: Sequence[Any], n: int) -> None:
+        """Quantizes loop-invariant operands once, before the loop: its first ``n`` inputs."""
+        for position in range(n):
+            token = self.plan.provenance.tokens.get((path, position))
+            for shared in self.plan.uses.get(path, ()):
+                spec = shared[1]
+                if shared[0] != token or shared in self.codes or spec.rounding != "nearest":
+                    continue
+                site = next(
+                    s for p, s in self.plan.sites.items() if shared in (s.lhs, s.rhs)
+                )
+                if site.params.extras:
+                    continue
+                self.codes[shared] = quantize_operand(
+                    values[position], spec, None, rng=site.params.rng, target=site.params.target
+                )
+
+
+def _bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return out if eqn.primitive.multiple_results else [out]
+
+
+# ------------------------------------------------------------------------ one rule a primitive
+
+
+def _scan(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    params = _compat.scan_params(eqn)
+    jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
+    n, k = params.num_consts, params.num_carry
+    constant, carry, xs = values[:n], values[n : n + k], values[n + k :]
+    frame.hoist(eqn, path, values, n)
+    invariant = frame.entering(path, range(n))
+    sliced = frame.entering(path, range(n + k, len(values)), stacked=True)
+    leaving: list[Shared] = []
+
+    def body(state: Any, x: Any) -> Any:
+        trip, carry = state
+        x, codes = x
+        inner = frame.inner(path, _Trip(trip, params.length))
+        inner.codes = {s: frame.codes[s] for s in invariant} | dict(zip(sliced, codes, strict=True))
+        outs = inner.run(jaxpr, consts, [*constant, *carry, *x])
+        leaving[:] = [s for s in frame.leaving(inner, path)[0] if s not in sliced + invariant]
+        made = [inner.codes[s] for s in leaving]
+        return (trip + np.uint32(1), tuple(outs[:k])), (tuple(outs[k:]), made)
+
+    (_, carry), (ys, made) = lax.scan(
+        body,
+        (jnp.uint32(0), tuple(carry)),
+        (tuple(xs), [frame.stacked[s] for s in sliced]),
+        length=params.length,
+        reverse=params.reverse,
+        unroll=params.unroll,
+    )
+    frame.stacked.update(zip(leaving, made, strict=True))
+    return [*carry, *ys]
+
+
+def _while(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_jaxpr, cond_consts = _compat.open_jaxpr(eqn.params["cond_jaxpr"])
+    jaxpr, consts = _compat.open_jaxpr(eqn.params["body_jaxpr"])
+    for_cond, constant, carry = values[:c], values[c : c + b], values[c + b :]
+    frame.hoist(eqn, path, constant, b)
+    invariant = frame.entering(path, range(b))
+
+    def cond(state: Any) -> Any:
+        inner = _Frame(frame.plan, None, (*path, "cond"), ())
+        return inner.run(cond_jaxpr, cond_consts, [*for_cond, *state[1]])[0]
+
+    def body(state: Any) -> Any:
+        trip, carry = state
+        inner = frame.inner(path, _Trip(trip, None))
+        inner.codes = {s: frame.codes[s] for s in invariant}
+        return trip + np.uint32(1), tuple(inner.run(jaxpr, consts, [*constant, *carry]))
+
+    return list(lax.while_loop(cond, body, (jnp.uint32(0), tuple(carry)))[1])
+
+
+def _cond(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    index, *operands = values
+
+    def branch(i: int, closed: Any) -> Callable[..., Any]:
+        jaxpr, consts = _compat.open_jaxpr(closed)
+
+        def run(*args: Any) -> Any:
+            inner = frame.inner((*path, i))
+            inside = frame.entering((*path, i), range(len(args)))
+            inner.codes = {s: frame.codes[s] for s in inside}
+            return inner.run(jaxpr, consts, args)
+
+        return run
+
+    branches = [branch(i, b) for i, b in enumerate(eqn.params["branches"])]
+    return lax.switch(index, branches, *operands)
+
+
+def _call(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    """Calls without meaning of their own are evaluated in place."""
+    jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
+    inner = frame.inner(path)
+    inner.codes = {s: frame.codes[s] for s in frame.entering(path, range(len(values)))}
+    inner.stacked = dict(frame.stacked)
+    outs = inner.run(jaxpr, consts, values)
+    _hand_out(frame, inner, path)
+    return outs
+
+
+def _hand_out(frame: _Frame, inner: _Frame, path: Path) -> None:
+    plain, stacked = frame.leaving(inner, path)
+    frame.codes.update({s: inner.codes[s] for s in plain})
+    frame.stacked.update({s: inner.stacked[s] for s in stacked})
+
+
+def _scope_function(
+    frame: _Frame, eqn: Any, path: Path, values: list[Any]
+) -> tuple[Callable[..., Any], list[Shared], list[tuple[bool, Shared]]]:
+    """A called jaxpr as a function of (codes that enter, values); and what enters and leaves.
+
+    The function returns (outputs, codes that leave); the list of what leaves is filled by tracing.
+    """
+    jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
+    plain = frame.entering(path, range(len(values)))
+    stacked = frame.entering(path, range(len(values)), stacked=True)
+    leaving: list[tuple[bool, Shared]] = []
+
+    def run(codes: list[QuantizedArray], *args: Any) -> Any:
+        inner = frame.inner(path)
+        inner.codes = dict(zip(plain, codes, strict=False))
+        inner.stacked = dict(zip(stacked, codes[len(plain) :], strict=True))
+        outs = inner.run(jaxpr, consts, args)
+        made = frame.leaving(inner, path)
+        leaving[:] = [(False, s) for s in made[0]] + [(True, s) for s in made[1]]
+        return outs, [(inner.stacked if is_stack else inner.codes)[s] for is_stack, s in leaving]
+
+    entering = [frame.codes[s] for s in plain] + [frame.stacked[s] for s in stacked]
+    return run, entering, leaving
+
+
+def _receive(frame: _Frame, leaving: list[tuple[bool, Shared]], codes: Any) -> None:
+    for (is_stack, shared), q in zip(leaving, codes, strict=True):
+        (frame.stacked if is_stack else frame.codes)[shared] = q
+
+
+def _jit(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    run, entering, leaving = _scope_function(frame, eqn, path, values)
+    shardings = eqn.params["in_shardings"], eqn.params["out_shardings"]
+
+    def called(codes: Any, *args: Any) -> Any:
+        outs, made = run(codes, *map(_constrain, args, shardings[0]))
+        return list(map(_constrain, outs, shardings[1])), made
+
+    called.__name__ = called.__qualname__ = str(eqn.params["name"])
+    outs, made = jax.jit(called, inline=eqn.params["inline"])(entering, *values)
+    _receive(frame, leaving, made)
+    return outs
+
+
+def _constrain(x: Any, sharding: Any) -> Any:
+    given = isinstance(sharding, jax.sharding.Sharding)
+    return lax.with_sharding_constraint(x, sharding) if given else x
+
+
+def _remat(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    run, entering, leaving = _scope_function(frame, eqn, path, values)
+    policy = eqn.params["policy"]
+    outs, made = _compat.bind_remat(
+        eqn, run, (entering, *values), policy=policy and _policy_for_sites(policy)
+    )
+    _receive(frame, leaving, made)
+    return outs
+
+
+def _policy_for_sites(policy: Callable[..., Any]) -> Callable[..., Any]:
+    """A checkpoint policy that sees the products which sites stand for."""
+
+    def decide(primitive: Any, *avals: Any, **params: Any) -> Any:
+        if primitive is site_p:
+            return policy(jex_primitives.dot_general_p, *avals[:2], **_as_dot(params["site"]))
+        return policy(primitive, *avals, **params)
+
+    return decide
+
+
+def _as_dot(site: Any) -> dict[str, Any]:
+    product = site.product
+    numbers = product.dot_dimensions()[1] if hasattr(product, "dot_dimensions") else None
+    return {
+        "dimension_numbers": numbers or (((), ()), ((), ())),
+        "precision": None,
+        "preferred_element_type": site.dtype,
+        "out_sharding": None,
+    }
+
+
+def _shard_map(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
+    root, trips = frame.root, frame.trips
+
+    def run(scalars: Any, *args: Any) -> Any:
+        key, numbers = scalars
+        inside = tuple(
+            dataclasses.replace(t, number=n) for t, n in zip(trips, numbers, strict=True)
+        )
+        return _Frame(frame.plan, key, path, inside).run(jaxpr, consts, args)
+
+    scalars = (root, [t.number for t in trips])
+    return _compat.bind_shard_map(eqn, run, scalars, values)
+
+
+def _custom_jvp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    """The user's rule keeps differentiating: the value is quantized, tangents are as they were."""
+
+    @jax.custom_jvp
+    def run(*args: Any) -> Any:
+        jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
+        return frame.inner(path).run(jaxpr, consts, args)
+
+    @run.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        _, out = jax.jvp(lambda *args: list(_bind(eqn, args)), primals, tangents)
+        return run(*primals), out
+
+    return run(*values)
+
+
+def _custom_vjp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    """The user's rule keeps differentiating: the value is quantized, cotangents are as they were."""
+
+    @jax.custom_vjp
+    def run(*args: Any) -> Any:
+        jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
+        return frame.inner(path).run(jaxpr, consts, args)
+
+    def forward(*args: Any) -> Any:
+        _, pullback = jax.vjp(lambda *a: list(_bind(eqn, a)), *args)
+        return run(*args), pullback
+
+    run.defvjp(forward, lambda pullback, cts: pullback(cts))
+    return run(*values)
+
+
+_RULES: dict[Any, Callable[[_Frame, Any, Path, list[Any]], Sequence[Any]]] = {
+    jex_primitives.scan_p: _scan,
+    jex_primitives.while_p: _while,
+    jex_primitives.cond_p: _cond,
+    jex_primitives.jit_p: _jit,
+    jex_primitives.remat_p: _remat,
+    jex_primitives.closed_call_p: _call,
+    jex_primitives.custom_jvp_call_p: _custom_jvp,
+    jex_primitives.custom_vjp_call_p: _custom_vjp,
+    _compat.shard_map_p: _shard_map,
+}

@@ -1,0 +1,365 @@
+"""A quantized product as a differentiable JAX operation, by two primitives.
+
+    site : (x, w, codes of both, key) -> product of the codes          its jvp binds
+    lin  : (tx, tw, the same)         -> tx . w + x . tw, linear       its transpose binds
+    site : with the quantized cotangent and the codes that were saved, once for dgrad, once for wgrad
+
+Residuals are the codes; the float operands beside them are read by forward-mode tangents only (and
+by a backward product whose quantization is another than the forward's), so XLA drops them.
+Derivatives of a backward product are straight-through, in high precision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core as jex_core
+from jax.interpreters import ad, batching, mlir
+
+from srjit import _compat, targets
+from srjit.numerics.formats import get_format
+from srjit.numerics.products import Product
+from srjit.numerics.quantization import Quantization, QuantizedArray, encode
+from srjit.numerics.random_bits import Key, Rng, mix
+from srjit.numerics.rounding import working_dtype
+from srjit.numerics.scaled_dot import scaled_dot
+
+LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL = range(5)  # the quantizations of one site
+
+
+@dataclasses.dataclass(frozen=True)
+class Backward:
+    """One backward product: its role, and what the cotangent and the other operand become."""
+
+    role: str
+    ct: Quantization | None
+    residual: Quantization | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteParams:
+    """Everything static about a site.
+
+    Attributes:
+      product: what is multiplied.
+      dtype: of the result.
+      lhs, rhs: how the operands were quantized; None: in high precision.
+      backward: for each operand, what its gradient's product is quantized to; None: high precision.
+      extras: number of extra operands (group sizes).
+      target, rng: names.
+      label: shown by profilers.
+    """
+
+    product: Product
+    dtype: Any
+    lhs: Quantization | None
+    rhs: Quantization | None
+    backward: tuple[Backward | None, Backward | None] = (None, None)
+    extras: int = 0
+    target: str = "cpu"
+    rng: Rng = "hash"
+    label: str = "site"
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether differentiating the site draws noise."""
+        specs = [q for b in self.backward if b for q in (b.ct, b.residual) if q]
+        return any(q.rounding == "stochastic" for q in specs)
+
+
+# ------------------------------------------------------------------------- quantizing an operand
+
+
+def oriented(spec: Quantization, product: Product, side: int, shape: tuple[int, ...]) -> Quantization:
+    """``spec`` with the axes that ``product`` contracts in an operand of ``shape``.
+
+    Axes count from the end, so that vmapped dimensions can be added in front. Specs that do not
+    depend on the orientation come out equal for every product, so that their codes can be shared.
+    """
+    if spec.shared == "tensor" and not spec.hadamard:
+        return dataclasses.replace(spec, axis=-1)
+    contracting = product.contracting(side)
+    if spec.hadamard and not product.can_rotate:
+        return oriented(dataclasses.replace(spec, hadamard=False), product, side, shape)
+    if not contracting:  # an outer product: every element is a contraction of its own
+        contracting = (len(shape) - 1,) if shape else ()
+    axes = tuple(d - len(shape) for d in contracting)
+    if spec.shared == "square":
+        free = [d - len(shape) for d in range(len(shape)) if d not in contracting]
+        axes = tuple(sorted({axes[-1], *free[-1:]}))
+    return dataclasses.replace(spec, axis=axes)
+
+
+@functools.cache
+def _quantizer(spec: Quantization, rng: Rng, target: str) -> Any:
+    fmt = get_format(spec.format)
+
+    def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> QuantizedArray:
+        q = encode(x, spec, key, amax=amax, rng=rng)
+        carrier = targets.get(target).carrier(fmt.element, working_dtype(x.dtype))
+        return dataclasses.replace(q, codes=q.codes.astype(carrier))
+
+    run.__name__ = run.__qualname__ = f"srjit_quantize_{spec.format}_{spec.rounding}"
+    return jax.jit(run)
+
+
+def quantize_operand(
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    *,
+    rng: Rng,
+    target: str,
+    amax: jax.Array | None = None,
+) -> QuantizedArray:
+    """x's codes in the target's carrier dtype; one function a spec, traced once a shape."""
+    key = key if spec.rounding == "stochastic" else None
+    return _quantizer(spec, rng, target)(lax.stop_gradient(x), key, amax)
+
+
+# ----------------------------------------------------------------------------- the two primitives
+
+site_p = jex_core.Primitive("srjit_site")
+lin_p = jex_core.Primitive("srjit_lin")
+
+
+def bind_site(
+    site: SiteParams,
+    x: jax.Array,
+    w: jax.Array,
+    extras: Sequence[jax.Array],
+    lhs: QuantizedArray | None,
+    rhs: QuantizedArray | None,
+    key: Key | None,
+) -> jax.Array:
+    """The product of two operands, quantized where codes are given.
+
+    Args:
+      site: the static part.
+      x, w: the operands in high precision.
+      extras: group sizes of a ragged product.
+      lhs, rhs: their codes, or None.
+      key: what the backward products' noise comes from; None where they need none.
+    """
+    leaves = jax.tree.leaves((lhs, rhs, key if site.needs_key else None))
+    return site_p.bind(x, w, *extras, *leaves, site=site)
+
+
+def _leaves(spec: Quantization | None) -> int:
+    if spec is None:
+        return 0
+    return 3 if get_format(spec.format).scale == "e4m3" else 2
+
+
+def _unflatten(site: SiteParams, args: Sequence[Any]) -> tuple[Any, ...]:
+    """Operands of site_p as (x, w, extras, lhs, rhs, key)."""
+    x, w, *rest = args
+    extras, rest = rest[: site.extras], rest[site.extras :]
+    codes: list[QuantizedArray | None] = []
+    for spec in (site.lhs, site.rhs):
+        n = _leaves(spec)
+        leaves, rest = rest[:n], rest[n:]
+        tensor_scale = leaves[2] if n == 3 else None
+        codes.append(QuantizedArray(leaves[0], leaves[1], tensor_scale, spec) if spec else None)
+    return x, w, tuple(extras), *codes, tuple(rest) if rest else None
+
+
+def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
+    x, w, extras, lhs, rhs, _ = _unflatten(site, args)
+    with jax.named_scope(f"srjit_{site.label}"):
+        return scaled_dot(
+            site.product,
+            x if lhs is None else lhs,
+            w if rhs is None else rhs,
+            *extras,
+            dtype=site.dtype,
+            multiply=targets.get(site.target).multiply,
+        )
+
+
+def _site_type(*args: Any, site: SiteParams) -> Any:
+    x, w, extras, *_ = _unflatten(site, args)
+    return _result_type(site.product, jnp.dtype(site.dtype), x, w, *extras)
+
+
+@functools.lru_cache(maxsize=4096)
+def _result_type(product: Product, dtype: Any, *avals: Any) -> Any:
+    return _compat.result_type(functools.partial(product, dtype=dtype), *avals)
+
+
+def _lin_impl(*args: Any, site: SiteParams, wrt: tuple[bool, bool]) -> jax.Array:
+    tangents, rest = args[: sum(wrt)], args[sum(wrt) :]
+    x, w, extras, *_ = _unflatten(site, rest)
+    return _linear(site, wrt, x, w, extras, *tangents)
+
+
+def _linear(
+    site: SiteParams, wrt: tuple[bool, bool], x: Any, w: Any, extras: Any, *tangents: Any
+) -> Any:
+    """The product's tangent, in high precision."""
+    remaining = list(tangents)
+    terms: list[jax.Array] = []
+    with jax.named_scope(f"srjit_{site.label}_tangent"):
+        if wrt[0]:
+            terms.append(_plain(site, remaining.pop(0), w, extras))
+        if wrt[1]:
+            terms.append(_plain(site, x, remaining.pop(0), extras))
+        return functools.reduce(jnp.add, terms)
+
+
+def _plain(site: SiteParams, x: Any, w: Any, extras: Any) -> Any:
+    dtype = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), site.dtype)
+    return site.product(x, w, *extras, dtype=dtype).astype(site.dtype)
+
+
+def _lin_type(*args: Any, site: SiteParams, wrt: tuple[bool, bool]) -> Any:
+    return _site_type(*args[sum(wrt) :], site=site)
+
+
+for _primitive, _impl, _type in ((site_p, _site_impl, _site_type), (lin_p, _lin_impl, _lin_type)):
+    _primitive.def_impl(jax.jit(_impl, static_argnames=("site", "wrt")[: 1 + (_impl is _lin_impl)]))
+    _primitive.def_abstract_eval(_type)
+    mlir.register_lowering(_primitive, mlir.lower_fun(_impl, multiple_results=False))
+
+
+# --------------------------------------------------------------------------------- differentiation
+
+
+def _zero_like(x: Any) -> Any:
+    return ad.Zero(jax.typeof(x).to_tangent_aval())
+
+
+def _site_jvp(primals: Any, tangents: Any, *, site: SiteParams) -> Any:
+    out = site_p.bind(*primals, site=site)
+    wrt = tuple(type(t) is not ad.Zero for t in tangents[:2])
+    if not any(wrt):
+        return out, _zero_like(out)
+    given = [t for t in tangents[:2] if type(t) is not ad.Zero]
+    return out, lin_p.bind(*given, *primals, site=site, wrt=wrt)
+
+
+def _lin_jvp(primals: Any, tangents: Any, *, site: SiteParams, wrt: tuple[bool, bool]) -> Any:
+    out = lin_p.bind(*primals, site=site, wrt=wrt)
+    n = sum(wrt)
+    x, w, extras, *_ = _unflatten(site, primals[n:])
+    inputs = (*primals[:n], x, w)
+    dots = [ad.instantiate_zeros(t) for t in (*tangents[:n], *tangents[n : n + 2])]
+
+    def linear(*args: Any) -> Any:
+        return _linear(site, wrt, args[n], args[n + 1], extras, *args[:n])
+
+    return out, jax.jvp(linear, inputs, tuple(dots))[1]
+
+
+def _lin_transpose(ct: Any, *args: Any, site: SiteParams, wrt: tuple[bool, bool]) -> list[Any]:
+    n = sum(wrt)
+    unknown = [ad.is_undefined_primal(a) for a in args]
+    results: list[Any] = [None] * len(args)
+    if type(ct) is ad.Zero:
+        return [ad.Zero(a.aval) if u else None for a, u in zip(args, unknown, strict=True)]
+    sides = [s for s in (0, 1) if wrt[s]]
+    grads = backward(site, ct, args[n:], [s for i, s in enumerate(sides) if unknown[i]])
+    for i, side in enumerate(sides):
+        if unknown[i]:
+            aval = args[i].aval
+            results[i] = grads.pop(0).astype(aval.dtype)
+    return results
+
+
+def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -> list[jax.Array]:
+    """The gradients of a site's operands: products of the quantized cotangent and saved codes."""
+    x, w, extras, lhs, rhs, key = _unflatten(site, operands)
+    floats, saved, kinds = (x, w), (lhs, rhs), (site.lhs, site.rhs)
+    drawn: dict[Quantization, QuantizedArray] = {}
+    masked = site.product.mask(2, ct, *extras)
+    grads: list[jax.Array] = []
+    for side in sides:
+        other = 1 - side
+        product = site.product.transpose(side, jax.typeof(floats[side]))
+        specs = site.backward[side] or Backward("grad", None, None)
+        ct_spec = specs.ct and oriented(specs.ct, product, side, ct.shape)
+        if ct_spec and ct_spec not in drawn:
+            slot = CT_DGRAD if side == 0 else CT_WGRAD
+            drawn[ct_spec] = _quantize_backward(site, masked, ct_spec, key, slot)
+        residual_spec = specs.residual and oriented(
+            specs.residual, product, other, floats[other].shape
+        )
+        residual = saved[other] if residual_spec else None
+        if residual_spec and residual_spec != kinds[other]:
+            kept = site.product.mask(other, floats[other], *extras)
+            residual = _quantize_backward(site, kept, residual_spec, key, RESIDUAL + side)
+        # The cotangent stands where the differentiated operand stood.
+        order = slice(None) if side == 0 else slice(None, None, -1)
+        pair = [ct, floats[other]][order]
+        codes = [drawn[ct_spec] if ct_spec else None, residual][order]
+        pair_specs = [ct_spec, residual_spec][order]
+        grad = dataclasses.replace(
+            site,
+            product=product,
+            dtype=floats[side].dtype,
+            lhs=pair_specs[0],
+            rhs=pair_specs[1],
+            backward=(None, None),
+            label=f"{site.label}_{specs.role}",
+        )
+        grads.append(bind_site(grad, *pair, extras, *codes, None))
+    return grads
+
+
+def _quantize_backward(
+    site: SiteParams, x: jax.Array, spec: Quantization, key: Key | None, slot: int
+) -> QuantizedArray:
+    """Quantizes a tensor of the backward pass, under vmap if every example has its own key."""
+    noise = None if key is None or spec.rounding == "nearest" else mix(key, slot)
+    run = functools.partial(quantize_operand, spec=spec, rng=site.rng, target=site.target)
+    if noise is None:
+        return run(x, key=None)
+    call = lambda x, key: run(x, key=key)  # noqa: E731
+    for _ in range(noise[0].ndim):
+        call = jax.vmap(call)
+    return call(x, noise)
+
+
+ad.primitive_jvps[site_p] = _site_jvp
+ad.primitive_jvps[lin_p] = _lin_jvp
+ad.primitive_transposes[lin_p] = _lin_transpose
+
+
+# ---------------------------------------------------------------------------------------- batching
+
+
+def _batch(primitive: Any, args: Any, dims: Any, *, site: SiteParams, **params: Any) -> Any:
+    """vmap adds a label to the product; whatever belongs to a mapped operand is mapped with it."""
+    wrt = params.get("wrt", ())
+    n = sum(wrt)
+    mapped = [d is not None for d in dims]
+    args = [jnp.moveaxis(a, d, 0) if m else a for a, d, m in zip(args, dims, mapped, strict=True)]
+    size = next(a.shape[0] for a, m in zip(args, mapped, strict=True) if m)
+    codes = n + 2 + site.extras
+    keys = codes + _leaves(site.lhs) + _leaves(site.rhs)
+    groups = [
+        [n, *range(codes, codes + _leaves(site.lhs))],
+        [n + 1, *range(codes + _leaves(site.lhs), keys)],
+    ]
+    for i, side in enumerate(s for s in (0, 1) if n and wrt[s]):
+        groups[side].append(i)
+    own_keys = any(mapped[keys:])
+    if own_keys or any(args[i].ndim for i in range(keys, len(args))):
+        groups.append(list(range(keys, len(args))))  # leading dimensions of keys are the examples'
+    for group in groups:
+        if own_keys or any(mapped[i] for i in group):
+            for i in group:
+                args[i] = args[i] if mapped[i] else jnp.broadcast_to(args[i], (size, *args[i].shape))
+                mapped[i] = True
+    product = site.product.batch(tuple(mapped[n:codes]))
+    return primitive.bind(*args, site=dataclasses.replace(site, product=product), **params), 0
+
+
+for _primitive in (site_p, lin_p):
+    batching.primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
