@@ -1,0 +1,1 @@
+"""Public models from many libraries, and independent counts to hold the rewriter to."""

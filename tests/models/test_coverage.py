@@ -1,0 +1,121 @@
+"""Models that nobody here wrote: what srjit finds in their training steps, against the oracle.
+
+The report must list every product of the program, give no site a wrong role, and quantize 95 % of
+the FLOPs or say by name why not; of the FLOPs that a weight takes part in, 95 % without excuse.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srjit import srjit
+
+from . import flops
+from .catalogue import Case, Entry, entries
+from .conftest import Counted, parameters
+
+Sites = collections.Counter[tuple[Any, ...]]
+
+
+def _decorated(case: Case) -> Any:
+    return srjit(recipe="int8", params_argnums=case.params_argnums)(case.step)
+
+
+def _as_multiset(sites: Any, *, roles: bool = True) -> Sites:
+    """The report's sites, in the form that ``flops.counted`` gives its own."""
+    return collections.Counter((s.role if roles else "", s.op, s.flops, s.trips) for s in sites)
+
+
+def _flops(sites: Sites) -> int:
+    return sum(count * cost * trips for (_, _, cost, trips), count in sites.items())
+
+
+def _kinds_fit(site: Any) -> bool:
+    """Do the kinds of the operands belong to the role?"""
+    kinds = {site.lhs_kind, site.rhs_kind}
+    if site.role == flops.FPROP:
+        return kinds <= {"activation", "weight"}
+    gradients = (site.lhs_kind, site.rhs_kind).count("gradient")
+    return gradients == 1 and kinds <= {"gradient", "activation", "weight"}
+
+
+@functools.cache
+def _report(entry: Entry, counted: Callable[[Entry], Counted]) -> Any:
+    case = counted(entry).case
+    return _decorated(case).explain(*case.args)
+
+
+@pytest.mark.parametrize("entry", parameters(entries()))
+def test_every_site_is_found_and_has_its_role(
+    entry: Entry, count: Callable[[Entry], Counted]
+) -> None:
+    known, report = count(entry), _report(entry, count)
+    assert _as_multiset(report.sites, roles=False) == flops.counted(known.step, roles=False)
+
+    total = flops.total(known.step)
+    oracle = flops.counted(known.oracle, roles=True)
+    told = _as_multiset(s for s in report.sites if s.role != "unknown")
+    assert told <= oracle, f"wrong roles: {told - oracle}, missing: {oracle - told}"
+    assert _flops(oracle - told) <= 0.05 * total
+    assert [str(s.path) for s in report.sites if s.role in flops.ROLES and not _kinds_fit(s)] == []
+
+
+@pytest.mark.parametrize("entry", parameters(entries()))
+def test_nearly_all_flops_are_quantized(entry: Entry, count: Callable[[Entry], Counted]) -> None:
+    known, report = count(entry), _report(entry, count)
+    total = flops.total(known.step)
+    kept = [s for s in report.sites if s.status == "kept"]
+    quantized = [s for s in report.sites if s.status != "kept"]
+    assert {s.status for s in quantized} <= {"native", "emulated"}
+    assert all(s.role in flops.ROLES for s in quantized)
+    assert all(s.reason for s in kept)
+
+    right = _flops(_as_multiset(quantized) & flops.counted(known.oracle, roles=True))
+    named = _flops(_as_multiset(s for s in kept if "unknown role" not in s.reason.lower()))
+    assert right + named >= 0.95 * total
+    weighted = sum(site.total for site in known.oracle if site.weighted)
+    assert right >= 0.95 * weighted
+    assert math.isclose(report.coverage(), _flops(_as_multiset(quantized)) / total)
+    assert str(report).count("\n") >= len(report.sites)
+
+
+# ---------------------------------------------------------------------------------------------
+# A handful of them run
+
+
+def _update(before: Any, after: Any) -> np.ndarray:
+    """What a step did to the parameters, as one vector."""
+    steps = jax.tree.map(lambda a, b: jnp.ravel(b - a).astype(jnp.float32), before, after)
+    return np.concatenate([np.asarray(leaf) for leaf in jax.tree.leaves(steps)])
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+@pytest.mark.parametrize("entry", parameters(entry for entry in entries() if entry.runs))
+def test_a_step_runs_close_to_the_original(entry: Entry, count: Callable[[Entry], Counted]) -> None:
+    """Close, and not the same: int8 was there. The key, and it alone, moves the result."""
+    case = count(entry).case
+    params = case.args[0]
+    plain = jax.jit(case.step)(*case.args)
+    step = _decorated(case)
+    first, again, other = (step(*case.args, sr_key=jax.random.key(seed)) for seed in (1, 1, 2))
+
+    assert jax.tree.structure(first) == jax.tree.structure(plain)
+    assert math.isfinite(float(plain[-1])) and math.isfinite(float(first[-1]))
+    assert abs(float(first[-1]) - float(plain[-1])) <= 0.05 * abs(float(plain[-1]))
+    exact, one, two = (_update(params, result[0]) for result in (plain, first, other))
+    assert 0.9 < _cosine(exact, one) < 1 - 1e-6
+    assert 0.8 < np.linalg.norm(one) / np.linalg.norm(exact) < 1.25
+    assert np.array_equal(one, _update(params, again[0]))
+    assert not np.array_equal(one, two)

@@ -1,0 +1,1 @@
+"""One module a library; importing one registers its models in the catalogue."""

@@ -1,0 +1,209 @@
+"""Flax NNX: the Gemma example, verbatim, and models built from its layers."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..catalogue import (
+    Case,
+    cross_entropy,
+    integers,
+    mean_squared,
+    model,
+    normal,
+    optax_case,
+    random_weights,
+    sgd,
+    sgd_case,
+)
+
+
+def _split(make: Any, kind: Any = None) -> tuple[Any, Any, Any]:
+    """A module's definition, its parameters with random weights, and the rest of its state."""
+    from flax import nnx
+
+    net = nnx.eval_shape(make)
+    definition, params, rest = nnx.split(net, kind or nnx.Param, ...)
+    return definition, random_weights(lambda: params), random_weights(lambda: rest)
+
+
+def _gemma_modules() -> tuple[Any, Any]:
+    """Imports the example as its own scripts do: with its folder as the first on the path."""
+    folder = pathlib.Path(__file__).parent.parent / "vendored" / "flax_examples" / "gemma"
+    names = {path.stem for path in folder.glob("*.py")}
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("transformer"), importlib.import_module("transformer_cfg")
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+@model("flax.nnx", "Gemma 2 (example gemma)", runs=True)
+def gemma() -> Case:
+    """Grouped queries, a sliding window, soft caps, the embedding tied to the head."""
+    from flax import nnx
+
+    transformer, configs = _gemma_modules()
+    config = configs.TransformerConfig(
+        num_layers=2,
+        num_embed=64,
+        embed_dim=32,
+        hidden_dim=64,
+        num_heads=4,
+        head_dim=16,
+        num_kv_heads=2,
+        final_logit_softcap=30.0,
+        use_post_attn_norm=True,
+        use_post_ffw_norm=True,
+        attention_types=(configs.AttentionType.LOCAL_SLIDING, configs.AttentionType.GLOBAL),
+        attn_logits_soft_cap=50.0,
+        sliding_window_size=4,
+    )
+    definition, params, rest = _split(
+        lambda: transformer.Transformer(config, rngs=nnx.Rngs(params=0))
+    )
+
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        net = nnx.merge(definition, params, rest)
+        mask = jnp.ones_like(tokens, bool)
+        positions = transformer.build_positions_from_mask(mask)
+        seen = transformer.make_causal_attn_mask(mask)
+        logits, _ = net(tokens, positions, None, seen)
+        return cross_entropy(logits[:, :-1], tokens[:, 1:])
+
+    return sgd_case(loss, params, integers(64, 4, 12))
+
+
+def _cnn(nnx: Any) -> Any:
+    """The network of the NNX MNIST tutorial."""
+
+    class CNN(nnx.Module):
+        def __init__(self, rngs: Any) -> None:
+            self.conv1 = nnx.Conv(1, 16, kernel_size=(3, 3), rngs=rngs)
+            self.norm1 = nnx.BatchNorm(16, rngs=rngs)
+            self.dropout = nnx.Dropout(rate=0.025, rngs=rngs)
+            self.conv2 = nnx.Conv(16, 32, kernel_size=(3, 3), rngs=rngs)
+            self.norm2 = nnx.BatchNorm(32, rngs=rngs)
+            self.pool = functools.partial(nnx.avg_pool, window_shape=(2, 2), strides=(2, 2))
+            self.linear1 = nnx.Linear(32 * 7 * 7, 64, rngs=rngs)
+            self.linear2 = nnx.Linear(64, 10, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = self.pool(nnx.relu(self.norm1(self.dropout(self.conv1(x)))))
+            x = self.pool(nnx.relu(self.norm2(self.conv2(x))))
+            return self.linear2(nnx.relu(self.linear1(x.reshape(x.shape[0], -1))))
+
+    return CNN
+
+
+@model("flax.nnx", "MNIST CNN with nnx.value_and_grad")
+def cnn() -> Case:
+    """The step is NNX's own: modules are differentiated and updated as objects."""
+    from flax import nnx
+
+    make = _cnn(nnx)
+    definition, params, rest = _split(lambda: make(nnx.Rngs(0)))
+    images, labels = normal(4, 28, 28, 1), integers(10, 4)
+
+    def objective(net: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        return cross_entropy(net(images), labels)
+
+    def step(params: Any, rest: Any, images: jax.Array, labels: jax.Array) -> Any:
+        net = nnx.merge(definition, params, rest)
+        value, grads = nnx.value_and_grad(objective)(net, images, labels)
+        _, params, rest = nnx.split(net, nnx.Param, ...)
+        return sgd(params, grads), rest, value
+
+    def loss(params: Any, rest: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        return objective(nnx.merge(definition, params, rest), images, labels)
+
+    args = (params, rest, images, labels)
+    return Case(step, args, loss, args)
+
+
+def _encoder(nnx: Any) -> Any:
+    """Self-attention and a gated feed-forward layer."""
+
+    class Encoder(nnx.Module):
+        def __init__(self, rngs: Any) -> None:
+            self.embed = nnx.Embed(50, 32, rngs=rngs)
+            self.norm1 = nnx.RMSNorm(32, rngs=rngs)
+            self.attention = nnx.MultiHeadAttention(4, 32, decode=False, rngs=rngs)
+            self.norm2 = nnx.LayerNorm(32, rngs=rngs)
+            self.up = nnx.LinearGeneral(32, (2, 64), rngs=rngs)
+            self.down = nnx.Einsum("blf,fd->bld", (64, 32), (32,), rngs=rngs)
+
+        def __call__(self, tokens: jax.Array) -> jax.Array:
+            x = self.embed(tokens)
+            x = x + self.attention(self.norm1(x))
+            gate, value = jnp.moveaxis(self.up(self.norm2(x)), -2, 0)
+            x = x + self.down(nnx.silu(gate) * value)
+            return self.embed.attend(x)
+
+    return Encoder
+
+
+@model("flax.nnx", "attention encoder, AdamW")
+def encoder() -> Case:
+    """nnx.MultiHeadAttention, LinearGeneral, Einsum and Embed.attend."""
+    import optax
+    from flax import nnx
+
+    make = _encoder(nnx)
+    definition, params, rest = _split(lambda: make(nnx.Rngs(0)))
+
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        return cross_entropy(nnx.merge(definition, params, rest)(tokens), tokens)
+
+    return optax_case(loss, optax.adamw(1e-3), params, integers(50, 4, 10))
+
+
+@model("flax.nnx", "bidirectional GRU")
+def bidirectional() -> Case:
+    """nnx.Bidirectional over nnx.RNN."""
+    from flax import nnx
+
+    def make() -> Any:
+        rngs = nnx.Rngs(0)
+        return nnx.Bidirectional(
+            nnx.RNN(nnx.GRUCell(12, 24, rngs=rngs)),
+            nnx.RNN(nnx.GRUCell(12, 24, rngs=rngs)),
+            rngs=rngs,
+        )
+
+    definition, params, rest = _split(make)
+
+    def loss(params: Any, rest: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        net = nnx.merge(definition, params, rest, copy=True)  # its counters advance in here
+        return mean_squared(net(x), y)
+
+    return sgd_case(loss, params, rest, normal(4, 10, 12), normal(4, 10, 48))
+
+
+@model("flax.nnx", "LoRA fine-tuning")
+def low_rank() -> Case:
+    """Only the two thin factors are trained; the wide matrix is a parameter that stays."""
+    from flax import nnx
+
+    def make() -> Any:
+        rngs = nnx.Rngs(0)
+        first = nnx.LoRALinear(32, 64, lora_rank=4, rngs=rngs)
+        return nnx.Sequential(first, nnx.relu, nnx.LoRALinear(64, 8, lora_rank=4, rngs=rngs))
+
+    definition, lora, base = _split(make, nnx.LoRAParam)
+
+    def loss(lora: Any, base: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return mean_squared(nnx.merge(definition, lora, base)(x), y)
+
+    return sgd_case(loss, lora, base, normal(16, 32), normal(16, 8), frozen=(1,))
