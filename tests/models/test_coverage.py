@@ -7,9 +7,9 @@ the FLOPs or say by name why not; of the FLOPs that a weight takes part in, 95 %
 from __future__ import annotations
 
 import collections
-import functools
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -21,16 +21,45 @@ from srjit import srjit
 
 from . import flops
 from .catalogue import Case, Entry, entries
-from .conftest import Counted, parameters
 
 Sites = collections.Counter[tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A case, what the two instruments say of it, and what srjit says."""
+
+    case: Case
+    step: list[flops.Matmul]
+    oracle: list[flops.Matmul]
+    report: Any
 
 
 def _decorated(case: Case) -> Any:
     return srjit(recipe="int8", params_argnums=case.params_argnums)(case.step)
 
 
-def _as_multiset(sites: Any, *, roles: bool = True) -> Sites:
+def _parameters(chosen: Iterable[Entry]) -> list[Any]:
+    return [
+        pytest.param(entry, id=entry.id, marks=[pytest.mark.slow] if entry.slow else [])
+        for entry in chosen
+    ]
+
+
+@pytest.fixture(scope="module", params=_parameters(entries()))
+def known(request: pytest.FixtureRequest) -> Known:
+    """An entry of the catalogue, built and counted once for all its tests."""
+    case = request.param.build()
+    sites = flops.oracle(case.loss, case.loss_args, frozen=case.frozen)
+    return Known(
+        case,
+        step=flops.matmuls(case.step, *case.args),
+        oracle=[dataclasses.replace(s, trips=s.trips * case.repeats) for s in sites],
+        report=_decorated(case).explain(*case.args),
+    )
+
+
+def _as_multiset(sites: Iterable[Any], *, roles: bool = True) -> Sites:
     """The report's sites, in the form that ``flops.counted`` gives its own."""
     return collections.Counter((s.role if roles else "", s.op, s.flops, s.trips) for s in sites)
 
@@ -41,38 +70,37 @@ def _flops(sites: Sites) -> int:
 
 def _kinds_fit(site: Any) -> bool:
     """Do the kinds of the operands belong to the role?"""
-    kinds = {site.lhs_kind, site.rhs_kind}
+    kinds = (site.lhs_kind, site.rhs_kind)
     if site.role == flops.FPROP:
-        return kinds <= {"activation", "weight"}
-    gradients = (site.lhs_kind, site.rhs_kind).count("gradient")
-    return gradients == 1 and kinds <= {"gradient", "activation", "weight"}
+        return set(kinds) <= {"activation", "weight"}
+    return kinds.count("gradient") == 1 and set(kinds) <= {"gradient", "activation", "weight"}
 
 
-@functools.cache
-def _report(entry: Entry, counted: Callable[[Entry], Counted]) -> Any:
-    case = counted(entry).case
-    return _decorated(case).explain(*case.args)
+def test_the_oracle_accounts_for_every_site(known: Known) -> None:
+    """Roles by construction add up to exactly the products of the step as its library wrote it."""
+    assert flops.counted(known.oracle, roles=False) == flops.counted(known.step, roles=False)
+    case = known.case
+    forward = case.repeats * flops.total(flops.matmuls(case.loss, *case.loss_args))
+    amounts = flops.by_role(known.oracle)
+    assert set(amounts) == set(flops.ROLES)
+    assert amounts[flops.FPROP] >= forward
+    if all(site.op != "conv_general_dilated" for site in known.oracle):
+        assert amounts[flops.DGRAD] + amounts[flops.WGRAD] <= 2 * forward
 
 
-@pytest.mark.parametrize("entry", parameters(entries()))
-def test_every_site_is_found_and_has_its_role(
-    entry: Entry, count: Callable[[Entry], Counted]
-) -> None:
-    known, report = count(entry), _report(entry, count)
+def test_every_site_is_found_and_has_its_role(known: Known) -> None:
+    report, total = known.report, flops.total(known.step)
     assert _as_multiset(report.sites, roles=False) == flops.counted(known.step, roles=False)
 
-    total = flops.total(known.step)
     oracle = flops.counted(known.oracle, roles=True)
     told = _as_multiset(s for s in report.sites if s.role != "unknown")
     assert told <= oracle, f"wrong roles: {told - oracle}, missing: {oracle - told}"
     assert _flops(oracle - told) <= 0.05 * total
-    assert [str(s.path) for s in report.sites if s.role in flops.ROLES and not _kinds_fit(s)] == []
+    assert [s.path for s in report.sites if s.role in flops.ROLES and not _kinds_fit(s)] == []
 
 
-@pytest.mark.parametrize("entry", parameters(entries()))
-def test_nearly_all_flops_are_quantized(entry: Entry, count: Callable[[Entry], Counted]) -> None:
-    known, report = count(entry), _report(entry, count)
-    total = flops.total(known.step)
+def test_nearly_all_flops_are_quantized(known: Known) -> None:
+    report, total = known.report, flops.total(known.step)
     kept = [s for s in report.sites if s.status == "kept"]
     quantized = [s for s in report.sites if s.status != "kept"]
     assert {s.status for s in quantized} <= {"native", "emulated"}
@@ -102,20 +130,19 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-@pytest.mark.parametrize("entry", parameters(entry for entry in entries() if entry.runs))
-def test_a_step_runs_close_to_the_original(entry: Entry, count: Callable[[Entry], Counted]) -> None:
+@pytest.mark.parametrize("entry", _parameters(entry for entry in entries() if entry.runs))
+def test_a_step_runs_close_to_the_original(entry: Entry) -> None:
     """Close, and not the same: int8 was there. The key, and it alone, moves the result."""
-    case = count(entry).case
+    case = entry.build()
     params = case.args[0]
     plain = jax.jit(case.step)(*case.args)
     step = _decorated(case)
     first, again, other = (step(*case.args, sr_key=jax.random.key(seed)) for seed in (1, 1, 2))
 
     assert jax.tree.structure(first) == jax.tree.structure(plain)
-    assert math.isfinite(float(plain[-1])) and math.isfinite(float(first[-1]))
-    assert abs(float(first[-1]) - float(plain[-1])) <= 0.05 * abs(float(plain[-1]))
+    assert abs(float(first[-1]) - float(plain[-1])) <= 0.02 * abs(float(plain[-1]))
     exact, one, two = (_update(params, result[0]) for result in (plain, first, other))
-    assert 0.9 < _cosine(exact, one) < 1 - 1e-6
-    assert 0.8 < np.linalg.norm(one) / np.linalg.norm(exact) < 1.25
+    assert 0.98 < _cosine(exact, one) < 1 - 1e-6
+    assert 0.95 < np.linalg.norm(one) / np.linalg.norm(exact) < 1.05
     assert np.array_equal(one, _update(params, again[0]))
     assert not np.array_equal(one, two)

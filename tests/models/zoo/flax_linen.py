@@ -14,7 +14,6 @@ from ..catalogue import (
     mean_squared,
     model,
     normal,
-    optax_case,
     random_weights,
     sgd_case,
     stateful_case,
@@ -122,7 +121,7 @@ def sequence_to_sequence() -> Case:
     return sgd_case(loss, params, source, target, key)
 
 
-@model("flax.linen", "variational autoencoder (example vae), Adam")
+@model("flax.linen", "variational autoencoder (example vae)", runs=True)
 def autoencoder() -> Case:
     """Dense encoder and decoder around a reparameterised sample."""
     import optax
@@ -138,7 +137,7 @@ def autoencoder() -> Case:
         kl = -0.5 * jnp.mean(1 + logvar - mean**2 - jnp.exp(logvar))
         return optax.sigmoid_binary_cross_entropy(logits, x).mean() + kl
 
-    return optax_case(loss, optax.adam(1e-3), params, images, jax.random.key(2))
+    return sgd_case(loss, params, images, jax.random.key(2))
 
 
 @model("flax.linen", "actor-critic (example ppo)")
@@ -198,7 +197,7 @@ def _encoder_block(linen: Any) -> Any:
     return Block
 
 
-@model("flax.linen", "scanned encoder with remat", runs=True)
+@model("flax.linen", "scanned encoder with remat")
 def scanned_encoder() -> Case:
     """linen.scan over linen.remat."""
     from flax import linen

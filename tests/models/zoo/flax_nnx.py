@@ -49,9 +49,10 @@ def _gemma_modules() -> tuple[Any, Any]:
         sys.modules.update(before)
 
 
-@model("flax.nnx", "Gemma 2 (example gemma)", runs=True)
+@model("flax.nnx", "Gemma 2 (example gemma), AdamW")
 def gemma() -> Case:
     """Grouped queries, a sliding window, soft caps, the embedding tied to the head."""
+    import optax
     from flax import nnx
 
     transformer, configs = _gemma_modules()
@@ -82,7 +83,7 @@ def gemma() -> Case:
         logits, _ = net(tokens, positions, None, seen)
         return cross_entropy(logits[:, :-1], tokens[:, 1:])
 
-    return sgd_case(loss, params, integers(64, 4, 12))
+    return optax_case(loss, optax.adamw(1e-3), params, integers(64, 4, 12))
 
 
 def _cnn(nnx: Any) -> Any:
@@ -154,10 +155,9 @@ def _encoder(nnx: Any) -> Any:
     return Encoder
 
 
-@model("flax.nnx", "attention encoder, AdamW")
+@model("flax.nnx", "attention encoder", runs=True)
 def encoder() -> Case:
     """nnx.MultiHeadAttention, LinearGeneral, Einsum and Embed.attend."""
-    import optax
     from flax import nnx
 
     make = _encoder(nnx)
@@ -166,7 +166,7 @@ def encoder() -> Case:
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         return cross_entropy(nnx.merge(definition, params, rest)(tokens), tokens)
 
-    return optax_case(loss, optax.adamw(1e-3), params, integers(50, 4, 10))
+    return sgd_case(loss, params, integers(50, 4, 10))
 
 
 @model("flax.nnx", "bidirectional GRU")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.example_libraries import stax
 
 from ..catalogue import (
@@ -144,6 +145,25 @@ def _language_loss(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
 def scanned_transformer() -> Case:
     """Written by hand in plain JAX."""
     return sgd_case(_language_loss, _transformer(4, 64, 128), integers(128, 4, 33))
+
+
+@model("jax", "unrolled transformer with remat")
+def unrolled_transformer() -> Case:
+    """Each layer is a checkpoint of its own; what attention gives is saved, by name."""
+    policy = jax.checkpoint_policies.save_only_these_names("attended")
+
+    def block(x: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
+        x = x + checkpoint_name(_attention(layer, _norm(x), 4), "attended")
+        return x + jax.nn.gelu(_norm(x) @ layer["up"]) @ layer["down"]
+
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        x = params["embed"][tokens[:, :-1]]
+        for number in range(3):
+            layer = jax.tree.map(lambda leaf, number=number: leaf[number], params["layers"])
+            x = jax.checkpoint(block, policy=policy if number else None)(x, layer)
+        return cross_entropy(_norm(x) @ params["embed"].T, tokens[:, 1:])
+
+    return sgd_case(loss, _transformer(3, 32, 64), integers(64, 4, 17))
 
 
 @model("jax", "transformer with gradient accumulation")
