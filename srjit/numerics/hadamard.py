@@ -49,4 +49,5 @@ def pad_to_multiple(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     missing = -x.shape[axis] % multiple
     if not missing:
         return x
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, missing * (d == axis), 0) for d in range(x.ndim)])
+    config = [(0, missing * (d == axis), 0) for d in range(x.ndim)]
+    return lax.pad(x, jnp.zeros((), x.dtype), config)

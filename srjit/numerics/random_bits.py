@@ -111,9 +111,7 @@ def _element_index_batch(args: Any, dims: Any) -> Any:
     return element_index_p.bind(jnp.moveaxis(args[0], dims[0], 0)), 0
 
 
-mlir.register_lowering(
-    element_index_p, mlir.lower_fun(_element_index, multiple_results=False)
-)
+mlir.register_lowering(element_index_p, mlir.lower_fun(_element_index, multiple_results=False))
 batching.primitive_batchers[element_index_p] = _element_index_batch
 
 

@@ -58,25 +58,23 @@ def round_to_grid(y: jax.Array, element: Element, bits: jax.Array | None = None)
       stays NaN; the sign of zero is kept.
     """
     if element.is_integer and bits is None:
-        return jnp.clip(
-            lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN), -element.max, element.max
-        )
+        return jnp.clip(lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN), -element.max, element.max)
     if element.min_exponent == jnp.finfo(y.dtype).minexp:
         return _round_bits(y, element, bits)
     unsigned, mantissa, bias = _LAYOUTS[jnp.dtype(y.dtype)]
-    magnitude = jnp.abs(y)
+    # Capped first: M is of the grid, so nothing is rounded beyond it, and Inf is in no product.
+    magnitude = jnp.minimum(jnp.abs(y), y.dtype.type(element.max))
     if element.is_integer:
         rounded = _round_units(magnitude, bits)
     else:
         # The exponent field alone is 2^floor(log2|y|); the step's reciprocal is exact bit work.
-        field = lax.bitcast_convert_type(y, unsigned) & unsigned(2 * bias + 1 << mantissa)
+        field = lax.bitcast_convert_type(magnitude, unsigned) & unsigned(2 * bias + 1 << mantissa)
         smallest = unsigned(element.min_exponent + bias << mantissa)
         field = jnp.maximum(field, smallest)
         m = element.mantissa_bits or 0
         step = lax.bitcast_convert_type(field - unsigned(m << mantissa), y.dtype)
         per_step = lax.bitcast_convert_type(unsigned(2 * bias + m << mantissa) - field, y.dtype)
         rounded = _round_units(magnitude * per_step, bits) * step
-    rounded = jnp.minimum(rounded, y.dtype.type(element.max))
     sign = unsigned(1 << (jnp.finfo(y.dtype).bits - 1))
     signed = lax.bitcast_convert_type(rounded, unsigned) | (
         lax.bitcast_convert_type(y, unsigned) & sign

@@ -6,7 +6,7 @@ by a broadcast scalar would be turned into a multiplication by its reciprocal, w
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,11 @@ from srjit.numerics.rounding import round_to_grid
 ScaleRounding = Literal["standard", "up"]
 _E4M3 = ELEMENTS["float8_e4m3fn"]
 _FLT_MAX = float(np.finfo(np.float32).max)
-# Tiny tensors are worked on after multiplication by 2^64: CPUs and TPUs flush subnormal floats.
+# CPUs and TPUs flush subnormal floats. What is below _TINY is lifted, by a power of two, out of
+# their reach; what IEEE arithmetic rounds to subnormals is then a whole number of lifted _UNITs.
+_TINY = 2.0**-60
 _LIFT = 2.0**64
-_SUBNORMAL = 2.0**-149
+_UNIT = 2.0**-149
 
 
 class Scales(NamedTuple):
@@ -31,7 +33,7 @@ class Scales(NamedTuple):
       encode: factor that takes the (lifted) tensor to the grid, in the shape of the amax.
       scale: factor of the codes, in the format's scale dtype.
       tensor_scale: NVFP4's float32 second level, else None.
-      lift: power of two by which the tensor is to be lifted first, or None.
+      lift: power of two by which to lift a block first, in the shape of the amax; None for 1.
     """
 
     encode: jax.Array
@@ -41,15 +43,18 @@ class Scales(NamedTuple):
 
 
 def _divide(x: jax.Array, constant: float) -> jax.Array:
-    return x / lax.optimization_barrier(jnp.full(x.shape, constant, x.dtype))
+    # The divisor depends on x so that it is as large as x, under vmap too, and no broadcast scalar.
+    return x / jnp.where(jnp.isnan(x), x, x.dtype.type(constant))
 
 
 def amax(x: jax.Array, axes: tuple[int, ...] | None = None, keepdims: bool = False) -> jax.Array:
-    """max|x| over ``axes``; NaN if any is NaN. Subnormals count: the maximum is of bit patterns."""
+    """max|x| over ``axes``, 0 of nothing; NaN if any is NaN. Of bit patterns: subnormals count."""
+    initial = None if x.size else 0
     if x.dtype == jnp.float64:
-        return jnp.max(jnp.abs(x), axis=axes, keepdims=keepdims)
+        return jnp.max(jnp.abs(x), axis=axes, keepdims=keepdims, initial=initial)
     word = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(0x7FFFFFFF)
-    return lax.bitcast_convert_type(jnp.max(word, axis=axes, keepdims=keepdims), jnp.float32)
+    largest = jnp.max(word, axis=axes, keepdims=keepdims, initial=initial)
+    return lax.bitcast_convert_type(largest, jnp.float32)
 
 
 def float_scales(amax: jax.Array, element: Element) -> Scales:
@@ -89,8 +94,9 @@ def nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: ScaleRounding) -
       block: float32 amax of every block.
       tensor: float32 amax of the tensor, a scalar.
     """
-    lift = jnp.where(tensor < 2.0**-60, _LIFT, 1.0).astype(jnp.float32)
-    a, b = lift_subnormals(tensor, lift), lift_subnormals(block, lift)
+    tiny = tensor < _TINY
+    lift = _lift_where(tiny)
+    a, b = lifted(tensor, lift), lifted(block, lift)
     limit = _FLT_MAX / lift
     s = jnp.minimum(2688.0 / a, limit)
     s = jnp.where((a == 0) | (s == 0), jnp.float32(1), s)
@@ -98,16 +104,46 @@ def nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: ScaleRounding) -
     sf = round_to_grid(target, _E4M3)
     if rounding == "up":
         sf = jnp.where(sf < target, _next_up(sf), sf)
-    encode = jnp.minimum(1.0 / _as_subnormal(sf * _as_subnormal(1.0 / s, lift), lift), limit)
-    return Scales(encode, sf.astype(_E4M3.dtype), _divide(tensor, 2688.0), lift)
+    per_unit = jnp.where(tiny, jnp.float32(1 / (_UNIT * _LIFT)), jnp.float32(1))
+    word = lax.bitcast_convert_type(s, jnp.int32)
+    d = _in_units(per_unit / s, jnp.int32(0), word & 0x7FFFFF | 0x800000, tiny)
+    product = d.astype(jnp.uint32) * (sf * 512).astype(jnp.uint32)
+    decode = _in_units(sf * d, product.astype(jnp.int32), 512, tiny)
+    encode = jnp.minimum(per_unit / decode, limit)
+    own = _lift_where(tiny | (encode > 1 / _TINY))
+    scales = sf.astype(_E4M3.dtype), _tensor_scale(a, tiny, lift)
+    return Scales(encode * (lift / own), *scales, own)
 
 
-def _as_subnormal(lifted: jax.Array, lift: jax.Array) -> jax.Array:
-    """Rounds a lifted number as float32 would round it, where unlifted it is subnormal."""
-    unit = np.float32(_SUBNORMAL * _LIFT)
-    rounded = lax.round(lifted * np.float32(1 / unit), lax.RoundingMethod.TO_NEAREST_EVEN) * unit
-    subnormal = (lift > 1) & (lifted < np.float32(2.0**-126 * _LIFT))
-    return jnp.where(subnormal, rounded, lifted)
+def _tensor_scale(a: jax.Array, tiny: jax.Array, lift: jax.Array) -> jax.Array:
+    """A / 2688 from the lifted A."""
+    scale = _divide(a, 2688.0)
+    n = a * np.float32(1 / (_UNIT * _LIFT))  # A in units, an integer, of which int32 is the rest
+    rest = (n - jnp.floor(n * np.float32(2.0**-32)) * np.float32(2.0**32)).astype(jnp.uint32)
+    units = _in_units(scale * np.float32(1 / (_UNIT * _LIFT)), rest.astype(jnp.int32), 2688, tiny)
+    subnormal = lax.bitcast_convert_type(units.astype(jnp.int32), jnp.float32)
+    return jnp.where(tiny & (units < 2.0**24), subnormal, scale / lift)
+
+
+def _in_units(approximation: Any, numerator: Any, denominator: Any, tiny: Any) -> jax.Array:
+    """numerator / denominator as float32 has it: where it is subnormal, a whole number of units.
+
+    Args:
+      approximation: the quotient in units, rounded to 24 bits: right unless it is subnormal.
+      numerator: int32, modulo 2^32.
+      denominator: int32, below 2^24.
+      tiny: whether ``approximation`` is in units; where not, it is the result.
+    """
+    near = lax.round(approximation, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int32)
+    twice = 2 * (numerator - near * denominator)
+    odd = near & 1
+    off = (twice + odd > denominator).astype(jnp.int32) - (twice - odd < -denominator)
+    whole = (near + off).astype(jnp.float32)
+    return jnp.where(tiny & (approximation < 2.0**23), whole, approximation)
+
+
+def _lift_where(tiny: jax.Array) -> jax.Array:
+    return jnp.where(tiny, jnp.float32(_LIFT), jnp.float32(1))
 
 
 def _next_up(sf: jax.Array) -> jax.Array:
@@ -117,9 +153,13 @@ def _next_up(sf: jax.Array) -> jax.Array:
     return jnp.where(sf < 2.0**-6, sf + 2.0**-9, normal)
 
 
-def lift_subnormals(x: jax.Array, lift: jax.Array) -> jax.Array:
-    """|x| * lift for float32 x, exact also where x is subnormal (then lift has to be 2^64)."""
-    word = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(0x7FFFFFFF)
-    subnormal = word.astype(jnp.float32) * np.float32(_SUBNORMAL * _LIFT)
-    magnitude = lax.bitcast_convert_type(word, jnp.float32)
-    return jnp.where((word < 0x800000) & (lift > 1), subnormal, magnitude * lift)
+def lifted(x: jax.Array, lift: jax.Array) -> jax.Array:
+    """x * lift, for a lift of 1 or 2^64; exact also where x is subnormal and lifted."""
+    if x.dtype == jnp.float64:
+        return x * lift.astype(x.dtype)
+    word = lax.bitcast_convert_type(x, jnp.int32)
+    bits = word & jnp.int32(0x7FFFFFFF)
+    subnormal = bits.astype(jnp.float32) * np.float32(_UNIT * _LIFT)
+    normal = lax.bitcast_convert_type(bits, jnp.float32) * lift
+    magnitude = jnp.where((bits < 0x800000) & (lift > 1), subnormal, normal)
+    return jnp.where(word < 0, -magnitude, magnitude)

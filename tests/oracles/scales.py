@@ -1,0 +1,111 @@
+"""Codes and scales of every format, in float32 arithmetic as NumPy, that is IEEE 754, does it.
+
+Blocks run along the last dimension, squares over the last two.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from oracles.grids import GRIDS
+
+F = np.float32
+FLT_MAX = np.finfo(F).max
+
+
+class Quantized(NamedTuple):
+    codes: np.ndarray  # grid values, in the dtype of the work
+    scale: (
+        np.ndarray
+    )  # its value; dimensions that share a scale have size 1, blocked ones ceil(n/B)
+    tensor_scale: np.ndarray | None = None
+
+    def dequantized(self, block: int = 1) -> np.ndarray:
+        """codes * scale * tensor_scale in float64."""
+        scale = spread(self.scale.astype(np.float64), self.codes.shape, block)
+        factor = 1 if self.tensor_scale is None else np.float64(self.tensor_scale)
+        return self.codes.astype(np.float64) * scale * factor
+
+
+def work(x: np.ndarray) -> np.ndarray:
+    """x in float64 if it is, else in float32."""
+    return x if x.dtype == np.float64 else x.astype(F)
+
+
+def block_amax(x: np.ndarray, block: int, square: bool = False) -> np.ndarray:
+    """max|x| of every block, blocked dimensions having size ceil(n / block)."""
+    result = np.abs(x)
+    for d in range(x.ndim)[-2:] if square else [x.ndim - 1]:
+        starts = np.arange(0, x.shape[d], block)
+        result = np.maximum.reduceat(result, starts, axis=d)
+    return result
+
+
+def spread(scale: np.ndarray, shape: tuple[int, ...], block: int) -> np.ndarray:
+    """Every block's number at each of its elements, as far as broadcasting does not do it."""
+    for d, n in enumerate(shape if scale.ndim else ()):
+        if scale.shape[d] not in (1, n):
+            scale = np.repeat(scale, block, axis=d).take(range(n), axis=d)
+    return scale
+
+
+def nvfp4_scales(
+    b: np.ndarray, a: np.ndarray, *, up: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """encode, sf and tensor scale from the amax of blocks and of their tensors, float32.
+
+    As published (arXiv 2509.25149 and Transformer Engine); every step rounds to float32. ``up``
+    rounds sf up.
+    """
+    e4m3 = GRIDS["float8_e4m3fn"]
+    with np.errstate(all="ignore"):
+        s = np.minimum(F(2688) / a, FLT_MAX)
+        s = np.where((a == 0) | (s == 0), F(1), s)
+        d = F(1) / s
+        k = s * F(1 / 6)
+        target = np.minimum(b * k, F(448))
+        sf = (e4m3.up(target) if up else e4m3.nearest(target)).astype(F)
+        encode = np.minimum(F(1) / (sf * d), FLT_MAX)
+    return encode, sf, a / F(2688)
+
+
+def nvfp4(x: np.ndarray, *, square: bool = False, up: bool = False) -> Quantized:
+    """NVFP4, per 1 x 16 or 16 x 16 under one scale per tensor."""
+    x = work(x)
+    b = block_amax(x, 16, square).astype(F)
+    encode, sf, tensor_scale = nvfp4_scales(b, b.max(), up=up)
+    with np.errstate(all="ignore"):
+        y = x * spread(encode, x.shape, 16).astype(x.dtype)
+    codes = GRIDS["float4_e2m1fn"].nearest(y).astype(x.dtype)
+    return Quantized(codes, sf, tensor_scale)
+
+
+def mx(
+    x: np.ndarray, element: str, *, block: int = 32, square: bool = False, up: bool = False
+) -> Quantized:
+    """OCP Microscaling Formats v1.0, 6.3: X = 2^(floor(log2 amax) - emax), codes = round(v / X).
+
+    ``up`` takes the smallest X under which no element exceeds the largest code.
+    """
+    x, grid = work(x), GRIDS[element]
+    amax = block_amax(x, block, square).astype(np.float64)
+    exponent = np.frexp(amax)[1] - 1 - int(np.floor(np.log2(grid.max)))
+    if up:
+        exponent = exponent + (np.ldexp(amax, -exponent) > grid.max)
+    scale = np.ldexp(1.0, np.where(amax == 0, -127, np.maximum(exponent, -127)))
+    codes = grid.nearest(x / spread(scale, x.shape, block))
+    return Quantized(codes.astype(x.dtype), scale)
+
+
+def float_scaled(x: np.ndarray, element: str, amax: np.ndarray, block: int = 1) -> Quantized:
+    """scale = amax / M, codes = round(x * (M / amax)), steps rounded to x's dtype; 0 gives 1."""
+    x, grid = work(x), GRIDS[element]
+    largest = x.dtype.type(grid.max)
+    one = x.dtype.type(1)
+    zero = amax == 0
+    safe = np.where(zero, one, amax)
+    scale = np.where(zero, one, safe / largest)
+    y = x * spread(np.where(zero, one, largest / safe), x.shape, block)
+    return Quantized(grid.nearest(y).astype(x.dtype), scale)
