@@ -3,16 +3,7 @@
 from importlib import metadata as _metadata
 
 from srjit import recipes, targets
-from srjit.api import (
-    Compiled,
-    Lowered,
-    SrjitFunction,
-    UnsupportedSiteError,
-    keep_high_precision,
-    role,
-    srjit,
-    transform,
-)
+from srjit.api import SrjitFunction, keep_high_precision, role, srjit
 from srjit.numerics.quantization import (
     Quantization,
     QuantizedArray,
@@ -22,7 +13,9 @@ from srjit.numerics.quantization import (
 )
 from srjit.plan import Report, Site, SitePlan
 from srjit.recipes import Operands, Recipe, RecipeError, Rule
+from srjit.stages import Compiled, Lowered, Traced
 from srjit.targets import Target
+from srjit.transformation import UnsupportedSiteError, transform
 
 __version__ = _metadata.version("srjit")
 
@@ -40,6 +33,7 @@ __all__ = [
     "SitePlan",
     "SrjitFunction",
     "Target",
+    "Traced",
     "UnsupportedSiteError",
     "dequantize",
     "keep_high_precision",

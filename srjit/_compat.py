@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src import core as _core  # whether a transformation is under way
 from jax._src import shard_map as _shard_map  # its primitive is not exported
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
@@ -162,3 +165,27 @@ def bind_shard_map(eqn: Any, fun: Any, scalars: Any, values: Sequence[Any]) -> l
         axis_names=frozenset(params["manual_axes"]),
         check_vma=params["check_vma"],
     )(scalars, *values)
+
+
+# ------------------------------------------------------------------------------ the running program
+
+
+def inside_transformation() -> bool:
+    """Whether a jit, grad, vmap, ... is being applied to what calls this. Private in JAX."""
+    return not _core.trace_state_clean()
+
+
+def jit_is_disabled() -> bool:
+    """Whether ``jax.disable_jit`` is in effect: jitted functions see arrays. Untyped in JAX."""
+    return bool(getattr(jax.config, "jax_disable_jit"))  # noqa: B009
+
+
+_LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, __file__))
+
+
+def user_stacklevel() -> int:
+    """``stacklevel`` of a warning that the caller gives, for it to point at the user's own line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -59,6 +61,7 @@ class SitePlan:
       status: ``native``, ``emulated`` or ``kept``.
       reason: why it is kept; empty otherwise.
       asked: whether the recipe asked for it to be quantized.
+      rule: which of the recipe's rules decided; empty if none did.
       backward: the plans of its dgrad and wgrad, should the function be differentiated.
     """
 
@@ -68,12 +71,20 @@ class SitePlan:
     status: Status
     reason: str = ""
     asked: bool = False
+    rule: str = ""
     backward: tuple[SitePlan, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        """What a SitePlan does not have itself is its site's."""
+        if name == "site" or name.startswith("_"):  # while being copied or unpickled
             raise AttributeError(name)
         return getattr(self.site, name)
+
+    def described(self) -> str:
+        """For messages: which site this is, and which rule decided."""
+        where = " ".join(s for s in (self.site.path, f"({self.site.location})") if s != "()")
+        rule = f", by {self.rule}" if self.rule else ""
+        return f"site {self.site.number} {where}: {self.site.role} {self.site.op}{rule}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,53 +106,61 @@ class Report:
 
     def coverage(self) -> float:
         """The fraction of matrix-multiplication FLOPs that are quantized; 1 if there are none."""
-        total = sum(s.site.flops * s.site.trips for s in self.sites)
-        done = sum(s.site.flops * s.site.trips for s in self.sites if s.status != "kept")
+        work = [(s.site.flops * s.site.trips, s.status != "kept") for s in self.sites]
+        total, done = sum(n for n, _ in work), sum(n for n, quantized in work if quantized)
         return done / total if total else 1.0
 
     def __str__(self) -> str:
-        header = ["#", "path", "role", "op", "lhs", "rhs", "status", "why"]
-        rows = [_row(s) for s in self.sites]
         title = (
             f"srjit: recipe {self.recipe}, target {self.target}, mode {self.mode}: "
             f"{len(self.sites)} sites, {100 * self.coverage():.1f} % of FLOPs quantized"
         )
-        notes = [f"note: {n}" for n in self.notes]
-        return "\n".join([title, *_table([header, *rows]), *notes])
+        width = shutil.get_terminal_size((100, 24)).columns
+        table = _table([_HEADER, *map(_row, self.sites)], width)
+        remarks = [*_reasons(self.sites), *(f"note: {n}" for n in self.notes)]
+        wrapped = [line for r in remarks for line in _wrap(r, width)]
+        legend = [_LEGEND] if any(s.lhs or s.rhs for s in self.sites) else []
+        return "\n".join([*_wrap(title, width), *table, *legend, *wrapped])
 
     def to_json(self) -> str:
-        """The report as a JSON object."""
-        return json.dumps(
+        """The report as a JSON object.
+
+        Its keys are ``recipe``, ``target``, ``mode``, ``coverage`` (between 0 and 1), ``notes`` (a
+        list of strings) and ``sites``: a list of objects with the attributes of ``Site``, those
+        of ``SitePlan`` but for ``site`` and ``backward``, and in ``lhs`` and ``rhs`` the attributes
+        of a ``Quantization``, or null.
+        """
+        sites = [
             {
-                "recipe": self.recipe,
-                "target": self.target,
-                "mode": self.mode,
-                "coverage": self.coverage(),
-                "notes": self.notes,
-                "sites": [
-                    {
-                        **dataclasses.asdict(s.site),
-                        "lhs": s.lhs and dataclasses.asdict(s.lhs),
-                        "rhs": s.rhs and dataclasses.asdict(s.rhs),
-                        "status": s.status,
-                        "reason": s.reason,
-                    }
-                    for s in self.sites
-                ],
-            },
-            indent=1,
-        )
+                **dataclasses.asdict(s.site),
+                "lhs": s.lhs and dataclasses.asdict(s.lhs),
+                "rhs": s.rhs and dataclasses.asdict(s.rhs),
+                "status": s.status,
+                "reason": s.reason,
+                "asked": s.asked,
+                "rule": s.rule,
+            }
+            for s in self.sites
+        ]
+        report = {
+            "recipe": self.recipe,
+            "target": self.target,
+            "mode": self.mode,
+            "coverage": self.coverage(),
+            "notes": self.notes,
+            "sites": sites,
+        }
+        return json.dumps(report, indent=1, default=str)
 
     def to_html(self) -> str:
-        """The report as one HTML page."""
-        header = "".join(f"<th>{h}</th>" for h in _HEADER)
+        """The report as one HTML page, which needs nothing from elsewhere."""
+        header = "".join(f"<th>{h}</th>" for h in [*_HEADER, "why"])
         rows = "\n".join(
             f'<tr class="{s.status}">'
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(s))
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in _full_row(s))
             + "</tr>"
             for s in self.sites
         )
-        notes = "".join(f"<li>{html.escape(n)}</li>" for n in self.notes)
         return _PAGE.format(
             recipe=html.escape(self.recipe),
             target=html.escape(self.target),
@@ -150,20 +169,19 @@ class Report:
             count=len(self.sites),
             header=header,
             rows=rows,
-            notes=notes,
+            notes="".join(f"<li>{html.escape(n)}</li>\n" for n in self.notes),
         )
 
     def _repr_html_(self) -> str:
         return self.to_html()
 
 
-_HEADER = ["#", "path", "role", "op", "lhs", "rhs", "status", "why"]
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>srjit: {recipe}</title><style>
 body {{ font: 14px system-ui, sans-serif; margin: 2em; }}
 table {{ border-collapse: collapse; }}
 td, th {{ border-bottom: 1px solid #ddd; padding: 3px 10px; text-align: left; }}
-tr.kept td {{ color: #888; }} tr.native td {{ background: #eefaee; }}
+tr.kept td {{ color: #777; }} tr.native td {{ background: #eefaee; }}
 </style></head><body>
 <h1>srjit: recipe {recipe}</h1>
 <p>Target {target}, mode {mode}: {count} sites, {coverage:.1f} % of matrix-multiplication FLOPs
@@ -171,13 +189,14 @@ quantized.</p>
 <table><thead><tr>{header}</tr></thead><tbody>
 {rows}
 </tbody></table>
-<ul>{notes}</ul>
+<ul>
+{notes}</ul>
 </body></html>
 """
 
 
 def describe(spec: Quantization | None, kind: str) -> str:
-    """One operand in a few words: ``gradient nvfp4 stochastic H``."""
+    """One operand in a few words: ``gradient nvfp4 stochastic hadamard``."""
     if spec is None:
         return f"{kind} high precision"
     extra = [] if spec.shared == "tensor" else [spec.shared]
@@ -188,23 +207,98 @@ def describe(spec: Quantization | None, kind: str) -> str:
     return " ".join([kind, spec.format, spec.rounding, *extra])
 
 
-def _row(plan: SitePlan) -> list[str]:
+def _full_row(plan: SitePlan) -> list[str]:
     site = plan.site
-    shape = lambda s: "x".join(map(str, s)) or "()"  # noqa: E731
-    role = site.role if site.phase != "recompute" else f"{site.role} (recomputed)"
     return [
         str(site.number),
-        site.path or "-",
-        role,
-        site.op + (f" (x{site.trips})" if site.trips > 1 else ""),
-        f"{shape(site.lhs_shape)} {describe(plan.lhs, site.lhs_kind)}",
-        f"{shape(site.rhs_shape)} {describe(plan.rhs, site.rhs_kind)}",
+        site.path or site.location,
+        site.role + " (recomputed)" * (site.phase == "recompute"),
+        site.op + (f" x{site.trips}" if site.trips > 1 else ""),
+        f"{_shape(site.lhs_shape)} {describe(plan.lhs, site.lhs_kind)}",
+        f"{_shape(site.rhs_shape)} {describe(plan.rhs, site.rhs_kind)}",
         plan.status,
         plan.reason or site.why,
     ]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+# ---------------------------------------------------------------------------- for a terminal
+
+_HEADER = ["#", "path", "role", "op", "lhs", "rhs", "status"]
+_LEGEND = "~: stochastic rounding, otherwise to nearest; H: after a Hadamard transform"
+_OPS = {
+    "dot_general": "dot",
+    "conv_general_dilated": "conv",
+    "ragged_dot_general": "ragged",
+    "ragged_dot": "ragged",
+}
+_KINDS = {"activation": "act", "gradient": "grad"}
+_NARROWEST = 12  # that a column is cut to
+
+
+def _row(plan: SitePlan) -> list[str]:
+    site = plan.site
+    where = site.path or "/".join(site.location.rsplit("/", 2)[-2:]) or "-"
+    return [
+        str(site.number),
+        where,
+        site.role + " again" * (site.phase == "recompute"),
+        _OPS.get(site.op, site.op) + (f" x{site.trips}" if site.trips > 1 else ""),
+        _operand(plan.lhs, site.lhs_kind, site.lhs_shape),
+        _operand(plan.rhs, site.rhs_kind, site.rhs_shape),
+        plan.status,
+    ]
+
+
+def _operand(spec: Quantization | None, kind: str, shape: Sequence[int]) -> str:
+    words = [_KINDS.get(kind, kind), _shape(shape)]
+    if spec is not None:
+        marks = "~" * (spec.rounding == "stochastic") + " H" * spec.hadamard
+        words.append(spec.format + marks)
+    return " ".join(words)
+
+
+def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Aligned columns; the widest of those that can be cut are, until a line fits ``width``."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    flexible = [_HEADER.index(name) for name in ("path", "lhs", "rhs")]
+    while sum(widths) + 2 * (len(widths) - 1) > width:
+        widest = max(flexible, key=lambda i: widths[i])
+        if widths[widest] <= _NARROWEST:
+            break
+        widths[widest] -= 1
+    lines = [
+        "  ".join(_cut(c, w).ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
+        for r in rows
+    ]
     return [lines[0], "-" * max(len(line) for line in lines), *lines[1:]]
+
+
+def _cut(text: str, width: int) -> str:
+    """The text with its middle left out; a path or an operand tells most at its end."""
+    if len(text) <= width:
+        return text
+    head = (width - 2) // 3
+    return text[:head] + ".." + text[len(text) - (width - 2 - head) :]
+
+
+def _reasons(sites: Sequence[SitePlan]) -> list[str]:
+    """Why sites are kept, one line a reason; and what is not as the recipe says."""
+    numbers: dict[str, list[str]] = {}
+    for s in sites:
+        if s.reason:
+            label = (
+                f"{s.site.number} {s.site.role}" if s.site.phase == "backward" else s.site.number
+            )
+            numbers.setdefault(s.reason, []).append(str(label))
+    return [
+        f"kept: {reason}: {', '.join(n[:8])}{f' and {len(n) - 8} more' if len(n) > 8 else ''}"
+        for reason, n in numbers.items()
+    ]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 40), subsequent_indent="  ", break_on_hyphens=False)

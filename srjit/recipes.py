@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -83,8 +84,8 @@ class Rule:
             given = {k: q for k in KINDS if (q := getattr(operands, k)) is not None}
             if stray := given.keys() - set(_KINDS_OF[role]) - {"activation"}:
                 raise RecipeError(
-                    f"rule {self.path!r}: {role} multiplies {' and '.join(_KINDS_OF[role])}; it has "
-                    f"no {'/'.join(sorted(stray))}"
+                    f"rule {self.path!r}: {role} multiplies {' and '.join(_KINDS_OF[role])}; it "
+                    f"has no {'/'.join(sorted(stray))}"
                 )
             if len({q.hadamard for q in given.values()}) > 1 or (
                 len(given) == 1 and any(q.hadamard for q in given.values())
@@ -120,6 +121,16 @@ class Recipe:
     rules: tuple[Rule, ...]
     keep_first: int = 0
     keep_last: int = 0
+
+    def name_of(self, rule: Rule) -> str:
+        """What messages call one of the rules: ``rule 2 (path '*/attn/*')``."""
+        shown = [
+            f"{f} {value!r}"
+            for f in ("path", "op", "role", "operands", "min_size")
+            if (value := getattr(rule, f)) != getattr(Rule, f)
+        ]
+        which = f" ({', '.join(shown)})" if shown else ""
+        return f"rule {self.rules.index(rule) + 1}{which} of recipe {self.name!r}"
 
     def map_quantizations(
         self, change: Callable[[str, str, Quantization], Quantization], name: str | None = None
@@ -158,9 +169,7 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
         lines = [f"name = {json.dumps(self.name)}"]
-        lines += [
-            f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))
-        ]
+        lines += [f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))]
         for rule in self.rules:
             lines += ["", "[[rule]]"]
             for field in dataclasses.fields(rule):
@@ -199,12 +208,12 @@ class Recipe:
                 raise lines.error(None, key, f"{key} is a number of sites, got {value!r}")
         return cls(name=data["name"], rules=rules, **counts)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the recipe as TOML."""
         Path(path).write_text(self.to_toml())
 
     @classmethod
-    def load(cls, path: str | Path) -> Recipe:
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
         """Reads a recipe from a TOML file; errors name the file and the line."""
         try:
             return cls.from_toml(Path(path).read_text())
@@ -255,8 +264,8 @@ def _rule(table: dict[str, Any], lines: _Lines, index: int) -> Rule:
                 given[role] = _operands(table[role], lines, index, role)
         return Rule(**given)
     except RecipeError as error:
-        raise error if str(error).startswith("line ") else lines.error(
-            index, "rule", str(error)
+        raise (
+            error if str(error).startswith("line ") else lines.error(index, "rule", str(error))
         ) from None
 
 
@@ -341,9 +350,7 @@ BUILTIN: dict[str, Recipe] = {
         _forward_only("int8-qat", _q("int8"), _q("int8", granularity="channel")),
         _same("int4", "int4", hadamard=True, ends=_ENDS),
         _forward_only("int4-qat", _q("int4"), _q("int4")),
-        _training(
-            "fp8", _q("fp8_e4m3"), _q("fp8_e4m3"), _q("fp8_e5m2", rounding="stochastic")
-        ),
+        _training("fp8", _q("fp8_e4m3"), _q("fp8_e4m3"), _q("fp8_e5m2", rounding="stochastic")),
         _training(
             "fp8-delayed",
             _q("fp8_e4m3", scaling="delayed"),
@@ -369,7 +376,7 @@ BUILTIN: dict[str, Recipe] = {
 }
 
 
-def get(recipe: str | Recipe) -> Recipe:
+def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
     """The recipe with that name, from that ``.toml`` file, or the recipe itself.
 
     Raises:
@@ -377,9 +384,9 @@ def get(recipe: str | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
-    if isinstance(recipe, str) and recipe.endswith(".toml"):
+    if isinstance(recipe, os.PathLike) or str(recipe).endswith(".toml"):
         return Recipe.load(recipe)
-    if not isinstance(recipe, str) or recipe not in BUILTIN:
+    if recipe not in BUILTIN:
         raise unknown_name("recipe", recipe, [*BUILTIN, "auto"])
     return BUILTIN[recipe]
 

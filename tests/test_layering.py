@@ -11,11 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 # What each part may import: itself, its own row, and the rows above.
 ORDER = [
-    ["_compat"],
+    ["_compat", "arguments"],
     ["numerics"],
+    ["keys"],
     ["recipes", "targets"],
     ["plan"],
     ["diagnostics", "jaxprs", "passes"],
+    ["transformation", "stages"],
     ["api"],
     ["tools"],
     ["__init__"],

@@ -5,31 +5,36 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
-_count = itertools.count()
-_lock = threading.Lock()
+_numbers = itertools.count()  # of all functions together: files sort in the order of events
 
 
 class Dump:
-    """Writes numbered files for one function; does nothing without a folder."""
+    """Writes numbered files for one function.
 
-    def __init__(self, folder: str | os.PathLike[str] | None, name: str) -> None:
-        self.folder = Path(folder) if folder else None
+    Attributes:
+      written: how many so far.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], name: str) -> None:
+        self.folder = Path(folder)
         self.name = re.sub(r"\W+", "_", name).strip("_") or "function"
         self.written = 0
 
-    def __bool__(self) -> bool:
-        return self.folder is not None
+    def write(self, stage: str, text: str) -> None:
+        """Writes ``NNNN.function.stage``.
 
-    def write(self, stage: str, text: Callable[[], str]) -> None:
-        """Writes ``NNNN.function.stage``; an unwritable folder is an OSError that names it."""
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        Raises:
+          OSError: the folder cannot be made or written to; the message names it.
+        """
         self.written += 1
-        with _lock:
-            number = next(_count)
-        (self.folder / f"{number:04d}.{self.name}.{stage}").write_text(text())
+        path = self.folder / f"{next(_numbers):04d}.{self.name}.{stage}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            reason = (
+                f"srjit cannot dump to {self.folder} (dump_to or SRJIT_DUMP_TO): {error.strerror}"
+            )
+            raise type(error)(error.errno, reason, str(path)) from error

@@ -337,9 +337,10 @@ class _SitePlanner:
 
     def _decide(self, site: Site) -> SitePlan:
         keep = lambda reason, asked=False: SitePlan(  # noqa: E731
-            site=site, lhs=None, rhs=None, status="kept", reason=reason, asked=asked
+            site=site, lhs=None, rhs=None, status="kept", reason=reason, asked=asked, rule=name
         )
         rule = self._rule(site)
+        name = "" if rule is None else self.recipe.name_of(rule)
         wanted = self._wanted(rule, site) if rule else None
         marked = KEEP_SCOPE in self.o.scopes
         if marked:
@@ -348,7 +349,7 @@ class _SitePlanner:
             return keep(f"unknown role: {self.c.why}", asked=True)
         impossible = self._impossible()
         if impossible:
-            return keep(impossible)
+            return keep(impossible, asked=self.product is None and wanted is not None)
         if rule is None:
             return keep("no rule of the recipe matches it")
         if rule.keep:
@@ -373,7 +374,12 @@ class _SitePlanner:
                 )
         native = lhs and rhs and (lhs.format, rhs.format) in self.settings.target.native
         return SitePlan(
-            site=site, lhs=lhs, rhs=rhs, status="native" if native else "emulated", asked=True
+            site=site,
+            lhs=lhs,
+            rhs=rhs,
+            status="native" if native else "emulated",
+            asked=True,
+            rule=name,
         )
 
     def _rule(self, site: Site) -> Rule | None:

@@ -1,0 +1,99 @@
+"""What stands for ``sr_key`` between a call and the program that it runs.
+
+A typed key or a small integer goes into the jitted function as it is, because that is the fast way.
+What cannot go in as it is, or means something else than "this is the key", gets a type of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from srjit.numerics.random_bits import Key, as_key, int_words, mix
+
+_HOST_TYPES = (int, float, complex, str, tuple, list, np.generic, np.ndarray)
+
+
+class Counted(NamedTuple):
+    """The key of one call of a wrapper that counts: its base key, and the call's number."""
+
+    base: Any
+    number: Any
+
+
+class Undifferentiated(NamedTuple):
+    """No key, outside of all transformations: nothing can differentiate the call."""
+
+
+class IfNeeded(NamedTuple):
+    """A key for what the program itself draws, where nothing can differentiate it."""
+
+    key: Any
+
+
+class MissingKeyError(TypeError):
+    """A program draws noise, and no key was given."""
+
+    @classmethod
+    def of(cls, name: str) -> MissingKeyError:
+        """The error for the function called ``name``."""
+        return cls(
+            f"{name} rounds stochastically and needs a key: call it with sr_key=, a typed PRNG "
+            "key such as jax.random.fold_in(key, step) or an integer step. Outside of jit, grad, "
+            "vmap and scan, srjit(..., key=jax.random.key(0)) counts its calls instead; for "
+            "inference there is srjit(..., mode='inference'), which rounds to nearest"
+        )
+
+
+def is_host_value(sr_key: Any) -> bool:
+    """Whether ``sr_key`` has to go through ``from_host`` before a jitted function takes it."""
+    return isinstance(sr_key, _HOST_TYPES)
+
+
+def from_host(sr_key: Any) -> Any:
+    """A Python or NumPy value as a jitted function can take it, with all its bits.
+
+    Raises:
+      TypeError: it is not an integer.
+    """
+    if type(sr_key) is not int:
+        sr_key = _integer(sr_key)
+    return sr_key if -(2**31) <= sr_key < 2**31 else int_words(sr_key)
+
+
+def as_words(sr_key: Any) -> Any:
+    """An integer of any kind as ``(low, high)``, whatever its size; other keys as they are."""
+    if is_host_value(sr_key):
+        return int_words(_integer(sr_key))
+    concrete = isinstance(sr_key, jax.Array) and not isinstance(sr_key, Tracer)
+    if concrete and not sr_key.shape and jnp.issubdtype(sr_key.dtype, jnp.integer):
+        return int_words(int(sr_key))
+    return sr_key
+
+
+def _integer(sr_key: Any) -> int:
+    if isinstance(sr_key, int) and not isinstance(sr_key, bool):
+        return sr_key
+    is_numpy = isinstance(sr_key, (np.generic, np.ndarray))
+    if is_numpy and not sr_key.shape and np.issubdtype(sr_key.dtype, np.integer):
+        return int(sr_key)
+    if not isinstance(sr_key, tuple):
+        as_key(sr_key)  # says what is wrong with it
+    raise TypeError(
+        f"expected a typed PRNG key (jax.random.key(seed)) or an integer step, got {sr_key!r}"
+    )
+
+
+def key_words(key: Any) -> Key:
+    """The two key words of a call's key.
+
+    Raises:
+      TypeError: it is not a key.
+    """
+    if isinstance(key, Counted):
+        return mix(as_key(key.base), key.number)
+    return as_key(key)

@@ -1,0 +1,371 @@
+"""A function with its matrix multiplications quantized: trace, plan, rewrite, evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from srjit import _compat, recipes, targets
+from srjit.arguments import Arguments, Changed, Objects
+from srjit.diagnostics.dump import Dump
+from srjit.jaxprs.planner import ProgramPlan, Settings, make_plan
+from srjit.jaxprs.provenance import DATA, PARAMETER
+from srjit.jaxprs.rewrite import evaluate
+from srjit.keys import (
+    IfNeeded,
+    MissingKeyError,
+    Undifferentiated,
+    from_host,
+    is_host_value,
+    key_words,
+)
+from srjit.numerics.formats import unknown_name
+from srjit.numerics.random_bits import Key, Rng
+from srjit.plan import Report
+from srjit.recipes import Recipe
+from srjit.targets import Target
+
+Mode = Literal["train", "inference"]
+
+
+class UnsupportedSiteError(ValueError):
+    """``strict=True``, and a site that the recipe asked for could not be quantized."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user chose; see ``srjit.srjit``."""
+
+    recipe: Recipe
+    target: Target
+    mode: Mode
+    params_argnums: tuple[int, ...]
+    rng: Rng
+    strict: bool
+    dump: Dump | None
+
+    @classmethod
+    def of(
+        cls,
+        fun: Callable[..., Any],
+        recipe: str | os.PathLike[str] | Recipe,
+        target: str | Target,
+        mode: Mode,
+        params_argnums: int | Sequence[int],
+        rng: Rng,
+        strict: bool,
+        dump_to: str | os.PathLike[str] | None,
+    ) -> Options:
+        """Checks and resolves what was given for ``fun``."""
+        _check_function(fun)
+        chosen = targets.get(target)
+        for kind, value, known in (
+            ("mode", mode, ("train", "inference")),
+            ("rng", rng, ("hash", "threefry")),
+        ):
+            if value not in known:
+                raise unknown_name(kind, value, known)
+        folder = dump_to or os.environ.get("SRJIT_DUMP_TO")
+        return cls(
+            recipe=recipes.get(chosen.recipe if recipe == "auto" else recipe),
+            target=chosen,
+            mode=mode,
+            params_argnums=_positions(fun, params_argnums),
+            rng=rng,
+            strict=strict,
+            dump=Dump(folder, name_of(fun)) if folder else None,
+        )
+
+
+def name_of(fun: Callable[..., Any]) -> str:
+    """What messages call a function."""
+    return getattr(fun, "__name__", type(fun).__name__)
+
+
+def parameters_of(fun: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """The parameters of a function; None where Python does not know them."""
+    try:
+        return list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def signature_with_key(fun: Callable[..., Any]) -> inspect.Signature:
+    """The signature of ``fun`` with the keyword ``sr_key``: that of what srjit makes of it."""
+    parameters = parameters_of(fun)
+    if parameters is None:
+        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        parameters = [
+            inspect.Parameter(n, k) for n, k in zip(("args", "kwargs"), kinds, strict=True)
+        ]
+    key = inspect.Parameter("sr_key", inspect.Parameter.KEYWORD_ONLY, default=None)
+    last = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    cut = len(parameters) - last
+    return inspect.Signature([*parameters[:cut], key, *parameters[cut:]])
+
+
+def _check_function(fun: Callable[..., Any]) -> None:
+    if not callable(fun):
+        raise TypeError(
+            f"srjit takes a function first, got {fun!r}; options go by name: "
+            "srjit(fun, recipe='int8')"
+        )
+    if any(p.name == "sr_key" and p.kind is not p.VAR_KEYWORD for p in parameters_of(fun) or ()):
+        raise ValueError(
+            f"{name_of(fun)} has a parameter called sr_key, which is the keyword that srjit takes "
+            "for itself and the function never sees: rename the parameter, or, if the function is "
+            "an srjit one already, leave it at that"
+        )
+
+
+def _positions(fun: Callable[..., Any], numbers: int | Sequence[int]) -> tuple[int, ...]:
+    """``params_argnums`` as a tuple; not negative where the number of parameters is known."""
+    given = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+    if not all(type(n) is int for n in given):
+        raise TypeError(f"params_argnums is a position or a sequence of them, got {numbers!r}")
+    parameters = parameters_of(fun)
+    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return given
+    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    if not count and given == (0,):  # the default, and nothing to point at
+        return ()
+    for number in given:
+        if not -count <= number < count:
+            raise ValueError(
+                _out_of_range(fun, number, f"takes {count} positional argument", count)
+            )
+    return tuple(n % count for n in given)
+
+
+def _out_of_range(fun: Callable[..., Any], number: int, had: str, count: int) -> str:
+    plural = "s" * (count != 1)
+    return f"params_argnums={number} is out of range: {name_of(fun)} {had}{plural}"
+
+
+def is_array(x: Any) -> bool:
+    """Whether a leaf is an array, or stands for one."""
+    return isinstance(x, (jax.Array, np.ndarray))
+
+
+def is_traced(x: Any) -> bool:
+    """Whether a leaf is what a jitted function is traced with; static arguments are not."""
+    return isinstance(x, Tracer) or (_compat.jit_is_disabled() and is_array(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """A traced function, and what is to become of it.
+
+    Attributes:
+      original: as traced.
+      closed: without its dead code; the plan is of this.
+      plan: of every site.
+      leaves: the arrays among the arguments.
+      unflatten: makes (what the function returned, changed state or None) of the outputs.
+    """
+
+    original: Any
+    closed: Any
+    plan: ProgramPlan
+    leaves: list[Any]
+    unflatten: Callable[[Sequence[Any]], Any]
+
+    def evaluate(self, words: Key | None, leaves: Sequence[Any]) -> list[Any]:
+        """The outputs of the rewritten program."""
+        return evaluate(self.closed, self.plan, words, leaves)
+
+
+class Transformation:
+    """A function and how it is to be rewritten; called with a key and the function's arguments."""
+
+    def __init__(
+        self, fun: Callable[..., Any], options: Options, is_dynamic: Callable[[Any], bool]
+    ) -> None:
+        self.fun, self.options, self.is_dynamic = fun, options, is_dynamic
+        self.name = name_of(fun)
+        self._warned = False
+
+    def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What the rewritten function returns; ``Changed`` if it changed objects in place.
+
+        Args:
+          key: a key, one of the types of ``srjit.keys``, or None inside another transformation.
+          args, kwargs: of the function.
+        """
+        program = self._traced(args, kwargs)
+        words = self._key_words(key, program.plan)
+        self._complain(program.plan.report)
+        if self.options.dump:
+            self._dump(self.options.dump, program, words)
+        out, state = program.unflatten(program.evaluate(words, program.leaves))
+        return out if state is None else Changed(out, state)
+
+    def report(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Report:
+        """What would become of every site."""
+        return self._traced(args, kwargs).plan.report
+
+    # --------------------------------------------------------------------------------- tracing
+
+    def _traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Program:
+        given = Arguments.of(args, kwargs)
+        numbers = [i for i, leaf in enumerate(given.leaves) if self.is_dynamic(leaf)]
+        dynamic = [given.leaves[i] for i in numbers]
+        output: list[Any] = []
+
+        def flat(*values: Any) -> list[Any]:
+            leaves = list(given.leaves)
+            for i, value in zip(numbers, values, strict=True):
+                leaves[i] = value
+            new_args, new_kwargs, objects = given.rebuild(leaves)
+            out = self.fun(*new_args, **new_kwargs)
+            results, tree = jax.tree.flatten((out, objects.changes(self.name)))
+            traced = [is_array(r) or isinstance(r, (bool, int, float, complex)) for r in results]
+            output[:] = (
+                tree,
+                [None if t else r for r, t in zip(results, traced, strict=True)],
+                traced,
+            )
+            return [r for r, t in zip(results, traced, strict=True) if t]
+
+        original = jax.make_jaxpr(flat)(*dynamic)
+        tree, others, traced = output
+
+        def unflatten(results: Sequence[Any]) -> Any:
+            values = iter(results)
+            filled = [next(values) if t else o for o, t in zip(others, traced, strict=True)]
+            return jax.tree.unflatten(tree, filled)
+
+        labels = self._labels([given.owners[i] for i in numbers], len(args))
+        settings = Settings(
+            self.options.recipe, self.options.target, self.options.mode, self.options.rng
+        )
+        closed = _compat.dce(original)
+        plan = make_plan(closed, labels, settings)
+        report = plan.report
+        report = dataclasses.replace(report, notes=(*report.notes, *self._notes(labels, dynamic)))
+        plan = dataclasses.replace(plan, report=report)
+        return _Program(original, closed, plan, dynamic, unflatten)
+
+    def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:
+        """Parameter or data, for the leaves of the arguments ``owners``."""
+        numbers, parameters = self.options.params_argnums, parameters_of(self.fun) or []
+        if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            for n in numbers:
+                if not -count <= n < count and n:
+                    had = f"was called with {count} positional argument"
+                    raise ValueError(_out_of_range(self.fun, n, had, count))
+        chosen: set[int | str] = {n % count for n in numbers if -count <= n < count}
+        chosen |= {parameters[n].name for n in numbers if 0 <= n < len(parameters)}
+        return [PARAMETER if owner in chosen else DATA for owner in owners]
+
+    def _notes(self, labels: Sequence[str], leaves: Sequence[Any]) -> list[str]:
+        parameters = [x for x, la in zip(leaves, labels, strict=True) if la == PARAMETER]
+        if any(_compat.is_float(x.dtype) for x in parameters):
+            return []
+        numbers = ", ".join(map(str, self.options.params_argnums)) or "none"
+        return [
+            f"params_argnums ({numbers}): no floating-point arrays there; weights are looked for "
+            "among the arrays that the function captures"
+        ]
+
+    # ------------------------------------------------------------------------------------ keys
+
+    def _key_words(self, key: Any, plan: ProgramPlan) -> Key | None:
+        if self.options.mode == "inference":
+            if key is None or isinstance(key, Undifferentiated):
+                return None
+            raise TypeError("mode='inference' rounds to nearest everywhere and takes no sr_key")
+        alone = isinstance(key, (Undifferentiated, IfNeeded))
+        draws = plan.draws_forward or (plan.draws_backward and not alone)
+        if isinstance(key, IfNeeded):
+            key = key.key
+        if key is None or isinstance(key, Undifferentiated):
+            if draws:
+                raise MissingKeyError.of(self.name)
+            return None
+        if not draws:
+            jax.eval_shape(key_words, key)  # a wrong key is wrong, needed or not
+            return None
+        return key_words(key)
+
+    # --------------------------------------------------------------------------------- telling
+
+    def _complain(self, report: Report) -> None:
+        missing = [s for s in report.sites if s.asked and s.status == "kept"]
+        if not missing or (self._warned and not self.options.strict):
+            return
+        lines = [f"  {s.described()}: {s.reason}" for s in missing[:10]]
+        if len(missing) > 10:
+            lines.append(f"  and {len(missing) - 10} more: see explain()")
+        message = (
+            f"{self.name}: {len(missing)} of {len(report.sites)} matrix multiplications that "
+            f"recipe {report.recipe!r} asks for stay in high precision:\n" + "\n".join(lines)
+        )
+        if self.options.strict:
+            raise UnsupportedSiteError(message)
+        self._warned = True
+        warnings.warn(message, stacklevel=_compat.user_stacklevel())
+
+    def _dump(self, dump: Dump, program: _Program, words: Key | None) -> None:
+        dump.write("original.jaxpr", str(program.original))
+        dump.write("dead-code-eliminated.jaxpr", str(program.closed))
+        dump.write("plan.txt", str(program.plan.report))
+        dump.write("plan.json", program.plan.report.to_json())
+        rewritten = jax.make_jaxpr(program.evaluate)(words, program.leaves)
+        dump.write("rewritten.jaxpr", str(rewritten))
+
+
+def transform(
+    fun: Callable[..., Any],
+    *,
+    recipe: str | os.PathLike[str] | Recipe = "auto",
+    target: str | Target = "auto",
+    mode: Mode = "train",
+    params_argnums: int | Sequence[int] = 0,
+    rng: Rng = "hash",
+    strict: bool = False,
+    dump_to: str | os.PathLike[str] | None = None,
+) -> Callable[..., Any]:
+    """``fun`` with its matrix multiplications quantized, not jitted.
+
+    For ``nnx.jit``, ``eqx.filter_jit``, ``jax.pmap`` and the like, around or inside which it can
+    stand. ``fun`` is traced at every call: its arrays have no values yet, as under ``jax.jit``.
+    Leaves of the arguments that are not arrays stay what they are, and Flax NNX objects that
+    ``fun`` changes in place are changed.
+
+    Args:
+      fun: any function of pytrees.
+      recipe, target, mode, params_argnums, rng, strict, dump_to: as of ``srjit``.
+
+    Returns:
+      A function with ``fun``'s signature and the keyword ``sr_key`` more.
+
+    Raises:
+      ValueError: unknown names (the nearest are listed), or params_argnums out of range.
+    """
+    options = Options.of(fun, recipe, target, mode, params_argnums, rng, strict, dump_to)
+    transformation = Transformation(fun, options, is_array)
+
+    @functools.wraps(fun)
+    def transformed(*args: Any, sr_key: Any = None, **kwargs: Any) -> Any:
+        if sr_key is None:
+            key = None if _compat.inside_transformation() else Undifferentiated()
+        else:
+            key = from_host(sr_key) if is_host_value(sr_key) else sr_key
+        out = transformation(key, args, kwargs)
+        if isinstance(out, Changed):
+            Objects.among(args, kwargs).update(out.state)
+            return out.out
+        return out
+
+    transformed.__signature__ = signature_with_key(fun)  # type: ignore[attr-defined]
+    return transformed
