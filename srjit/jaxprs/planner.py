@@ -147,7 +147,11 @@ def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> Program
             recipe=settings.recipe.name,
             target=settings.target.name,
             mode=settings.mode,
-            notes=(*_opaque_notes(provenance), *_unused_notes(recipe, used)),
+            notes=(
+                *_opaque_notes(provenance),
+                *_random_notes(provenance, settings.mode),
+                *_unused_notes(recipe, used),
+            ),
         ),
         provenance,
     )
@@ -193,9 +197,16 @@ def _opaque_notes(provenance: Provenance) -> list[str]:
     ]
 
 
+def _random_notes(provenance: Provenance, mode: str) -> list[str]:
+    if mode != "inference" or not provenance.random:
+        return []
+    places = ", ".join(dict.fromkeys(provenance.random))
+    return [f"the function draws random numbers of its own, as in dropout, which stay: {places}"]
+
+
 def _unused_notes(recipe: Recipe, used: set[int]) -> list[str]:
     return [
-        f"rule {i + 1} of recipe {recipe.name!r} (path {rule.path!r}, op {rule.op!r}) matched no site"
+        f"{recipe.name_of(rule)} matched no site"
         for i, rule in enumerate(recipe.rules)
         if i not in used and not (rule.keep and rule.path in ("*", "*embed*", "*lm_head*", "*logits*"))
     ]

@@ -23,6 +23,7 @@ from srjit import _compat
 
 Path = tuple[Any, ...]
 PARAMETER, CAPTURED, DATA = "parameter", "captured", "data"
+RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {
@@ -82,6 +83,7 @@ class Provenance:
     def __init__(self, closed: Any, labels: Sequence[str]) -> None:
         self.occurrences: list[Occurrence] = []
         self.opaque: list[Opaque] = []
+        self.random: list[str] = []  # where the program itself draws random bits
         self.tokens: dict[tuple[Path, int], int] = {}  # of the inputs of scopes
         self.inputs: dict[Path, set[int]] = {}
         self._fresh = itertools.count()
@@ -173,6 +175,8 @@ class Provenance:
             )
         elif record and _compat.is_opaque(eqn):
             self.opaque.append(Opaque(path, primitive.name, scopes, _compat.location(eqn)))
+        elif record and primitive.name in RANDOM:
+            self.random.append("/".join(scopes) or _compat.location(eqn) or primitive.name)
         return outs
 
     def _simple(self, eqn: Any, values: list[Value]) -> list[Value]:
