@@ -21,11 +21,11 @@ from srjit import _compat
 from srjit.jaxprs.planner import PlannedSite, ProgramPlan
 from srjit.jaxprs.provenance import Path
 from srjit.jaxprs.site import LHS, RHS, bind_site, quantize_operand, site_p
-from srjit.numerics.quantization import Quantization, QuantizedArray
+from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.random_bits import Key, mix
 
 Shared = tuple[int, Quantization]  # (token, quantization)
-Codes = dict[Shared, QuantizedArray]
+Codes = dict[Shared, ScaledValues]
 
 
 def evaluate(closed: Any, plan: ProgramPlan, key: Key | None, args: Sequence[Any]) -> list[Any]:
@@ -111,7 +111,7 @@ class _Frame:
 
     def _quantized(
         self, slot: int, shared: Shared | None, x: Any, key: Key | None, site: PlannedSite
-    ) -> QuantizedArray | None:
+    ) -> ScaledValues | None:
         if shared is None:
             return None
         if shared not in self.codes:
@@ -283,7 +283,7 @@ def _scope_function(
     stacked = frame.entering(path, range(len(values)), stacked=True)
     leaving: list[tuple[bool, Shared]] = []
 
-    def run(codes: list[QuantizedArray], *args: Any) -> Any:
+    def run(codes: list[ScaledValues], *args: Any) -> Any:
         inner = frame.inner(path)
         inner.codes = dict(zip(plain, codes, strict=False))
         inner.stacked = dict(zip(stacked, codes[len(plain) :], strict=True))

@@ -25,9 +25,8 @@ from jax.interpreters import ad, batching, mlir
 from srjit import _compat, targets
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
-from srjit.numerics.quantization import Quantization, QuantizedArray, encode
+from srjit.numerics.quantization import Quantization, ScaledValues, emulated
 from srjit.numerics.random_bits import Key, Rng, mix
-from srjit.numerics.rounding import working_dtype
 from srjit.numerics.scaled_dot import scaled_dot
 
 LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL = range(5)  # the quantizations of one site
@@ -98,12 +97,10 @@ def oriented(spec: Quantization, product: Product, side: int, shape: tuple[int, 
 
 @functools.cache
 def _quantizer(spec: Quantization, rng: Rng, target: str) -> Any:
-    fmt = get_format(spec.format)
-
-    def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> QuantizedArray:
-        q = encode(x, spec, key, amax=amax, rng=rng)
-        carrier = targets.get(target).carrier(fmt.element, working_dtype(x.dtype))
-        return dataclasses.replace(q, codes=q.codes.astype(carrier))
+    def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
+        q = emulated(x, spec, key, amax=amax, rng=rng)
+        carrier = targets.get(target).carrier(spec, q.values.dtype)
+        return dataclasses.replace(q, values=q.values.astype(carrier))
 
     run.__name__ = run.__qualname__ = f"srjit_quantize_{spec.format}_{spec.rounding}"
     return jax.jit(run)
@@ -117,7 +114,7 @@ def quantize_operand(
     rng: Rng,
     target: str,
     amax: jax.Array | None = None,
-) -> QuantizedArray:
+) -> ScaledValues:
     """x's codes in the target's carrier dtype; one function a spec, traced once a shape."""
     key = key if spec.rounding == "stochastic" else None
     return _quantizer(spec, rng, target)(lax.stop_gradient(x), key, amax)
@@ -134,8 +131,8 @@ def bind_site(
     x: jax.Array,
     w: jax.Array,
     extras: Sequence[jax.Array],
-    lhs: QuantizedArray | None,
-    rhs: QuantizedArray | None,
+    lhs: ScaledValues | None,
+    rhs: ScaledValues | None,
     key: Key | None,
 ) -> jax.Array:
     """The product of two operands, quantized where codes are given.
@@ -152,21 +149,25 @@ def bind_site(
 
 
 def _leaves(spec: Quantization | None) -> int:
+    """How many arrays hold an operand of that quantization."""
     if spec is None:
         return 0
-    return 3 if get_format(spec.format).scale == "e4m3" else 2
+    if spec.rounding == "none":
+        return 1
+    has_scale = {"none": False, "e8m0": False, "e4m3": True}
+    return 1 + has_scale.get(get_format(spec.format).scale, not spec.is_blocked)
 
 
 def _unflatten(site: SiteParams, args: Sequence[Any]) -> tuple[Any, ...]:
     """Operands of site_p as (x, w, extras, lhs, rhs, key)."""
     x, w, *rest = args
     extras, rest = rest[: site.extras], rest[site.extras :]
-    codes: list[QuantizedArray | None] = []
+    codes: list[ScaledValues | None] = []
     for spec in (site.lhs, site.rhs):
         n = _leaves(spec)
         leaves, rest = rest[:n], rest[n:]
-        tensor_scale = leaves[2] if n == 3 else None
-        codes.append(QuantizedArray(leaves[0], leaves[1], tensor_scale, spec) if spec else None)
+        scale = leaves[1] if n == 2 else None
+        codes.append(ScaledValues(leaves[0], scale, spec) if spec else None)
     return x, w, tuple(extras), *codes, tuple(rest) if rest else None
 
 
@@ -276,7 +277,7 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
     """The gradients of a site's operands: products of the quantized cotangent and saved codes."""
     x, w, extras, lhs, rhs, key = _unflatten(site, operands)
     floats, saved, kinds = (x, w), (lhs, rhs), (site.lhs, site.rhs)
-    drawn: dict[Quantization, QuantizedArray] = {}
+    drawn: dict[Quantization, ScaledValues] = {}
     masked = site.product.mask(2, ct, *extras)
     grads: list[jax.Array] = []
     for side in sides:
@@ -314,7 +315,7 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
 
 def _quantize_backward(
     site: SiteParams, x: jax.Array, spec: Quantization, key: Key | None, slot: int
-) -> QuantizedArray:
+) -> ScaledValues:
     """Quantizes a tensor of the backward pass, under vmap if every example has its own key."""
     noise = None if key is None or spec.rounding == "nearest" else mix(key, slot)
     run = functools.partial(quantize_operand, spec=spec, rng=site.rng, target=site.target)

@@ -11,16 +11,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from srjit.numerics import hadamard, random_bits, scaling
-from srjit.numerics.formats import Element, Format, Granularity, get_element, get_format, unknown_name
+from srjit.numerics.formats import (
+    Element,
+    Format,
+    Granularity,
+    get_element,
+    get_format,
+    unknown_name,
+)
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.rounding import round_to_grid, working_dtype
 from srjit.numerics.scaling import ScaleRounding
 
-Rounding = Literal["nearest", "stochastic"]
+Rounding = Literal["nearest", "stochastic", "none"]
 Scaling = Literal["dynamic", "delayed", "static"]
 
 _CHOICES = {
-    "rounding": ("nearest", "stochastic"),
+    "rounding": ("nearest", "stochastic", "none"),
     "scaling": ("dynamic", "delayed", "static"),
     "granularity": ("tensor", "channel", "block", "square"),
     "scale_rounding": ("standard", "up"),
@@ -48,7 +55,8 @@ class Quantization:
     Attributes:
       format: ``int8``, ``int4``, ``fp8_e4m3``, ``fp8_e5m2``, ``mxfp8``, ``mxfp4``, ``nvfp4`` or
         ``bf16``.
-      rounding: ``nearest`` (ties to even) or ``stochastic``.
+      rounding: ``nearest`` (ties to even) or ``stochastic``; ``none`` leaves an operand of a
+        program as it is, but for a Hadamard transform: the reference that averages converge to.
       axis: the dimension(s) that the product contracts. Blocks run along the last of them,
         squares along it and the last dimension that is left (or along two given axes); a channel
         is what is left. A site sets it; a recipe leaves it alone.
@@ -81,9 +89,10 @@ class Quantization:
             if value not in known and not (field == "granularity" and value is None):
                 raise unknown_name(field, value, known)
         if self.shared not in _GRANULARITIES[fmt.scale]:
+            fitting = " or ".join(map(repr, _GRANULARITIES[fmt.scale]))
             raise ValueError(
                 f"granularity {self.granularity!r} does not fit format {self.format!r}, "
-                f"{_SCALE_LAYOUTS[fmt.scale]}; use {' or '.join(map(repr, _GRANULARITIES[fmt.scale]))}"
+                f"{_SCALE_LAYOUTS[fmt.scale]}; use {fitting}"
             )
         if self.block is not None and not self._has_blocks_of(self.block):
             raise ValueError(
@@ -117,6 +126,11 @@ class Quantization:
     def is_oriented(self) -> bool:
         """Whether the codes depend on which dimensions a product contracts."""
         return self.shared in ("channel", "block") or self.hadamard
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether scales vary along the contraction, and so do not factor out of a product."""
+        return self.shared in ("block", "square")
 
     def axes(self, ndim: int) -> tuple[int, ...]:
         """``axis`` as non-negative dimensions of an array with ``ndim`` dimensions."""
@@ -205,6 +219,8 @@ def quantize(
     x = _as_float(x, "quantize")
     if spec.rounding == "stochastic" and key is None:
         raise TypeError("stochastic rounding needs key=: a typed PRNG key or an integer step")
+    if spec.rounding == "none":
+        raise ValueError("rounding='none' makes no codes: it is for operands inside programs")
     if spec.scaling == "delayed":
         raise ValueError("delayed scales are state: use srjit(...).init_state, or scaling='static'")
     words = None if spec.rounding == "nearest" else random_bits.as_key(key)
@@ -221,6 +237,30 @@ def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
     if q.tensor_scale is not None:
         values = values * aligned(q.tensor_scale, values.ndim).astype(work)
     return values.astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScaledValues:
+    """A quantized operand as programs hold it: what is multiplied, and the factor of the result.
+
+    Attributes:
+      values: codes, times their block scales where those do not factor out of a product. Such
+        products are exact in bfloat16 for MX and NVFP4.
+      scale: the factor that is left (per tensor, or per channel with size-1 dimensions), or None.
+      spec: the Quantization it came from.
+    """
+
+    values: jax.Array
+    scale: jax.Array | None
+    spec: Quantization = dataclasses.field(metadata={"static": True})
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the values are integers to 127, for integer units."""
+        spec = self.spec
+        is_grid = get_format(spec.format).element.is_integer and not spec.is_blocked
+        return is_grid and spec.rounding != "none"
 
 
 def encode(
@@ -240,41 +280,93 @@ def encode(
       amax: float32 scalar for delayed scales.
       rng: ``hash`` or ``threefry``.
     """
-    fmt = get_format(spec.format)
-    axes = spec.axes(x.ndim)
+    codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=True)
+    scale = view.squeeze(scales.scale)
+    return QuantizedArray(view.merge(codes), scale, scales.tensor_scale, spec)
+
+
+def emulated(
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    *,
+    amax: jax.Array | None = None,
+    rng: Rng = "hash",
+) -> ScaledValues:
+    """``encode`` with block scales multiplied in; arguments as there.
+
+    NVFP4 tensors below 2^-100 are flushed to zero: see ``scaling.nvfp4_scales``.
+    """
+    if spec.rounding == "none":
+        return ScaledValues(_prepared(x, spec), None, spec)
+    codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=False)
+    if not spec.is_blocked:
+        left = None if get_format(spec.format).scale == "none" else scales.scale
+        return ScaledValues(view.merge(codes), left, spec)
+    values = codes * _as_float_scale(scales.scale, codes.dtype)
+    return ScaledValues(view.merge(values), scales.tensor_scale, spec)
+
+
+def _prepared(x: jax.Array, spec: Quantization) -> jax.Array:
+    """x in the working dtype, transformed if the spec says so."""
     x = x.astype(working_dtype(x.dtype))
-    if spec.hadamard:
-        x = hadamard.transform(x, axes[-1])
+    return hadamard.transform(x, spec.axes(x.ndim)[-1]) if spec.hadamard else x
+
+
+def _codes(
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    amax: jax.Array | None,
+    rng: Rng,
+    *,
+    subnormal: bool,
+) -> tuple[jax.Array, scaling.Scales, _BlockView]:
+    """Codes in the view that has blocks as dimensions, with the scales."""
+    fmt = get_format(spec.format)
+    x = _prepared(x, spec)
     bits = None if key is None else random_bits.random_bits(key, x, rng)
+    view = _BlockView.of(x.shape, spec, spec.axes(x.ndim))
     if fmt.scale == "none":
         rounded = _keep_visible(x, round_to_grid(x, fmt.element, bits))
-        return QuantizedArray(rounded, jnp.ones((), x.dtype), None, spec)
-    view = _BlockView.of(x.shape, spec, axes)
+        one = jnp.ones((), x.dtype)
+        return rounded, scaling.Scales(one, one), view
     blocks = view.split(x)
-    scales = _scales(blocks, view, spec, fmt, amax)
-    if scales.lift is not None:
-        blocks = scaling.lifted(blocks, scales.lift)
-    y = blocks * scales.encode
-    codes = round_to_grid(y, fmt.element, None if bits is None else view.split(bits))
-    return QuantizedArray(
-        view.merge(codes), view.squeeze(scales.scale), scales.tensor_scale, spec
-    )
+    scales = _scales(blocks, view, spec, fmt, amax, subnormal)
+    raised = blocks if scales.lift is None else scaling.lifted(blocks, scales.lift)
+    noise = None if bits is None else view.split(bits)
+    return round_to_grid(raised * scales.encode, fmt.element, noise), scales, view
 
 
 def _scales(
-    blocks: jax.Array, view: _BlockView, spec: Quantization, fmt: Format, known: jax.Array | None
+    blocks: jax.Array,
+    view: _BlockView,
+    spec: Quantization,
+    fmt: Format,
+    known: jax.Array | None,
+    subnormal: bool,
 ) -> scaling.Scales:
     if spec.scaling == "static":
         known = jnp.asarray(spec.amax, blocks.dtype)
     if fmt.scale == "e4m3":
         block = scaling.amax(blocks.astype(jnp.float32), view.shared, keepdims=True)
-        return scaling.nvfp4_scales(block, scaling.amax(block), spec.scale_rounding)
+        tensor = scaling.amax(block)
+        return scaling.nvfp4_scales(block, tensor, spec.scale_rounding, subnormal)
     amax = scaling.amax(blocks, view.shared, keepdims=view.shared is not None)
     if known is not None:  # a scale from elsewhere must not hide NaN and Inf
         amax = jnp.where(jnp.isfinite(amax), known.astype(amax.dtype), jnp.nan)
     if fmt.scale == "e8m0":
         return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding)
     return scaling.float_scales(amax, fmt.element)
+
+
+def _as_float_scale(scale: jax.Array, dtype: Any) -> jax.Array:
+    """Scales as ``dtype``; written out for E8M0, whose casts are slow or missing."""
+    if scale.dtype != jnp.float8_e8m0fnu:
+        return scale.astype(dtype)
+    word = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.int32)
+    power = lax.bitcast_convert_type(word << 23, jnp.float32)
+    return jnp.where(word == 255, jnp.nan, power).astype(dtype)
 
 
 def aligned(scale: jax.Array, ndim: int) -> jax.Array:
@@ -284,14 +376,8 @@ def aligned(scale: jax.Array, ndim: int) -> jax.Array:
 
 def expanded_scale(q: QuantizedArray, dtype: Any) -> jax.Array:
     """``q.scale`` as ``dtype``, in a shape that broadcasts against the codes."""
-    if q.scale.dtype == jnp.float8_e8m0fnu:
-        word = lax.bitcast_convert_type(q.scale, jnp.uint8).astype(jnp.int32)
-        scale = lax.bitcast_convert_type(word << 23, jnp.float32)
-        scale = jnp.where(word == 255, jnp.nan, scale).astype(dtype)
-    else:
-        scale = q.scale.astype(dtype)
-    spec = q.spec
-    if spec.shared not in ("block", "square") or not q.codes.ndim:
+    scale, spec = _as_float_scale(q.scale, dtype), q.spec
+    if not spec.is_blocked or not q.codes.ndim:
         return scale
     for d in _BlockView.of(q.codes.shape, spec, spec.axes(q.codes.ndim)).dims:
         repeated = jnp.repeat(scale, spec.block_size, axis=d, total_repeat_length=None)

@@ -83,7 +83,9 @@ def e8m0_scales(amax: jax.Array, element: Element, rounding: ScaleRounding) -> S
     return Scales(encode, lax.bitcast_convert_type(code, jnp.float8_e8m0fnu))
 
 
-def nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: ScaleRounding) -> Scales:
+def nvfp4_scales(
+    block: jax.Array, tensor: jax.Array, rounding: ScaleRounding, subnormal: bool
+) -> Scales:
     """NVFP4's two levels: E4M3 per block under float32 per tensor (arXiv 2509.25149, appendix).
 
     S = min(2688/A, FLT_MAX), or 1 if A = 0; sf = e4m3(min(b * (S * (1/6)), 448));
@@ -93,17 +95,37 @@ def nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: ScaleRounding) -
     Args:
       block: float32 amax of every block.
       tensor: float32 amax of the tensor, a scalar.
+      rounding: of sf.
+      subnormal: whether elements, blocks and tensors down to 2^-149 count. XLA's targets flush
+        subnormal floats, so that takes integers and three times the operations; without it,
+        tensors below 2^-100 may come out as zeros; the others come out the same.
     """
+    if subnormal:
+        return _subnormal_nvfp4_scales(block, tensor, rounding)
+    s = jnp.minimum(2688.0 / tensor, _FLT_MAX)
+    s = jnp.where((tensor == 0) | (s == 0), jnp.float32(1), s)
+    sf = _nvfp4_block_scale(block, s, rounding)
+    encode = jnp.minimum(1.0 / (sf * (1.0 / s)), _FLT_MAX)
+    return Scales(encode, sf.astype(_E4M3.dtype), _divide(tensor, 2688.0))
+
+
+def _nvfp4_block_scale(block: jax.Array, s: jax.Array, rounding: ScaleRounding) -> jax.Array:
+    target = jnp.minimum(block * (s * np.float32(1 / 6)), 448.0)
+    sf = round_to_grid(target, _E4M3)
+    return jnp.where(sf < target, _next_up(sf), sf) if rounding == "up" else sf
+
+
+def _subnormal_nvfp4_scales(
+    block: jax.Array, tensor: jax.Array, rounding: ScaleRounding
+) -> Scales:
+    """``nvfp4_scales`` where any float32, D among them, may be subnormal."""
     tiny = tensor < _TINY
     lift = _lift_where(tiny)
     a, b = lifted(tensor, lift), lifted(block, lift)
     limit = _FLT_MAX / lift
     s = jnp.minimum(2688.0 / a, limit)
     s = jnp.where((a == 0) | (s == 0), jnp.float32(1), s)
-    target = jnp.minimum(b * (s * np.float32(1 / 6)), 448.0)
-    sf = round_to_grid(target, _E4M3)
-    if rounding == "up":
-        sf = jnp.where(sf < target, _next_up(sf), sf)
+    sf = _nvfp4_block_scale(b, s, rounding)
     per_unit = jnp.where(tiny, jnp.float32(1 / (_UNIT * _LIFT)), jnp.float32(1))
     word = lax.bitcast_convert_type(s, jnp.int32)
     d = _in_units(per_unit / s, jnp.int32(0), word & 0x7FFFFF | 0x800000, tiny)

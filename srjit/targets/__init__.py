@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from srjit.numerics.formats import Element, unknown_name
-from srjit.numerics.scaled_dot import Multiply, multiply_codes
+from srjit.numerics.formats import get_format, unknown_name
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.scaled_dot import Multiply, multiply_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +30,21 @@ class Target:
     platform: str
     recipe: str
     native: frozenset[tuple[str, str]] = frozenset()
-    multiply: Multiply = multiply_codes
+    multiply: Multiply = multiply_values
 
-    def carrier(self, element: Element, work: Any) -> Any:
-        """The dtype that holds codes inside a program: the element's own where that is cheap."""
-        if work == jnp.float64:
+    def carrier(self, spec: Quantization, work: Any) -> Any:
+        """The dtype that holds an operand's values inside a program.
+
+        Args:
+          spec: how the operand was quantized.
+          work: float32 or float64, which the values are computed in.
+        """
+        fmt = get_format(spec.format)
+        if work == jnp.float64 or spec.rounding == "none":
             return work
-        if element.is_integer:
-            return jnp.dtype(jnp.int8)
-        # float4 casts are slow wherever they are emulated; bfloat16 holds E2M1 exactly.
-        return jnp.dtype(jnp.bfloat16) if element.dtype == jnp.float4_e2m1fn else element.dtype
+        if spec.is_blocked:  # element times block scale: 8 significant bits at most, or float32
+            return jnp.dtype(jnp.float32) if fmt.scale == "float32" else jnp.dtype(jnp.bfloat16)
+        return jnp.dtype(jnp.int8) if fmt.element.is_integer else fmt.element.dtype
 
 
 _TARGETS: dict[str, Target] = {}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -18,7 +15,6 @@ from ..catalogue import (
     mean_squared,
     model,
     normal,
-    optax_case,
     random_weights,
     sgd,
     sgd_case,
@@ -32,58 +28,6 @@ def _split(make: Any, kind: Any = None) -> tuple[Any, Any, Any]:
     net = nnx.eval_shape(make)
     definition, params, rest = nnx.split(net, kind or nnx.Param, ...)
     return definition, random_weights(lambda: params), random_weights(lambda: rest)
-
-
-def _gemma_modules() -> tuple[Any, Any]:
-    """Imports the example as its own scripts do: with its folder as the first on the path."""
-    folder = pathlib.Path(__file__).parent.parent / "vendored" / "flax_examples" / "gemma"
-    names = {path.stem for path in folder.glob("*.py")}
-    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module("transformer"), importlib.import_module("transformer_cfg")
-    finally:
-        sys.path.remove(str(folder))
-        for name in names:
-            sys.modules.pop(name, None)
-        sys.modules.update(before)
-
-
-@model("flax.nnx", "Gemma 2 (example gemma), AdamW")
-def gemma() -> Case:
-    """Grouped queries, a sliding window, soft caps, the embedding tied to the head."""
-    import optax
-    from flax import nnx
-
-    transformer, configs = _gemma_modules()
-    config = configs.TransformerConfig(
-        num_layers=2,
-        num_embed=64,
-        embed_dim=32,
-        hidden_dim=64,
-        num_heads=4,
-        head_dim=16,
-        num_kv_heads=2,
-        final_logit_softcap=30.0,
-        use_post_attn_norm=True,
-        use_post_ffw_norm=True,
-        attention_types=(configs.AttentionType.LOCAL_SLIDING, configs.AttentionType.GLOBAL),
-        attn_logits_soft_cap=50.0,
-        sliding_window_size=4,
-    )
-    definition, params, rest = _split(
-        lambda: transformer.Transformer(config, rngs=nnx.Rngs(params=0))
-    )
-
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        net = nnx.merge(definition, params, rest)
-        mask = jnp.ones_like(tokens, bool)
-        positions = transformer.build_positions_from_mask(mask)
-        seen = transformer.make_causal_attn_mask(mask)
-        logits, _ = net(tokens, positions, None, seen)
-        return cross_entropy(logits[:, :-1], tokens[:, 1:])
-
-    return optax_case(loss, optax.adamw(1e-3), params, integers(64, 4, 12))
 
 
 def _cnn(nnx: Any) -> Any:

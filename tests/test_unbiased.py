@@ -1,0 +1,83 @@
+"""Averages of a decorated step's gradients converge to the gradients without the rounding."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srjit import recipes, transform
+
+DRAWS = 1024
+RECIPES = ("int8", "int8-channel", "int4", "fp8", "mxfp8", "mxfp4", "nvfp4-unbiased")
+
+
+def _params() -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(s) / 8, jnp.float32) for s in ((64, 96), (96, 48))]
+
+
+def _batch() -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(1)
+    return tuple(jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((80, 64), (80, 48)))
+
+
+def _loss(params: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+    # Linear between the products: noise of one may not bias what the next makes of it.
+    return jnp.mean((x @ params[0] @ params[1] - y) ** 2)
+
+
+def _bits(recipe: str, draws: tuple[int, ...]) -> dict[int, np.ndarray]:
+    """-1/2 log2 of the relative squared error of averages of so many draws, for each gradient."""
+    exact = recipes.get(recipe).with_rounding(gradients="none")
+    reference = transform(jax.grad(_loss), recipe=exact)(_params(), *_batch())
+    drawn = transform(jax.grad(_loss), recipe=recipe)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def total(first: int, count: int) -> list[jax.Array]:
+        steps = first + jnp.arange(count, dtype=jnp.int32)
+        return [
+            g.sum(0) for g in jax.vmap(lambda k: drawn(_params(), *_batch(), sr_key=k))(steps)
+        ]
+
+    sums = [np.zeros(p.shape) for p in _params()]
+    found: dict[int, np.ndarray] = {}
+    done = 0
+    for count in draws:
+        while done < count:
+            size = min(64, count - done)
+            sums = [s + np.asarray(t, np.float64) for s, t in zip(sums, total(done, size))]
+            done += size
+        errors = [
+            np.sum((s / count - r) ** 2) / np.sum(np.float64(r) ** 2)
+            for s, r in zip(sums, reference, strict=True)
+        ]
+        found[count] = -0.5 * np.log2(errors)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_averaging_gains_one_bit_for_every_factor_of_four(recipe: str) -> None:
+    draws = (1, 4, 16, 64, 256, DRAWS)
+    found = _bits(recipe, draws)
+    # Of n independent errors the relative standard deviation of their mean square is at most
+    # sqrt(2/n'), n' the number of independent ones: elements of a product share the noise of a row
+    # of the cotangent, so rows count. Five deviations of log2, for each of the two points.
+    rows = min(p.shape[1] for p in _params())
+    margin = 2 * 5 * 0.5 * np.sqrt(2 / rows) / np.log(2)
+    for i, _ in enumerate(_params()):
+        gained = found[DRAWS][i] - found[1][i]
+        assert abs(gained - 5) < margin, (recipe, i, {k: v[i] for k, v in found.items()})
+        late = found[DRAWS][i] - found[64][i]
+        assert abs(late - 2) < margin, (recipe, i, {k: v[i] for k, v in found.items()})
+
+
+@pytest.mark.slow
+def test_nvfp4_as_published_reaches_a_plateau() -> None:
+    found = _bits("nvfp4", (1, 64, DRAWS))
+    gained = found[DRAWS] - found[64]
+    assert np.all(gained < 1.7), found  # two bits without its clipped block maxima
