@@ -175,7 +175,7 @@ class SrjitFunction:
         try:
             out = jitted(sr_key, *args, **kwargs)
         except ValueError as error:
-            _explain_devices(error, sr_key, (args, kwargs))
+            _explain(error, sr_key, (args, kwargs))
             raise
         if type(out) is Changed:
             Objects.among(args, kwargs).update(out.state)
@@ -319,8 +319,10 @@ def _shifted(options: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _explain_devices(error: ValueError, key: Any, arguments: Any) -> None:
-    """Raises an error that blames the key, if that is what stands on other devices."""
+def _explain(error: ValueError, key: Any, arguments: Any) -> None:
+    """Says where the key has to do with an error of ``jax.jit``; raises one that blames it."""
+    if "in_shardings specification" in str(error):
+        error.add_note("srjit counts sr_key as an argument, and None as its in_sharding")
     if "incompatible devices" not in str(error) or not isinstance(key, jax.Array):
         return
     others: set[frozenset[Any]] = {
