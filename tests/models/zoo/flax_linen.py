@@ -1,4 +1,4 @@
-"""Flax Linen: the models of its examples, verbatim, and stacks of its layers."""
+"""Flax Linen: stacks of its layers."""
 
 from __future__ import annotations
 
