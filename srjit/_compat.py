@@ -58,17 +58,16 @@ def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def called_jaxpr(eqn: Any) -> Any:
-    """The jaxpr that an equation evaluates once on its operands, or None."""
-    primitive = eqn.primitive
-    if primitive in (jex_primitives.jit_p, jex_primitives.remat_p, shard_map_p):
-        return eqn.params["jaxpr"]
-    if primitive in (
-        jex_primitives.closed_call_p,
-        jex_primitives.custom_jvp_call_p,
-        jex_primitives.custom_vjp_call_p,
-    ) or primitive.name in ("core_call", "run_state"):
-        return eqn.params.get("call_jaxpr")
-    return None
+    """The jaxpr that an equation evaluates once on its operands."""
+    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+
+
+def jaxprs_of(eqn: Any) -> Iterator[Any]:
+    """All jaxprs among the parameters of an equation."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(open_jaxpr(item)[0], "eqns"):
+                yield item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +99,19 @@ def name_stack(eqn: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     private: there is no public way to read it but as text.
     """
     stack = eqn.source_info.name_stack.stack
+    if eqn.primitive is jex_primitives.remat_p:
+        stack = _without_repetition(stack)
     scopes = tuple(e.name for e in stack if isinstance(e, source_info_util.Scope))
     transforms = tuple(e.name for e in stack if isinstance(e, source_info_util.Transform))
     return scopes, transforms
+
+
+def _without_repetition(stack: Any) -> Any:
+    """A stack whose end is not there twice, as JAX writes it on the transpose of a remat."""
+    for n in range(len(stack) // 2, 0, -1):
+        if stack[-n:] == stack[-2 * n : -n]:
+            return stack[:-n]
+    return stack
 
 
 @contextlib.contextmanager
@@ -120,10 +129,31 @@ def location(eqn: Any) -> str:
     return f"{frame.file_name}:{frame.start_line}" if frame else ""
 
 
-def is_opaque(eqn: Any) -> bool:
+def is_kernel(eqn: Any) -> bool:
     """Whether an equation is a kernel or a foreign call that may multiply matrices inside."""
     name = eqn.primitive.name
     return name in ("pallas_call", "ffi_call", "custom_call", "mosaic_call") or "cudnn" in name
+
+
+def axis_names(eqn: Any) -> frozenset[str]:
+    """The mesh axes that a collective is over."""
+    given = eqn.params.get("axes", eqn.params.get("axis_name", ()))
+    return frozenset(given if isinstance(given, (tuple, list)) else (given,))
+
+
+def unchecked_axes(eqn: Any) -> list[frozenset[str]] | None:
+    """For each operand of a ``shard_map``, the axes that shard it; None if types tell."""
+    if eqn.params["check_vma"]:
+        return None
+    return [
+        frozenset(
+            name
+            for entry in spec
+            if entry is not None
+            for name in (entry if isinstance(entry, tuple) else (entry,))
+        )
+        for spec in eqn.params["in_specs"]
+    ]
 
 
 def is_float(dtype: Any) -> bool:

@@ -5,23 +5,42 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-
-from srjit.jaxprs.provenance import Occurrence, Path, Provenance
+from srjit.jaxprs.provenance import Occurrence, Path, Provenance, visible
 from srjit.jaxprs.roles import KEEP_SCOPE, Classified, classify
 from srjit.jaxprs.site import Backward, SiteParams, oriented
 from srjit.numerics.products import DotProduct, PrimitiveProduct, Product
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Rng
 from srjit.plan import Report, Site, SitePlan
-from srjit.recipes import Operands, Recipe, Rule
+from srjit.recipes import BUILTIN, Operands, Recipe, Rule
 from srjit.targets import Target
 
 _BACKWARD_NOISE = 1 << 30  # backward sites count apart: recomputation must not shift their numbers
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+Shared = tuple[int, Quantization]  # (token, quantization): equal ones are the same codes
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Where the noise of one quantization comes from.
+
+    Attributes:
+      number: of the first site that quantizes the value so.
+      slot: which of that site's quantizations it is.
+      flips: for each loop around this site, whether its trips count the other way round than those
+        of the first site, whose value this one recomputes.
+    """
+
+    number: int
+    slot: int
+    flips: tuple[bool, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,20 +49,21 @@ class PlannedSite:
 
     Attributes:
       params: the static part of the site primitive.
-      noise: the number that its noise comes from.
-      flips: for each enclosing loop, whether its trips count the other way round than those of the
-        forward site that this one recomputes.
-      lhs, rhs: (token, quantization) of the operands: equal ones share their codes.
+      number: what the noise of its gradients comes from, should they be taken.
+      lhs, rhs: what their codes are: sites of equal ones share them.
+      draws: of both operands.
+      varies: mesh axes over which the operands, and a gradient, differ where types do not tell.
     """
 
     params: SiteParams
-    noise: int
-    flips: tuple[bool, ...]
-    lhs: tuple[int, Quantization] | None
-    rhs: tuple[int, Quantization] | None
+    number: int
+    lhs: Shared | None
+    rhs: Shared | None
+    draws: tuple[Draw, Draw]
+    varies: tuple[frozenset[str], frozenset[str], frozenset[str]]
 
-    def operands(self) -> list[tuple[int, Quantization]]:
-        """(token, quantization) of the operands that are quantized."""
+    def operands(self) -> list[Shared]:
+        """The operands that are quantized."""
         return [s for s in (self.lhs, self.rhs) if s]
 
 
@@ -54,6 +74,7 @@ class ProgramPlan:
     sites: dict[Path, PlannedSite]
     report: Report
     provenance: Provenance
+    settings: Settings
 
     @functools.cached_property
     def scopes(self) -> frozenset[Path]:
@@ -61,23 +82,23 @@ class ProgramPlan:
         return frozenset(path[:n] for path in self.sites for n in range(1, len(path)))
 
     @functools.cached_property
-    def uses(self) -> dict[Path, list[tuple[int, Quantization]]]:
-        """For each scope, what its sites read: (token, quantization), in order."""
-        uses: dict[Path, dict[tuple[int, Quantization], None]] = collections.defaultdict(dict)
+    def uses(self) -> dict[Path, list[Shared]]:
+        """For each scope, what its sites read, in order."""
+        uses: dict[Path, dict[Shared, None]] = collections.defaultdict(dict)
         for path, site in self.sites.items():
             for n in range(len(path)):
                 uses[path[:n]].update((s, None) for s in site.operands())
         return {scope: list(found) for scope, found in uses.items()}
 
     @functools.cached_property
-    def _readers(self) -> dict[tuple[int, Quantization], list[Path]]:
-        readers: dict[tuple[int, Quantization], list[Path]] = collections.defaultdict(list)
+    def _readers(self) -> dict[Shared, list[Path]]:
+        readers: dict[Shared, list[Path]] = collections.defaultdict(list)
         for path, site in self.sites.items():
             for shared in site.operands():
                 readers[shared].append(path)
         return readers
 
-    def read_outside(self, shared: tuple[int, Quantization], scope: Path) -> bool:
+    def read_outside(self, shared: Shared, scope: Path) -> bool:
         """Whether a site outside ``scope`` reads the same codes, and they can get there.
 
         They can where the value itself enters every scope on the way, so nothing that a user chose
@@ -127,7 +148,7 @@ def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> Program
         recipe = recipe.with_rounding(
             activations="nearest", weights="nearest", gradients="nearest"
         )
-    noise = _noise_numbers(classified)
+    noise = _Noise()
     ends = _ends(classified, recipe)
     differentiated = any(c.phase != "forward" for c in classified)
     sites: dict[Path, PlannedSite] = {}
@@ -137,9 +158,9 @@ def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> Program
         planner = _SitePlanner(c, number, settings, recipe, ends, used, not differentiated)
         plan = planner.plan()
         plans += [plan, *plan.backward]
+        ordinal = noise.number(c.phase)
         if plan.status != "kept" or any(b.status != "kept" for b in plan.backward):
-            index, flips = noise[number]
-            sites[c.occurrence.path] = planner.planned(plan, index, flips)
+            sites[c.occurrence.path] = planner.planned(plan, ordinal, provenance, noise)
     return ProgramPlan(
         sites,
         Report(
@@ -154,34 +175,47 @@ def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> Program
             ),
         ),
         provenance,
+        settings,
     )
 
 
-def _noise_numbers(classified: list[Classified]) -> list[tuple[int, tuple[bool, ...]]]:
-    """Forward and backward sites are counted apart; a recomputed one has its partner's number."""
-    numbers: list[tuple[int, tuple[bool, ...]]] = []
-    forward: dict[int, tuple[int, Occurrence]] = {}
-    count = {"forward": 0, "recompute": 0, "backward": 0}
-    start = {"forward": 0, "recompute": _BACKWARD_NOISE // 2, "backward": _BACKWARD_NOISE}
-    for c in classified:
-        o = c.occurrence
-        index = start[c.phase] + count[c.phase]
-        flips = tuple(False for _ in o.loops)
-        if c.phase == "recompute" and o.out.token in forward:
-            index, partner = forward[o.out.token]
-            flips = tuple(a[1] != b[1] for a, b in zip(o.loops, partner.loops, strict=False))
-        else:
-            count[c.phase] += 1
-        if c.phase == "forward":
-            forward.setdefault(o.out.token, (index, o))
-        numbers.append((index, flips))
-    return numbers
+class _Noise:
+    """Numbers the sites, and tells every quantization whose noise is its own.
+
+    Forward, recomputed and backward sites are counted apart. A value that is quantized again, as
+    in a recomputation, takes the noise that it had when it was quantized first.
+    """
+
+    def __init__(self) -> None:
+        self._counts = {"forward": 0, "recompute": _BACKWARD_NOISE // 2, "backward": _BACKWARD_NOISE}
+        self._first: dict[Any, tuple[int, int, tuple[Any, ...]]] = {}
+
+    def number(self, phase: str) -> int:
+        """The number of the next site of that phase."""
+        self._counts[phase] += 1
+        return self._counts[phase] - 1
+
+    def draw(self, o: Occurrence, number: int, slot: int, shared: Shared) -> Draw:
+        """The noise of one operand of the site with that number."""
+        loops = o.scope.loops
+        # Where tokens are lost, as those of a branch's residuals are, origins are still known.
+        alike = ("origin", o.operands[slot].origin, o.eqn.invars[slot].aval.shape, shared[1])
+        first = self._first.get(shared)
+        if first is None and o.scope.phase == "recompute":
+            first = self._first.get(alike)
+        if first is None:
+            first = (number, slot, loops)
+            self._first.setdefault(alike, first)
+        self._first.setdefault(shared, first)
+        number, slot, others = first
+        pairs = itertools.zip_longest(loops, others[: len(loops)], fillvalue=(None, False))
+        return Draw(number, slot, tuple(a[1] != b[1] and a[0] == b[0] for a, b in pairs))
 
 
-def _ends(classified: list[Classified], recipe: Recipe) -> set[Path]:
-    """Where the forward weight products stand that the recipe keeps at the program's two ends."""
+def _ends(classified: list[Classified], recipe: Recipe) -> set[int]:
+    """Origins of the forward weight products that the recipe keeps at the program's two ends."""
     weighted = [
-        c.occurrence.path
+        c.occurrence.out.origin
         for c in classified
         if c.phase == "forward" and "weight" in (c.lhs_kind, c.rhs_kind)
     ]
@@ -191,7 +225,7 @@ def _ends(classified: list[Classified], recipe: Recipe) -> set[Path]:
 
 def _opaque_notes(provenance: Provenance) -> list[str]:
     return [
-        f"{o.name} at {'/'.join(_visible(o.scopes)) or o.location or 'top level'} left alone: "
+        f"{o.name} at {'/'.join(visible(o.scope.names)) or o.location or 'top level'} left alone: "
         "srjit does not look inside kernels and custom calls"
         for o in provenance.opaque
     ]
@@ -204,18 +238,16 @@ def _random_notes(provenance: Provenance, mode: str) -> list[str]:
     return [f"the function draws random numbers of its own, as in dropout, which stay: {places}"]
 
 
+# What built-in recipes keep, if a model has it, is not missed where it has not.
+_IF_THERE = frozenset(rule for r in BUILTIN.values() for rule in r.rules if rule.keep)
+
+
 def _unused_notes(recipe: Recipe, used: set[int]) -> list[str]:
     return [
         f"{recipe.name_of(rule)} matched no site"
         for i, rule in enumerate(recipe.rules)
-        if i not in used and not (rule.keep and rule.path in ("*", "*embed*", "*lm_head*", "*logits*"))
+        if i not in used and rule not in _IF_THERE
     ]
-
-
-def _visible(scopes: Sequence[str]) -> list[str]:
-    """Scope names for people: without markers of ours and of transformations."""
-    hidden = ("rematted_computation", "checkpoint", "while", "body", "closed_call", "cond")
-    return [s for s in scopes if not s.startswith("srjit.") and s not in hidden]
 
 
 def product_of(eqn: Any) -> Product | None:
@@ -257,7 +289,7 @@ class _SitePlanner:
         number: int,
         settings: Settings,
         recipe: Recipe,
-        ends: set[Path],
+        ends: set[int],
         used: set[int],
         differentiable: bool,
     ) -> None:
@@ -270,7 +302,7 @@ class _SitePlanner:
         self.product = product_of(self.eqn)
         self.site = Site(
             number=number,
-            path="/".join(_visible(o.scopes)),
+            path="/".join(visible(o.scope.names)),
             role=classified.role,
             phase=classified.phase,
             op=self.eqn.primitive.name,
@@ -281,10 +313,13 @@ class _SitePlanner:
             out_shape=self.eqn.outvars[0].aval.shape,
             dtype=str(self.eqn.outvars[0].aval.dtype),
             flops=flops_of(self.eqn),
-            trips=math.prod(n for n, _ in o.loops if n),
+            trips=math.prod(n for n, _ in o.scope.loops if n),
             location=o.location,
             why=classified.why,
         )
+        if self.differentiable and o.scope.ruled and self._impossible() is None:
+            why = f"{classified.why}; differentiated by its function's own rule, in high precision"
+            self.differentiable, self.site = False, dataclasses.replace(self.site, why=why)
 
     def plan(self) -> SitePlan:
         """What becomes of the site, and of its gradients should it be differentiated."""
@@ -294,15 +329,26 @@ class _SitePlanner:
             backward = tuple(self._decide(s) for s in self._gradient_sites())
         return dataclasses.replace(forward, backward=backward)
 
-    def planned(self, plan: SitePlan, noise: int, flips: tuple[bool, ...]) -> PlannedSite:
-        """The site primitive's parameters."""
-        assert self.product is not None
+    def planned(
+        self, plan: SitePlan, number: int, provenance: Provenance, noise: _Noise
+    ) -> PlannedSite:
+        """The site primitive's parameters, and what its codes and its noise are."""
+        product, o = self.product, self.o
+        assert product is not None
         specs = [
-            q and oriented(q, self.product, side, self.avals[side].shape)
+            q and oriented(q, product, side, self.avals[side].shape)
             for side, q in enumerate((plan.lhs, plan.rhs))
         ]
-        values = (self.o.lhs, self.o.rhs)
-        shared = [q and (v.token, q) for v, q in zip(values, specs, strict=True)]
+        shared: list[Shared | None] = [None, None]
+        draws = [Draw(number, side, ()) for side in (0, 1)]
+        for side, q in enumerate(specs):
+            if q is None:
+                continue
+            token = o.operands[side].token
+            if product.masks(side):  # other codes than those of the same value unmasked
+                token = provenance.derived("masked", token, *(v.token for v in o.extras))
+            shared[side] = (token, q)
+            draws[side] = noise.draw(o, number, side, (token, q))
         backward: list[Backward | None] = [None, None]
         for side, b in enumerate(plan.backward):
             ct, residual = (b.lhs, b.rhs) if side == 0 else (b.rhs, b.lhs)
@@ -318,7 +364,8 @@ class _SitePlanner:
             rng=self.settings.rng,
             label=self.site.role,
         )
-        return PlannedSite(params, noise, flips, shared[0], shared[1])
+        varies = (o.lhs.varies, o.rhs.varies, o.scope.manual)
+        return PlannedSite(params, number, shared[0], shared[1], (draws[0], draws[1]), varies)
 
     def _gradient_sites(self) -> list[Site]:
         """The products that differentiating a forward site makes: of its lhs and of its rhs."""
@@ -353,9 +400,10 @@ class _SitePlanner:
         rule = self._rule(site)
         name = "" if rule is None else self.recipe.name_of(rule)
         wanted = self._wanted(rule, site) if rule else None
-        marked = KEEP_SCOPE in self.o.scopes
-        if marked:
+        if KEEP_SCOPE in self.o.scope.names:
             return keep("srjit.keep_high_precision")
+        if self.c.keep:
+            return keep(self.c.keep)
         if site.role == "unknown":
             return keep(f"unknown role: {self.c.why}", asked=True)
         impossible = self._impossible()
@@ -365,8 +413,7 @@ class _SitePlanner:
             return keep("no rule of the recipe matches it")
         if rule.keep:
             return keep(rule.keep)
-        partner = self.c.partner.path if self.c.partner else self.o.path
-        if partner in self.ends:
+        if (self.c.partner or self.o).out.origin in self.ends:
             return keep("kept in high precision by the recipe: at an end of the network")
         if wanted is None:
             return keep(f"the recipe leaves {site.role} in high precision")

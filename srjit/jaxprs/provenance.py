@@ -2,19 +2,21 @@
 
 An abstract interpretation, calls and loops included. A value carries:
 
-  labels    whether parameters, captured arrays or data flow into it
+  labels    what flows into it: parameters, captured arrays, data, results of the backward pass
   token     equal for values that are equal by construction: the same operation on the same inputs.
             A recomputed value has its original's token; what a loop stacks, and another loop reads
             again in the same positions, keeps the token that it had in the body
-  origin    the token before casts, transposes and reshapes
+  origin    the same, seen as a tensor of a network: before casts, transposes and reshapes, and
+            through a branch that makes it while the others make nothing
+  varies    mesh axes over which it differs, inside a shard_map whose types do not tell
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
@@ -23,13 +25,20 @@ from srjit import _compat
 
 Path = tuple[Any, ...]
 PARAMETER, CAPTURED, DATA = "parameter", "captured", "data"
+BACKWARD = "backward"
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
+SOURCES = frozenset({PARAMETER, CAPTURED, DATA})
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {
     "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "copy", "copy_p",
     "sharding_constraint", "reduce_precision", "name", "optimization_barrier", "pvary", "pcast",
-    "reshard", "broadcast_in_dim", "rev", "mul_by_one",
+    "reshard", "broadcast_in_dim", "rev",
+}  # fmt: skip
+_ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
+# After these a value is the same along their mesh axes.
+_COLLECTIVES = {
+    "psum", "psum2", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant",
 }  # fmt: skip
 
 
@@ -40,40 +49,87 @@ class Value:
     labels: frozenset[str]
     token: int
     origin: int
+    varies: frozenset[str] = frozenset()
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The labels that tell where it comes from."""
+        return self.labels & SOURCES
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """Where an equation stands.
+
+    Attributes:
+      path: indices of the equations that enclose it, and its own.
+      names, transforms: names on its full name stack.
+      loops: (length or None, reversed) of each enclosing loop, outermost first.
+      ruled: whether it is inside a function with a derivative rule of its own.
+      manual: the sharded axes of an enclosing shard_map whose types do not tell what varies.
+      record: whether its products are listed; not while a loop's labels are still being found.
+    """
+
+    path: Path = ()
+    names: tuple[str, ...] = ()
+    transforms: tuple[str, ...] = ()
+    loops: tuple[tuple[int | None, bool], ...] = ()
+    ruled: bool = False
+    manual: frozenset[str] = frozenset()
+    record: bool = True
+
+    def at(self, index: Any, eqn: Any) -> Scope:
+        """The scope of the equation with that index in this one."""
+        names, transforms = _compat.name_stack(eqn)
+        return dataclasses.replace(
+            self,
+            path=(*self.path, index),
+            names=self.names + names,
+            transforms=self.transforms + transforms,
+        )
+
+    def inside(self, *step: Any, loop: tuple[int | None, bool] | None = None) -> Scope:
+        """The scope of a jaxpr of this equation: a branch of it, or the body of a loop."""
+        loops = (*self.loops, loop) if loop else self.loops
+        return dataclasses.replace(self, path=(*self.path, *step), loops=loops)
+
+    @property
+    def phase(self) -> str:
+        """``forward``, ``recompute`` or ``backward``, as the typed name stack tells."""
+        if "transpose" not in self.transforms:
+            return "forward"
+        return "recompute" if "rematted_computation" in self.names else "backward"
 
 
 @dataclasses.dataclass(frozen=True)
 class Occurrence:
-    """One product, where it stands in the program.
+    """One product, where it stands in the program, and the provenance of its operands."""
 
-    Attributes:
-      path: indices of the equations that enclose it, and its own.
-      eqn: the equation.
-      lhs, rhs, out: provenance.
-      scopes, transforms: names on its full name stack.
-      loops: (length or None, reversed) of each enclosing loop, outermost first.
-      rematerialized: whether it stands in a recomputation.
-      location: file:line of the user's code.
-    """
-
-    path: Path
+    scope: Scope
     eqn: Any
     lhs: Value
     rhs: Value
+    extras: tuple[Value, ...]
     out: Value
-    scopes: tuple[str, ...]
-    transforms: tuple[str, ...]
-    loops: tuple[tuple[int | None, bool], ...]
     location: str
+
+    @property
+    def path(self) -> Path:
+        """Where it stands."""
+        return self.scope.path
+
+    @property
+    def operands(self) -> tuple[Value, Value]:
+        """Both operands' provenance."""
+        return self.lhs, self.rhs
 
 
 @dataclasses.dataclass(frozen=True)
 class Opaque:
     """An equation that may multiply matrices where srjit does not look (a Pallas kernel, ...)."""
 
-    path: Path
+    scope: Scope
     name: str
-    scopes: tuple[str, ...]
     location: str
 
 
@@ -85,186 +141,237 @@ class Provenance:
         self.opaque: list[Opaque] = []
         self.random: list[str] = []  # where the program itself draws random bits
         self.tokens: dict[tuple[Path, int], int] = {}  # of the inputs of scopes
-        self.inputs: dict[Path, set[int]] = {}
+        self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
         self._stacks: dict[int, Value] = {}
-        jaxpr, consts = _compat.open_jaxpr(closed)
-        inputs = [self._new(label) for label in labels]
-        captured = [self._new(CAPTURED if _is_tensor(c) else None) for c in consts]
-        self._run(jaxpr, inputs, captured, (), (), (), (), record=True)
+        self._run(closed, [self._new(label) for label in labels], Scope())
 
-    def _new(self, label: str | None) -> Value:
-        token = next(self._fresh)
-        return Value(frozenset([label] if label else []), token, token)
-
-    def _intern(self, key: Any) -> int:
+    def derived(self, *key: Any) -> int:
+        """A token for what ``key`` says, equal for equal keys."""
         if key not in self._interned:
             self._interned[key] = next(self._fresh)
         return self._interned[key]
 
-    def _run(
-        self,
-        jaxpr: Any,
-        inputs: Sequence[Value],
-        consts: Sequence[Value],
-        path: Path,
-        scopes: tuple[str, ...],
-        transforms: tuple[str, ...],
-        loops: tuple[tuple[int | None, bool], ...],
-        record: bool,
-    ) -> list[Value]:
+    def unstacked(self, token: int | None) -> int | None:
+        """The token of one iteration's value, for that of all iterations' values."""
+        return self._stacks[token].token if token in self._stacks else None
+
+    def _new(self, label: str | None) -> Value:
+        return self._renewed(Value(frozenset([label] if label else []), 0, 0))
+
+    def _renewed(self, value: Value) -> Value:
+        """Another value that the same things flow into."""
+        token = next(self._fresh)
+        return dataclasses.replace(value, token=token, origin=token)
+
+    # ---------------------------------------------------------------------------- one jaxpr
+
+    def _run(self, closed: Any, inputs: Sequence[Value], scope: Scope) -> list[Value]:
+        jaxpr, consts = _compat.open_jaxpr(closed)
         env: dict[Any, Value] = {}
 
         def read(v: Any) -> Value:
             if isinstance(v, jex_core.Literal):
-                token = self._intern(("literal", str(v.aval), _literal_key(v.val)))
+                token = self.derived("literal", str(v.aval), repr(v.val))
                 return Value(frozenset(), token, token)
             return env[v]
 
-        env.update(zip(jaxpr.constvars, consts, strict=True))
+        for v, const in zip(jaxpr.constvars, consts, strict=True):
+            env[v] = self._new(CAPTURED if _is_tensor(const) else None)
         env.update(zip(jaxpr.invars, inputs, strict=True))
-        if record:
-            self.inputs[path] = {value.token for value in inputs}
+        if scope.record:
+            tokens = [value.token for value in inputs]
+            self.inputs[scope.path] = {*tokens, *map(self.unstacked, tokens)}
             for i, value in enumerate(inputs):
-                self.tokens[path, i] = value.token
+                self.tokens[scope.path, i] = value.token
         for index, eqn in enumerate(jaxpr.eqns):
-            own_scopes, own_transforms = _compat.name_stack(eqn)
-            where = (
-                (*path, index),
-                scopes + own_scopes,
-                transforms + own_transforms,
-                loops,
-                record,
-            )
-            values = [read(v) for v in eqn.invars]
-            outs = self._equation(eqn, values, *where)
+            outs = self._equation(eqn, [read(v) for v in eqn.invars], scope.at(index, eqn))
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def _equation(
-        self,
-        eqn: Any,
-        values: list[Value],
-        path: Path,
-        scopes: tuple[str, ...],
-        transforms: tuple[str, ...],
-        loops: tuple[tuple[int | None, bool], ...],
-        record: bool,
-    ) -> list[Value]:
-        primitive = eqn.primitive
-        where = (scopes, transforms, loops, record)
-        if primitive is jex_primitives.scan_p:
-            return self._scan(eqn, values, path, *where)
-        if primitive is jex_primitives.while_p:
-            return self._while(eqn, values, path, *where)
-        if primitive is jex_primitives.cond_p:
-            return self._cond(eqn, values, path, *where)
-        inner = _compat.called_jaxpr(eqn)
-        if inner is not None:
-            jaxpr, consts = _compat.open_jaxpr(inner)
-            captured = [self._new(CAPTURED if _is_tensor(c) else None) for c in consts]
-            return self._run(jaxpr, values, captured, path, *where)
-        outs = self._simple(eqn, values)
-        if record and primitive.name in PRODUCTS:
-            self.occurrences.append(
-                Occurrence(
-                    path, eqn, values[0], values[1], outs[0], scopes, transforms, loops,
-                    _compat.location(eqn),
-                )  # fmt: skip
-            )
-        elif record and _compat.is_opaque(eqn):
-            self.opaque.append(Opaque(path, primitive.name, scopes, _compat.location(eqn)))
-        elif record and primitive.name in RANDOM:
-            self.random.append("/".join(scopes) or _compat.location(eqn) or primitive.name)
+    def _equation(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        rule = self._rules.get(eqn.primitive)
+        if rule is not None:
+            return rule(self, eqn, values, scope)
+        outs = self._simple(eqn, values, scope)
+        if not scope.record:
+            return outs
+        name, location = eqn.primitive.name, _compat.location(eqn)
+        if name in PRODUCTS:
+            lhs, rhs, *extras = values
+            occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
+            self.occurrences.append(occurrence)
+        elif _compat.is_kernel(eqn) or any(map(_multiplies, _compat.jaxprs_of(eqn))):
+            self.opaque.append(Opaque(scope, name, location))
+        elif name in RANDOM:
+            self.random.append("/".join(visible(scope.names)) or location or name)
         return outs
 
-    def _simple(self, eqn: Any, values: list[Value]) -> list[Value]:
-        labels = frozenset[str]().union(*(v.labels for v in values))
+    def _simple(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        name = eqn.primitive.name
+        view = name in _VIEWS and len(values) >= len(eqn.outvars)
         try:
-            key = (eqn.primitive, _hashable(eqn.params), tuple(v.token for v in values))
-            hash(key)
+            what = (eqn.primitive, _hashable(eqn.params))
+            hash(what)
         except TypeError:
-            key = ("unique", next(self._fresh))
+            what = ("unique", next(self._fresh))
         if eqn.effects:
-            key = ("unique", next(self._fresh))
-        tokens = [self._intern((key, i)) for i in range(len(eqn.outvars))]
-        view = eqn.primitive.name in _VIEWS and len(values) >= len(tokens)
-        return [
-            Value(labels, t, values[i].origin if view else t) for i, t in enumerate(tokens)
-        ]
+            what = ("unique", next(self._fresh))
+        labels = self._labels(eqn, values)
+        if scope.phase == "backward" and not view:
+            labels |= {BACKWARD}
+        varies = _varying(eqn, values) if scope.manual else frozenset[str]()
+        tokens, origins = (tuple(getattr(v, f) for v in values) for f in ("token", "origin"))
+        outs: list[Value] = []
+        for i in range(len(eqn.outvars)):
+            token = self.derived(what, tokens, i)
+            origin = token if origins == tokens else self.derived(what, origins, i)
+            outs.append(Value(labels, token, values[i].origin if view else origin, varies))
+        return outs
 
-    def _scan(self, eqn: Any, values: list[Value], path: Path, *where: Any) -> list[Value]:
-        scopes, transforms, loops, record = where
+    @staticmethod
+    def _labels(eqn: Any, values: list[Value]) -> frozenset[str]:
+        name = eqn.primitive.name
+        flowing = values[1:] if name == "select_n" else values  # what is chosen, not who chooses
+        if name in _ADDITIONS:
+            shape = eqn.outvars[0].aval.shape
+            for v, value in zip(eqn.invars, values, strict=True):
+                others = [o for o in values if o is not value]
+                updated = any(BACKWARD in o.labels for o in others)
+                if value.labels == {PARAMETER} and v.aval.shape == shape and updated:
+                    return value.labels  # a parameter and what gradients became: a parameter
+        return frozenset[str]().union(*(v.labels for v in flowing))
+
+    # ------------------------------------------------------------------- one rule a primitive
+
+    def _call(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        return self._run(_compat.called_jaxpr(eqn), values, scope)
+
+    def _ruled(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        return self._call(eqn, values, dataclasses.replace(scope, ruled=True))
+
+    def _shard_map(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        given = _compat.unchecked_axes(eqn)
+        if given is None:
+            return self._call(eqn, values, dataclasses.replace(scope, manual=frozenset()))
+        inside = dataclasses.replace(scope, manual=frozenset[str]().union(*given))
+        shards = [
+            dataclasses.replace(v, varies=v.varies | axes)
+            for v, axes in zip(values, given, strict=True)
+        ]
+        outer = frozenset[str]().union(*(v.varies for v in values))
+        outs = self._call(eqn, shards, inside)
+        return [dataclasses.replace(v, varies=v.varies & outer) for v in outs]
+
+    def _scan(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
         params = _compat.scan_params(eqn)
-        jaxpr, body_consts = _compat.open_jaxpr(eqn.params["jaxpr"])
-        captured = [self._new(CAPTURED if _is_tensor(c) else None) for c in body_consts]
         n, k = params.num_consts, params.num_carry
-        consts, carry, xs = values[:n], values[n : n + k], values[n + k :]
-        carry = [dataclasses.replace(self._new(None), labels=v.labels) for v in carry]
-        slices = [self._sliced(v) for v in xs]
+        slices = [self._sliced(v) for v in values[n + k :]]
+        body = scope.inside(loop=(params.length, params.reverse))
+
+        def run(carry: list[Value], record: bool) -> list[Value]:
+            where = dataclasses.replace(body, record=record)
+            return self._run(eqn.params["jaxpr"], [*values[:n], *carry, *slices], where)
+
+        carry, outs = self._to_fixpoint(run, values[n : n + k], scope.record)
+        return [*carry, *(self._stacked(v) for v in outs[k:])]
+
+    def _while(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        loop = (None, False)
+
+        def run(carry: list[Value], record: bool) -> list[Value]:
+            for part, constant in (("cond", values[:c]), ("body", values[c : c + b])):
+                where = dataclasses.replace(scope.inside(part, loop=loop), record=record)
+                outs = self._run(eqn.params[f"{part}_jaxpr"], [*constant, *carry], where)
+            return outs  # pyright: ignore[reportPossiblyUnboundVariable]
+
+        return self._to_fixpoint(run, values[c + b :], scope.record)[0]
+
+    def _to_fixpoint(
+        self, run: Callable[[list[Value], bool], list[Value]], carry: list[Value], record: bool
+    ) -> tuple[list[Value], list[Value]]:
+        """The carry after a loop, and the outputs of its body once the carry's labels are stable."""
+        carry = [self._renewed(v) for v in carry]
         while True:
-            outs = self._run(
-                jaxpr, [*consts, *carry, *slices], captured, path, *where[:2], loops, False
-            )
+            outs = run(carry, False)
             joined = [
-                dataclasses.replace(c, labels=c.labels | o.labels)
-                for c, o in zip(carry, outs[:k], strict=True)
+                dataclasses.replace(c, labels=c.labels | o.labels, varies=c.varies | o.varies)
+                for c, o in zip(carry, outs, strict=False)
             ]
             if joined == carry:
                 break
             carry = joined
-        inside = (*loops, (params.length, params.reverse))
-        outs = self._run(
-            jaxpr, [*consts, *carry, *slices], captured, path, *where[:2], inside, record
-        )
-        final = [dataclasses.replace(self._new(None), labels=v.labels) for v in carry]
-        return [*final, *(self._stacked(v) for v in outs[k:])]
+        outs = run(carry, True) if record else outs
+        return [self._renewed(v) for v in carry], outs
 
     def _sliced(self, stacked: Value) -> Value:
         if stacked.token in self._stacks:
             return self._stacks[stacked.token]
-        token, origin = (self._intern(("slice", t)) for t in (stacked.token, stacked.origin))
-        return Value(stacked.labels, token, origin)
+        token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
+        return dataclasses.replace(stacked, token=token, origin=origin)
 
     def _stacked(self, value: Value) -> Value:
-        token = self._intern(("stack", value.token))
+        token, origin = (self.derived("stack", t) for t in (value.token, value.origin))
         self._stacks[token] = value
-        return Value(value.labels, token, self._intern(("stack", value.origin)))
+        return dataclasses.replace(value, token=token, origin=origin)
 
-    def _while(self, eqn: Any, values: list[Value], path: Path, *where: Any) -> list[Value]:
-        scopes, transforms, loops, record = where
-        jaxpr, consts = _compat.open_jaxpr(eqn.params["body_jaxpr"])
-        captured = [self._new(CAPTURED if _is_tensor(c) else None) for c in consts]
-        c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        constant, carry = values[c : c + b], values[c + b :]
-        carry = [dataclasses.replace(self._new(None), labels=v.labels) for v in carry]
-        while True:
-            outs = self._run(jaxpr, [*constant, *carry], captured, path, *where[:2], loops, False)
-            joined = [
-                dataclasses.replace(v, labels=v.labels | o.labels)
-                for v, o in zip(carry, outs, strict=True)
-            ]
-            if joined == carry:
-                break
-            carry = joined
-        inside = (*loops, (None, False))
-        self._run(jaxpr, [*constant, *carry], captured, path, *where[:2], inside, record)
-        return [dataclasses.replace(self._new(None), labels=v.labels) for v in carry]
+    def _cond(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        branches = [
+            self._run(branch, values[1:], scope.inside(i))
+            for i, branch in enumerate(eqn.params["branches"])
+        ]
+        return [self._merged(outs, values[0]) for outs in zip(*branches, strict=True)]
 
-    def _cond(self, eqn: Any, values: list[Value], path: Path, *where: Any) -> list[Value]:
-        branches: list[list[Value]] = []
-        for i, branch in enumerate(eqn.params["branches"]):
-            jaxpr, consts = _compat.open_jaxpr(branch)
-            captured = [self._new(CAPTURED if _is_tensor(c) else None) for c in consts]
-            branches.append(self._run(jaxpr, values[1:], captured, (*path, i), *where))
+    def _merged(self, outs: tuple[Value, ...], chooser: Value) -> Value:
+        """One output of a conditional: the same value as a branch's only where all agree."""
+        if len({v.token for v in outs}) == 1:
+            return outs[0]
+        labels = frozenset[str]().union(*(v.labels for v in outs))
+        varies = chooser.varies.union(*(v.varies for v in outs))
         # A residual is zeros in the branches that do not make it: follow the one that does.
-        merged: list[Value] = []
-        for outs in zip(*branches, strict=True):
-            labels = frozenset[str]().union(*(v.labels for v in outs))
-            richest = max(outs, key=lambda v: len(v.labels))
-            merged.append(dataclasses.replace(richest, labels=labels))
-        return merged
+        richest = max(outs, key=lambda v: len(v.labels))
+        token = self.derived("cond", chooser.token, tuple(v.token for v in outs))
+        return Value(labels, token, richest.origin, varies)
+
+    _rules: ClassVar[dict[Any, Callable[..., list[Value]]]] = {
+        jex_primitives.scan_p: _scan,
+        jex_primitives.while_p: _while,
+        jex_primitives.cond_p: _cond,
+        jex_primitives.jit_p: _call,
+        jex_primitives.remat_p: _call,
+        jex_primitives.closed_call_p: _call,
+        jex_primitives.custom_jvp_call_p: _ruled,
+        jex_primitives.custom_vjp_call_p: _ruled,
+        _compat.shard_map_p: _shard_map,
+    }
+
+
+def visible(names: Sequence[str]) -> list[str]:
+    """Scope names for people: without markers of ours, of transformations and of einsum."""
+    return [
+        n
+        for n in names
+        if not n.startswith("srjit.") and n != "rematted_computation" and "->" not in n
+    ]
+
+
+def _multiplies(jaxpr: Any) -> bool:
+    """Whether any product stands in a jaxpr, however deep."""
+    return any(
+        e.primitive.name in PRODUCTS or any(map(_multiplies, _compat.jaxprs_of(e)))
+        for e in _compat.open_jaxpr(jaxpr)[0].eqns
+    )
+
+
+def _varying(eqn: Any, values: list[Value]) -> frozenset[str]:
+    """Mesh axes over which the results differ, by the operation that made them."""
+    varies = frozenset[str]().union(*(v.varies for v in values))
+    names = _compat.axis_names(eqn)
+    if eqn.primitive.name == "axis_index":
+        return varies | names
+    return varies - names if eqn.primitive.name in _COLLECTIVES else varies
 
 
 def _is_tensor(const: Any) -> bool:
@@ -283,7 +390,3 @@ def _freeze(value: Any) -> Any:
     if callable(value) or hasattr(value, "eqns") or hasattr(value, "jaxpr"):
         return id(value)
     return value
-
-
-def _literal_key(value: Any) -> Any:
-    return repr(value)

@@ -7,6 +7,7 @@ take codes in and hand codes out where a site on the other side reads the same v
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,13 +19,12 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.jaxprs.planner import PlannedSite, ProgramPlan
+from srjit.jaxprs.planner import Draw, PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.provenance import Path
-from srjit.jaxprs.site import LHS, RHS, bind_site, quantize_operand, site_p
-from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.jaxprs.site import bind_site, site_p
+from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key, mix
 
-Shared = tuple[int, Quantization]  # (token, quantization)
 Codes = dict[Shared, ScaledValues]
 
 
@@ -47,6 +47,12 @@ class _Trip:
 
     number: jax.Array
     length: int | None
+
+    def counted(self, backwards: bool) -> Any:
+        """Its number, counted from the last iteration if ``backwards``."""
+        if not backwards or self.length is None:
+            return self.number
+        return np.uint32(self.length - 1) - self.number
 
 
 class _Frame:
@@ -99,44 +105,41 @@ class _Frame:
     def _site(self, eqn: Any, site: PlannedSite, values: list[Any]) -> Any:
         x, w, *extras = values
         product = site.params.product
-        key = self._site_key(site)
         codes = [
-            self._quantized(side, shared, product.mask(side, value, *extras), key, site)
-            for side, shared, value in ((LHS, site.lhs, x), (RHS, site.rhs, w))
+            self._quantized(shared, product.mask(side, value, *extras), draw, varies)
+            for side, (shared, value, draw, varies) in enumerate(
+                zip((site.lhs, site.rhs), (x, w), site.draws, site.varies[:2], strict=True)
+            )
         ]
-        params = site.params
-        if params.needs_key and key is None:  # a call that nothing can differentiate
+        params, key = site.params, None
+        if params.needs_key and self.root is None:  # a call that nothing can differentiate
             params = dataclasses.replace(params, backward=(None, None))
+        elif params.needs_key:
+            key = _of_shard(mix(self._key(()), site.number), site.varies[2])
         return bind_site(params, x, w, extras, codes[0], codes[1], key)
 
     def _quantized(
-        self, slot: int, shared: Shared | None, x: Any, key: Key | None, site: PlannedSite
+        self, shared: Shared | None, x: Any, draw: Draw, varies: frozenset[str]
     ) -> ScaledValues | None:
         if shared is None:
             return None
         if shared not in self.codes:
-            spec = shared[1]
-            noise = mix(key, slot) if spec.rounding == "stochastic" and key else None
-            params = site.params
-            self.codes[shared] = quantize_operand(
-                x, spec, noise, rng=params.rng, target=params.target
-            )
+            spec, key = shared[1], None
+            if spec.rounding == "stochastic" and self.root is not None:
+                key = mix(mix(self._key(draw.flips), draw.number), draw.slot)
+                key = _of_shard(key, varies)
+            self.codes[shared] = self.plan.quantize(x, spec, key)
         return self.codes[shared]
 
-    def _site_key(self, site: PlannedSite) -> Key | None:
-        """mix(... mix(mix(key, trip), trip) ..., number), trips of the loops around the site."""
-        draws = site.params.needs_key or any(q.rounding == "stochastic" for _, q in site.operands())
-        if not draws or self.root is None:
-            return None
-        if site.flips not in self._keys:
+    def _key(self, flips: tuple[bool, ...]) -> Key:
+        """mix(... mix(mix(key, trip), trip) ...), trips of the loops around the site."""
+        assert self.root is not None
+        if flips not in self._keys:
             key = self.root
-            for trip, flip in zip(self.trips, site.flips, strict=True):
-                number = trip.number
-                if flip and trip.length is not None:
-                    number = np.uint32(trip.length - 1) - number
-                key = mix(key, number)
-            self._keys[site.flips] = key
-        return mix(self._keys[site.flips], site.noise)
+            for trip, flip in itertools.zip_longest(self.trips, flips):
+                key = mix(key, trip.counted(bool(flip)))
+            self._keys[flips] = key
+        return self._keys[flips]
 
     # ------------------------------------------------------------------- scopes inside this one
 
@@ -148,7 +151,10 @@ class _Frame:
     def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Shared]:
         """Codes that sites inside the scope at ``path`` want of its inputs at ``positions``."""
         known = self.stacked if stacked else self.codes
-        tokens = {self.plan.provenance.tokens.get((path, i)) for i in positions}
+        provenance = self.plan.provenance
+        tokens = {provenance.tokens.get((path, i)) for i in positions}
+        if stacked:
+            tokens |= {provenance.unstacked(t) for t in tokens}
         return [s for s in self.plan.uses.get(path, ()) if s[0] in tokens and s in known]
 
     def leaving(self, frame: _Frame, path: Path) -> tuple[list[Shared], list[Shared]]:
@@ -157,22 +163,21 @@ class _Frame:
         plain = [s for s in frame.codes if s not in self.codes and outside(s, path)]
         return plain, [s for s in frame.stacked if s not in self.stacked and outside(s, path)]
 
-    def hoist(self, eqn: Any, path: Path, values: Sequence[Any], n: int) -> None:
+    def hoist(self, path: Path, values: Sequence[Any], n: int) -> None:
         """Quantizes loop-invariant operands once, before the loop: its first ``n`` inputs."""
         for position in range(n):
             token = self.plan.provenance.tokens.get((path, position))
             for shared in self.plan.uses.get(path, ()):
                 spec = shared[1]
-                if shared[0] != token or shared in self.codes or spec.rounding != "nearest":
-                    continue
-                site = next(
-                    s for p, s in self.plan.sites.items() if shared in (s.lhs, s.rhs)
-                )
-                if site.params.extras:
-                    continue
-                self.codes[shared] = quantize_operand(
-                    values[position], spec, None, rng=site.params.rng, target=site.params.target
-                )
+                if shared[0] == token and shared not in self.codes and spec.rounding == "nearest":
+                    self.codes[shared] = self.plan.quantize(values[position], spec, None)
+
+
+def _of_shard(key: Key, axes: frozenset[str]) -> Key:
+    """A key of its own for every shard along ``axes``."""
+    for axis in sorted(axes):
+        key = mix(key, lax.axis_index(axis))
+    return key
 
 
 def _bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
@@ -188,7 +193,7 @@ def _scan(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
     jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
     n, k = params.num_consts, params.num_carry
     constant, carry, xs = values[:n], values[n : n + k], values[n + k :]
-    frame.hoist(eqn, path, values, n)
+    frame.hoist(path, values, n)
     invariant = frame.entering(path, range(n))
     sliced = frame.entering(path, range(n + k, len(values)), stacked=True)
     leaving: list[Shared] = []
@@ -220,16 +225,17 @@ def _while(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[A
     cond_jaxpr, cond_consts = _compat.open_jaxpr(eqn.params["cond_jaxpr"])
     jaxpr, consts = _compat.open_jaxpr(eqn.params["body_jaxpr"])
     for_cond, constant, carry = values[:c], values[c : c + b], values[c + b :]
-    frame.hoist(eqn, path, constant, b)
-    invariant = frame.entering(path, range(b))
+    body_path = (*path, "body")
+    frame.hoist(body_path, constant, b)
+    invariant = frame.entering(body_path, range(b))
 
     def cond(state: Any) -> Any:
-        inner = _Frame(frame.plan, None, (*path, "cond"), ())
+        inner = frame.inner((*path, "cond"), _Trip(state[0], None))
         return inner.run(cond_jaxpr, cond_consts, [*for_cond, *state[1]])[0]
 
     def body(state: Any) -> Any:
         trip, carry = state
-        inner = frame.inner(path, _Trip(trip, None))
+        inner = frame.inner(body_path, _Trip(trip, None))
         inner.codes = {s: frame.codes[s] for s in invariant}
         return trip + np.uint32(1), tuple(inner.run(jaxpr, consts, [*constant, *carry]))
 
@@ -335,21 +341,11 @@ def _policy_for_sites(policy: Callable[..., Any]) -> Callable[..., Any]:
 
     def decide(primitive: Any, *avals: Any, **params: Any) -> Any:
         if primitive is site_p:
-            return policy(jex_primitives.dot_general_p, *avals[:2], **_as_dot(params["site"]))
+            product, product_params = params["site"].product.equation()
+            return policy(product, *avals[:2], **product_params)
         return policy(primitive, *avals, **params)
 
     return decide
-
-
-def _as_dot(site: Any) -> dict[str, Any]:
-    product = site.product
-    numbers = product.dot_dimensions()[1] if hasattr(product, "dot_dimensions") else None
-    return {
-        "dimension_numbers": numbers or (((), ()), ((), ())),
-        "precision": None,
-        "preferred_element_type": site.dtype,
-        "out_sharding": None,
-    }
 
 
 def _shard_map(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:

@@ -2,9 +2,11 @@
 
 Where differentiation happened inside the function, roles are inferred: (1) an explicit tag wins;
 (2) the phase is on the typed name stack; (3) the residual of a backward product is the operand that
-a forward product also read; (4) a residual that comes only from parameters makes a dgrad, else the
-residual's forward partner decides: a weight makes a wgrad, an activation the dgrad of attention;
-(5) else the forward product of the same source location, then the shape of a weight, decide.
+a forward product also read; (4) that forward product says which gradient this is: of a weight (a
+wgrad) or of the other operand (a dgrad); (5) where the residual was changed on the way, the three
+shapes of the product have to be those of one forward product, of the same source line if there is
+one. Outside of what was differentiated, products of gradients or of parameters alone belong to an
+optimizer.
 """
 
 from __future__ import annotations
@@ -12,14 +14,24 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any
 
-from srjit.jaxprs.provenance import CAPTURED, PARAMETER, Occurrence, Provenance, Value
+from srjit.jaxprs.provenance import (
+    BACKWARD,
+    CAPTURED,
+    DATA,
+    PARAMETER,
+    Occurrence,
+    Provenance,
+    Value,
+)
 
-Phase = Literal["forward", "recompute", "backward"]
 KEEP_SCOPE = "srjit.keep_high_precision"
 ROLE_SCOPE = "srjit.role"
 _ROLE = re.compile(rf"{re.escape(ROLE_SCOPE)}=(fprop|dgrad|wgrad)(?:;gradient=(\d))?$")
+_UNKNOWN = ("unknown", "unknown", "unknown")
+_UPDATE = "outside the differentiated function, of gradients or parameters alone: an update's"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +40,25 @@ class Classified:
 
     Attributes:
       occurrence: where it stands.
-      phase: of the training step.
       role: ``fprop``, ``dgrad``, ``wgrad`` or ``unknown``.
       lhs_kind, rhs_kind: ``activation``, ``weight``, ``gradient`` or ``unknown``.
       why: how the role was found, or why it could not be.
       partner: for a backward product, the forward product whose gradient it is.
+      keep: a reason to keep it in high precision, whatever a recipe says.
     """
 
     occurrence: Occurrence
-    phase: Phase
     role: str
     lhs_kind: str
     rhs_kind: str
     why: str
     partner: Occurrence | None = None
+    keep: str = ""
+
+    @property
+    def phase(self) -> str:
+        """``forward``, ``recompute`` or ``backward``."""
+        return self.occurrence.scope.phase
 
 
 def role_scope(role: str, gradient: int | None) -> str:
@@ -49,121 +66,156 @@ def role_scope(role: str, gradient: int | None) -> str:
     return f"{ROLE_SCOPE}={role}" + ("" if gradient is None else f";gradient={gradient}")
 
 
-def phase_of(occurrence: Occurrence) -> Phase:
-    """The phase that the typed name stack tells."""
-    if "transpose" not in occurrence.transforms:
-        return "forward"
-    return "recompute" if "rematted_computation" in occurrence.transforms + occurrence.scopes else (
-        "backward"
-    )
-
-
 def classify(provenance: Provenance) -> list[Classified]:
     """Roles of all products, in execution order."""
     occurrences = provenance.occurrences
-    forward = [o for o in occurrences if phase_of(o) != "backward"]
-    readers: dict[int, list[tuple[Value, Occurrence]]] = collections.defaultdict(list)
-    for o in forward:
-        readers[o.lhs.origin].append((o.rhs, o))
-        readers[o.rhs.origin].append((o.lhs, o))
-    by_location = {o.location: o for o in reversed(forward) if o.location}
-    weight_shapes = {
-        tuple(sorted(v.aval.shape))
-        for o in forward
-        for v, kind in zip(o.eqn.invars, _forward_kinds(o), strict=False)
-        if kind == "weight"
-    }
-    return [_classify_one(o, readers, by_location, weight_shapes) for o in occurrences]
+    forward = [o for o in occurrences if o.scope.phase != "backward"]
+    differentiated = len(forward) < len(occurrences)
+    partners = _Partners(forward)
+    return [_classify_one(o, partners, differentiated) for o in occurrences]
 
 
-def _classify_one(
-    o: Occurrence,
-    readers: dict[int, list[tuple[Value, Occurrence]]],
-    by_location: dict[str, Occurrence],
-    weight_shapes: set[tuple[int, ...]],
-) -> Classified:
-    phase = phase_of(o)
+def _classify_one(o: Occurrence, partners: _Partners, differentiated: bool) -> Classified:
     tagged = _tag(o)
     if tagged is not None:
-        return Classified(o, phase, *tagged, "srjit.role")
-    if _derivative_order(o) > 1:
-        return Classified(o, phase, "unknown", "unknown", "unknown", "second derivative")
-    if phase != "backward":
-        return Classified(o, phase, "fprop", *_forward_kinds(o), "forward")
-    # AD puts the cotangent on the left of what it makes, so the residual is looked for on the right.
-    for residual, on_left in ((o.rhs, False), (o.lhs, True)):
-        if residual.origin not in readers:
-            continue
-        partners = readers[residual.origin]
-        same_line = [p for p in partners if p[1].location == o.location]
-        by_weight = [p for p in same_line or partners if _is_weight(p[0])]
-        if _is_weight(residual):
-            partner = (same_line or partners)[0][1]
-            return _backward(o, "dgrad", "weight", on_left, "residual is a weight", partner)
-        if by_weight:
-            why, partner = "residual's partner is a weight", by_weight[0][1]
-            return _backward(o, "wgrad", "activation", on_left, why, partner)
-        why, partner = "residual's partner is an activation", (same_line or partners)[0][1]
-        return _backward(o, "dgrad", "activation", on_left, why, partner)
-    partner = by_location.get(o.location)
-    if partner is not None:
-        why = "same source line as a forward product"
-        if "weight" not in _forward_kinds(partner):
-            return _backward(o, "dgrad", "activation", False, why, partner)
-        if _is_weight(o.rhs) or _is_weight(o.lhs):
-            return _backward(o, "dgrad", "weight", _is_weight(o.lhs), why, partner)
-        shapes = {tuple(sorted(v.aval.shape)) for v in partner.eqn.invars[:2]}
-        if tuple(sorted(o.eqn.outvars[0].aval.shape)) in shapes & weight_shapes:
-            return _backward(o, "wgrad", "activation", False, why, partner)
-    return Classified(
-        o, phase, "unknown", "unknown", "unknown",
-        "no operand of this backward product was read by a forward one: say srjit.role(...)",
-    )  # fmt: skip
+        return Classified(o, *tagged, "srjit.role")
+    transforms = o.scope.transforms
+    if max(transforms.count("transpose"), transforms.count("jvp")) > 1:
+        return Classified(o, *_UNKNOWN, "second derivative")
+    if o.scope.phase != "backward":
+        if differentiated and not {"jvp", "transpose"} & set(transforms) and _is_update(o):
+            return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE)
+        return Classified(o, "fprop", *forward_kinds(o), "forward")
+    match = partners.of(o)
+    if match is None:
+        why = "no operand of this backward product was read by a forward one: say srjit.role(...)"
+        return Classified(o, *_UNKNOWN, why)
+    return Classified(o, match.role, *match.kinds, match.why, match.partner)
 
 
-def _backward(
-    o: Occurrence,
-    role: str,
-    kind: str,
-    residual_left: bool,
-    why: str,
-    partner: Occurrence,
-) -> Classified:
-    kinds = (kind, "gradient") if residual_left else ("gradient", kind)
-    return Classified(o, "backward", role, *kinds, why, partner)
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """A forward product whose gradient a backward one may be.
+
+    Attributes:
+      partner: the forward product.
+      side: which of its operands is the residual.
+      residual: which operand of the backward product that is.
+      why: how it was found.
+    """
+
+    partner: Occurrence
+    side: int
+    residual: int
+    why: str
+
+    @property
+    def role(self) -> str:
+        return "wgrad" if forward_kinds(self.partner)[1 - self.side] == "weight" else "dgrad"
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        kind = forward_kinds(self.partner)[self.side]
+        return (kind, "gradient") if self.residual == 0 else ("gradient", kind)
+
+    def fits(self, o: Occurrence) -> bool:
+        """Whether the shapes of ``o`` are those of this gradient, up to the order of dimensions."""
+        given, made = o.eqn.invars, self.partner.eqn.invars
+        pairs = (
+            (given[self.residual], made[self.side]),
+            (given[1 - self.residual], self.partner.eqn.outvars[0]),
+            (o.eqn.outvars[0], made[1 - self.side]),
+        )
+        return all(_extents(a) == _extents(b) for a, b in pairs)
 
 
-def _forward_kinds(o: Occurrence) -> tuple[str, str]:
+class _Partners:
+    """Finds the forward product whose gradient a backward product is."""
+
+    def __init__(self, forward: list[Occurrence]) -> None:
+        self.readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        self.at_location: dict[str, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        for o in forward:
+            for side, value in enumerate(o.operands):
+                self.readers[value.origin].append((o, side))
+                self.at_location[o.location].append((o, side))
+        self.everywhere = [(o, side) for o in forward for side in (0, 1)]
+
+    def of(self, o: Occurrence) -> _Match | None:
+        """The match of a backward product, or None."""
+        # AD puts the cotangent on the left of what it makes: look for the residual on the right.
+        for residual in (1, 0):
+            why = "the residual is read by this forward product"
+            readers = self.readers.get(o.operands[residual].origin, ())
+            found = [_Match(p, side, residual, why) for p, side in readers]
+            if found:
+                return min(found, key=lambda m: _distance(m, o))
+        return self._by_shape(o)
+
+    def _by_shape(self, o: Occurrence) -> _Match | None:
+        for where, candidates in (
+            ("this source line", self.at_location.get(o.location, [])),
+            ("this program", self.everywhere),
+        ):
+            why = f"its shapes are those of a forward product of {where}"
+            found = [
+                m
+                for residual in _residuals(o)
+                for p, side in candidates
+                if (m := _Match(p, side, residual, why)).fits(o)
+                and (m.kinds[residual] == "weight") == (_rank(o.operands[residual]) > 0)
+            ]
+            if len({(m.role, m.kinds) for m in found}) == 1:
+                return found[0]
+        return None
+
+
+def _distance(match: _Match, o: Occurrence) -> tuple[bool, ...]:
+    """Smallest for the most likely of several forward products that read one residual."""
+    return (
+        not match.fits(o),
+        match.partner.location != o.location,
+        "weight" not in forward_kinds(match.partner),
+    )
+
+
+def _residuals(o: Occurrence) -> Iterator[int]:
+    """Which operands can be the residual: if the backward pass computed one, only the other."""
+    computed = [BACKWARD in v.labels for v in o.operands]
+    for residual in (1, 0):
+        if not computed[residual] or all(computed):
+            yield residual
+
+
+def _extents(v: Any) -> list[int]:
+    return sorted(v.aval.shape)
+
+
+def forward_kinds(o: Occurrence) -> tuple[str, str]:
     """A weight is what comes only from parameters, or, beside data, only from captured arrays."""
-    left, right = _rank(o.lhs), _rank(o.rhs)
+    left, right = map(_rank, o.operands)
     if left == right == 0:
         return "activation", "activation"
     return ("weight", "activation") if left > right else ("activation", "weight")
 
 
 def _rank(value: Value) -> int:
-    if value.labels == {PARAMETER}:
+    if value.sources == {PARAMETER}:
         return 2
-    return 1 if value.labels and value.labels <= {PARAMETER, CAPTURED} else 0
+    return 1 if value.sources and value.sources <= {PARAMETER, CAPTURED} else 0
 
 
-def _is_weight(value: Value) -> bool:
-    return _rank(value) > 0
-
-
-def _derivative_order(o: Occurrence) -> int:
-    return max(o.transforms.count("transpose"), o.transforms.count("jvp"))
+def _is_update(o: Occurrence) -> bool:
+    labels = o.lhs.labels | o.rhs.labels
+    return BACKWARD in labels or DATA not in labels
 
 
 def _tag(o: Occurrence) -> tuple[str, str, str] | None:
-    match = next((m for s in reversed(o.scopes) if (m := _ROLE.match(s))), None)
+    match = next((m for s in reversed(o.scope.names) if (m := _ROLE.match(s))), None)
     if match is None:
         return None
     role, gradient = match.groups()
-    backward_role = role in ("dgrad", "wgrad")
-    if backward_role and gradient is not None:
+    if gradient is not None:
         other = "weight" if role == "dgrad" else "activation"
         return (role, "gradient", other) if gradient == "0" else (role, other, "gradient")
-    if role == "fprop" and phase_of(o) != "backward":
-        return role, *_forward_kinds(o)
-    return None
+    return (role, *forward_kinds(o)) if o.scope.phase != "backward" else None

@@ -47,8 +47,16 @@ class Product(Protocol):
         """Whether a Hadamard transform of both operands along the contraction cancels."""
         ...
 
+    def masks(self, which: int) -> bool:
+        """Whether some rows (of 0: lhs, 1: rhs, 2: out) mean nothing."""
+        ...
+
     def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
         """x (0: lhs, 1: rhs, 2: out) with zeros in the rows that mean nothing, if it has any."""
+        ...
+
+    def equation(self) -> tuple[Any, dict[str, Any]]:
+        """The JAX primitive that computes it, and its parameters."""
         ...
 
 
@@ -142,9 +150,22 @@ class DotProduct:
         """See Product."""
         return bool(self.contracting(_LHS))
 
+    def masks(self, which: int) -> bool:
+        """See Product."""
+        return False
+
     def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
         """See Product."""
         return x
+
+    def equation(self) -> tuple[Any, dict[str, Any]]:
+        """See Product."""
+        return lax.dot_general_p, {
+            "dimension_numbers": self.dot_dimensions()[1],
+            "precision": self.precision,
+            "preferred_element_type": None,
+            "out_sharding": self.out_sharding,
+        }
 
 
 Pair = tuple[int, int]
@@ -234,6 +255,14 @@ class PrimitiveProduct:
         """Whether a Hadamard transform cancels in a transpose."""
         return self.rotatable[side + 1]
 
+    def masks(self, which: int) -> bool:
+        """See Product."""
+        return self.tails[which] is not None
+
+    def equation(self) -> tuple[Any, dict[str, Any]]:
+        """See Product."""
+        return self.primitive, dict(self.params)
+
     def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
         """x (0: lhs, 1: rhs, 2: out) with zeros in rows past the groups."""
         tail = self.tails[which]
@@ -254,7 +283,7 @@ class TransposedProduct:
       shape: that operand's shape.
     """
 
-    of: PrimitiveProduct | VmappedProduct
+    of: PrimitiveProduct | VmappedProduct | TransposedProduct
     side: int
     shape: tuple[int, ...]
 
@@ -272,7 +301,7 @@ class TransposedProduct:
 
     def transpose(self, side: int, operand: Any) -> TransposedProduct:
         """See Product."""
-        raise NotImplementedError("third derivatives of convolutions and ragged dots")
+        return TransposedProduct(self, side, operand.shape)
 
     def batch(self, mapped: tuple[bool, ...]) -> VmappedProduct:
         """See Product."""
@@ -287,10 +316,20 @@ class TransposedProduct:
         """See Product."""
         return self.of.can_rotate_transposed(self.side)
 
+    def masks(self, which: int) -> bool:
+        """See Product."""
+        return self.of.masks(self._of(which))
+
+    def equation(self) -> tuple[Any, dict[str, Any]]:
+        """See Product."""
+        return self.of.equation()
+
     def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
         """x (0: lhs, 1: rhs, 2: out) with zeros in rows past the groups."""
-        swap = {self.side: 2, 2: self.side}
-        return self.of.mask(swap.get(which, which), x, *extras)
+        return self.of.mask(self._of(which), x, *extras)
+
+    def _of(self, which: int) -> int:
+        return {self.side: 2, 2: self.side}.get(which, which)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,6 +371,14 @@ class VmappedProduct:
     def can_rotate_transposed(self, side: int) -> bool:
         """Whether a Hadamard transform cancels in a transpose."""
         return self.of.can_rotate_transposed(side)  # type: ignore[union-attr]
+
+    def masks(self, which: int) -> bool:
+        """See Product."""
+        return self.of.masks(which)
+
+    def equation(self) -> tuple[Any, dict[str, Any]]:
+        """See Product."""
+        return self.of.equation()
 
     def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
         """x (0: lhs, 1: rhs, 2: out) with zeros in rows past the groups."""
