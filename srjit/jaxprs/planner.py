@@ -10,12 +10,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from srjit.jaxprs.provenance import Occurrence, Path, Provenance, visible
 from srjit.jaxprs.roles import KEEP_SCOPE, Classified, classify
-from srjit.jaxprs.site import Backward, SiteParams, oriented
+from srjit.jaxprs.site import Backward, SiteParams, oriented, quantize_operand
 from srjit.numerics.products import DotProduct, PrimitiveProduct, Product
-from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Rng
+from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.numerics.random_bits import Key, Rng
 from srjit.plan import Report, Site, SitePlan
 from srjit.recipes import BUILTIN, Operands, Recipe, Rule
 from srjit.targets import Target
@@ -76,6 +78,11 @@ class ProgramPlan:
     provenance: Provenance
     settings: Settings
 
+    def quantize(self, x: jax.Array, spec: Quantization, key: Key | None) -> ScaledValues:
+        """An operand's codes."""
+        target, rng = self.settings.target.name, self.settings.rng
+        return quantize_operand(x, spec, key, rng=rng, target=target)
+
     @functools.cached_property
     def scopes(self) -> frozenset[Path]:
         """Paths of the equations that have sites inside."""
@@ -109,9 +116,7 @@ class ProgramPlan:
             enclosing = [path[:n] for n in range(1, len(path))]
             inputs = self.provenance.inputs
             return all(
-                shared[0] in inputs[e]
-                for e in enclosing
-                if e in inputs and e != scope[: len(e)]
+                shared[0] in inputs[e] for e in enclosing if e in inputs and e != scope[: len(e)]
             )
 
         return any(p[: len(scope)] != scope and reaches(p) for p in self._readers[shared])
@@ -119,9 +124,7 @@ class ProgramPlan:
     @functools.cached_property
     def draws_forward(self) -> bool:
         """Whether the program itself draws noise."""
-        return any(
-            q.rounding == "stochastic" for s in self.sites.values() for _, q in s.operands()
-        )
+        return any(q.rounding == "stochastic" for s in self.sites.values() for _, q in s.operands())
 
     @functools.cached_property
     def draws_backward(self) -> bool:
@@ -145,9 +148,7 @@ def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> Program
     classified = classify(provenance)
     recipe = settings.recipe
     if settings.mode == "inference":
-        recipe = recipe.with_rounding(
-            activations="nearest", weights="nearest", gradients="nearest"
-        )
+        recipe = recipe.with_rounding(activations="nearest", weights="nearest", gradients="nearest")
     noise = _Noise()
     ends = _ends(classified, recipe)
     differentiated = any(c.phase != "forward" for c in classified)
@@ -187,7 +188,11 @@ class _Noise:
     """
 
     def __init__(self) -> None:
-        self._counts = {"forward": 0, "recompute": _BACKWARD_NOISE // 2, "backward": _BACKWARD_NOISE}
+        self._counts = {
+            "forward": 0,
+            "recompute": _BACKWARD_NOISE // 2,
+            "backward": _BACKWARD_NOISE,
+        }
         self._first: dict[Any, tuple[int, int, tuple[Any, ...]]] = {}
 
     def number(self, phase: str) -> int:
@@ -428,7 +433,8 @@ class _SitePlanner:
             if dropped != [lhs, rhs]:
                 lhs, rhs = dropped
                 site = dataclasses.replace(
-                    site, why=f"{site.why}; no Hadamard transform: it does not cancel in this product"
+                    site,
+                    why=f"{site.why}; no Hadamard transform: it does not cancel in this product",
                 )
         native = lhs and rhs and (lhs.format, rhs.format) in self.settings.target.native
         return SitePlan(
@@ -454,7 +460,10 @@ class _SitePlanner:
         if not isinstance(self.product, DotProduct):
             return ()
         p, (lhs, rhs) = self.product, self.avals
-        sizes = {**dict(zip(p.lhs, lhs.shape, strict=True)), **dict(zip(p.rhs, rhs.shape, strict=True))}
+        sizes = {
+            **dict(zip(p.lhs, lhs.shape, strict=True)),
+            **dict(zip(p.rhs, rhs.shape, strict=True)),
+        }
         groups = (set(p.lhs) - set(p.rhs), set(p.rhs) - set(p.lhs), set(p.lhs) - set(p.out))
         return tuple(math.prod(sizes[d] for d in g) for g in groups)
 
@@ -483,5 +492,3 @@ class _SitePlanner:
         if self.product is None:
             return "ragged batch dimensions are not supported"
         return None
-
-

@@ -26,6 +26,7 @@ from srjit import _compat
 Path = tuple[Any, ...]
 PARAMETER, CAPTURED, DATA = "parameter", "captured", "data"
 BACKWARD = "backward"
+_PARAMETER = frozenset({PARAMETER})
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 SOURCES = frozenset({PARAMETER, CAPTURED, DATA})
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
@@ -239,7 +240,7 @@ class Provenance:
             for v, value in zip(eqn.invars, values, strict=True):
                 others = [o for o in values if o is not value]
                 updated = any(BACKWARD in o.labels for o in others)
-                if value.labels == {PARAMETER} and v.aval.shape == shape and updated:
+                if value.labels == _PARAMETER and v.aval.shape == shape and updated:
                     return value.labels  # a parameter and what gradients became: a parameter
         return frozenset[str]().union(*(v.labels for v in flowing))
 
@@ -292,7 +293,7 @@ class Provenance:
     def _to_fixpoint(
         self, run: Callable[[list[Value], bool], list[Value]], carry: list[Value], record: bool
     ) -> tuple[list[Value], list[Value]]:
-        """The carry after a loop, and the outputs of its body once the carry's labels are stable."""
+        """The carry after a loop, and the outputs of its body once the carry's labels stay."""
         carry = [self._renewed(v) for v in carry]
         while True:
             outs = run(carry, False)

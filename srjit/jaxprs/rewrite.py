@@ -279,7 +279,7 @@ def _hand_out(frame: _Frame, inner: _Frame, path: Path) -> None:
 
 def _scope_function(
     frame: _Frame, eqn: Any, path: Path, values: list[Any]
-) -> tuple[Callable[..., Any], list[Shared], list[tuple[bool, Shared]]]:
+) -> tuple[Callable[..., Any], list[ScaledValues], list[tuple[bool, Shared]]]:
     """A called jaxpr as a function of (codes that enter, values); and what enters and leaves.
 
     The function returns (outputs, codes that leave); the list of what leaves is filled by tracing.
@@ -364,7 +364,7 @@ def _shard_map(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequen
 
 
 def _custom_jvp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    """The user's rule keeps differentiating: the value is quantized, tangents are as they were."""
+    """The user's rule keeps differentiating: the value is quantized, tangents are not."""
 
     @jax.custom_jvp
     def run(*args: Any) -> Any:
@@ -380,7 +380,7 @@ def _custom_jvp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Seque
 
 
 def _custom_vjp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    """The user's rule keeps differentiating: the value is quantized, cotangents are as they were."""
+    """The user's rule keeps differentiating: the value is quantized, cotangents are not."""
 
     @jax.custom_vjp
     def run(*args: Any) -> Any:

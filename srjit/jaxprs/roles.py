@@ -200,7 +200,7 @@ def forward_kinds(o: Occurrence) -> tuple[str, str]:
 
 
 def _rank(value: Value) -> int:
-    if value.sources == {PARAMETER}:
+    if value.sources == frozenset({PARAMETER}):
         return 2
     return 1 if value.sources and value.sources <= {PARAMETER, CAPTURED} else 0
 

@@ -2,7 +2,7 @@
 
     site : (x, w, codes of both, key) -> product of the codes          its jvp binds
     lin  : (tx, tw, the same)         -> tx . w + x . tw, linear       its transpose binds
-    site : with the quantized cotangent and the codes that were saved, once for dgrad, once for wgrad
+    site : with the quantized cotangent and the codes that were saved, for dgrad and wgrad
 
 Residuals are the codes; the float operands beside them are read by forward-mode tangents only (and
 by a backward product whose quantization is another than the forward's), so XLA drops them.
@@ -75,7 +75,9 @@ class SiteParams:
 # ------------------------------------------------------------------------- quantizing an operand
 
 
-def oriented(spec: Quantization, product: Product, side: int, shape: tuple[int, ...]) -> Quantization:
+def oriented(
+    spec: Quantization, product: Product, side: int, shape: tuple[int, ...]
+) -> Quantization:
     """``spec`` with the axes that ``product`` contracts in an operand of ``shape``.
 
     Axes count from the end, so that vmapped dimensions can be added in front. Specs that do not
@@ -266,10 +268,9 @@ def _lin_transpose(ct: Any, *args: Any, site: SiteParams, wrt: tuple[bool, bool]
         return [ad.Zero(a.aval) if u else None for a, u in zip(args, unknown, strict=True)]
     sides = [s for s in (0, 1) if wrt[s]]
     grads = backward(site, ct, args[n:], [s for i, s in enumerate(sides) if unknown[i]])
-    for i, side in enumerate(sides):
+    for i in range(n):
         if unknown[i]:
-            aval = args[i].aval
-            results[i] = grads.pop(0).astype(aval.dtype)
+            results[i] = grads.pop(0).astype(args[i].aval.dtype)
     return results
 
 
@@ -356,7 +357,8 @@ def _batch(primitive: Any, args: Any, dims: Any, *, site: SiteParams, **params: 
     for group in groups:
         if own_keys or any(mapped[i] for i in group):
             for i in group:
-                args[i] = args[i] if mapped[i] else jnp.broadcast_to(args[i], (size, *args[i].shape))
+                if not mapped[i]:
+                    args[i] = jnp.broadcast_to(args[i], (size, *args[i].shape))
                 mapped[i] = True
     product = site.product.batch(tuple(mapped[n:codes]))
     return primitive.bind(*args, site=dataclasses.replace(site, product=product), **params), 0

@@ -210,13 +210,11 @@ class PrimitiveProduct:
         if ragged in lc:  # a wgrad: both operands have the ragged rows, the result has none
             other = rc[lc.index(ragged)]
             pairs = (ragged, other), (ragged, other), (ragged, other)
-            return cls(primitive, items, pairs, (False,) * 3, (ragged, other, None))
+            return cls(primitive, items, pairs, (False, False, False), (ragged, other, None))
         if ragged in lb or len(lc) != 1:
             return None
         rhs_free = [
-            d
-            for d in range(ndim + 1)
-            if d not in (*rc, *rb, *numbers.rhs_group_dimensions)
+            d for d in range(ndim + 1) if d not in (*rc, *rb, *numbers.rhs_group_dimensions)
         ]
         out = len(lb) + free.index(ragged)
         columns = (len(lb) + len(free), rhs_free[0])
