@@ -23,9 +23,7 @@ shard_map_p = _shard_map.shard_map_p
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:
     """Mesh axes of an enclosing ``shard_map`` over which ``x`` differs, by its type."""
-    aval = jax.typeof(x)
-    manual = getattr(aval, "vma", frozenset())
-    return tuple(sorted(manual))
+    return tuple(sorted(jax.typeof(x).manual_axis_type.varying))
 
 
 def result_type(fun: Any, *avals: Any) -> Any:
@@ -44,8 +42,8 @@ def _typed_sharding(aval: Any) -> Any:
 
 
 def _vma(aval: Any) -> dict[str, Any]:
-    vma = getattr(aval, "vma", None)
-    return {"vma": vma} if vma else {}
+    manual = aval.manual_axis_type
+    return {} if manual.empty else {"manual_axis_type": manual}
 
 
 # ------------------------------------------------------------------------------------------- jaxprs
