@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import json
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ Role = Literal["fprop", "dgrad", "wgrad"]
 Kind = Literal["activation", "weight", "gradient"]
 ROLES: tuple[Role, ...] = ("fprop", "dgrad", "wgrad")
 KINDS: tuple[Kind, ...] = ("activation", "weight", "gradient")
+_OPERANDS = ("any", "weight", "activations")
 # Which kinds meet in each product of a layer.
 _KINDS_OF: dict[Role, tuple[Kind, Kind]] = {
     "fprop": ("activation", "weight"),
@@ -32,7 +34,15 @@ _KINDS_OF: dict[Role, tuple[Kind, Kind]] = {
 
 
 class RecipeError(ValueError):
-    """A recipe that says something srjit cannot do; the message names the rule or the line."""
+    """A recipe that says something srjit cannot do; the message names the rule or the line.
+
+    Attributes:
+      where: the keys that lead to what is wrong, inside the rule or recipe.
+    """
+
+    def __init__(self, message: str, where: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,30 +80,27 @@ class Rule:
     wgrad: Operands | None = None
 
     def __post_init__(self) -> None:
-        if self.role != "*" and self.role not in ROLES:
-            raise RecipeError(str(unknown_name("role", self.role, ROLES)))
-        if self.operands not in ("any", "weight", "activations"):
-            known = ("any", "weight", "activations")
-            raise RecipeError(str(unknown_name("operands", self.operands, known)))
+        _check_types(self, ("path", "op", "role", "operands", "keep"), ("min_size",))
+        for field, known in (("role", (*ROLES, "*")), ("operands", _OPERANDS)):
+            if getattr(self, field) not in known:
+                raise RecipeError(str(unknown_name(field, getattr(self, field), known)), (field,))
         if self.keep and (self.fprop or self.dgrad or self.wgrad):
-            raise RecipeError(f"rule {self.path!r} both keeps sites and quantizes them: drop one")
+            message = f"rule {self.path!r} both keeps sites and quantizes them: drop one"
+            raise RecipeError(message, ("keep",))
         for role in ROLES:
-            operands: Operands | None = getattr(self, role)
-            if operands is None:
-                continue
-            given = {k: q for k in KINDS if (q := getattr(operands, k)) is not None}
-            if stray := given.keys() - set(_KINDS_OF[role]) - {"activation"}:
-                raise RecipeError(
-                    f"rule {self.path!r}: {role} multiplies {' and '.join(_KINDS_OF[role])}; it "
-                    f"has no {'/'.join(sorted(stray))}"
-                )
-            if len({q.hadamard for q in given.values()}) > 1 or (
-                len(given) == 1 and any(q.hadamard for q in given.values())
-            ):
-                raise RecipeError(
-                    f"rule {self.path!r}, {role}: a Hadamard transform has to be on both operands, "
-                    "or it does not cancel"
-                )
+            if (operands := getattr(self, role)) is not None:
+                self._check_operands(role, operands)
+
+    def _check_operands(self, role: Role, operands: Operands) -> None:
+        given = {k: q for k in KINDS if (q := getattr(operands, k)) is not None}
+        for kind in given:
+            if kind not in (*_KINDS_OF[role], "activation"):
+                message = f"{role} multiplies {' and '.join(_KINDS_OF[role])}; it has no {kind}"
+                raise RecipeError(f"rule {self.path!r}: {message}", (role, kind))
+        turned = [q.hadamard for q in given.values()]
+        if any(turned) and not (all(turned) and len(turned) > 1):
+            message = "a Hadamard transform has to be on both operands, or it does not cancel"
+            raise RecipeError(f"rule {self.path!r}, {role}: {message}", (role,))
 
     def matches(self, path: str, op: str, role: str, weight: bool, size: int) -> bool:
         """Whether this rule decides about a site."""
@@ -121,6 +128,9 @@ class Recipe:
     rules: tuple[Rule, ...]
     keep_first: int = 0
     keep_last: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(self, ("name",), ("keep_first", "keep_last"))
 
     def name_of(self, rule: Rule) -> str:
         """What messages call one of the rules: ``rule 2 (path '*/attn/*')``."""
@@ -168,14 +178,14 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
-        lines = [f"name = {json.dumps(self.name)}"]
+        lines = [f"name = {_toml(self.name)}"]
         lines += [f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))]
         for rule in self.rules:
             lines += ["", "[[rule]]"]
             for field in dataclasses.fields(rule):
                 value = getattr(rule, field.name)
                 if field.name not in ROLES and value != field.default:
-                    lines.append(f"{field.name} = {json.dumps(value)}")
+                    lines.append(f"{field.name} = {_toml(value)}")
             for role in ROLES:
                 given: Operands | None = getattr(rule, role)
                 for kind in KINDS if given else ():
@@ -198,27 +208,40 @@ class Recipe:
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe is not TOML: {error}") from None
         lines = _Lines(text)
-        lines.check_keys(data, {"name", "rule", "keep_first", "keep_last"}, "recipe")
-        if not isinstance(data.get("name"), str):
-            raise RecipeError('line 1: a recipe needs name = "..."')
-        rules = tuple(_rule(table, lines, i) for i, table in enumerate(data.get("rule", [])))
-        counts = {k: data.get(k, 0) for k in ("keep_first", "keep_last")}
-        for key, value in counts.items():
-            if not isinstance(value, int) or value < 0:
-                raise lines.error(None, key, f"{key} is a number of sites, got {value!r}")
-        return cls(name=data["name"], rules=rules, **counts)
+        try:
+            return _recipe(data)
+        except RecipeError as error:
+            raise RecipeError(f"line {lines.find(error.where)}: {error}", error.where) from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the recipe as TOML."""
-        Path(path).write_text(self.to_toml())
+        Path(path).write_text(self.to_toml(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
         """Reads a recipe from a TOML file; errors name the file and the line."""
         try:
-            return cls.from_toml(Path(path).read_text())
+            return cls.from_toml(Path(path).read_text(encoding="utf-8"))
         except RecipeError as error:
-            raise RecipeError(f"{path}: {error}") from None
+            raise RecipeError(f"{path}: {error}", error.where) from None
+
+
+def _check_types(made: Any, strings: Sequence[str], counts: Sequence[str]) -> None:
+    for field in strings:
+        if not isinstance(value := getattr(made, field), str):
+            raise RecipeError(f"{field} is a string, got {value!r}", (field,))
+    for field in counts:
+        value = getattr(made, field)
+        if type(value) is not int or value < 0:
+            raise RecipeError(f"{field} is a number from 0 on, got {value!r}", (field,))
+
+
+# ------------------------------------------------------------------------------------------ TOML
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML: as JSON, but for two differences in strings."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _inline_table(q: Quantization) -> str:
@@ -227,65 +250,92 @@ def _inline_table(q: Quantization) -> str:
         for f in dataclasses.fields(q)
         if f.name != "axis" and (v := getattr(q, f.name)) != f.default
     }
-    return "{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in given.items()) + " }"
+    return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in given.items()) + " }"
+
+
+_KEY = r"""(?:[\w-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
+_KEYS = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
 
 
 class _Lines:
-    """Where the keys of a recipe's text stand."""
+    """Where the keys of a TOML text stand: the parser does not tell."""
 
     def __init__(self, text: str) -> None:
-        self.lines = text.splitlines()
-        self.rules = [i for i, s in enumerate(self.lines) if re.match(r"\s*\[\[\s*rule\s*\]\]", s)]
+        self.found: list[tuple[tuple[str, ...], int]] = []
+        table: tuple[str, ...] = ()
+        rules = 0
+        for number, line in enumerate(text.split("\n"), 1):
+            if header := re.match(rf"\s*(\[\[?)\s*({_KEYS})\s*\]", line):
+                table = self._split(header[2])
+                rules += header[1] == "[["
+                if table[0] == "rule" and rules:
+                    table = ("rule", str(rules - 1), *table[1:])
+                self.found.append((table, number))
+            elif keys := re.match(rf"\s*({_KEYS})\s*=", line):
+                self.found.append(((*table, *self._split(keys[1])), number))
 
-    def error(self, rule: int | None, key: str, message: str) -> RecipeError:
-        start = self.rules[rule] if rule is not None and rule < len(self.rules) else 0
-        later = [i for i in self.rules if i > start]
-        stop = later[0] if later else len(self.lines)
-        for i in range(start, stop):
-            if re.search(rf"(^|[\s.{{,\"]){re.escape(key)}[\"\s]*(=|\]|\.)", self.lines[i]):
-                return RecipeError(f"line {i + 1}: {message}")
-        return RecipeError(f"line {start + 1}: {message}")
+    @staticmethod
+    def _split(keys: str) -> tuple[str, ...]:
+        return tuple(k.strip("\"'") for k in re.findall(_KEY, keys))
 
-    def check_keys(
-        self, table: dict[str, Any], known: set[str], what: str, rule: int | None = None
-    ) -> None:
-        for key in table:
-            if key not in known:
-                raise self.error(rule, key, str(unknown_name(f"{what} key", key, known)))
+    def find(self, where: tuple[str, ...]) -> int:
+        """The line of the key at ``where``, or of what it would stand in."""
 
+        def common(path: tuple[str, ...]) -> int:
+            pairs = zip(path, where, strict=False)
+            return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-def _rule(table: dict[str, Any], lines: _Lines, index: int) -> Rule:
-    fields = {f.name for f in dataclasses.fields(Rule)}
-    lines.check_keys(table, fields, "rule", index)
-    try:
-        given = {k: v for k, v in table.items() if k not in ROLES}
-        for role in ROLES:
-            if role in table:
-                given[role] = _operands(table[role], lines, index, role)
-        return Rule(**given)
-    except RecipeError as error:
-        raise (
-            error if str(error).startswith("line ") else lines.error(index, "rule", str(error))
-        ) from None
+        best = max(self.found, key=lambda entry: common(entry[0]), default=((), 1))
+        return best[1] if common(best[0]) else 1
 
 
-def _operands(table: Any, lines: _Lines, rule: int, role: str) -> Operands:
+def _recipe(data: dict[str, Any]) -> Recipe:
+    _check_keys(data, {"name", "rule", "keep_first", "keep_last"}, "recipe", ())
+    if "name" not in data:
+        raise RecipeError('a recipe needs name = "..."')
+    if not isinstance(tables := data.pop("rule", []), list):
+        raise RecipeError("rules are written as [[rule]]", ("rule",))
+    rules = tuple(_rule(table, ("rule", str(i))) for i, table in enumerate(tables))
+    return Recipe(rules=rules, **data)
+
+
+def _check_keys(
+    table: Any, known: set[str], what: str, where: tuple[str, ...], example: str = ""
+) -> None:
     if not isinstance(table, dict):
-        raise lines.error(rule, role, f"{role} is a table of operands, got {table!r}")
-    lines.check_keys(table, set(KINDS), f"{role} operand", rule)
+        raise RecipeError(f"{'.'.join(where[2:])} is a table{example}, got {table!r}", where)
+    for key in table:
+        if key not in known:
+            raise RecipeError(str(unknown_name(f"{what} key", key, known)), (*where, key))
+
+
+def _rule(table: Any, where: tuple[str, ...]) -> Rule:
+    _check_keys(table, {f.name for f in dataclasses.fields(Rule)}, "rule", where)
+    operands: dict[str, Any] = {
+        role: _operands(table[role], (*where, role)) for role in ROLES if role in table
+    }
+    try:
+        return Rule(**{**table, **operands})
+    except RecipeError as error:
+        raise RecipeError(str(error), (*where, *error.where)) from None
+
+
+def _operands(table: Any, where: tuple[str, ...]) -> Operands:
+    _check_keys(table, set(KINDS), "operand", where)
+    return Operands(**{kind: _quantization(table[kind], (*where, kind)) for kind in table})
+
+
+def _quantization(table: Any, where: tuple[str, ...]) -> Quantization:
     fields = {f.name for f in dataclasses.fields(Quantization)} - {"axis"}
-    made: dict[str, Quantization] = {}
-    for kind, spec in table.items():
-        if not isinstance(spec, dict):
-            raise lines.error(rule, kind, f"{role}.{kind} is a table such as {{ format = 'int8' }}")
-        lines.check_keys(spec, fields, "quantization", rule)
-        if "format" not in spec:
-            raise lines.error(rule, kind, f"{role}.{kind} needs a format")
-        try:
-            made[kind] = Quantization(**spec)
-        except (ValueError, TypeError) as error:
-            raise lines.error(rule, kind, f"{role}.{kind}: {error}") from None
-    return Operands(**made)
+    _check_keys(table, fields, "quantization", where, ' such as { format = "int8" }')
+    name = ".".join(where[2:])
+    if "format" not in table:
+        raise RecipeError(f"{name} needs a format", where)
+    try:
+        return Quantization(**table)
+    except (ValueError, TypeError) as error:
+        wrong = next((key for key in table if key in str(error)), "format")
+        raise RecipeError(f"{name}: {error}", (*where, wrong)) from None
 
 
 # ---------------------------------------------------------------- the built-in recipes
