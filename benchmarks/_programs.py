@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ def mlp_program(
 ) -> tuple[Callable[..., Any], Params, tuple[Any, ...]]:
     """An MLP on a regression: (loss, params, batch)."""
     rng = np.random.default_rng(0)
-    params = [_normal(rng, a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    params = [_normal(rng, a, b) for a, b in itertools.pairwise(sizes)]
     x = jnp.asarray(rng.standard_normal((tokens, sizes[0])), jnp.float32)
     y = jnp.asarray(rng.standard_normal((tokens, sizes[-1])), jnp.float32)
 
@@ -54,9 +55,7 @@ def _layer_norm(x: jax.Array) -> jax.Array:
     return x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
 
 
-def block(
-    p: Params, x: jax.Array, heads: int, dot: Callable[..., Any] = jnp.matmul
-) -> jax.Array:
+def block(p: Params, x: jax.Array, heads: int, dot: Callable[..., Any] = jnp.matmul) -> jax.Array:
     """A pre-norm transformer block on (batch, time, width)."""
     b, t, d = x.shape
     with jax.named_scope("attn"):

@@ -1,0 +1,66 @@
+"""Benchmarks run from a clean process; what they measure is for people to read."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def _run(name, *options):
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _figures(name, folder, *options):
+    out = folder / "figures.json"
+    _run(name, "--quick", "--json", out, *options)
+    return json.loads(out.read_text())["figures"]
+
+
+@pytest.mark.slow
+def test_cpu_step_compares_the_same_mathematics_with_qwix_where_it_is_installed(tmp_path):
+    figures = _figures("cpu_step", tmp_path)
+    assert set(figures) == {"transformer", "mlp"}
+    for rows in figures.values():
+        assert rows["fp32"]["to_fp32"] == 1.0
+        assert {"bf16", "srjit int8", "srjit fp8", "srjit nvfp4"} < set(rows)
+        # its own check has shown equal losses and noise that depends on the key
+        assert ("qwix int8, per element" in rows) == bool(importlib.util.find_spec("qwix"))
+
+
+@pytest.mark.slow
+def test_compile_time_measures_every_stage_scanned_and_unrolled(tmp_path):
+    figures = _figures("compile_time", tmp_path, "--recipes", "int8")
+    for form in ("scanned", "unrolled"):
+        assert set(figures[form]) == {"fp32", "int8"}
+        assert all(figures[form]["int8"][s] > 0 for s in ("trace", "lower", "compile"))
+
+
+@pytest.mark.slow
+def test_rewriting_counts_every_site_of_the_unrolled_program(tmp_path):
+    one, two = _figures("rewriting", tmp_path)
+    assert two["sites"] - one["sites"] == 18  # a block: 6 products, and 2 gradients of each
+    assert two["rewriting"] > 0
+
+
+def test_dispatch_runs():
+    assert "typed key" in _run("dispatch", "--calls", "2")
+
+
+def test_every_benchmark_has_a_test():
+    source = Path(__file__).read_text()
+    missing = [p.stem for p in FOLDER.glob("[a-z]*.py") if f'"{p.stem}"' not in source]
+    assert not missing
