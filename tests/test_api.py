@@ -305,7 +305,7 @@ def nnx_step(net: Any, optimizer: Any, x: jax.Array) -> jax.Array:
 
 def nnx_objects() -> tuple[Any, Any]:
     net = Net(nnx.Rngs(0))
-    return net, nnx.Optimizer(net, optax.adam(1e-2), wrt=nnx.Param)
+    return net, nnx.Optimizer(net, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
 
 
 NNX_WAYS = {
@@ -320,14 +320,14 @@ NNX_WAYS = {
 def test_objects_that_a_step_changes_in_place_are_changed(way: str):
     run, reference = NNX_WAYS[way](), nnx.jit(nnx_step)
     objects, twins = nnx_objects(), nnx_objects()
-    for number in range(3):
+    for number in range(2):
         value, expected = run(*objects, X, sr_key=number), reference(*twins, X)
         np.testing.assert_allclose(value, expected, rtol=0.05)
     states = [jax.tree.leaves(nnx.state(list(o))) for o in (objects, twins)]
     assert len(states[0]) == len(states[1])
     for ours, theirs in zip(*states, strict=True):
         if jnp.issubdtype(ours.dtype, jnp.integer):  # steps of the optimizer, draws of the dropout
-            assert int(ours) == int(theirs) == 3 or same(ours, theirs)
+            assert int(ours) == int(theirs) == 2 or same(ours, theirs)
     moved = jnp.abs(objects[0].first.kernel[...] - nnx_objects()[0].first.kernel[...])
     assert float(moved.max()) > 0.02
     assert not same(objects[0].first.kernel[...], twins[0].first.kernel[...])

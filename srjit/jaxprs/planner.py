@@ -402,7 +402,7 @@ class _SitePlanner:
         keep = lambda reason, asked=False: SitePlan(  # noqa: E731
             site=site, lhs=None, rhs=None, status="kept", reason=reason, asked=asked, rule=name
         )
-        rule = self._rule(site)
+        rule = self._asking(site) if site.role == "unknown" else self._rule(site)
         name = "" if rule is None else self.recipe.name_of(rule)
         wanted = self._wanted(rule, site) if rule else None
         if KEEP_SCOPE in self.o.scope.names:
@@ -410,7 +410,7 @@ class _SitePlanner:
         if self.c.keep:
             return keep(self.c.keep)
         if site.role == "unknown":
-            return keep(f"unknown role: {self.c.why}", asked=True)
+            return keep(f"unknown role: {self.c.why}", asked=rule is not None)
         impossible = self._impossible()
         if impossible:
             return keep(impossible, asked=self.product is None and wanted is not None)
@@ -446,11 +446,23 @@ class _SitePlanner:
             rule=name,
         )
 
+    def _asking(self, site: Site) -> Rule | None:
+        """The first rule that would quantize a site of unknown role, whatever role it has."""
+        possible = ("dgrad", "wgrad") if site.phase == "backward" else ("fprop",)
+        for rule in self.recipe.rules:
+            for role, weight in itertools.product(possible, (True, False)):
+                asks = getattr(rule, role) not in (None, Operands())
+                if asks and rule.matches(site.path, site.op, role, weight, self._size()):
+                    return rule
+        return None
+
+    def _size(self) -> int:
+        return min((n for n in self._extents() if n), default=0)
+
     def _rule(self, site: Site) -> Rule | None:
         weighted = "weight" in (site.lhs_kind, site.rhs_kind) or site.role == "wgrad"
-        size = min((n for n in self._extents() if n), default=0)
         for i, rule in enumerate(self.recipe.rules):
-            if rule.matches(site.path, site.op, site.role, weighted, size):
+            if rule.matches(site.path, site.op, site.role, weighted, self._size()):
                 self.used.add(i)
                 return rule
         return None
