@@ -11,7 +11,13 @@ import pytest
 from oracles import scales as oracle
 from srjit.numerics import scaling
 from srjit.numerics.formats import ELEMENTS, FORMATS
-from srjit.numerics.quantization import Quantization, QuantizedArray, quantize
+from srjit.numerics.quantization import (
+    Quantization,
+    QuantizedArray,
+    dequantize,
+    emulated,
+    quantize,
+)
 
 from .support import assert_same_bits
 
@@ -64,7 +70,7 @@ TINY = {
     ),
 }
 TENSORS = NORMAL | TINY
-SIZES = [(37, 53), (3, 5), (1, 1), (70,)]
+SIZES = [(37, 53), (3, 5), (70,)]
 
 
 _quantize = jax.jit(quantize, static_argnums=1)
@@ -115,22 +121,46 @@ def test_nvfp4_is_the_same_whichever_way_it_is_run(case: str):
         assert_equal(jax.tree.map(lambda leaf: leaf[1], both), oracle.nvfp4(-x))
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _nvfp4_scales(
+    block: jax.Array, tensor: jax.Array, rounding: str, subnormal: bool
+) -> scaling.Scales:
+    scales = functools.partial(scaling.nvfp4_scales, rounding=rounding, subnormal=subnormal)
+    return jax.vmap(scales)(block, tensor)
+
+
+def blocks_of_tensors(rounding: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Amax of blocks, and of their tensors in some binades."""
+    a = np.abs(log_uniform(low, high, (200_000,)))
+    with np.errstate(under="ignore"):
+        b = a * np.exp2(-RNG.exponential(4, a.shape)).astype(np.float32)
+    if rounding == "up":  # where b * S / 6 is subnormal, 0 is as good as the smallest scale
+        normal = b * np.minimum(2688 / a.astype(float), FLT_MAX) / 6 >= np.finfo(np.float32).tiny
+        b, a = np.resize(b[normal], b.shape), np.resize(a[normal], a.shape)
+    return b, a
+
+
 # Where S = 2688/A is so large that 1/S is subnormal, but not yet capped; where A/2688 is subnormal;
-# where blocks or tensors begin to be lifted; everything.
+# where tensors begin to be lifted; everything.
 @pytest.mark.parametrize("binades", [(-117, -114.4), (-149, -114), (-62, -58), (-149, 127.99)])
 @pytest.mark.parametrize("rounding", ["standard", "up"])
 def test_nvfp4_scales_are_exact_in_every_binade(binades: tuple[float, float], rounding: str):
-    a = np.abs(log_uniform(*binades, (200_000,)))
-    with np.errstate(under="ignore"):
-        b = a * np.exp2(-RNG.exponential(4, a.shape)).astype(np.float32)
-    ours = jax.jit(jax.vmap(functools.partial(scaling.nvfp4_scales, rounding=rounding)))(b, a)
+    b, a = blocks_of_tensors(rounding, *binades)
+    ours = _nvfp4_scales(b, a, rounding, True)
     encode, sf, tensor_scale = oracle.nvfp4_scales(b, a, up=rounding == "up")
-    lift = np.asarray(ours.lift)
-    if rounding == "up":  # beneath the smallest subnormal times S, "up" may see a zero
-        same = (b * np.minimum(2688 / a.astype(float), FLT_MAX) / 6) >= np.finfo(np.float32).tiny
-        encode, sf, tensor_scale, lift = (v[same] for v in (encode, sf, tensor_scale, lift))
-        ours = scaling.Scales(*(np.asarray(v)[same] for v in ours))
-    assert_same_bits(np.asarray(ours.encode) * lift, encode)
+    assert_same_bits(np.asarray(ours.encode) * np.asarray(ours.lift), encode)
+    assert_same_bits(np.asarray(ours.scale).astype(np.float32), sf)
+    assert_same_bits(np.asarray(ours.tensor_scale), tensor_scale)
+
+
+@pytest.mark.parametrize("rounding", ["standard", "up"])
+def test_without_care_for_subnormals_nvfp4_scales_are_exact_from_2_to_the_minus_100(rounding: str):
+    b, a = blocks_of_tensors(rounding, -100, 127.99)
+    b = np.maximum(b, np.finfo(np.float32).tiny)  # whose elements are flushed below it
+    ours = _nvfp4_scales(b, a, rounding, False)
+    encode, sf, tensor_scale = oracle.nvfp4_scales(b, a, up=rounding == "up")
+    assert ours.lift is None
+    assert_same_bits(np.asarray(ours.encode), encode)
     assert_same_bits(np.asarray(ours.scale).astype(np.float32), sf)
     assert_same_bits(np.asarray(ours.tensor_scale), tensor_scale)
 
@@ -227,15 +257,30 @@ def test_dimensions_need_not_be_multiples_of_a_block(name: str, size: tuple[int,
     assert_equal(jitted(x, format=name), expected(x, name))
 
 
-@pytest.mark.parametrize("size", [(37, 53), (1, 1)], ids=str)
 @pytest.mark.parametrize("name", SCALED)
-def test_squares_need_not_fit_either(name: str, size: tuple[int, ...]):
-    x = np.random.default_rng(9).standard_normal(size).astype(np.float32)
+def test_squares_need_not_fit_either(name: str):
+    x = np.random.default_rng(9).standard_normal((37, 53)).astype(np.float32)
     q = jitted(x, format=name, granularity="square")
     assert_equal(q, expected(x, name, "square"))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("case", ["gaussian", "single outlier", "float32 extremes", "zeros"])
+@pytest.mark.parametrize("name", SCALED)
+def test_operands_of_programs_have_the_same_codes_and_scales(name: str, case: str):
+    spec, same = Quantization(format=name), expected(NORMAL[case], name)
+    operand = jax.jit(lambda x: emulated(x, spec, None))(NORMAL[case])
+    if not spec.is_blocked:
+        np.testing.assert_array_equal(operand.values, same.codes)
+        np.testing.assert_array_equal(operand.scale, same.scale)
+        return
+    with np.errstate(over="ignore"):
+        values = same.codes * oracle.spread(same.scale, same.codes.shape, spec.block_size)
+    np.testing.assert_array_equal(operand.values, values.astype(np.float32))
+    tensor_scale = None if operand.scale is None else np.asarray(operand.scale).ravel()
+    assert tensor_scale == same.tensor_scale
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 @pytest.mark.parametrize("name", SCALED)
 def test_every_input_dtype_gives_the_codes_of_its_values(name: str, dtype: type):
     x = (np.random.default_rng(3).standard_normal((33, 70)) * 1.7).astype(dtype)
@@ -246,7 +291,7 @@ def test_every_input_dtype_gives_the_codes_of_its_values(name: str, dtype: type)
 
 
 @pytest.mark.parametrize("name", SCALED)
-@pytest.mark.parametrize("axis", [0, -2, 2, (1, 0)])
+@pytest.mark.parametrize("axis", [-2, (1, 0)])
 def test_blocks_and_channels_run_along_the_given_dimension(name: str, axis: int | tuple[int, ...]):
     x = np.random.default_rng(4).standard_normal((20, 35, 18)).astype(np.float32)
     last = (axis if isinstance(axis, tuple) else (axis,))[-1]
@@ -256,7 +301,7 @@ def test_blocks_and_channels_run_along_the_given_dimension(name: str, axis: int 
     assert_equal(q, moved._replace(codes=np.moveaxis(moved.codes, -1, last), scale=scale))
 
 
-@pytest.mark.parametrize("axis", [0, -1, (0, 2)])
+@pytest.mark.parametrize("axis", [0, (0, 2)])
 @pytest.mark.parametrize("name", FLOAT_SCALED)
 def test_a_channel_is_what_no_contracted_dimension_runs_along(
     name: str, axis: int | tuple[int, ...]
@@ -267,7 +312,7 @@ def test_a_channel_is_what_no_contracted_dimension_runs_along(
     assert_equal(q, oracle.float_scaled(x, FORMATS[name].element.name, amax))
 
 
-@pytest.mark.parametrize("block", [1, 5, 64])
+@pytest.mark.parametrize("block", [1, 5])
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"bf16", "nvfp4"}))
 def test_any_block_size_will_do(name: str, block: int):
     x = np.random.default_rng(6).standard_normal((5, 66)).astype(np.float32)
@@ -290,4 +335,4 @@ def test_dequantizing_multiplies_codes_and_scales(name: str, granularity: str | 
     tensor_scale = None if q.tensor_scale is None else np.asarray(q.tensor_scale)
     codes = np.asarray(q.codes).astype(np.float32)
     exact = oracle.Quantized(codes, scale, tensor_scale).dequantized(block)
-    np.testing.assert_allclose(np.asarray(q.dequantize()), exact, rtol=2**-23, atol=0)
+    np.testing.assert_allclose(jax.jit(dequantize)(q), exact, rtol=2**-23, atol=0)
