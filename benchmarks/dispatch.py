@@ -44,7 +44,7 @@ def measure(key: Any, calls: int = 200, turns: int = 101) -> tuple[float, float,
     params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
     batch = jnp.ones((2, 4))
     plain, ours = jax.jit(keyed), srjit(step, recipe="int8", target="cpu")
-    pair = lambda: plain(key, params, batch), lambda: ours(params, batch, sr_key=key)  # noqa: E731
+    pair = lambda: plain(key, params, batch), lambda: ours(params, batch, sr_key=key)
     for call in pair:
         _microseconds(call, calls)
     times = [[_microseconds(call, calls) for call in pair] for _ in range(turns)]

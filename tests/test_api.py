@@ -23,7 +23,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import srjit as package
 from srjit import srjit, transform
-
 from steps import KEY, W, X, loss, same, step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -248,7 +247,9 @@ def test_disable_jit_computes_the_same():
     expected = quantized(W, X, sr_key=KEY)
     with jax.disable_jit():
         result = srjit(step, recipe="int8")(W, X, sr_key=KEY)
+        report = srjit(step, recipe="int8").explain(W, X)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+    assert report == quantized.explain(W, X)
 
 
 def test_nothing_that_is_traced_without_srjit_changes():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from steps import KEY, W, X, step
 
 from srjit import srjit, transform
+from steps import KEY, W, X, step
 
 STAGES = [
     "original.jaxpr",

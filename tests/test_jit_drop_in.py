@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from steps import KEY, W, X, loss, same, step
 
 from srjit import Compiled, Lowered, srjit
+from steps import KEY, W, X, loss, same, step
 
 
 def message_of(call: Callable[[], Any]) -> tuple[str, str]:
@@ -47,7 +47,11 @@ class Batch:
 
 
 CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
-    "every kind of parameter": (every_kind, (X, W, 1.0, X), {"scale": 2.0, "other": W, "list": [X]}),
+    "every kind of parameter": (
+        every_kind,
+        (X, W, 1.0, X),
+        {"scale": 2.0, "other": W, "list": [X]},
+    ),
     "lambda": (lambda w, x: x @ w, (W, X), {}),
     "keywords only": (lambda *, w, x: x @ w, (), {"w": W, "x": X}),
     "partial": (functools.partial(every_kind, X), (W,), {"scale": 3.0}),
@@ -258,8 +262,11 @@ def test_keep_unused_keeps_the_key_and_the_arguments():
 
 
 def test_inline_and_compiler_options_and_device_come_through():
-    inlined = srjit(lambda w, x: x @ w, recipe="int8", inline=True, mode="inference")
-    assert "name=<lambda>" not in str(jax.make_jaxpr(inlined)(W, X))
+    for inline in (True, False):
+        ours = srjit(lambda w, x: x @ w, recipe="int8", inline=inline, mode="inference")
+        jits = jax.jit(lambda w, x: x @ w, inline=inline)
+        ours, jits = (str(jax.make_jaxpr(f)(W, X)).count("name=<lambda>") for f in (ours, jits))
+        assert ours == jits
     with pytest.raises(Exception, match="no_such_option"):
         srjit(loss, recipe="int8", compiler_options={"no_such_option": True})(W, X)
     fast = srjit(loss, recipe="int8", compiler_options={"xla_cpu_enable_fast_math": False})

@@ -1,4 +1,4 @@
-"""Recipes are data: they print, compare, round-trip through TOML, and say what is wrong with them."""
+"""Recipes are data: they print, compare, round-trip through TOML, and say what is wrong."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from steps import KEY, W, X, loss, same, step
 
 from srjit import Operands, Quantization, Recipe, RecipeError, Rule, recipes, srjit
 from srjit.numerics.formats import FORMATS
+from steps import KEY, W, X, loss, same, step
 
 BUILTIN = [recipes.get(name) for name in recipes.names()]
 
@@ -134,12 +134,12 @@ BAD_TOML = {
     "path is a number": (HEADER + "path = 3\n", 4, "path"),
     "size is a string": (HEADER + 'min_size = "3"\n', 4, "min_size"),
     "role is no table": (HEADER + "fprop = 3\n", 4, "fprop"),
-    "unknown operand": (HEADER + 'fprop.wieght = { format = "int8" }\n', 4, "did you mean 'weight'"),
+    "unknown operand": (HEADER + 'fprop.wieght = { format = "int8" }\n', 4, "'weight'"),
     "operand is no table": (HEADER + 'fprop.weight = "int8"\n', 4, "fprop.weight"),
     "unknown format": (HEADER + 'fprop.weight = { format = "int9" }\n', 4, "int8"),
     "no format": (HEADER + 'fprop.weight = { rounding = "nearest" }\n', 4, "needs a format"),
     "unknown option": (HEADER + 'fprop.weight = { format = "int8", rond = 1 }\n', 4, "rounding"),
-    "axis is not for recipes": (HEADER + 'fprop.weight = { format = "int8", axis = 1 }\n', 4, "axis"),
+    "axis is a site's": (HEADER + 'fprop.weight = { format = "int8", axis = 1 }\n', 4, "axis"),
     "unknown rounding": (
         HEADER + 'fprop.weight = { format = "int8", rounding = "up" }\n', 4, "stochastic",
     ),
@@ -182,7 +182,7 @@ def test_an_error_names_the_line(name: str, tmp_path: Path):
     assert part in str(error.value)
     path = tmp_path / "bad.toml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match="bad.toml"):
+    with pytest.raises(RecipeError, match=r"bad\.toml"):
         srjit(loss, recipe=path)
 
 
@@ -301,7 +301,9 @@ def test_gradients_to_nearest_draw_no_noise_and_keep_the_formats():
             assert ours == dataclasses.replace(theirs, rounding="nearest")
 
 
-@pytest.mark.parametrize("recipe", [r for r in BUILTIN if r.name != "fp8-delayed"], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "recipe", [r for r in BUILTIN if r.name != "fp8-delayed"], ids=lambda r: r.name
+)
 def test_every_builtin_recipe_runs_and_stays_near_the_truth(recipe: Recipe):
     result = srjit(step, recipe=recipe)(W, X, sr_key=KEY)
     expected = step(W, X)

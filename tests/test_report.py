@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from steps import KEY, W, X, loss, step
 
 from srjit import Operands, Quantization, Recipe, Report, Rule, UnsupportedSiteError, recipes, srjit
+from steps import KEY, W, X, loss, step
 
 LONG = "a_model_with_a_long_name/encoder/block_11/attention/projection"
 
