@@ -181,16 +181,19 @@ def bind_remat(eqn: Any, fun: Any, args: Any, policy: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(out), outs)
 
 
-def bind_shard_map(eqn: Any, fun: Any, scalars: Any, values: Sequence[Any]) -> list[Any]:
-    """``fun(scalars, *values)`` under the ``shard_map`` of ``eqn``; scalars are replicated."""
+def bind_shard_map(eqn: Any, fun: Any, scalars: Any, values: Sequence[Any]) -> Any:
+    """``fun(scalars, *values)`` under the ``shard_map`` of ``eqn``.
+
+    The scalars are replicated, and so is what ``fun`` returns beside the outputs of ``eqn``.
+    """
     params = eqn.params
     replicated = jax.sharding.PartitionSpec()
     return jax.shard_map(
         fun,
         mesh=params["mesh"],
         in_specs=(replicated, *params["in_specs"]),
-        out_specs=list(params["out_specs"]),
-        axis_names=frozenset(params["manual_axes"]),
+        out_specs=(list(params["out_specs"]), replicated),
+        axis_names=frozenset(params["newly_manual_axes"]),
         check_vma=params["check_vma"],
     )(scalars, *values)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from srjit import _compat, recipes
@@ -19,6 +20,7 @@ from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
 from srjit.keys import (
     Counted,
     IfNeeded,
+    Stateful,
     Undifferentiated,
     as_words,
     from_host,
@@ -154,21 +156,29 @@ class SrjitFunction:
 
     # --------------------------------------------------------------------------------- calling
 
-    def __call__(self, *args: Any, sr_key: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
         """Calls the rewritten function.
 
         Args:
           *args, **kwargs: fun's own.
           sr_key: a typed PRNG key or an integer step.
+          sr_state: for delayed scales, what ``init_state`` or the last call returned.
+
+        Returns:
+          What fun returns; with ``sr_state``, a pair of that and the new state.
 
         Raises:
-          TypeError: noise is drawn and ``sr_key`` is missing, or it is not a key.
-          ValueError: ``sr_key`` is committed to another device than the arguments.
+          TypeError: noise is drawn and ``sr_key`` is missing, or it is not a key; scales are
+            delayed and ``sr_state`` is missing.
+          ValueError: ``sr_key`` is committed to another device than the arguments, or ``sr_state``
+            is not of this program.
         """
         if sr_key is None:
             sr_key = self._own_key()
         elif is_host_value(sr_key):
             sr_key = from_host(sr_key)
+        if sr_state is not None:
+            sr_key = Stateful(sr_key, sr_state)
         jitted = self._jit or self._jit_for(args)
         if self._dump is not None:
             self._dump_module(jitted, sr_key, args, kwargs)
@@ -254,35 +264,56 @@ class SrjitFunction:
           sr_key: as of a call; not needed.
         """
         del sr_key  # the plan does not depend on it
-        seen: list[Report] = []
+        return self._seen(self._transformation.report, args, kwargs)
 
-        def plan_only(key: Any, args: Any, kwargs: Any) -> None:
+    def _seen(self, look: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What ``look`` returns of the arguments as they are while the function is traced."""
+        seen: list[Any] = []
+
+        def only_look(key: Any, args: Any, kwargs: Any) -> None:
             del key
-            seen.append(self._transformation.report(args, kwargs))
+            seen.append(look(args, kwargs))
 
         static = {k: v for k, v in self._jit_options.items() if k in _STATIC}
-        jax.jit(self._with_key_first(plan_only), **_shifted(static)).trace(None, *args, **kwargs)
+        jax.jit(self._with_key_first(only_look), **_shifted(static)).trace(None, *args, **kwargs)
         return seen[0]
 
-    def rewritten(self, *args: Any, sr_key: Any = None, **kwargs: Any) -> Any:
-        """The rewritten program: a ``ClosedJaxpr``; its first inputs are the key, if it has one."""
-        return self.trace(*args, sr_key=sr_key, **kwargs).jaxpr
+    def init_state(self, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+        """The state of delayed scales before the first step: a pytree, empty if there are none.
 
-    def trace(self, *args: Any, sr_key: Any = None, **kwargs: Any) -> Traced:
+        Args:
+          *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
+        """
+        shapes = self._seen(self._transformation.init_state, args, kwargs)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def rewritten(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
+        """The rewritten program: a ``ClosedJaxpr``; its first inputs are the key, if it has one."""
+        return self.trace(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).jaxpr
+
+    def trace(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Traced:
         """As of ``jax.jit``: the rewritten program, traced."""
         key = self._key_to_look_with(sr_key)
+        if sr_state is None and self._options.recipe.has_delayed_scales:
+            sr_state = self.init_state(*args, **kwargs)
+        if sr_state is not None:
+            key = Stateful(key, sr_state)
         return Traced(self._jit_for(args).trace(key, *args, **kwargs), key, self._next_key)
 
-    def lower(self, *args: Any, sr_key: Any = None, **kwargs: Any) -> Lowered:
+    def lower(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Lowered:
         """As of ``jax.jit``; the result compiles to something that is called as the function is.
 
         Without ``sr_key`` and without a base key, the compiled program takes a typed PRNG key.
         """
-        return self.trace(*args, sr_key=sr_key, **kwargs).lower()
+        return self.trace(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).lower()
 
-    def eval_shape(self, *args: Any, sr_key: Any = None, **kwargs: Any) -> Any:
+    def eval_shape(
+        self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> Any:
         """As of ``jax.jit``: shapes and dtypes of the outputs."""
         key = self._key_to_look_with(sr_key)
+        if sr_state is not None:
+            key = Stateful(key, sr_state)
         out = self._jit_for(args).eval_shape(key, *args, **kwargs)
         return out.out if type(out) is Changed else out
 

@@ -35,6 +35,13 @@ class IfNeeded(NamedTuple):
     key: Any
 
 
+class Stateful(NamedTuple):
+    """A call's key, with the histories of its delayed scales."""
+
+    key: Any
+    state: Any
+
+
 class MissingKeyError(TypeError):
     """A program draws noise, and no key was given."""
 

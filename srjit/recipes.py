@@ -142,6 +142,13 @@ class Recipe:
         which = f" ({', '.join(shown)})" if shown else ""
         return f"rule {self.rules.index(rule) + 1}{which} of recipe {self.name!r}"
 
+    @property
+    def has_delayed_scales(self) -> bool:
+        """Whether any quantization takes its scale from earlier steps."""
+        given = (getattr(rule, role) for rule in self.rules for role in ROLES)
+        specs = (getattr(g, kind) for g in given if g is not None for kind in KINDS)
+        return any(q is not None and q.scaling == "delayed" for q in specs)
+
     def map_quantizations(
         self, change: Callable[[str, str, Quantization], Quantization], name: str | None = None
     ) -> Recipe:

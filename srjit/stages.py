@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from srjit.arguments import Changed, Objects
-from srjit.keys import Counted, IfNeeded, as_words
+from srjit.keys import Counted, IfNeeded, Stateful, as_words
 
 
 class Traced:
@@ -19,7 +19,8 @@ class Traced:
 
     def lower(self, **options: Any) -> Lowered:
         """Lowers; options as of ``jax.stages.Traced.lower``."""
-        optional = isinstance(self._key, IfNeeded) and not _reads_first_input(self._traced)
+        key = self._key.key if isinstance(self._key, Stateful) else self._key
+        optional = isinstance(key, IfNeeded) and not _reads_first_input(self._traced)
         lowered = self._traced.lower(**options)
         return Lowered(lowered, self._key, self._next_key, optional)
 
@@ -51,19 +52,30 @@ class Compiled:
     def __init__(
         self, compiled: Any, key: Any, next_key: Callable[[], Any], key_is_optional: bool
     ) -> None:
-        self._compiled, self._key, self._next_key = compiled, key, next_key
+        self._stateful = isinstance(key, Stateful)
+        self._key = key.key if isinstance(key, Stateful) else key
+        self._compiled, self._next_key = compiled, next_key
         self._unused_key = IfNeeded(jax.random.key(0)) if key_is_optional else None
 
-    def __call__(self, *args: Any, sr_key: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
         """Runs the program.
 
         A program that was lowered with an integer takes any integer, one that was lowered without
         ``sr_key`` takes a typed key, or counts its calls with the function that it came from.
 
         Raises:
-          TypeError: ``sr_key`` is missing, or of another kind than at lowering.
+          TypeError: ``sr_key`` is missing, or of another kind than at lowering; so for
+            ``sr_state``.
         """
-        out = self._compiled(self._key_for(sr_key), *args, **kwargs)
+        if self._stateful != (sr_state is not None):
+            had = (
+                "delayed scales: call it with"
+                if self._stateful
+                else "no delayed scales and takes no"
+            )
+            raise TypeError(f"this program has {had} sr_state")
+        key = self._key_for(sr_key)
+        out = self._compiled(Stateful(key, sr_state) if self._stateful else key, *args, **kwargs)
         if isinstance(out, Changed):
             Objects.among(args, kwargs).update(out.state)
             return out.out

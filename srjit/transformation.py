@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -19,10 +20,11 @@ from srjit.arguments import Arguments, Changed, Objects
 from srjit.diagnostics.dump import Dump
 from srjit.jaxprs.planner import ProgramPlan, Settings, make_plan
 from srjit.jaxprs.provenance import DATA, PARAMETER
-from srjit.jaxprs.rewrite import evaluate
+from srjit.jaxprs.rewrite import State, evaluate
 from srjit.keys import (
     IfNeeded,
     MissingKeyError,
+    Stateful,
     Undifferentiated,
     from_host,
     is_host_value,
@@ -179,9 +181,12 @@ class _Program:
     leaves: list[Any]
     unflatten: Callable[[Sequence[Any]], Any]
 
-    def evaluate(self, words: Key | None, leaves: Sequence[Any]) -> list[Any]:
-        """The outputs of the rewritten program."""
-        return evaluate(self.closed, self.plan, words, leaves)
+    def evaluate(
+        self, words: Key | None, leaves: Sequence[Any], state: State
+    ) -> tuple[list[Any], State]:
+        """The outputs of the rewritten program, and the histories of its delayed scales."""
+        outs, seen = evaluate(self.closed, self.plan, words, leaves, state)
+        return outs, {name: _remembered(state[name], amax) for name, amax in seen.items()}
 
 
 class Transformation:
@@ -202,12 +207,38 @@ class Transformation:
           args, kwargs: of the function.
         """
         program = self._traced(args, kwargs)
-        words = self._key_words(key, program.plan)
+        given = key if isinstance(key, Stateful) else Stateful(key, None)
+        words = self._key_words(given.key, program.plan)
+        histories = self._histories(given.state, program.plan)
         self._complain(program.plan.report)
         if self.options.dump:
-            self._dump(self.options.dump, program, words)
-        out, state = program.unflatten(program.evaluate(words, program.leaves))
-        return out if state is None else Changed(out, state)
+            self._dump(self.options.dump, program, words, histories)
+        outs, remembered = program.evaluate(words, program.leaves, histories)
+        out, changes = program.unflatten(outs)
+        if given.state is not None:
+            out = out, remembered
+        return out if changes is None else Changed(out, changes)
+
+    def init_state(self, args: Sequence[Any], kwargs: dict[str, Any]) -> State:
+        """Histories that remember nothing, one for each delayed scale."""
+        shapes = self._traced(args, kwargs).plan.histories
+        return {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
+
+    def _histories(self, state: Any, plan: ProgramPlan) -> State:
+        if state is None and plan.histories:
+            raise TypeError(
+                f"recipe {self.options.recipe.name!r} has delayed scales, which are state: call "
+                f"{self.name} with sr_state=, at first {self.name}.init_state(...) of the same "
+                "arguments; the call then returns (result, new_state)"
+            )
+        shapes = {} if state is None else {name: jnp.shape(x) for name, x in state.items()}
+        if shapes != plan.histories:
+            raise ValueError(
+                f"sr_state does not fit {self.name} with recipe {self.options.recipe.name!r}: it "
+                f"has {shapes or 'nothing'}, the program needs {plan.histories or 'nothing'}; make "
+                "it with init_state(...) of the same arguments"
+            )
+        return state or {}
 
     def report(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Report:
         """What would become of every site."""
@@ -315,13 +346,20 @@ class Transformation:
         self._warned = True
         warnings.warn(message, stacklevel=_compat.user_stacklevel())
 
-    def _dump(self, dump: Dump, program: _Program, words: Key | None) -> None:
+    def _dump(self, dump: Dump, program: _Program, words: Key | None, histories: State) -> None:
         dump.write("original.jaxpr", str(program.original))
         dump.write("dead-code-eliminated.jaxpr", str(program.closed))
         dump.write("plan.txt", str(program.plan.report))
         dump.write("plan.json", program.plan.report.to_json())
-        rewritten = jax.make_jaxpr(program.evaluate)(words, program.leaves)
+        rewritten = jax.make_jaxpr(program.evaluate)(words, program.leaves, histories)
         dump.write("rewritten.jaxpr", str(rewritten))
+
+
+def _remembered(history: Any, amax: Any) -> Any:
+    """A history with this step's amax in front, if there was one and it was finite."""
+    seen = jnp.isfinite(amax) & (amax >= 0)
+    longer = jnp.concatenate([amax[..., None], history[..., :-1]], axis=-1)
+    return jnp.where(seen[..., None], longer, history)
 
 
 def transform(
@@ -356,16 +394,17 @@ def transform(
     transformation = Transformation(fun, options, is_array)
 
     @functools.wraps(fun)
-    def transformed(*args: Any, sr_key: Any = None, **kwargs: Any) -> Any:
+    def transformed(*args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
         if sr_key is None:
             key = None if _compat.inside_transformation() else Undifferentiated()
         else:
             key = from_host(sr_key) if is_host_value(sr_key) else sr_key
-        out = transformation(key, args, kwargs)
+        out = transformation(key if sr_state is None else Stateful(key, sr_state), args, kwargs)
         if isinstance(out, Changed):
             Objects.among(args, kwargs).update(out.state)
             return out.out
         return out
 
     transformed.__signature__ = signature_with_key(fun)  # type: ignore[attr-defined]
+    transformed.init_state = lambda *a, **k: transformation.init_state(a, k)  # type: ignore[attr-defined]
     return transformed

@@ -39,9 +39,7 @@ def _bits(recipe: str, draws: tuple[int, ...]) -> dict[int, np.ndarray]:
     @functools.partial(jax.jit, static_argnums=1)
     def total(first: int, count: int) -> list[jax.Array]:
         steps = first + jnp.arange(count, dtype=jnp.int32)
-        return [
-            g.sum(0) for g in jax.vmap(lambda k: drawn(_params(), *_batch(), sr_key=k))(steps)
-        ]
+        return [g.sum(0) for g in jax.vmap(lambda k: drawn(_params(), *_batch(), sr_key=k))(steps)]
 
     sums = [np.zeros(p.shape) for p in _params()]
     found: dict[int, np.ndarray] = {}

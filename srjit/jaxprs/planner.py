@@ -23,6 +23,7 @@ from srjit.recipes import BUILTIN, Operands, Recipe, Rule
 from srjit.targets import Target
 
 _BACKWARD_NOISE = 1 << 30  # backward sites count apart: recomputation must not shift their numbers
+HISTORY = 16  # steps whose amax a delayed scale looks back on
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -55,6 +56,7 @@ class PlannedSite:
       lhs, rhs: what their codes are: sites of equal ones share them.
       draws: of both operands.
       varies: mesh axes over which the operands, and a gradient, differ where types do not tell.
+      states: names of the histories that delayed scales of the operands come from.
     """
 
     params: SiteParams
@@ -63,6 +65,7 @@ class PlannedSite:
     rhs: Shared | None
     draws: tuple[Draw, Draw]
     varies: tuple[frozenset[str], frozenset[str], frozenset[str]]
+    states: tuple[str | None, str | None] = (None, None)
 
     def operands(self) -> list[Shared]:
         """The operands that are quantized."""
@@ -78,10 +81,28 @@ class ProgramPlan:
     provenance: Provenance
     settings: Settings
 
-    def quantize(self, x: jax.Array, spec: Quantization, key: Key | None) -> ScaledValues:
+    def quantize(
+        self, x: jax.Array, spec: Quantization, key: Key | None, amax: jax.Array | None = None
+    ) -> ScaledValues:
         """An operand's codes."""
         target, rng = self.settings.target.name, self.settings.rng
-        return quantize_operand(x, spec, key, rng=rng, target=target)
+        return quantize_operand(x, spec, key, rng=rng, target=target, amax=amax)
+
+    @functools.cached_property
+    def histories(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every history of delayed scales: lengths of the loops around it, steps."""
+        loops = {o.scope.path: o.scope.loops for o in self.provenance.occurrences}
+        return {
+            name: (*(n for n, _ in loops[path] if n is not None), HISTORY)
+            for path, site in self.sites.items()
+            for name in site.states
+            if name is not None
+        }
+
+    def states(self, scope: Path) -> list[str]:
+        """Names of the histories that sites inside ``scope`` need."""
+        inside = (s for path, s in self.sites.items() if path[: len(scope)] == scope)
+        return [name for site in inside for name in site.states if name is not None]
 
     @functools.cached_property
     def scopes(self) -> frozenset[Path]:
@@ -370,7 +391,21 @@ class _SitePlanner:
             label=self.site.role,
         )
         varies = (o.lhs.varies, o.rhs.varies, o.scope.manual)
-        return PlannedSite(params, number, shared[0], shared[1], (draws[0], draws[1]), varies)
+        states = [
+            f"{self.site.path or 'site'}#{self.site.number}.{side}"
+            if q is not None and q.scaling == "delayed"
+            else None
+            for side, q in zip(("lhs", "rhs"), specs, strict=True)
+        ]
+        return PlannedSite(
+            params,
+            number,
+            shared[0],
+            shared[1],
+            (draws[0], draws[1]),
+            varies,
+            (states[0], states[1]),
+        )
 
     def _gradient_sites(self) -> list[Site]:
         """The products that differentiating a forward site makes: of its lhs and of its rhs."""
@@ -428,6 +463,13 @@ class _SitePlanner:
             assert product is not None
             product = product.transpose(side, self.avals[side])
         lhs, rhs = wanted
+        if any(q is not None and q.scaling == "delayed" for q in wanted):
+            if self.o.scope.ruled:
+                why = "delayed scales do not reach into a function with its own derivative rule"
+                return keep(why, asked=True)
+            if site is not self.site:
+                why = "delayed scales of gradients need the whole training step inside srjit"
+                return keep(why, asked=True)
         if product is not None and not product.can_rotate:
             dropped = [q and dataclasses.replace(q, hadamard=False) for q in (lhs, rhs)]
             if dropped != [lhs, rhs]:

@@ -22,23 +22,33 @@ from srjit import _compat
 from srjit.jaxprs.planner import Draw, PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.provenance import Path
 from srjit.jaxprs.site import bind_site, site_p
-from srjit.numerics.quantization import ScaledValues
+from srjit.numerics.quantization import ScaledValues, tensor_amax
 from srjit.numerics.random_bits import Key, mix
 
 Codes = dict[Shared, ScaledValues]
+State = dict[str, jax.Array]  # of delayed scales, by name
+UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
 
 
-def evaluate(closed: Any, plan: ProgramPlan, key: Key | None, args: Sequence[Any]) -> list[Any]:
-    """The outputs of a closed jaxpr with its planned sites quantized.
+def evaluate(
+    closed: Any, plan: ProgramPlan, key: Key | None, args: Sequence[Any], histories: State
+) -> tuple[list[Any], State]:
+    """The outputs of a closed jaxpr with its planned sites quantized, and what delayed scales saw.
 
     Args:
       closed: the program.
       plan: made from the same jaxpr.
       key: two uint32 words; None if nothing draws noise.
       args: flat inputs.
+      histories: for every delayed scale, the amax of earlier steps.
+
+    Returns:
+      The outputs, and the amax of every delayed scale; ``UNSEEN`` where nothing was quantized.
     """
     jaxpr, consts = _compat.open_jaxpr(closed)
-    return _Frame(plan, key, (), ()).run(jaxpr, consts, args)
+    frame = _Frame(plan, key, (), (), histories)
+    outs = frame.run(jaxpr, consts, args)
+    return outs, frame.seen(())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +74,12 @@ class _Frame:
         key: Key | None,
         path: Path,
         trips: tuple[_Trip, ...],
-        codes: Codes | None = None,
+        histories: State,
     ) -> None:
         self.plan, self.root, self.path, self.trips = plan, key, path, trips
-        self.codes: Codes = dict(codes or {})
+        self.histories = histories
+        self.observed: State = {}
+        self.codes: Codes = {}
         self.stacked: Codes = {}
         self._keys: dict[tuple[bool, ...], Key] = {}
 
@@ -106,10 +118,8 @@ class _Frame:
         x, w, *extras = values
         product = site.params.product
         codes = [
-            self._quantized(shared, product.mask(side, value, *extras), draw, varies)
-            for side, (shared, value, draw, varies) in enumerate(
-                zip((site.lhs, site.rhs), (x, w), site.draws, site.varies[:2], strict=True)
-            )
+            self._quantized(site, side, product.mask(side, value, *extras))
+            for side, value in enumerate((x, w))
         ]
         params, key = site.params, None
         if params.needs_key and self.root is None:  # a call that nothing can differentiate
@@ -118,18 +128,29 @@ class _Frame:
             key = _of_shard(mix(self._key(()), site.number), site.varies[2])
         return bind_site(params, x, w, extras, codes[0], codes[1], key)
 
-    def _quantized(
-        self, shared: Shared | None, x: Any, draw: Draw, varies: frozenset[str]
-    ) -> ScaledValues | None:
+    def _quantized(self, site: PlannedSite, side: int, x: Any) -> ScaledValues | None:
+        shared = (site.lhs, site.rhs)[side]
         if shared is None:
             return None
         if shared not in self.codes:
-            spec, key = shared[1], None
+            spec, draw, key = shared[1], site.draws[side], None
             if spec.rounding == "stochastic" and self.root is not None:
                 key = mix(mix(self._key(draw.flips), draw.number), draw.slot)
-                key = _of_shard(key, varies)
-            self.codes[shared] = self.plan.quantize(x, spec, key)
+                key = _of_shard(key, site.varies[side])
+            amax = self._delayed_amax(site.states[side], x) if spec.scaling == "delayed" else None
+            self.codes[shared] = self.plan.quantize(x, spec, key, amax)
         return self.codes[shared]
+
+    def _delayed_amax(self, name: str, x: Any) -> jax.Array:
+        """The largest amax of earlier steps; of this one if there were none."""
+        now = tensor_amax(lax.stop_gradient(x))
+        self.observed[name] = now
+        before = jnp.max(self.histories[name])
+        return jnp.where(before > 0, before, now)
+
+    def seen(self, path: Path) -> State:
+        """The amax of every delayed scale inside the scope at ``path``."""
+        return {n: self.observed.get(n, _unseen(self.histories[n])) for n in self.plan.states(path)}
 
     def _key(self, flips: tuple[bool, ...]) -> Key:
         """mix(... mix(mix(key, trip), trip) ...), trips of the loops around the site."""
@@ -146,7 +167,7 @@ class _Frame:
     def inner(self, path: Path, trip: _Trip | None = None) -> _Frame:
         """The frame of a scope at ``path``, knowing the codes of the values that enter it."""
         trips = (*self.trips, trip) if trip else self.trips
-        return _Frame(self.plan, self.root, path, trips)
+        return _Frame(self.plan, self.root, path, trips, self.histories)
 
     def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Shared]:
         """Codes that sites inside the scope at ``path`` want of its inputs at ``positions``."""
@@ -169,8 +190,12 @@ class _Frame:
             token = self.plan.provenance.tokens.get((path, position))
             for shared in self.plan.uses.get(path, ()):
                 spec = shared[1]
-                if shared[0] == token and shared not in self.codes and spec.rounding == "nearest":
+                if shared[0] == token and shared not in self.codes and spec.is_hoistable:
                     self.codes[shared] = self.plan.quantize(values[position], spec, None)
+
+
+def _unseen(history: jax.Array) -> jax.Array:
+    return jnp.full(history.shape[:-1], UNSEEN, jnp.float32)
 
 
 def _of_shard(key: Key, axes: frozenset[str]) -> Key:
@@ -200,23 +225,26 @@ def _scan(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
 
     def body(state: Any, x: Any) -> Any:
         trip, carry = state
-        x, codes = x
+        x, codes, histories = x
         inner = frame.inner(path, _Trip(trip, params.length))
+        inner.histories = histories
         inner.codes = {s: frame.codes[s] for s in invariant} | dict(zip(sliced, codes, strict=True))
         outs = inner.run(jaxpr, consts, [*constant, *carry, *x])
         leaving[:] = [s for s in frame.leaving(inner, path)[0] if s not in sliced + invariant]
         made = [inner.codes[s] for s in leaving]
-        return (trip + np.uint32(1), tuple(outs[:k])), (tuple(outs[k:]), made)
+        return (trip + np.uint32(1), tuple(outs[:k])), (tuple(outs[k:]), made, inner.seen(path))
 
-    (_, carry), (ys, made) = lax.scan(
+    histories = {name: frame.histories[name] for name in frame.plan.states(path)}
+    (_, carry), (ys, made, seen) = lax.scan(
         body,
         (jnp.uint32(0), tuple(carry)),
-        (tuple(xs), [frame.stacked[s] for s in sliced]),
+        (tuple(xs), [frame.stacked[s] for s in sliced], histories),
         length=params.length,
         reverse=params.reverse,
         unroll=params.unroll,
     )
     frame.stacked.update(zip(leaving, made, strict=True))
+    frame.observed.update(seen)
     return [*carry, *ys]
 
 
@@ -234,12 +262,17 @@ def _while(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[A
         return inner.run(cond_jaxpr, cond_consts, [*for_cond, *state[1]])[0]
 
     def body(state: Any) -> Any:
-        trip, carry = state
+        trip, carry, before = state
         inner = frame.inner(body_path, _Trip(trip, None))
         inner.codes = {s: frame.codes[s] for s in invariant}
-        return trip + np.uint32(1), tuple(inner.run(jaxpr, consts, [*constant, *carry]))
+        outs = tuple(inner.run(jaxpr, consts, [*constant, *carry]))
+        # A loop of unknown length has one history for all its iterations.
+        return trip + np.uint32(1), outs, jax.tree.map(jnp.maximum, before, inner.seen(body_path))
 
-    return list(lax.while_loop(cond, body, (jnp.uint32(0), tuple(carry)))[1])
+    none = {name: _unseen(frame.histories[name]) for name in frame.plan.states(body_path)}
+    _, outs, seen = lax.while_loop(cond, body, (jnp.uint32(0), tuple(carry), none))
+    frame.observed.update(seen)
+    return list(outs)
 
 
 def _cond(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
@@ -252,12 +285,15 @@ def _cond(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
             inner = frame.inner((*path, i))
             inside = frame.entering((*path, i), range(len(args)))
             inner.codes = {s: frame.codes[s] for s in inside}
-            return inner.run(jaxpr, consts, args)
+            outs = inner.run(jaxpr, consts, args)
+            return outs, inner.seen(path)
 
         return run
 
     branches = [branch(i, b) for i, b in enumerate(eqn.params["branches"])]
-    return lax.switch(index, branches, *operands)
+    outs, seen = lax.switch(index, branches, *operands)
+    frame.observed.update(seen)
+    return outs
 
 
 def _call(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
@@ -268,6 +304,7 @@ def _call(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
     inner.stacked = dict(frame.stacked)
     outs = inner.run(jaxpr, consts, values)
     _hand_out(frame, inner, path)
+    frame.observed.update(inner.observed)
     return outs
 
 
@@ -282,7 +319,8 @@ def _scope_function(
 ) -> tuple[Callable[..., Any], list[ScaledValues], list[tuple[bool, Shared]]]:
     """A called jaxpr as a function of (codes that enter, values); and what enters and leaves.
 
-    The function returns (outputs, codes that leave); the list of what leaves is filled by tracing.
+    The function returns (outputs, (codes that leave, what delayed scales saw)); the list of what
+    leaves is filled by tracing.
     """
     jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
     plain = frame.entering(path, range(len(values)))
@@ -296,13 +334,16 @@ def _scope_function(
         outs = inner.run(jaxpr, consts, args)
         made = frame.leaving(inner, path)
         leaving[:] = [(False, s) for s in made[0]] + [(True, s) for s in made[1]]
-        return outs, [(inner.stacked if is_stack else inner.codes)[s] for is_stack, s in leaving]
+        codes = [(inner.stacked if is_stack else inner.codes)[s] for is_stack, s in leaving]
+        return outs, (codes, inner.seen(path))
 
     entering = [frame.codes[s] for s in plain] + [frame.stacked[s] for s in stacked]
     return run, entering, leaving
 
 
-def _receive(frame: _Frame, leaving: list[tuple[bool, Shared]], codes: Any) -> None:
+def _receive(frame: _Frame, leaving: list[tuple[bool, Shared]], made: Any) -> None:
+    codes, seen = made
+    frame.observed.update(seen)
     for (is_stack, shared), q in zip(leaving, codes, strict=True):
         (frame.stacked if is_stack else frame.codes)[shared] = q
 
@@ -351,16 +392,28 @@ def _policy_for_sites(policy: Callable[..., Any]) -> Callable[..., Any]:
 def _shard_map(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
     root, trips = frame.root, frame.trips
+    manual = () if eqn.params["check_vma"] else tuple(sorted(eqn.params["newly_manual_axes"]))
 
     def run(scalars: Any, *args: Any) -> Any:
-        key, numbers = scalars
+        key, numbers, histories = scalars
         inside = tuple(
             dataclasses.replace(t, number=n) for t, n in zip(trips, numbers, strict=True)
         )
-        return _Frame(frame.plan, key, path, inside).run(jaxpr, consts, args)
+        inner = _Frame(frame.plan, key, path, inside, histories)
+        outs = inner.run(jaxpr, consts, args)
+        return outs, {name: _largest(x, manual) for name, x in inner.seen(path).items()}
 
-    scalars = (root, [t.number for t in trips])
-    return _compat.bind_shard_map(eqn, run, scalars, values)
+    histories = {name: frame.histories[name] for name in frame.plan.states(path)}
+    scalars = (root, [t.number for t in trips], histories)
+    outs, seen = _compat.bind_shard_map(eqn, run, scalars, values)
+    frame.observed.update(seen)
+    return outs
+
+
+def _largest(amax: jax.Array, manual: tuple[str, ...]) -> jax.Array:
+    """The largest of all shards: along the axes that its type tells, or along all of them."""
+    axes = _compat.varying_axes(amax) or manual
+    return lax.pmax(amax, axes) if axes else amax
 
 
 def _custom_jvp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:

@@ -128,6 +128,11 @@ class Quantization:
         return self.shared in ("channel", "block") or self.hadamard
 
     @property
+    def is_hoistable(self) -> bool:
+        """Whether the codes of one tensor are the same whenever it is quantized."""
+        return self.rounding == "nearest" and self.scaling != "delayed"
+
+    @property
     def is_blocked(self) -> bool:
         """Whether scales vary along the contraction, and so do not factor out of a product."""
         return self.shared in ("block", "square")
@@ -358,6 +363,11 @@ def _scales(
     if fmt.scale == "e8m0":
         return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding)
     return scaling.float_scales(amax, fmt.element)
+
+
+def tensor_amax(x: jax.Array) -> jax.Array:
+    """max|x| in float32, what delayed scales are made of."""
+    return scaling.amax(x.astype(jnp.float32))
 
 
 def _as_float_scale(scale: jax.Array, dtype: Any) -> jax.Array:

@@ -115,9 +115,7 @@ def _nvfp4_block_scale(block: jax.Array, s: jax.Array, rounding: ScaleRounding) 
     return jnp.where(sf < target, _next_up(sf), sf) if rounding == "up" else sf
 
 
-def _subnormal_nvfp4_scales(
-    block: jax.Array, tensor: jax.Array, rounding: ScaleRounding
-) -> Scales:
+def _subnormal_nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: ScaleRounding) -> Scales:
     """``nvfp4_scales`` where any float32, D among them, may be subnormal."""
     tiny = tensor < _TINY
     lift = _lift_where(tiny)

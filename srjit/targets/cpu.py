@@ -64,9 +64,7 @@ def _contraction_last(lhs: jax.Array, product: DotProduct) -> tuple[jax.Array, D
     return pinned, dataclasses.replace(product, lhs=tuple(order))
 
 
-def _cuts(
-    product: DotProduct, lhs: jax.Array, rhs: jax.Array
-) -> list[tuple[jax.Array, jax.Array]]:
+def _cuts(product: DotProduct, lhs: jax.Array, rhs: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     """The operands in pieces of contractions short enough for exact sums."""
     (contract_lhs, contract_rhs), _ = product.dot_dimensions()[1]
     sizes = [lhs.shape[d] for d in contract_lhs]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # What the catalogue imports, by import name; a missing one is a failure, never a skip.
-LIBRARIES = ("flax", "equinox", "haiku", "keras", "optax", "equimo", "flowjax", "jraph", "penzai")
+LIBRARIES = ("flax", "equinox", "haiku", "keras", "optax", "equimo", "flowjax", "penzai")
 
 _ZOO = ("plain_jax", "flax_linen", "flax_nnx", "eqx", "hk", "keras_jax", "pz")
 

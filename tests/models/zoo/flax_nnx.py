@@ -1,4 +1,4 @@
-"""Flax NNX: the Gemma example, verbatim, and models built from its layers."""
+"""Flax NNX: models built from its layers."""
 
 from __future__ import annotations
 
