@@ -35,20 +35,25 @@ def write_json(path: Path | None, figures: Any) -> None:
 
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2
-) -> dict[str, list[float]]:
-    """Seconds of each call in each round; every round has an order of its own."""
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each call in each round, and processor seconds of all threads.
+
+    Every round has an order of its own.
+    """
     for call in calls.values():
         for _ in range(warm_up):
             jax.block_until_ready(call())
     times: dict[str, list[float]] = {name: [] for name in calls}
+    cpu: dict[str, list[float]] = {name: [] for name in calls}
     order, rng = list(calls), random.Random(0)
     for _ in range(rounds):
         rng.shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(calls[name]())
             times[name].append(time.perf_counter() - start)
-    return times
+            cpu[name].append(time.process_time() - start_cpu)
+    return times, cpu
 
 
 def median_ratio(times: Sequence[float], base: Sequence[float]) -> float:

@@ -3,6 +3,8 @@
     python benchmarks/cpu_step.py [--rounds N] [--quick] [--json FILE]
 
 A ratio is the median, over rounds, of the ratio within a round; in brackets, that of the fastest.
+``CPU`` is the same ratio of processor time, all threads together: less exact, but it stays what it
+is where other programs compete for the cores.
 ``per element`` says of Qwix that every element of a gradient gets its own noise, as srjit's always
 does; by default Qwix draws a number for each row, which its columns share.
 """
@@ -82,29 +84,33 @@ def compare(name: str, rounds: int, small: bool) -> dict[str, Any]:
     """Times one program's steps and prints the table."""
     calls, checked = contestants(name, small)
     print(f"\n{name}, one SGD step, {rounds} rounds\n  {checked}")
-    times = measuring.interleaved(calls, rounds)
+    times, cpu = measuring.interleaved(calls, rounds)
     limits = {} if small else LIMITS[name]
     rows: dict[str, Any] = {}
-    print(f"{'':<40}{'ms':>8}{'fastest':>9}{'to fp32':>9}{'':>8}   goal")
+    print(f"{'':<40}{'ms':>8}{'fastest':>9}{'to fp32':>9}{'':>8}{'CPU':>7}   goal")
     for label, own in times.items():
         ratio = measuring.median_ratio(own, times[FP32])
         fastest = min(own) / min(times[FP32])
+        cpu_ratio = measuring.median_ratio(cpu[label], cpu[FP32])
         rows[label] = {
             "ms": 1e3 * statistics.median(own),
             "fastest_ms": 1e3 * min(own),
             "to_fp32": ratio,
             "fastest_to_fp32": fastest,
+            "cpu_to_fp32": cpu_ratio,
         }
         print(
             f"{label:<40}{rows[label]['ms']:8.2f}{rows[label]['fastest_ms']:9.2f}{ratio:9.3f}"
-            f" [{fastest:.3f}]   {measuring.verdict(ratio, limits.get(label))}".rstrip()
+            f" [{fastest:.3f}]{cpu_ratio:7.3f}   "
+            f"{measuring.verdict(ratio, limits.get(label))}".rstrip()
         )
     for label in [q for q in times if q.startswith("qwix")]:
         ratio = measuring.median_ratio(times[INT8], times[label])
         fastest = min(times[INT8]) / min(times[label])
-        rows[f"{INT8} / {label}"] = {"ratio": ratio, "fastest": fastest}
+        cpu_ratio = measuring.median_ratio(cpu[INT8], cpu[label])
+        rows[f"{INT8} / {label}"] = {"ratio": ratio, "fastest": fastest, "cpu": cpu_ratio}
         goal = measuring.verdict(ratio, OVER_QWIX if label == QWIX and not small else None)
-        print(f"{INT8} / {label:<44}{ratio:9.3f} [{fastest:.3f}]   {goal}".rstrip())
+        print(f"{INT8} / {label:<44}{ratio:9.3f} [{fastest:.3f}]{cpu_ratio:7.3f}   {goal}".rstrip())
     return rows
 
 
