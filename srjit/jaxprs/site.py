@@ -91,7 +91,7 @@ def oriented(
     if not contracting:  # an outer product: every element is a contraction of its own
         contracting = (len(shape) - 1,) if shape else ()
     axes = tuple(d - len(shape) for d in contracting)
-    if spec.shared == "square":
+    if spec.shared == "square" and axes:
         free = [d - len(shape) for d in range(len(shape)) if d not in contracting]
         axes = tuple(sorted({axes[-1], *free[-1:]}))
     return dataclasses.replace(spec, axis=axes)
