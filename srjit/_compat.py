@@ -15,6 +15,7 @@ from jax._src import core as _core  # whether a transformation is under way
 from jax._src import shard_map as _shard_map  # its primitive is not exported
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
+from jax._src.sharding_impls import UNSPECIFIED  # what jit says of a sharding nobody gave
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
@@ -166,18 +167,30 @@ def dce(closed: Any) -> Any:
     return live if isinstance(live, jex_core.ClosedJaxpr) else jex_core.ClosedJaxpr(live, consts)
 
 
-def bind_remat(eqn: Any, fun: Any, args: Any, policy: Any) -> Any:
-    """``fun(*args)`` as a rematerialized call with the parameters of ``eqn``.
+def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: Any) -> Any:
+    """``fun(codes, *values) -> (outputs, made)`` by the jit or checkpoint that ``eqn`` is.
 
-    ``jax.checkpoint`` could not say that the call has been differentiated already.
+    Bound anew with its own parameters: no public function gives all of them back, such as that a
+    checkpoint has been differentiated already, or the layouts of a jit.
     """
-    flat, tree = jax.tree.flatten(args)
-    closed, out = jax.make_jaxpr(
-        lambda *leaves: fun(*jax.tree.unflatten(tree, leaves)), return_shape=True
-    )(*flat)
+    given, tree = jax.tree.flatten(codes)
+
+    def flat(*leaves: Any) -> Any:
+        return fun(jax.tree.unflatten(tree, leaves[: len(given)]), *leaves[len(given) :])
+
+    closed, out = jax.make_jaxpr(flat, return_shape=True)(*given, *values)
     jaxpr, consts = open_jaxpr(closed)
-    params = {**eqn.params, "jaxpr": partial_eval.convert_constvars_jaxpr(jaxpr), "policy": policy}
-    outs = eqn.primitive.bind(*consts, *flat, **params)
+    jaxpr = partial_eval.convert_constvars_jaxpr(jaxpr)
+    params = {**eqn.params, **changed, "jaxpr": jaxpr}
+    if eqn.primitive is jex_primitives.jit_p:
+        params["jaxpr"] = jex_core.ClosedJaxpr(jaxpr, ())
+        entering, made = len(consts) + len(given), len(jaxpr.outvars) - len(eqn.outvars)
+        for name, fill in (("in_shardings", UNSPECIFIED), ("in_layouts", None)):
+            params[name] = (fill,) * entering + params[name]
+        for name, fill in (("out_shardings", UNSPECIFIED), ("out_layouts", None)):
+            params[name] += (fill,) * made
+        params["donated_invars"] = (False,) * entering + params["donated_invars"]
+    outs = eqn.primitive.bind(*consts, *given, *values, **params)
     return jax.tree.unflatten(jax.tree.structure(out), outs)
 
 

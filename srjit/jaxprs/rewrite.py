@@ -350,28 +350,16 @@ def _receive(frame: _Frame, leaving: list[tuple[bool, Shared]], made: Any) -> No
 
 def _jit(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     run, entering, leaving = _scope_function(frame, eqn, path, values)
-    shardings = eqn.params["in_shardings"], eqn.params["out_shardings"]
-
-    def called(codes: Any, *args: Any) -> Any:
-        outs, made = run(codes, *map(_constrain, args, shardings[0]))
-        return list(map(_constrain, outs, shardings[1])), made
-
-    called.__name__ = called.__qualname__ = str(eqn.params["name"])
-    outs, made = jax.jit(called, inline=eqn.params["inline"])(entering, *values)
+    outs, made = _compat.bind_call(eqn, run, entering, values)
     _receive(frame, leaving, made)
     return outs
-
-
-def _constrain(x: Any, sharding: Any) -> Any:
-    given = isinstance(sharding, jax.sharding.Sharding)
-    return lax.with_sharding_constraint(x, sharding) if given else x
 
 
 def _remat(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     run, entering, leaving = _scope_function(frame, eqn, path, values)
     policy = eqn.params["policy"]
-    outs, made = _compat.bind_remat(
-        eqn, run, (entering, *values), policy=policy and _policy_for_sites(policy)
+    outs, made = _compat.bind_call(
+        eqn, run, entering, values, policy=policy and _policy_for_sites(policy)
     )
     _receive(frame, leaving, made)
     return outs

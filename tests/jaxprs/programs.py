@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
 
 def mlp_params(*sizes: int) -> dict[str, jax.Array]:
     """Weights of an MLP, scaled so that activations stay near 1."""
-    pairs = zip(sizes, sizes[1:], strict=False)
+    pairs = itertools.pairwise(sizes)
     return {f"w{i}": normal(a, b, seed=i) / a**0.5 for i, (a, b) in enumerate(pairs, 1)}
 
 
@@ -65,7 +66,7 @@ def roles(fun: Callable[..., Any], *args: Any, **options: Any) -> dict[str, int]
 
 
 def equations(jaxpr: Any, name: str = "") -> list[Any]:
-    """All equations, calls and loops included, whose primitive's or function's name holds ``name``."""
+    """All equations, however deep, whose primitive's or function's name holds ``name``."""
     found: list[Any] = []
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if name in eqn.primitive.name or name in str(eqn.params.get("name", "")):

@@ -1,7 +1,7 @@
 """Each product is that of its dequantized operands, forward and backward, up to float32 summation.
 
-The oracle multiplies in float64 what ``srjit.dequantize`` gives, so the only slack is the rounding of
-a float32 sum of K products: K + 8 units of 2^-24 of the sum of their magnitudes.
+The oracle multiplies in float64 what ``srjit.dequantize`` gives, so the only slack is the rounding
+of a float32 sum of K products: K + 8 units of 2^-24 of the sum of their magnitudes.
 """
 
 from __future__ import annotations
@@ -353,7 +353,8 @@ dx, dw = pullback(jnp.ones_like(value))
 assert value.dtype == dx.dtype == dw.dtype == jnp.float64
 q = recipe.rules[0].fprop.weight
 a, b = (srjit.dequantize(srjit.quantize(v, q), jnp.float64) for v in (x, w))
-for got, exact in ((value, a @ b), (dx, jnp.ones_like(value) @ b.T), (dw, a.T @ jnp.ones_like(value))):
+ones = jnp.ones_like(value)
+for got, exact in ((value, a @ b), (dx, ones @ b.T), (dw, a.T @ ones)):
     np.testing.assert_allclose(got, exact, rtol=0, atol=1e-13)
 """
 
