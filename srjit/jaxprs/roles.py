@@ -71,19 +71,34 @@ def classify(provenance: Provenance) -> list[Classified]:
     occurrences = provenance.occurrences
     forward = [o for o in occurrences if o.scope.phase != "backward"]
     differentiated = len(forward) < len(occurrences)
+    twice = any(_derivatives(o).count("jvp") > 1 for o in forward)
     partners = _Partners(forward)
-    return [_classify_one(o, partners, differentiated) for o in occurrences]
+    return [_classify_one(o, partners, differentiated, twice) for o in occurrences]
 
 
-def _classify_one(o: Occurrence, partners: _Partners, differentiated: bool) -> Classified:
+def _derivatives(o: Occurrence) -> list[str]:
+    """The differentiating transformations around a product, outermost first."""
+    return [t for t in o.scope.transforms if t in ("jvp", "transpose")]
+
+
+def _is_second_derivative(o: Occurrence, twice: bool) -> bool:
+    match _derivatives(o):
+        case ["transpose", *inner] if "transpose" not in inner and not twice:
+            return False  # jvp is there twice where a function has a rule of its own
+        case transforms:
+            return max(transforms.count("transpose"), transforms.count("jvp")) > 1
+
+
+def _classify_one(
+    o: Occurrence, partners: _Partners, differentiated: bool, twice: bool
+) -> Classified:
     tagged = _tag(o)
     if tagged is not None:
         return Classified(o, *tagged, "srjit.role")
-    transforms = o.scope.transforms
-    if max(transforms.count("transpose"), transforms.count("jvp")) > 1:
+    if _is_second_derivative(o, twice):
         return Classified(o, *_UNKNOWN, "second derivative")
     if o.scope.phase != "backward":
-        if differentiated and not {"jvp", "transpose"} & set(transforms) and _is_update(o):
+        if differentiated and not _derivatives(o) and _is_update(o):
             return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE)
         return Classified(o, "fprop", *forward_kinds(o), "forward")
     match = partners.of(o)

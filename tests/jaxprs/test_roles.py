@@ -84,6 +84,17 @@ def _scaled_backward(residuals: Any, g: jax.Array) -> Any:
 _scaled_dot.defvjp(_scaled_forward, _scaled_backward)
 
 
+@jax.custom_jvp
+def _ruled_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a @ b
+
+
+@_ruled_dot.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (a, b), (ta, tb) = primals, tangents
+    return _ruled_dot(a, b), ta @ b + a @ tb
+
+
 def _mlp_of(dot: Any) -> Any:
     return lambda p, x, y: ((dot(jnp.tanh(dot(x, p["w1"])), p["w2"]) - y) ** 2).mean()
 
@@ -227,6 +238,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
     "an explicit cotangent": (*_with(_explicit_cotangent, *STEP), BOTH),
     "custom_vjp": (*_with(jax.grad(_mlp_of(_dot)), *STEP), MLP),
     "custom_vjp with other residuals": (*_with(jax.grad(_mlp_of(_scaled_dot)), *STEP), MLP),
+    "custom_jvp": (*_with(jax.grad(_mlp_of(_ruled_dot)), *STEP), MLP),
     "shard_map": (*_with(jax.grad(_shard_mapped), *STEP), MLP),
     "weights cast to bfloat16": (*_with(jax.grad(_bfloat16), *STEP), MLP),
     "accumulated gradients": (*_with(_accumulated, PARAMS, *BATCHES), MLP),
