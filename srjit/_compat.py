@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
@@ -114,7 +114,7 @@ def _without_repetition(stack: Any) -> Any:
 
 
 @contextlib.contextmanager
-def source_of(eqn: Any) -> Iterator[None]:
+def source_of(eqn: Any) -> Generator[None]:
     """A context in which new equations get the name stack and the source location of ``eqn``."""
     traceback = eqn.source_info.traceback
     stack = source_info_util.current_name_stack() + eqn.source_info.name_stack

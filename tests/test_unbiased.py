@@ -47,7 +47,9 @@ def _bits(recipe: str, draws: tuple[int, ...]) -> dict[int, np.ndarray]:
     for count in draws:
         while done < count:
             size = min(64, count - done)
-            sums = [s + np.asarray(t, np.float64) for s, t in zip(sums, total(done, size))]
+            sums = [
+                s + np.asarray(t, np.float64) for s, t in zip(sums, total(done, size), strict=True)
+            ]
             done += size
         errors = [
             np.sum((s / count - r) ** 2) / np.sum(np.float64(r) ** 2)

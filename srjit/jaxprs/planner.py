@@ -380,7 +380,7 @@ class _SitePlanner:
             ct, residual = (b.lhs, b.rhs) if side == 0 else (b.rhs, b.lhs)
             backward[side] = Backward(b.site.role, ct, residual)
         params = SiteParams(
-            product=self.product,
+            product=product,
             dtype=self.eqn.outvars[0].aval.dtype,
             lhs=specs[0],
             rhs=specs[1],

@@ -19,7 +19,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.jaxprs.planner import Draw, PlannedSite, ProgramPlan, Shared
+from srjit.jaxprs.planner import PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.provenance import Path
 from srjit.jaxprs.site import bind_site, site_p
 from srjit.numerics.quantization import ScaledValues, tensor_amax
@@ -137,7 +137,8 @@ class _Frame:
             if spec.rounding == "stochastic" and self.root is not None:
                 key = mix(mix(self._key(draw.flips), draw.number), draw.slot)
                 key = _of_shard(key, site.varies[side])
-            amax = self._delayed_amax(site.states[side], x) if spec.scaling == "delayed" else None
+            history = site.states[side]
+            amax = None if history is None else self._delayed_amax(history, x)
             self.codes[shared] = self.plan.quantize(x, spec, key, amax)
         return self.codes[shared]
 

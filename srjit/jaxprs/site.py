@@ -310,7 +310,7 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
             backward=(None, None),
             label=f"{site.label}_{specs.role}",
         )
-        grads.append(bind_site(grad, *pair, extras, *codes, None))
+        grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], None))
     return grads
 
 

@@ -307,12 +307,20 @@ class TransposedProduct:
 
     def contracting(self, side: int) -> tuple[int, ...]:
         """See Product."""
-        return (self.of.pair(self.side)[side],)
+        return (self.pair(None)[side],)
+
+    def pair(self, transposed: int | None) -> Pair:
+        """What blocks run along; there is no transpose of a transpose."""
+        return self.of.pair(self.side)
 
     @property
     def can_rotate(self) -> bool:
         """See Product."""
         return self.of.can_rotate_transposed(self.side)
+
+    def can_rotate_transposed(self, side: int) -> bool:
+        """There is no transpose of a transpose."""
+        return False
 
     def masks(self, which: int) -> bool:
         """See Product."""

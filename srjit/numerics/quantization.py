@@ -407,7 +407,7 @@ class _BlockView:
     @classmethod
     def of(cls, shape: tuple[int, ...], spec: Quantization, axes: tuple[int, ...]) -> _BlockView:
         ndim, kind = len(shape), spec.shared
-        if kind == "tensor" or not ndim:
+        if kind == "tensor" or not axes:
             return cls(shape, (), 1, None)
         if kind == "channel":
             return cls(shape, (), 1, axes)

@@ -1,6 +1,7 @@
 """Blackwell: NVFP4. Products are emulated until the block-scaled dot path lands."""
 
-from srjit.targets import Target, register
+from srjit.targets.base import Target
 
-for _name in ("b200", "gb200", "b300"):
-    register(Target(name=_name, platform="cuda", recipe="nvfp4"))
+TARGETS = tuple(
+    Target(name=name, kinds=(name,), recipe="nvfp4") for name in ("b200", "gb200", "b300")
+)

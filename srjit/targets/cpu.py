@@ -1,10 +1,11 @@
 """CPUs: every format, exactly, as fast as XLA's CPU dots go.
 
 The fastest dot that XLA:CPU has is the bfloat16 one that accumulates in float32 (where the CPU has
-AVX512-BF16 or AMX), and codes of every format are exact in bfloat16. Sums of integer codes are exact
-in float32 up to 2^24, which is 1040 products of 127 * 127; longer contractions are cut there and
-the parts added in int32, or, if that makes too many, multiplied as int8. A left operand that contracts a leading dimension costs such a dot two
-thirds of its speed, so it is transposed first, into a copy that XLA cannot fold back into the dot.
+AVX512-BF16 or AMX), and codes of every format are exact in bfloat16. Sums of integer codes are
+exact in float32 up to 2^24, which is 1040 products of 127 * 127; longer contractions are cut there
+and the parts added in int32, or, if that makes too many, multiplied as int8. A left operand that
+contracts a leading dimension costs such a dot two thirds of its speed, so it is transposed first,
+into a copy that XLA cannot fold back into the dot.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from srjit.numerics.products import DotProduct, Product
 from srjit.numerics.scaled_dot import multiply_values
-from srjit.targets import Target, register
+from srjit.targets.base import Target
 
 _EXACT = 2**24 // 127**2  # products of int8 codes that float32 adds without rounding
 _MOST_PIECES = 4  # beyond, an int8 dot is as fast and one operation
@@ -82,4 +83,4 @@ def _cuts(product: DotProduct, lhs: jax.Array, rhs: jax.Array) -> list[tuple[jax
     ]
 
 
-register(Target(name="cpu", platform="cpu", recipe="int8", multiply=multiply))
+TARGETS = (Target(name="cpu", kinds=("cpu",), recipe="int8", multiply=multiply),)

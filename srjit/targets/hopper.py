@@ -1,6 +1,5 @@
 """Hopper: FP8. Products are emulated until the cuBLASLt path lands."""
 
-from srjit.targets import Target, register
+from srjit.targets.base import Target
 
-for _name in ("h100", "h200"):
-    register(Target(name=_name, platform="cuda", recipe="fp8"))
+TARGETS = tuple(Target(name=name, kinds=(name,), recipe="fp8") for name in ("h100", "h200"))

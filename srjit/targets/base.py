@@ -1,0 +1,46 @@
+"""What a target is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from srjit.numerics.formats import get_format
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.scaled_dot import Multiply, multiply_values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """One chip.
+
+    Attributes:
+      name: what users type.
+      kinds: substrings of the ``device_kind`` of the devices that it is, in lower case.
+      recipe: what ``recipe="auto"`` is there.
+      native: pairs of formats whose products a site has been seen to run natively; a site of any
+        other pair is emulated.
+      multiply: how values are multiplied.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    recipe: str
+    native: frozenset[tuple[str, str]] = frozenset()
+    multiply: Multiply = multiply_values
+
+    def carrier(self, spec: Quantization, work: Any) -> Any:
+        """The dtype that holds an operand's values inside a program.
+
+        Args:
+          spec: how the operand was quantized.
+          work: float32 or float64, which the values are computed in.
+        """
+        fmt = get_format(spec.format)
+        if work == jnp.float64 or spec.rounding == "none":
+            return work
+        if spec.is_blocked:  # element times block scale: 8 significant bits at most, or float32
+            return jnp.dtype(jnp.float32) if fmt.scale == "float32" else jnp.dtype(jnp.bfloat16)
+        return jnp.dtype(jnp.int8) if fmt.element.is_integer else fmt.element.dtype
