@@ -61,7 +61,7 @@ def called_jaxpr(eqn: Any) -> Any:
     return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
 
 
-def jaxprs_of(eqn: Any) -> Iterator[Any]:
+def jaxprs_of(eqn: Any) -> Generator[Any]:
     """All jaxprs among the parameters of an equation."""
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

@@ -412,8 +412,8 @@ class _BlockView:
         if kind == "channel":
             return cls(shape, (), 1, axes)
         dims = {axes[-1]} if kind == "block" else set(axes[-2:])
-        if kind == "square" and len(axes) < 2:
-            dims |= {max((d for d in range(ndim) if d not in axes), default=axes[-1])}
+        if kind == "square" and len(axes) == 1:
+            dims |= {max((d for d in range(ndim) if d not in axes), default=axes[0])}
         ordered = tuple(sorted(dims))
         shared = tuple(d + i + 1 for i, d in enumerate(ordered))
         return cls(shape, ordered, spec.block_size, shared)
