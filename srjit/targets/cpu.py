@@ -42,11 +42,11 @@ def multiply(
     if len(cuts) > _MOST_PIECES:
         return multiply_values(product, lhs, rhs, integer=True)
     bf16 = jnp.bfloat16
-    # XLA would fold a transposition of the result into the dot after it has checked that its
-    # runtime supports the dot, and then fail when it runs: the barrier keeps the dot as it is.
+    # XLA would fold transpositions of operands and result into the dot after it has checked that
+    # its runtime supports the dot, and then fail when it runs: barriers keep the dot as it is.
+    fixed = lax.optimization_barrier
     parts = [
-        lax.optimization_barrier(product(a.astype(bf16), b.astype(bf16), dtype=jnp.float32))
-        for a, b in cuts
+        fixed(product(*fixed((a.astype(bf16), b.astype(bf16))), dtype=jnp.float32)) for a, b in cuts
     ]
     if len(parts) == 1:
         return parts[0]
