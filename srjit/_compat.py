@@ -15,7 +15,7 @@ from jax._src import core as _core  # whether a transformation is under way
 from jax._src import shard_map as _shard_map  # its primitive is not exported
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
-from jax._src.sharding_impls import UNSPECIFIED  # what jit says of a sharding nobody gave
+from jax._src.named_sharding import UNSPECIFIED  # what jit says of a sharding nobody gave
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
@@ -181,7 +181,7 @@ def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: 
     closed, out = jax.make_jaxpr(flat, return_shape=True)(*given, *values)
     jaxpr, consts = open_jaxpr(closed)
     jaxpr = partial_eval.convert_constvars_jaxpr(jaxpr)
-    params = {**eqn.params, **changed, "jaxpr": jaxpr}
+    params: dict[str, Any] = {**eqn.params, **changed, "jaxpr": jaxpr}
     if eqn.primitive is jex_primitives.jit_p:
         params["jaxpr"] = jex_core.ClosedJaxpr(jaxpr, ())
         entering, made = len(consts) + len(given), len(jaxpr.outvars) - len(eqn.outvars)

@@ -146,6 +146,12 @@ class Provenance:
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
         self._stacks: dict[int, Value] = {}
+        jaxpr, _ = _compat.open_jaxpr(closed)
+        self.parameter_shapes = {
+            v.aval.shape
+            for v, label in zip(jaxpr.invars, labels, strict=True)
+            if label == PARAMETER
+        }
         self._run(closed, [self._new(label) for label in labels], Scope())
 
     def derived(self, *key: Any) -> int:

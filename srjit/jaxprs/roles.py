@@ -72,7 +72,7 @@ def classify(provenance: Provenance) -> list[Classified]:
     forward = [o for o in occurrences if o.scope.phase != "backward"]
     differentiated = len(forward) < len(occurrences)
     twice = any(_derivatives(o).count("jvp") > 1 for o in forward)
-    partners = _Partners(forward)
+    partners = _Partners(forward, provenance.parameter_shapes)
     return [_classify_one(o, partners, differentiated, twice) for o in occurrences]
 
 
@@ -102,6 +102,8 @@ def _classify_one(
             return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE)
         return Classified(o, "fprop", *forward_kinds(o), "forward")
     match = partners.of(o)
+    if match is None and (orphan := partners.orphan(o)) is not None:
+        return orphan
     if match is None:
         why = "no operand of this backward product was read by a forward one: say srjit.role(...)"
         return Classified(o, *_UNKNOWN, why)
@@ -147,7 +149,8 @@ class _Match:
 class _Partners:
     """Finds the forward product whose gradient a backward product is."""
 
-    def __init__(self, forward: list[Occurrence]) -> None:
+    def __init__(self, forward: list[Occurrence], parameters: set[tuple[int, ...]]) -> None:
+        self.parameters = {tuple(sorted(shape)) for shape in parameters if len(shape) > 1}
         self.readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         self.at_location: dict[str, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         for o in forward:
@@ -166,6 +169,26 @@ class _Partners:
             if found:
                 return min(found, key=lambda m: _distance(m, o))
         return self._by_shape(o)
+
+    def orphan(self, o: Occurrence) -> Classified | None:
+        """The role of a product whose forward product nobody needed, as in the grad of a sum.
+
+        A product with one weight makes the gradient of an activation; one without, whose result has
+        the shape of a parameter, makes that of the parameter.
+        """
+        weights = [_rank(v) > 0 for v in o.operands]
+        if sum(weights) == 1:
+            kinds = ("weight", "gradient") if weights[0] else ("gradient", "weight")
+            return Classified(o, "dgrad", *kinds, "the gradient of a product that is dead code")
+        residual = next(_residuals(o), None)
+        if (
+            not any(weights)
+            and residual is not None
+            and tuple(_extents(o.eqn.outvars[0])) in (self.parameters)
+        ):
+            kinds = ("activation", "gradient") if residual == 0 else ("gradient", "activation")
+            return Classified(o, "wgrad", *kinds, "it has the shape of a parameter")
+        return None
 
     def _by_shape(self, o: Occurrence) -> _Match | None:
         for where, candidates in (
