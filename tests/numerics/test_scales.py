@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from oracles import scales as oracle
+from oracles.grids import GRIDS
 from srjit.numerics import scaling
 from srjit.numerics.formats import ELEMENTS, FORMATS
 from srjit.numerics.quantization import (
@@ -151,6 +152,21 @@ def test_nvfp4_scales_are_exact_in_every_binade(binades: tuple[float, float], ro
     assert_same_bits(np.asarray(ours.encode) * np.asarray(ours.lift), encode)
     assert_same_bits(np.asarray(ours.scale).astype(np.float32), sf)
     assert_same_bits(np.asarray(ours.tensor_scale), tensor_scale)
+
+
+def test_nvfp4_scales_are_exact_beside_ties():
+    """Where another order of b * (S * (1/6)) would round to another scale."""
+    grid = GRIDS["float8_e4m3fn"].magnitudes
+    ties = ((grid[1:] + grid[:-1]) / 2).astype(np.float32)
+    a = np.abs(log_uniform(-100, 100, (1000, 1)))
+    nearly = ties * a / np.float32(448)
+    below = np.nextafter(nearly, np.float32(0))
+    b = np.stack([below, nearly, np.nextafter(nearly, np.float32(np.inf))])
+    tensor = np.broadcast_to(a, b.shape).ravel()
+    _, sf, _ = oracle.nvfp4_scales(b.ravel(), tensor)
+    for subnormal in (False, True):
+        ours = _nvfp4_scales(b.ravel(), tensor, "standard", subnormal)
+        assert_same_bits(np.asarray(ours.scale).astype(np.float32), sf)
 
 
 @pytest.mark.parametrize("rounding", ["standard", "up"])

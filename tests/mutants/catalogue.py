@@ -1,0 +1,301 @@
+"""The planted mistakes: what replaces what in the source, and which tests must fail then.
+
+A new mutant is an entry of ``MUTANTS``. Its ``old`` text has to occur exactly once in the module,
+and each of ``killed_by`` has to fail; ``test_mutants.py`` sees to both. Mutants of one group share
+a process that has imported JAX, so that groups are what runs in parallel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """A mistake.
+
+    Attributes:
+      group: which mutants it is run with.
+      module: where it is planted.
+      old: what the source says.
+      new: what the mutant says.
+      killed_by: tests under ``tests/``, with parameters, that must fail.
+    """
+
+    group: str
+    module: str
+    old: str
+    new: str
+    killed_by: tuple[str, ...]
+
+
+ROUNDING = "srjit.numerics.rounding"
+SCALING = "srjit.numerics.scaling"
+BITS = "srjit.numerics.random_bits"
+QUANTIZATION = "srjit.numerics.quantization"
+
+NEAREST = "numerics/test_nearest_rounding.py::"
+STOCHASTIC = "numerics/test_stochastic_rounding.py::"
+SCALES = "numerics/test_scales.py::"
+NOISE = "numerics/test_noise.py::"
+VISIBILITY = "numerics/test_visibility.py::"
+AVERAGES = "numerics/test_averages.py::"
+PROGRAMS = "test_noise_of_programs.py::"
+
+MUTANTS: dict[str, Mutant] = {
+    # Rounding
+    "noise is added, not compared": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="return down + (uniform(bits, t.dtype) < t - down).astype(t.dtype)",
+        new="return jnp.floor(t + uniform(bits, t.dtype))",
+        killed_by=(
+            STOCHASTIC + "test_values_of_the_grid_never_move[int8]",
+            STOCHASTIC + "test_float32_in_every_cell_rounds_up_with_its_fraction[float8_e4m3fn]",
+        ),
+    ),
+    "noise is compared with <=": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="(uniform(bits, t.dtype) < t - down)",
+        new="(uniform(bits, t.dtype) <= t - down)",
+        killed_by=(
+            STOCHASTIC + "test_values_of_the_grid_never_move[float4_e2m1fn]",
+            STOCHASTIC + "test_going_through_all_noise_values_counts_the_fraction[float4_e2m1fn]",
+        ),
+    ),
+    "noise in bfloat16": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="return down + (uniform(bits, t.dtype) < t - down)",
+        new="return down + (uniform(bits, jnp.dtype(jnp.bfloat16)) < t - down)",
+        killed_by=(
+            STOCHASTIC + "test_float32_in_every_cell_rounds_up_with_its_fraction[int8]",
+            STOCHASTIC + "test_going_through_all_noise_values_counts_the_fraction[float8_e5m2]",
+        ),
+    ),
+    "noise of 16 bits": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="lax.convert_element_type((bits >> 8)",
+        new="lax.convert_element_type((bits >> 16 << 8)",
+        killed_by=(
+            STOCHASTIC + "test_going_through_all_noise_values_counts_the_fraction[int4]",
+            STOCHASTIC + "test_every_16_bit_float_rounds_up_with_its_fraction[int8-bfloat16]",
+        ),
+    ),
+    "the lower 24 bits of the noise": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="lax.convert_element_type((bits >> 8)",
+        new="lax.convert_element_type((bits & 0xFFFFFF)",
+        killed_by=(
+            STOCHASTIC + "test_every_16_bit_float_rounds_up_with_its_fraction[int8-bfloat16]",
+        ),
+    ),
+    "subnormals have steps of their own": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="field = jnp.maximum(field, smallest)",
+        new="field = jnp.maximum(field, unsigned(16 << mantissa))",
+        killed_by=(
+            NEAREST
+            + "test_every_16_bit_float_is_rounded_to_the_nearest_value[float8_e4m3fn-float16]",
+            STOCHASTIC + "test_float32_in_every_cell_rounds_up_with_its_fraction[float8_e5m2]",
+        ),
+    ),
+    "the largest element is clipped": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="jnp.minimum(jnp.abs(y), y.dtype.type(element.max))",
+        new="jnp.minimum(jnp.abs(y), y.dtype.type(element.max * (1 - 2.0**-9)))",
+        killed_by=(
+            STOCHASTIC + "test_values_of_the_grid_never_move[int8]",
+            STOCHASTIC + "test_values_of_the_grid_never_move[float4_e2m1fn]",
+        ),
+    ),
+    "halves are rounded away from zero": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="return lax.round(t, lax.RoundingMethod.TO_NEAREST_EVEN)",
+        new="return lax.round(t, lax.RoundingMethod.AWAY_FROM_ZERO)",
+        killed_by=(
+            NEAREST
+            + "test_ties_and_what_is_next_to_them_are_rounded_to_the_nearest_value[float8_e4m3fn]",
+            SCALES + "test_nvfp4_is_the_published_algorithm[integers-standard-block]",
+        ),
+    ),
+    "halves of bfloat16 are rounded up": Mutant(
+        group="rounding",
+        module=ROUNDING,
+        old="up = fraction + odd > unsigned(1 << (drop - 1))",
+        new="up = fraction >= unsigned(1 << (drop - 1))",
+        killed_by=(
+            NEAREST
+            + "test_ties_and_what_is_next_to_them_are_rounded_to_the_nearest_value[bfloat16]",
+            NEAREST + "test_subnormal_float32_are_rounded_to_subnormal_bfloat16",
+        ),
+    ),
+    # Scales
+    "a reciprocal scale": Mutant(
+        group="scales",
+        module=SCALING,
+        old="return x / jnp.where(jnp.isnan(x), x, x.dtype.type(constant))",
+        new="return x * x.dtype.type(1 / constant)",
+        killed_by=(
+            SCALES + "test_float_scales_are_amax_over_the_largest_code[int8-gaussian-channel]",
+            SCALES + "test_nvfp4_scales_are_exact_in_every_binade[standard-binades3]",
+        ),
+    ),
+    "a division by a constant, which XLA makes a reciprocal": Mutant(
+        group="scales",
+        module=SCALING,
+        old="return x / jnp.where(jnp.isnan(x), x, x.dtype.type(constant))",
+        new="return x / lax.optimization_barrier(jnp.full(x.shape, constant, x.dtype))",
+        killed_by=(SCALES + "test_nvfp4_scales_are_exact_in_every_binade[standard-binades3]",),
+    ),
+    "nvfp4's factors in another order": Mutant(
+        group="scales",
+        module=SCALING,
+        old="target = jnp.minimum(block * (s * np.float32(1 / 6)), 448.0)",
+        new="target = jnp.minimum(block * s * np.float32(1 / 6), 448.0)",
+        killed_by=(SCALES + "test_nvfp4_scales_are_exact_beside_ties",),
+    ),
+    "nvfp4's scale from the block alone": Mutant(
+        group="scales",
+        module=SCALING,
+        old="encode = jnp.minimum(per_unit / decode, limit)",
+        new="encode = jnp.minimum(6.0 / b * per_unit / per_unit, limit)",
+        killed_by=(SCALES + "test_nvfp4_is_the_published_algorithm[gaussian-standard-block]",),
+    ),
+    "subnormal quotients are rounded twice": Mutant(
+        group="scales",
+        module=SCALING,
+        old="return jnp.where(tiny & (approximation < 2.0**23), whole, approximation)",
+        new="return jnp.where(tiny, jnp.round(approximation), approximation)",
+        killed_by=(SCALES + "test_nvfp4_scales_are_exact_in_every_binade[standard-binades0]",),
+    ),
+    "subnormals lose their signs": Mutant(
+        group="scales",
+        module=SCALING,
+        old="return jnp.where(word < 0, -magnitude, magnitude)",
+        new="return jnp.where(x < 0, -magnitude, magnitude)",
+        killed_by=(
+            SCALES + "test_nvfp4_is_the_published_algorithm[tiny magnitudes mixed-standard-block]",
+        ),
+    ),
+    "nvfp4's scales are not rounded up": Mutant(
+        group="scales",
+        module=SCALING,
+        old="jnp.where(sf < target, _next_up(sf), sf)",
+        new="sf",
+        killed_by=(
+            AVERAGES + "test_scales_rounded_up_clip_nothing",
+            SCALES + "test_nvfp4_is_the_published_algorithm[gaussian-up-block]",
+        ),
+    ),
+    "power-of-two scales are rounded up": Mutant(
+        group="scales",
+        module=SCALING,
+        old="exponent = (word >> 23) - element.max_exponent",
+        new="exponent = (word >> 23) - element.max_exponent + 1",
+        killed_by=(SCALES + "test_mx_is_what_the_ocp_specifies[mxfp8-gaussian-standard-block]",),
+    ),
+    "a static scale hides NaN": Mutant(
+        group="scales",
+        module=QUANTIZATION,
+        old="jnp.where(jnp.isfinite(amax), known.astype(amax.dtype), jnp.nan)",
+        new="known.astype(amax.dtype) + 0 * amax[..., None].size",
+        killed_by=(VISIBILITY + "test_static_scales_do_not_hide_what_is_not_finite[int8-nan]",),
+    ),
+    # Noise
+    "rows share noise": Mutant(
+        group="noise",
+        module=BITS,
+        old="return _GENERATORS[rng](key, element_index_p.bind(like))",
+        new="return _GENERATORS[rng](key, element_index_p.bind(like) % np.uint32(like.shape[-1]))",
+        killed_by=(
+            NOISE + "test_an_element_has_the_word_of_its_row_major_position[hash-shape3]",
+            NOISE + "test_vmapped_examples_do_not_share_noise[int8]",
+        ),
+    ),
+    "columns share noise": Mutant(
+        group="noise",
+        module=BITS,
+        old="return _GENERATORS[rng](key, element_index_p.bind(like))",
+        new="return _GENERATORS[rng](key, element_index_p.bind(like) // np.uint32(like.shape[-1]))",
+        killed_by=(NOISE + "test_an_element_has_the_word_of_its_row_major_position[hash-shape3]",),
+    ),
+    "vmapped examples share noise": Mutant(
+        group="noise",
+        module=BITS,
+        old="return element_index_p.bind(jnp.moveaxis(args[0], dims[0], 0)), 0",
+        new="return element_index_p.bind(jnp.moveaxis(args[0], dims[0], 0)[0]), None",
+        killed_by=(
+            NOISE + "test_vmapped_examples_have_the_noise_of_a_leading_dimension",
+            NOISE + "test_vmapped_examples_do_not_share_noise[mxfp8]",
+        ),
+    ),
+    "a hash with a round less": Mutant(
+        group="noise",
+        module=BITS,
+        old="h = (h ^ (h >> np.uint32(13))) * _B",
+        new="h = h ^ (h >> np.uint32(13))",
+        killed_by=(
+            NOISE + "test_streams_are_random[by_element]",
+            NOISE + "test_the_hash_is_the_one_that_is_documented",
+        ),
+    ),
+    "a mix that forgets half the key": Mutant(
+        group="noise",
+        module=BITS,
+        old="b = b ^ _avalanche(a ^ jnp.asarray(number, jnp.uint32))",
+        new="b = _avalanche(a ^ jnp.asarray(number, jnp.uint32))",
+        killed_by=(
+            NOISE + "test_mixing_is_the_one_that_is_documented",
+            NOISE + "test_a_step_is_one_number_whatever_holds_it[5]",
+        ),
+    ),
+    "steps of 64 bits are cut off": Mutant(
+        group="noise",
+        module=BITS,
+        old="return np.uint32(word % 2**32), np.uint32(word >> 32)",
+        new="return np.uint32(word % 2**32), np.uint32(0)",
+        killed_by=(NOISE + "test_keys_and_steps_that_differ_give_different_noise",),
+    ),
+    # Programs
+    "one key for both operands": Mutant(
+        group="programs",
+        module="srjit.jaxprs.rewrite",
+        old="key = mix(mix(self._key(draw.flips), draw.number), draw.slot)",
+        new="key = mix(mix(self._key(draw.flips), draw.number), np.uint32(0))",
+        killed_by=(PROGRAMS + "test_both_operands_of_a_product_have_noise_of_their_own",),
+    ),
+    "one key for dgrad and wgrad": Mutant(
+        group="programs",
+        module="srjit.jaxprs.site",
+        old='noise = None if key is None or spec.rounding == "nearest" else mix(key, slot)',
+        new='noise = None if key is None or spec.rounding == "nearest" else mix(key, 0)',
+        killed_by=(
+            PROGRAMS + "test_a_cotangent_that_is_quantized_in_two_orientations_has_two_draws",
+        ),
+    ),
+    "one key for all sites": Mutant(
+        group="programs",
+        module="srjit.jaxprs.rewrite",
+        old="key = mix(mix(self._key(draw.flips), draw.number), draw.slot)",
+        new="key = mix(mix(self._key(draw.flips), np.uint32(0)), draw.slot)",
+        killed_by=(PROGRAMS + "test_equal_values_are_rounded_with_different_noise[unrolled]",),
+    ),
+    "a trip count that is not folded in": Mutant(
+        group="programs",
+        module="srjit.jaxprs.rewrite",
+        old="key = mix(key, trip.counted(bool(flip)))",
+        new="key = mix(key, np.uint32(0))",
+        killed_by=(
+            PROGRAMS + "test_equal_values_are_rounded_with_different_noise[scanned]",
+            PROGRAMS + "test_equal_values_are_rounded_with_different_noise[counted]",
+            PROGRAMS + "test_equal_values_are_rounded_with_different_noise[nested]",
+        ),
+    ),
+}
