@@ -153,14 +153,15 @@ def test_traced_keys_give_the_noise_of_concrete_ones():
 X = jax.random.normal(jax.random.key(0), (6, 5, 40))
 
 
+@jax.jit
 def drawn(x: jax.Array) -> jax.Array:
     return random_bits.random_bits(random_bits.as_key(1), x)
 
 
 def test_vmapped_examples_have_the_noise_of_a_leading_dimension():
-    np.testing.assert_array_equal(jax.vmap(drawn)(X), drawn(X))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(drawn))(X), drawn(X))
     np.testing.assert_array_equal(jax.vmap(drawn, in_axes=1)(X), drawn(jnp.moveaxis(X, 1, 0)))
-    np.testing.assert_array_equal(jax.vmap(jax.vmap(drawn))(X), drawn(X))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(drawn)))(X), drawn(X))
     np.testing.assert_array_equal(
         jax.jit(jax.vmap(drawn, in_axes=2))(X), drawn(jnp.moveaxis(X, 2, 0))
     )
@@ -193,7 +194,7 @@ def test_a_vmapped_quantization_is_that_of_the_whole_batch(name: str):
 def test_checkpoint_jit_scan_and_loops_draw_the_same_noise():
     x = X[0]
     np.testing.assert_array_equal(jax.checkpoint(drawn)(x), drawn(x))
-    np.testing.assert_array_equal(jax.jit(drawn)(x), drawn(x))
+    np.testing.assert_array_equal(drawn.__wrapped__(x), drawn(x))
     np.testing.assert_array_equal(jax.lax.map(drawn, X), jnp.stack([drawn(x) for x in X]))
 
 
@@ -292,7 +293,7 @@ def test_one_bit_of_an_input_changes_every_bit_of_a_word_half_the_time(function:
 
 @pytest.mark.parametrize("name", streams.STREAMS)
 def test_streams_are_random(name: str):
-    assert not battery.rejections(next(streams.words(name, seed=1))[: 2**19])
+    assert not list(battery.rejections(next(streams.words(name, seed=1))[: 2**19]))
 
 
 def lcg(n: int) -> np.ndarray:
@@ -315,13 +316,12 @@ NOT_RANDOM = {
 
 @pytest.mark.parametrize("name", NOT_RANDOM)
 def test_the_battery_rejects_what_is_not_random(name: str):
-    assert battery.rejections(NOT_RANDOM[name])
+    assert next(battery.rejections(NOT_RANDOM[name]), None)
 
 
 def test_the_battery_accepts_a_generator_that_is_known_to_be_good():
-    assert not battery.rejections(
-        np.random.default_rng(1).integers(0, 2**32, 2**20, dtype=np.uint32)
-    )
+    good = np.random.default_rng(1).integers(0, 2**32, 2**19, dtype=np.uint32)
+    assert not list(battery.rejections(good))
 
 
 def test_threefry_rounds_with_its_own_noise():
