@@ -214,7 +214,7 @@ class _Noise:
             "recompute": _BACKWARD_NOISE // 2,
             "backward": _BACKWARD_NOISE,
         }
-        self._first: dict[Any, tuple[int, int, tuple[Any, ...]]] = {}
+        self._first: dict[Shared, tuple[int, int, tuple[Any, ...]]] = {}
 
     def number(self, phase: str) -> int:
         """The number of the next site of that phase."""
@@ -224,16 +224,7 @@ class _Noise:
     def draw(self, o: Occurrence, number: int, slot: int, shared: Shared) -> Draw:
         """The noise of one operand of the site with that number."""
         loops = o.scope.loops
-        # Where tokens are lost, as those of a branch's residuals are, origins are still known.
-        alike = ("origin", o.operands[slot].origin, o.eqn.invars[slot].aval.shape, shared[1])
-        first = self._first.get(shared)
-        if first is None and o.scope.phase == "recompute":
-            first = self._first.get(alike)
-        if first is None:
-            first = (number, slot, loops)
-            self._first.setdefault(alike, first)
-        self._first.setdefault(shared, first)
-        number, slot, others = first
+        number, slot, others = self._first.setdefault(shared, (number, slot, loops))
         pairs = itertools.zip_longest(loops, others[: len(loops)], fillvalue=(None, False))
         return Draw(number, slot, tuple(a[1] != b[1] and a[0] == b[0] for a, b in pairs))
 

@@ -5,9 +5,9 @@ An abstract interpretation, calls and loops included. A value carries:
   labels    what flows into it: parameters, captured arrays, data, results of the backward pass
   token     equal for values that are equal by construction: the same operation on the same inputs.
             A recomputed value has its original's token; what a loop stacks, and another loop reads
-            again in the same positions, keeps the token that it had in the body
-  origin    the same, seen as a tensor of a network: before casts, transposes and reshapes, and
-            through a branch that makes it while the others make nothing
+            again in the same positions, keeps the token that it had in the body; so does what a
+            branch makes, and the same branch of another conditional on the same value reads
+  origin    the same, seen as a tensor of a network: before casts, transposes and reshapes
   varies    mesh axes over which it differs, inside a shard_map whose types do not tell
 """
 
@@ -146,6 +146,7 @@ class Provenance:
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
         self._stacks: dict[int, Value] = {}
+        self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
         jaxpr, _ = _compat.open_jaxpr(closed)
         self.parameter_shapes = {
             v.aval.shape
@@ -314,10 +315,10 @@ class Provenance:
         return [self._renewed(v) for v in carry], outs
 
     def _sliced(self, stacked: Value) -> Value:
-        if stacked.token in self._stacks:
-            return self._stacks[stacked.token]
-        token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
-        return dataclasses.replace(stacked, token=token, origin=origin)
+        if stacked.token not in self._stacks:
+            token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
+            self._stacks[stacked.token] = dataclasses.replace(stacked, token=token, origin=origin)
+        return self._stacks[stacked.token]
 
     def _stacked(self, value: Value) -> Value:
         token, origin = (self.derived("stack", t) for t in (value.token, value.origin))
@@ -325,11 +326,12 @@ class Provenance:
         return dataclasses.replace(value, token=token, origin=origin)
 
     def _cond(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        chooser, *operands = values
         branches = [
-            self._run(branch, values[1:], scope.inside(i))
+            self._run(branch, [self._chosen(v, chooser, i) for v in operands], scope.inside(i))
             for i, branch in enumerate(eqn.params["branches"])
         ]
-        return [self._merged(outs, values[0]) for outs in zip(*branches, strict=True)]
+        return [self._merged(outs, chooser) for outs in zip(*branches, strict=True)]
 
     def _merged(self, outs: tuple[Value, ...], chooser: Value) -> Value:
         """One output of a conditional: the same value as a branch's only where all agree."""
@@ -337,10 +339,17 @@ class Provenance:
             return outs[0]
         labels = frozenset[str]().union(*(v.labels for v in outs))
         varies = chooser.varies.union(*(v.varies for v in outs))
-        # A residual is zeros in the branches that do not make it: follow the one that does.
-        richest = max(outs, key=lambda v: len(v.labels))
-        token = self.derived("cond", chooser.token, tuple(v.token for v in outs))
-        return Value(labels, token, richest.origin, varies)
+        token, origin = (
+            self.derived("cond", chooser.token, *(getattr(v, f) for v in outs))
+            for f in ("token", "origin")
+        )
+        self._merges[token] = chooser.token, outs
+        return Value(labels, token, origin, varies)
+
+    def _chosen(self, value: Value, chooser: Value, branch: int) -> Value:
+        """A value as one branch sees it: what that branch of a conditional on the same made."""
+        by, outs = self._merges.get(value.token, (None, ()))
+        return outs[branch] if by == chooser.token else value
 
     _rules: ClassVar[dict[Any, Callable[..., list[Value]]]] = {
         jex_primitives.scan_p: _scan,
