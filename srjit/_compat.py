@@ -47,6 +47,14 @@ def _vma(aval: Any) -> dict[str, Any]:
     return {} if manual.empty else {"manual_axis_type": manual}
 
 
+def explicit_sharding(aval: Any) -> Any:
+    """The sharding of an aval under a mesh whose axes are all explicit, else None."""
+    sharding = getattr(aval, "sharding", None)
+    mesh = getattr(sharding, "mesh", None)
+    explicit = mesh is not None and not mesh.empty and mesh.are_all_axes_explicit
+    return sharding if explicit else None
+
+
 # ------------------------------------------------------------------------------------------- jaxprs
 
 

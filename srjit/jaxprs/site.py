@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat, targets
+from srjit.numerics import hadamard
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization, ScaledValues, emulated
@@ -104,8 +106,33 @@ def _quantizer(spec: Quantization, rng: Rng, target: str) -> Any:
         carrier = targets.get(target).carrier(spec, q.values.dtype)
         return dataclasses.replace(q, values=q.values.astype(carrier))
 
-    run.__name__ = run.__qualname__ = f"srjit_quantize_{spec.format}_{spec.rounding}"
-    return jax.jit(run)
+    def named(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
+        sharding = _compat.explicit_sharding(jax.typeof(x))
+        if sharding is None or not (spec.is_blocked or spec.hadamard):
+            return run(x, key, amax)
+        # Shards may cut blocks: no type says how such a reshape is sharded, but XLA knows.
+        sharded = ScaledValues(
+            _codes_sharding(x.shape, spec, sharding),
+            jax.sharding.PartitionSpec() if _leaves(spec) == 2 else None,  # type: ignore[arg-type]
+            spec,
+        )
+        return jax.sharding.auto_axes(run, out_sharding=sharded)(x, key, amax)
+
+    named.__name__ = named.__qualname__ = f"srjit_quantize_{spec.format}_{spec.rounding}"
+    return jax.jit(named)
+
+
+def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -> Any:
+    """The operand's own sharding, but for a transformed dimension, whose padding has to fit too."""
+    entries = list(sharding.spec) + [None] * (len(shape) - len(sharding.spec))
+    if spec.hadamard:
+        padded = spec.axes(len(shape))[-1]
+        size = -(-shape[padded] // hadamard.SIZE) * hadamard.SIZE
+        names = entries[padded] or ()
+        names = names if isinstance(names, tuple) else (names,)
+        if size % math.prod(sharding.mesh.shape[n] for n in names):
+            entries[padded] = None
+    return jax.sharding.PartitionSpec(*entries)
 
 
 def quantize_operand(

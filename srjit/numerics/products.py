@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from srjit import _compat
+
 Labels = tuple[int, ...]
 _LHS, _RHS = 0, 1
 
@@ -122,7 +124,7 @@ class DotProduct:
 
     def transpose(self, side: int, operand: Any) -> DotProduct:
         """See Product."""
-        sharding = _explicit_sharding(operand)
+        sharding = _compat.explicit_sharding(operand)
         if side == _LHS:
             return DotProduct(self.out, self.rhs, self.lhs, self.precision, sharding)
         return DotProduct(self.lhs, self.out, self.rhs, self.precision, sharding)
@@ -393,11 +395,3 @@ class VmappedProduct:
         if all(axis is None for axis in axes):
             return self.of.mask(which, x, *extras)
         return jax.vmap(functools.partial(self.of.mask, which), in_axes=axes)(x, *extras)
-
-
-def _explicit_sharding(aval: Any) -> Any:
-    """The sharding of an aval under an explicit mesh, else None."""
-    sharding = getattr(aval, "sharding", None)
-    mesh = getattr(sharding, "mesh", None)
-    explicit = mesh is not None and not mesh.empty and mesh.are_all_axes_explicit
-    return sharding if explicit else None
