@@ -18,6 +18,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
@@ -181,7 +182,7 @@ class Provenance:
 
         def read(v: Any) -> Value:
             if isinstance(v, jex_core.Literal):
-                token = self.derived("literal", str(v.aval), repr(v.val))
+                token = self.derived("literal", v.aval, np.asarray(v.val).tobytes())
                 return Value(frozenset(), token, token)
             return env[v]
 

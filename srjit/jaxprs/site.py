@@ -102,7 +102,7 @@ def oriented(
 @functools.cache
 def _quantizer(spec: Quantization, rng: Rng, target: str) -> Any:
     def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
-        q = emulated(x, spec, key, amax=amax, rng=rng)
+        q = emulated(lax.stop_gradient(x), spec, key, amax=amax, rng=rng)
         carrier = targets.get(target).carrier(spec, q.values.dtype)
         return dataclasses.replace(q, values=q.values.astype(carrier))
 
@@ -116,7 +116,8 @@ def _quantizer(spec: Quantization, rng: Rng, target: str) -> Any:
             jax.sharding.PartitionSpec() if _leaves(spec) == 2 else None,  # type: ignore[arg-type]
             spec,
         )
-        return jax.sharding.auto_axes(run, out_sharding=sharded)(x, key, amax)
+        auto = jax.sharding.auto_axes(run, out_sharding=sharded)
+        return auto(x, key, amax)  # type: ignore[call-arg]  (its stub knows one argument)
 
     named.__name__ = named.__qualname__ = f"srjit_quantize_{spec.format}_{spec.rounding}"
     return jax.jit(named)
@@ -146,7 +147,7 @@ def quantize_operand(
 ) -> ScaledValues:
     """x's codes in the target's carrier dtype; one function a spec, traced once a shape."""
     key = key if spec.rounding == "stochastic" else None
-    return _quantizer(spec, rng, target)(lax.stop_gradient(x), key, amax)
+    return _quantizer(spec, rng, target)(x, key, amax)
 
 
 # ----------------------------------------------------------------------------- the two primitives

@@ -37,6 +37,11 @@ def _avalanche(h: Any) -> Any:
 
 def mix(key: Key, number: Any) -> Key:
     """A key for ``number`` (uint32 scalar or array) under ``key``: two uint32 of number's shape."""
+    return _mix(key, np.uint32(number) if isinstance(number, int) else number)
+
+
+@jax.jit  # traced once, whatever the number: programs have a thousand of these
+def _mix(key: Key, number: Any) -> Key:
     a, b = key
     b = b ^ _avalanche(a ^ jnp.asarray(number, jnp.uint32))
     a = a + _avalanche(b + _GOLDEN)
