@@ -152,7 +152,7 @@ def test_html_is_well_formed_and_escapes_names():
 
 
 def unknown_role(w: jax.Array, x: jax.Array) -> jax.Array:
-    """A backward product neither of whose operands a forward product read."""
+    """A backward product of no forward product's operands, in no parameter's shape."""
 
     @jax.custom_vjp
     def layer(w: jax.Array, x: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ def unknown_role(w: jax.Array, x: jax.Array) -> jax.Array:
 
     def backward(saved: Any, ct: jax.Array) -> Any:
         w, x = saved
-        return jnp.sin(x).T @ jnp.cos(ct), ct @ w.T
+        return (jnp.tile(jnp.sin(x), 2).T @ jnp.cos(ct))[: len(w)], ct @ w.T
 
     layer.defvjp(lambda w, x: (x @ w, (w, x)), backward)
     return jax.grad(lambda w: jnp.sum(layer(w, x) ** 2))(w)
