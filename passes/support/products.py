@@ -6,8 +6,8 @@ import functools
 from typing import Any
 
 import numpy as np
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import stablehlo
+from srjit._mlir import ir
+from srjit._mlir import stablehlo
 
 # Element types by MLIR's text; ml_dtypes has those that NumPy lacks.
 _DTYPES = {

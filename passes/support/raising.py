@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxlib.mlir import ir
+from srjit._mlir import ir
 
 from srjit.passes.support import names, products
 from srjit.passes.support.names import Names
@@ -249,18 +249,20 @@ class _BlockReader:
         self.env[v] = Var(aval_of(v))
         return self.env[v]
 
-    def read(self, block: Any, inputs: Sequence[Any], skip: frozenset[Any] = frozenset()) -> Program:
-        """The program of a block whose inputs are these of its values; ops to skip by identity."""
+    def read(self, block: Any, inputs: Sequence[Any]) -> Program:
+        """The program of a block whose inputs are these of its values."""
+        program = self.read_but(block, inputs, ())
+        program.outvars = [self.value(v) for v in _terminator(block).operands]
+        return program
+
+    def read_but(self, block: Any, inputs: Sequence[Any], skipped: Sequence[Any]) -> Program:
+        """The program of a block but for some operations, without outputs yet."""
         invars = [self.define(v) for v in inputs]
-        terminator = None
         for op in block.operations:
             op = op.operation
-            if op.name in _RETURNS:
-                terminator = op
-            elif op not in skip:
+            if op.name not in _RETURNS and op not in skipped:
                 self._operation(op)
-        outs = [] if terminator is None else [self.value(v) for v in terminator.operands]
-        return Program(invars, outs, self.eqns, self.constvars, self.consts)
+        return Program(invars, [], self.eqns, self.constvars, self.consts)
 
     def names_of(self, op: Any, is_leaf: bool = True) -> Names:
         """The names of an operation, relative to the operation that this block belongs to."""
@@ -303,11 +305,11 @@ class _BlockReader:
         if op.name == "stablehlo.custom_call" and _target_of(op) in _VIEW_CALLS:
             name = "sharding_constraint"
         params: dict[str, Any] = {
-            "attributes": tuple((a.name, a.attr) for a in _attributes(op)),
+            "attributes": _attributes(op),
             "types": tuple(r.type for r in op.results),
         }
         if op.regions:
-            params["regions"] = tuple(str(r.blocks[0]) for r in op.regions if r.blocks)
+            params["regions"] = _structure(op, {v: i for i, v in enumerate(region)})
         if op.name in ("stablehlo.all_reduce", "stablehlo.all_gather"):
             params["axes"] = self._axes(op)
         if op.name == "stablehlo.partition_id":
@@ -391,15 +393,17 @@ class _BlockReader:
     def _manual(self, op: Any) -> bool:
         """A ``shard_map``; its types do not tell what varies along which axes."""
         block = op.regions[0].blocks[0]
-        program = _BlockReader(self.raiser, None, Names()).read(block, list(block.arguments))
+        reader = _BlockReader(self.raiser, self, Names())
+        program = reader.read(block, list(block.arguments))
+        program.invars += reader.captured.values()
         self.add(
             _jax().shard_map,
             op,
-            map(self.value, op.operands),
+            map(self.value, (*op.operands, *reader.captured)),
             op.results,
             jaxpr=program,
             check_vma=False,
-            in_specs=_axes_of_operands(op),
+            in_specs=_axes_of_operands(op) + ((),) * len(reader.captured),
             newly_manual_axes=_manual_axes(op),
         )
         return True
@@ -415,10 +419,10 @@ class _BlockReader:
         body = _BlockReader(self.raiser, self, inside)
         arguments = list(loop.body.arguments)
         carried = [a for i, a in enumerate(arguments) if i in loop.carried]
-        program = body.read(
-            loop.body, [*carried, *loop.slices.values()], skip=frozenset(loop.skipped)
-        )
-        returned = loop.returned
+        inputs = [*carried, *loop.slices.values()]
+        program = body.read_but(loop.body, inputs, loop.skipped)
+        outs = [body.value(loop.returned[i]) for i in sorted(loop.carried)]
+        stacked = [body.value(loop.stacks[i]) for i in sorted(loop.stacks)]
         constants: dict[Any, Any] = {}  # a value of the body: what it is outside
         for i, a in enumerate(arguments):
             if i not in loop.carried and i not in loop.stacks and a in body.captured:
@@ -426,13 +430,11 @@ class _BlockReader:
         captures = {v: v for v in body.captured if v not in constants}
         constants |= captures
         consts = [body.captured[v] for v in constants]
-        outs = [body.value(returned[i]) for i in sorted(loop.carried)]
         given = [self.value(outside) for outside in constants.values()]
         carry = [self.value(op.operands[i]) for i in sorted(loop.carried)]
         if loop.length is None:
             self._raw_while(op, loop, inside, (consts, given), carry, program, outs)
             return True
-        stacked = [body.value(loop.stacks[i]) for i in sorted(loop.stacks)]
         n = len(carried)
         program.invars = [*consts, *program.invars[:n], *program.invars[n:]]
         program.outvars = [*outs, *stacked]
@@ -720,7 +722,7 @@ def multiplies(program: Program) -> bool:
     """Whether any matrix multiplication stands in a program, however deep."""
     return any(
         eqn.opaque
-        or eqn.primitive in _jax().products
+        or eqn.primitive.name in _PRODUCTS
         or any(multiplies(p) for p in programs_of(eqn))
         for eqn in program.eqns
     )
@@ -775,8 +777,9 @@ def _manual_axes(op: Any) -> tuple[str, ...]:
     return tuple(names.QUOTED.findall(str(op.attributes["manual_axes"])))
 
 
-def _attributes(op: Any) -> list[Any]:
-    return [a for a in op.attributes if not a.name.startswith("srjit.")]
+def _attributes(op: Any) -> tuple[tuple[str, Any], ...]:
+    found = ((name, op.attributes[name]) for name in op.attributes)
+    return tuple((name, value) for name, value in found if not name.startswith("srjit."))
 
 
 def _is_dense(op: Any) -> bool:
@@ -813,6 +816,25 @@ def _free_values(op: Any) -> list[Any]:
     return [v for v in used if v not in defined]
 
 
+def _structure(op: Any, known: dict[Any, int]) -> tuple[Any, ...]:
+    """The regions of an operation, equal for equal ones: values by number."""
+
+    def number(value: Any) -> int:
+        return known.setdefault(value, len(known))
+
+    found: list[Any] = []
+    for region in op.regions:
+        for block in region.blocks:
+            found.append(tuple((number(a), a.type) for a in block.arguments))
+            for inner in block.operations:
+                inner = inner.operation
+                operands = tuple(number(v) for v in inner.operands)
+                results = tuple((number(v), v.type) for v in inner.results)
+                nested = _structure(inner, known)
+                found.append((inner.name, _attributes(inner), operands, results, nested))
+    return tuple(found)
+
+
 def _adds(op: Any) -> bool:
     return any(inner.operation.name == "stablehlo.add" for inner in op.regions[0].blocks[0])
 
@@ -841,6 +863,7 @@ def _opaque(op: Any) -> str:
     return "srjit does not look inside this operation's region" if inside else ""
 
 
+_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
 _MULTIPLICATIONS = ("stablehlo.dot_general", "stablehlo.dot", "stablehlo.convolution", "func.call")
 _WITH_PROGRAMS = frozenset({"jit", "scan", "while", "cond", "shard_map", "closed_call"})
 
@@ -854,7 +877,6 @@ class _Primitives:
     while_: Any
     cond: Any
     shard_map: Any
-    products: tuple[Any, ...]
 
 
 _loaded: collections.deque[_Primitives] = collections.deque(maxlen=1)
@@ -867,9 +889,6 @@ def _jax() -> _Primitives:
 
         from srjit import _compat
 
-        products_ = (p.dot_general_p, p.conv_general_dilated_p, p.ragged_dot_general_p)
-        found = _Primitives(
-            p.closed_call_p, p.scan_p, p.while_p, p.cond_p, _compat.shard_map_p, products_
-        )
+        found = _Primitives(p.closed_call_p, p.scan_p, p.while_p, p.cond_p, _compat.shard_map_p)
         _loaded.append(found)
     return _loaded[0]

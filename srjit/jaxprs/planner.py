@@ -167,17 +167,34 @@ def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> Program
     """Plans a closed jaxpr whose inputs carry ``labels``."""
     provenance = Provenance(closed, labels)
     classified = classify(provenance)
+    differentiable = all(c.phase == "forward" for c in classified)
+    return plan_of(provenance, classified, settings, differentiable)
+
+
+def plan_of(
+    provenance: Provenance,
+    classified: Sequence[Classified],
+    settings: Settings,
+    differentiable: bool,
+) -> ProgramPlan:
+    """Plans a program whose products have roles.
+
+    Args:
+      provenance: of the program.
+      classified: all its products, in execution order.
+      settings: what a user chose.
+      differentiable: whether the program may still be differentiated from outside.
+    """
     recipe = settings.recipe
     if settings.mode == "inference":
         recipe = recipe.with_rounding(activations="nearest", weights="nearest", gradients="nearest")
     noise = _Noise()
     ends = _ends(classified, recipe)
-    differentiated = any(c.phase != "forward" for c in classified)
     sites: dict[Path, PlannedSite] = {}
     plans: list[SitePlan] = []
     used: set[int] = set()
     for number, c in enumerate(classified):
-        planner = _SitePlanner(c, number, settings, recipe, ends, used, not differentiated)
+        planner = _SitePlanner(c, number, settings, recipe, ends, used, differentiable)
         plan = planner.plan()
         plans += [plan, *plan.backward]
         ordinal = noise.number(c.phase)
@@ -229,7 +246,7 @@ class _Noise:
         return Draw(number, slot, tuple(a[1] != b[1] and a[0] == b[0] for a, b in pairs))
 
 
-def _ends(classified: list[Classified], recipe: Recipe) -> set[int]:
+def _ends(classified: Sequence[Classified], recipe: Recipe) -> set[int]:
     """Origins of the forward weight products that the recipe keeps at the program's two ends."""
     weighted = [
         c.occurrence.out.origin
@@ -243,7 +260,7 @@ def _ends(classified: list[Classified], recipe: Recipe) -> set[int]:
 def _opaque_notes(provenance: Provenance) -> list[str]:
     return [
         f"{o.name} at {'/'.join(visible(o.scope.names)) or o.location or 'top level'} left alone: "
-        "srjit does not look inside kernels and custom calls"
+        f"{o.why}"
         for o in provenance.opaque
     ]
 
