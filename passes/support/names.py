@@ -19,6 +19,7 @@ STRUCTURE = frozenset(
         "custom_lin", "run_state", "pjit", "jit", "composite",
     }
 )  # fmt: skip
+_REMAT = ("checkpoint", "remat2")
 _BRANCH = re.compile(r"branch_\d+_fun$")
 # Pieces of Shardy's attributes, which its bindings do not take apart.
 AXES = re.compile(r'"([^"]+)"=(\d+)')
@@ -72,15 +73,24 @@ def _stack(name: str, is_leaf: bool) -> tuple[list[str], list[str]]:
     parts = _split(name)
     if is_leaf or (parts and _is_structure(parts[-1])):
         parts = parts[:-1]
-    scopes: list[str] = []
-    transforms: list[str] = []
+    typed: list[tuple[bool, str]] = []  # (whether it is a transformation, name), outermost first
     for part in parts:
+        if part in _REMAT:
+            typed = _without_repetition(typed)
         while (wrapped := _WRAPPED.match(part)) and wrapped[1] in _TRANSFORMS:
-            transforms.append(wrapped[1])
+            typed.append((True, wrapped[1]))
             part = wrapped[2]
         if part and not _is_structure(part):
-            scopes.append(part)
-    return scopes, transforms
+            typed.append((False, part))
+    return [n for is_it, n in typed if not is_it], [n for is_it, n in typed if is_it]
+
+
+def _without_repetition(typed: list[tuple[bool, str]]) -> list[tuple[bool, str]]:
+    """A stack whose end is not there twice, as JAX writes it on the transpose of a remat."""
+    for n in range(len(typed) // 2, 0, -1):
+        if typed[-n:] == typed[-2 * n : -n]:
+            return typed[:-n]
+    return typed
 
 
 def _is_structure(part: str) -> bool:

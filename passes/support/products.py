@@ -6,8 +6,8 @@ import functools
 from typing import Any
 
 import numpy as np
-from srjit._mlir import ir
-from srjit._mlir import stablehlo
+
+from srjit._mlir import ir, stablehlo
 
 # Element types by MLIR's text; ml_dtypes has those that NumPy lacks.
 _DTYPES = {
@@ -183,9 +183,7 @@ def _ragged_equation(operands: Any, numbers: Any, dtype: Any) -> tuple[Any, dict
     dimension_numbers = lax.RaggedDotDimensionNumbers(((lc, rc), (lb, rb)), ragged, group)
 
     def product(x: Any, w: Any, sizes: Any) -> Any:
-        return lax.ragged_dot_general(
-            x, w, sizes, dimension_numbers, preferred_element_type=dtype
-        )
+        return lax.ragged_dot_general(x, w, sizes, dimension_numbers, preferred_element_type=dtype)
 
     return _traced(product, *operands)
 

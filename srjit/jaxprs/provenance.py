@@ -230,7 +230,9 @@ class Provenance:
             for i, value in enumerate(inputs):
                 self.tokens[scope.path, i] = value.token
         for index, eqn in enumerate(jaxpr.eqns):
-            outs = self._equation(eqn, [read(v) for v in eqn.invars], scope.at(index, *self._source.name_stack(eqn)))
+            outs = self._equation(
+                eqn, [read(v) for v in eqn.invars], scope.at(index, *self._source.name_stack(eqn))
+            )
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
@@ -265,7 +267,7 @@ class Provenance:
         if eqn.effects:
             what = ("unique", next(self._fresh))
         labels = self._labels(eqn, values)
-        if scope.phase == "backward" and not view:
+        if scope.phase == "backward" and values and not view:  # a constant is no gradient
             labels |= {BACKWARD}
         varies = _varying(eqn, values) if scope.manual else frozenset[str]()
         tokens, origins = (tuple(getattr(v, f) for v in values) for f in ("token", "origin"))
