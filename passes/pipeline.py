@@ -370,9 +370,7 @@ class _Parser:
         except (TypeError, ValueError, LookupError) as error:  # what the pass itself refuses
             raise self.error(f"{name}: {error}", at) from error
 
-    def check_mlir(
-        self, mlir_pass: MlirPass, at: dict[str, int], path: tuple[str, ...]
-    ) -> None:
+    def check_mlir(self, mlir_pass: MlirPass, at: dict[str, int], path: tuple[str, ...]) -> None:
         """MLIR's judgement of one of its passes, at its place.
 
         Not of the whole text at once: MLIR's own errors then do not tell where.
