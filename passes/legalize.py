@@ -41,6 +41,7 @@ class Legalize(Pass):
         library = Library(module)
         unknown: dict[str, None] = {}
         inlined: list[Any] = []
+        known: dict[Any, str] = {}
         for op in list(annotation.operations(module)):
             if not annotation.is_composite(op):
                 continue
@@ -49,7 +50,9 @@ class Legalize(Pass):
                 call = _decomposed(op)
             elif name == SCALED_DOT:
                 call = (
-                    _decomposed(op) if target.name == "portable" else _product(op, target, library)
+                    _decomposed(op)
+                    if target.name == "portable"
+                    else _product(op, target, library, known)
                 )
             elif name == "srjit.ragged_dot":
                 call = _decomposed(op)
@@ -72,14 +75,19 @@ def _decomposed(op: Any) -> Any:
     return _called(op, ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value)
 
 
-def _product(op: Any, target: Any, library: Library) -> Any:
-    try:
-        dot = ScaledDot.read(op)
-    except ValueError as error:
-        raise PassError(op, str(error)) from None
-    label = f"{dot.label}_{target.name}"
-    symbol, _ = library.lowered(label, dot, dot.on(target.name), signature_of(op.operands))
-    return _called(op, symbol)
+def _product(op: Any, target: Any, library: Library, known: dict[Any, str]) -> Any:
+    """A composite of a product as a call of what the target runs; ``known``: for equal ones."""
+    types = tuple(v.type for v in (*op.operands, *op.results))
+    key = (op.attributes["composite_attributes"], types)
+    if key not in known:
+        try:
+            dot = ScaledDot.read(op)
+        except ValueError as error:
+            raise PassError(op, str(error)) from None
+        label = f"{dot.label}_{target.name}"
+        signature = signature_of(op.operands)
+        known[key], _ = library.lowered(label, dot, dot.on(target.name), signature)
+    return _called(op, known[key])
 
 
 def _called(op: Any, symbol: str) -> Any:

@@ -191,6 +191,7 @@ class Raiser:
     def __init__(self, module: Any) -> None:
         self.functions = functions(module)
         self.meshes = meshes(module)
+        self.products: dict[Any, products.Equation | str] = {}
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
 
@@ -294,7 +295,7 @@ class _BlockReader:
 
     def _simple(self, op: Any) -> None:
         """An operation without a rule."""
-        region = _free_values(op)
+        region = _free_values(op) if len(op.regions) else []
         name = _NAMES.get(op.name, op.name)
         if op.name == "stablehlo.scatter" and not _adds(op):
             name = op.name
@@ -304,7 +305,7 @@ class _BlockReader:
             "attributes": _attributes(op),
             "types": tuple(r.type for r in op.results),
         }
-        if op.regions:
+        if len(op.regions):
             params["regions"] = _structure(op, {v: i for i, v in enumerate(region)})
         if op.name in ("stablehlo.all_reduce", "stablehlo.all_gather"):
             params["axes"] = self._axes(op)
@@ -366,7 +367,10 @@ class _BlockReader:
         return True
 
     def _product(self, op: Any) -> bool:
-        found = products.equation_of(op)
+        key = (op.name, _attributes(op), tuple(v.type for v in (*op.operands, *op.results)))
+        if key not in self.raiser.products:
+            self.raiser.products[key] = products.equation_of(op)
+        found = self.raiser.products[key]
         if isinstance(found, str):
             self._simple(op)
             self.eqns[-1].opaque = found
