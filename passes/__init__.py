@@ -1,4 +1,5 @@
-"""The StableHLO door: passes over modules from anywhere, one file a pass; ``srjit.passes``.
+"""The StableHLO door: passes over modules from anywhere, one file a pass; ``srjit.passes``."""
 
-This release has no passes yet. Use the decorator, ``srjit.srjit``, which works on the jaxpr.
-"""
+from srjit.passes.registry import Pass, PassError, UnknownPassError, register
+
+__all__ = ["Pass", "PassError", "UnknownPassError", "register"]

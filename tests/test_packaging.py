@@ -101,3 +101,19 @@ def test_an_installed_copy_works_away_from_the_checkout(
         str(target / "srjit" / "passes" / "__init__.py"),
         PROJECT["version"],
     ]
+
+
+def test_importing_srjit_does_not_import_jax():
+    program = (
+        "import sys, srjit, srjit.passes; assert 'jax' not in sys.modules;"
+        "from srjit import srjit as decorator, recipes, Recipe;"
+        "assert srjit.srjit is decorator and srjit.recipes is recipes and callable(decorator);"
+        "assert not set(srjit.__all__) - set(dir(srjit)) and '__version__' in dir(srjit);"
+        "assert all(getattr(srjit, name) is not None for name in srjit.__all__)"
+    )
+    run(sys.executable, "-c", program, cwd=ROOT)
+
+
+def test_an_unknown_name_of_srjit_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'srjit' has no attribute 'quantise'"):
+        _ = srjit.quantise  # pyright: ignore
