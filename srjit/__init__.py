@@ -16,6 +16,7 @@ if _TYPE_CHECKING:
         stochastic_round,
     )
     from srjit.plan import Report, Site, SitePlan
+    from srjit.rejit import Rejitted, rejit
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
     from srjit.stages import Compiled, Lowered, Traced
     from srjit.targets import Target
@@ -29,6 +30,7 @@ _HOME = {
     name: module
     for module, names in {
         "passes": "",
+        "rejit": "Rejitted rejit",
         "recipes": "Operands Recipe RecipeError Rule",
         "targets": "Target",
         "api": "SrjitFunction keep_high_precision role srjit",
@@ -49,6 +51,7 @@ __all__ = [
     "QuantizedArray",
     "Recipe",
     "RecipeError",
+    "Rejitted",
     "Report",
     "Rule",
     "Site",
@@ -62,6 +65,7 @@ __all__ = [
     "passes",
     "quantize",
     "recipes",
+    "rejit",
     "role",
     "srjit",
     "stochastic_round",

@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax._src import core as _core  # whether a transformation is under way
@@ -17,6 +18,7 @@ from jax._src import shard_map as _shard_map  # its primitive is not exported
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
 from jax._src import stages as _stages  # see with_more_arguments
 from jax._src import tree_util as _tree_util  # see differences
+from jax._src.export import _export  # see export_lowered
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
 from jax._src.interpreters import pxla as _pxla  # see with_more_arguments
 from jax._src.named_sharding import UNSPECIFIED  # what jit says of a sharding nobody gave
@@ -257,11 +259,12 @@ def module_of(lowered: Any) -> Any:
 
 def name_of_module(lowered: Any) -> str:
     """What a lowered program is called."""
-    return str(lowered._lowering._name).removeprefix("jit_")
+    name = str(lowered._lowering._name)
+    return name[len("jit(") : -1] if name.startswith("jit(") else name
 
 
 def with_more_arguments(
-    lowered: Any, module: Any, arguments: Sequence[Any], results: Sequence[Any]
+    lowered: Any, module: Any, arguments: dict[str, Any], results: Sequence[Any]
 ) -> Any:
     """A ``jax.stages.Lowered`` of ``module``, which is that of ``lowered`` after a rewriting.
 
@@ -271,7 +274,7 @@ def with_more_arguments(
     Args:
       lowered: of the program as it was.
       module: with ``arguments`` and ``results`` more than ``lowered`` has, all of them last.
-      arguments, results: their shapes and dtypes.
+      arguments, results: avals, those of the arguments by what messages call them.
 
     Raises:
       NotImplementedError: JAX passes what the program mutates behind its last argument.
@@ -287,7 +290,8 @@ def with_more_arguments(
         )
     replicated = _replicated(old, given)
     kept = len(old.const_args) + lowered.in_tree.num_leaves
-    given["global_in_avals"] = (*given["global_in_avals"], *arguments)
+    avals = list(arguments.values())
+    given["global_in_avals"] = (*given["global_in_avals"], *avals)
     given["in_shardings"] = (*given["in_shardings"], *[replicated] * len(arguments))
     given["in_layouts"] = (*given["in_layouts"], *[None] * len(arguments))
     given["kept_var_idx"] = {*given["kept_var_idx"], *range(kept, kept + len(arguments))}
@@ -300,9 +304,9 @@ def with_more_arguments(
     if info is not None:
         names = info.debug_info.arg_names
         if names is not None:
-            names = (*names, *[f"srjit[{i}]" for i in range(len(arguments))])
+            names = (*names, *arguments)
         given["all_args_info"] = info._replace(
-            in_avals=(*info.in_avals, *arguments),
+            in_avals=(*info.in_avals, *avals),
             debug_info=info.debug_info._replace(arg_names=names),
         )
     computation = _pxla.MeshComputation(
@@ -315,10 +319,11 @@ def with_more_arguments(
         old._device_list,
         **given,
     )
-    more = [_stages.ArgInfo(aval, False) for aval in arguments]
+    more = [_stages.ArgInfo(aval, False) for aval in avals]
     args, kwargs = lowered.args_info
-    out_tree = jax.tree.structure(((), [0] * len(results)))
-    out_tree = jax.tree_util.treedef_tuple([lowered.out_tree, out_tree.children()[1]])
+    registry = _tree_util.tracing_registry  # that of lowered.out_tree; the public one is another
+    trees = [lowered.out_tree, registry.flatten([0] * len(results))[1]]
+    out_tree = _tree_util.pytree.treedef_tuple(registry, trees)
     return _stages.Lowered(computation, ((args, kwargs, more), {}), out_tree)
 
 
@@ -388,7 +393,8 @@ def lowered_module(
         context_mesh=None,
     )
     infos = tuple(_stages.ArgInfo(aval, False) for aval in arguments)
-    out_tree = jax.tree.structure(0 if len(results) == 1 else (0,) * len(results))
+    out = 0 if len(results) == 1 else (0,) * len(results)
+    out_tree = _tree_util.tracing_registry.flatten(out)[1]
     return _stages.Lowered(computation, (infos, {}), out_tree)
 
 
@@ -399,3 +405,17 @@ def differences(tree: Any, other: Any) -> list[str]:
         f" was {was}, is {now}: {why}"
         for path, was, now, why in _tree_util.equality_errors_pytreedef(tree, other)
     ]
+
+
+def export_lowered(lowered: Any, name: str, custom_calls: Sequence[str]) -> Any:
+    """What ``jax.export`` makes of a lowered program; publicly it takes functions only.
+
+    Args:
+      lowered: a ``jax.stages.Lowered``.
+      name: for messages.
+      custom_calls: what may be called that JAX does not promise to keep as it is.
+    """
+    checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in custom_calls]
+    no_jaxpr: Any = None
+    exported = _export._export_lowered(lowered, no_jaxpr, name, checks)
+    return dataclasses.replace(exported, _get_vjp=None)

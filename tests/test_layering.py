@@ -17,7 +17,7 @@ ORDER = [
     ["recipes", "targets"],
     ["plan"],
     ["diagnostics", "jaxprs", "passes"],
-    ["transformation", "stages"],
+    ["transformation", "stages", "rejit"],
     ["api"],
     ["tools"],
     ["__init__"],
