@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from srjit.jaxprs.provenance import Occurrence, Path, Provenance, visible
-from srjit.jaxprs.roles import KEEP_SCOPE, Classified, classify
+from srjit.jaxprs.roles import Classified, classify
 from srjit.jaxprs.site import Backward, SiteParams, oriented, quantize_operand
 from srjit.numerics.products import DotProduct, PrimitiveProduct, Product
 from srjit.numerics.quantization import Quantization, ScaledValues
@@ -22,7 +22,6 @@ from srjit.plan import Report, Site, SitePlan
 from srjit.recipes import BUILTIN, Operands, Recipe, Rule
 from srjit.targets import Target
 
-_BACKWARD_NOISE = 1 << 30  # backward sites count apart: recomputation must not shift their numbers
 HISTORY = 16  # steps whose amax a delayed scale looks back on
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -167,22 +166,38 @@ def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> Program
     """Plans a closed jaxpr whose inputs carry ``labels``."""
     provenance = Provenance(closed, labels)
     classified = classify(provenance)
+    differentiable = all(c.phase == "forward" for c in classified)
+    return plan_of(provenance, classified, settings, differentiable)
+
+
+def plan_of(
+    provenance: Provenance,
+    classified: Sequence[Classified],
+    settings: Settings,
+    differentiable: bool,
+) -> ProgramPlan:
+    """Plans a program whose products have roles.
+
+    Args:
+      provenance: of the program.
+      classified: all its products, in execution order.
+      settings: what a user chose.
+      differentiable: whether the program may still be differentiated from outside.
+    """
     recipe = settings.recipe
     if settings.mode == "inference":
         recipe = recipe.with_rounding(activations="nearest", weights="nearest", gradients="nearest")
     noise = _Noise()
     ends = _ends(classified, recipe)
-    differentiated = any(c.phase != "forward" for c in classified)
     sites: dict[Path, PlannedSite] = {}
     plans: list[SitePlan] = []
     used: set[int] = set()
-    for number, c in enumerate(classified):
-        planner = _SitePlanner(c, number, settings, recipe, ends, used, not differentiated)
+    for c in classified:
+        planner = _SitePlanner(c, settings, recipe, ends, used, differentiable)
         plan = planner.plan()
         plans += [plan, *plan.backward]
-        ordinal = noise.number(c.phase)
         if plan.status != "kept" or any(b.status != "kept" for b in plan.backward):
-            sites[c.occurrence.path] = planner.planned(plan, ordinal, provenance, noise)
+            sites[c.occurrence.path] = planner.planned(plan, provenance, noise)
     return ProgramPlan(
         sites,
         Report(
@@ -202,24 +217,14 @@ def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> Program
 
 
 class _Noise:
-    """Numbers the sites, and tells every quantization whose noise is its own.
+    """Tells every quantization whose noise is its own.
 
-    Forward, recomputed and backward sites are counted apart. A value that is quantized again, as
-    in a recomputation, takes the noise that it had when it was quantized first.
+    A value that is quantized again, as in a recomputation, takes the noise that it had when it was
+    quantized first.
     """
 
     def __init__(self) -> None:
-        self._counts = {
-            "forward": 0,
-            "recompute": _BACKWARD_NOISE // 2,
-            "backward": _BACKWARD_NOISE,
-        }
         self._first: dict[Shared, tuple[int, int, tuple[Any, ...]]] = {}
-
-    def number(self, phase: str) -> int:
-        """The number of the next site of that phase."""
-        self._counts[phase] += 1
-        return self._counts[phase] - 1
 
     def draw(self, o: Occurrence, number: int, slot: int, shared: Shared) -> Draw:
         """The noise of one operand of the site with that number."""
@@ -229,7 +234,7 @@ class _Noise:
         return Draw(number, slot, tuple(a[1] != b[1] and a[0] == b[0] for a, b in pairs))
 
 
-def _ends(classified: list[Classified], recipe: Recipe) -> set[int]:
+def _ends(classified: Sequence[Classified], recipe: Recipe) -> set[int]:
     """Origins of the forward weight products that the recipe keeps at the program's two ends."""
     weighted = [
         c.occurrence.out.origin
@@ -243,7 +248,7 @@ def _ends(classified: list[Classified], recipe: Recipe) -> set[int]:
 def _opaque_notes(provenance: Provenance) -> list[str]:
     return [
         f"{o.name} at {'/'.join(visible(o.scope.names)) or o.location or 'top level'} left alone: "
-        "srjit does not look inside kernels and custom calls"
+        f"{o.why}"
         for o in provenance.opaque
     ]
 
@@ -303,7 +308,6 @@ class _SitePlanner:
     def __init__(
         self,
         classified: Classified,
-        number: int,
         settings: Settings,
         recipe: Recipe,
         ends: set[int],
@@ -318,8 +322,8 @@ class _SitePlanner:
         self.avals = tuple(v.aval for v in self.eqn.invars[:2])
         self.product = product_of(self.eqn)
         self.site = Site(
-            number=number,
-            path="/".join(visible(o.scope.names)),
+            number=classified.number,
+            path=classified.path,
             role=classified.role,
             phase=classified.phase,
             op=self.eqn.primitive.name,
@@ -346,11 +350,9 @@ class _SitePlanner:
             backward = tuple(self._decide(s) for s in self._gradient_sites())
         return dataclasses.replace(forward, backward=backward)
 
-    def planned(
-        self, plan: SitePlan, number: int, provenance: Provenance, noise: _Noise
-    ) -> PlannedSite:
+    def planned(self, plan: SitePlan, provenance: Provenance, noise: _Noise) -> PlannedSite:
         """The site primitive's parameters, and what its codes and its noise are."""
-        product, o = self.product, self.o
+        product, o, number = self.product, self.o, self.c.noise
         assert product is not None
         specs = [
             q and oriented(q, product, side, self.avals[side].shape)
@@ -431,8 +433,6 @@ class _SitePlanner:
         rule = self._asking(site) if site.role == "unknown" else self._rule(site)
         name = "" if rule is None else self.recipe.name_of(rule)
         wanted = self._wanted(rule, site) if rule else None
-        if KEEP_SCOPE in self.o.scope.names:
-            return keep("srjit.keep_high_precision")
         if self.c.keep:
             return keep(self.c.keep)
         if site.role == "unknown":

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jax.extend import core as jex_core
@@ -33,10 +33,11 @@ SOURCES = frozenset({PARAMETER, CAPTURED, DATA})
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {
-    "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "copy", "copy_p",
-    "sharding_constraint", "reduce_precision", "name", "optimization_barrier", "pvary", "pcast",
-    "reshard", "broadcast_in_dim", "rev",
+    "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pvary", "pcast",
+    "sharding_constraint", "reduce_precision", "reshard", "broadcast_in_dim", "rev",
 }  # fmt: skip
+# What is the same value, whatever it is for; lowering drops all but the barrier.
+_IDENTITIES = {"copy", "copy_p", "name", "optimization_barrier"}
 _ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
 # After these a value is the same along their mesh axes.
 _COLLECTIVES = {
@@ -80,9 +81,8 @@ class Scope:
     manual: frozenset[str] = frozenset()
     record: bool = True
 
-    def at(self, index: Any, eqn: Any) -> Scope:
-        """The scope of the equation with that index in this one."""
-        names, transforms = _compat.name_stack(eqn)
+    def at(self, index: Any, names: tuple[str, ...], transforms: tuple[str, ...]) -> Scope:
+        """The scope of the equation with that index in this one, by its own name stack."""
         return dataclasses.replace(
             self,
             path=(*self.path, index),
@@ -133,12 +133,47 @@ class Opaque:
     scope: Scope
     name: str
     location: str
+    why: str
+
+
+class Source(Protocol):
+    """Where names and places of equations are read from: a jaxpr's, unless it says otherwise."""
+
+    def name_stack(self, eqn: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the scopes, and of the transformations, on an equation's own name stack."""
+        ...
+
+    def location(self, eqn: Any) -> str:
+        """file:line of the user's code."""
+        ...
+
+    def opaque(self, eqn: Any) -> str:
+        """Why an equation may multiply matrices where srjit does not look; nothing if not."""
+        ...
+
+
+class JaxprSource:
+    """Of jaxprs: the Source that Provenance reads from where it is given none."""
+
+    name_stack = staticmethod(_compat.name_stack)
+    location = staticmethod(_compat.location)
+
+    @staticmethod
+    def opaque(eqn: Any) -> str:
+        """See Source."""
+        if _compat.is_kernel(eqn) or any(map(_multiplies, _compat.jaxprs_of(eqn))):
+            return "srjit does not look inside kernels and custom calls"
+        return ""
 
 
 class Provenance:
-    """The products of a closed jaxpr, in execution order, with what flows into them."""
+    """The products of a program, in execution order, with what flows into them.
 
-    def __init__(self, closed: Any, labels: Sequence[str]) -> None:
+    The program is a closed jaxpr, or anything with the attributes of one.
+    """
+
+    def __init__(self, closed: Any, labels: Sequence[str], source: Source | None = None) -> None:
+        self._source = source or JaxprSource()
         self.occurrences: list[Occurrence] = []
         self.opaque: list[Opaque] = []
         self.random: list[str] = []  # where the program itself draws random bits
@@ -195,7 +230,9 @@ class Provenance:
             for i, value in enumerate(inputs):
                 self.tokens[scope.path, i] = value.token
         for index, eqn in enumerate(jaxpr.eqns):
-            outs = self._equation(eqn, [read(v) for v in eqn.invars], scope.at(index, eqn))
+            outs = self._equation(
+                eqn, [read(v) for v in eqn.invars], scope.at(index, *self._source.name_stack(eqn))
+            )
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
@@ -206,19 +243,21 @@ class Provenance:
         outs = self._simple(eqn, values, scope)
         if not scope.record:
             return outs
-        name, location = eqn.primitive.name, _compat.location(eqn)
+        name, location = eqn.primitive.name, self._source.location(eqn)
         if name in PRODUCTS:
             lhs, rhs, *extras = values
             occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
             self.occurrences.append(occurrence)
-        elif _compat.is_kernel(eqn) or any(map(_multiplies, _compat.jaxprs_of(eqn))):
-            self.opaque.append(Opaque(scope, name, location))
+        elif why := self._source.opaque(eqn):
+            self.opaque.append(Opaque(scope, name, location, why))
         elif name in RANDOM:
             self.random.append("/".join(visible(scope.names)) or location or name)
         return outs
 
     def _simple(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
         name = eqn.primitive.name
+        if name in _IDENTITIES or _is_same_dtype(eqn):
+            return values
         view = name in _VIEWS and len(values) >= len(eqn.outvars)
         try:
             what = (eqn.primitive, _hashable(eqn.params))
@@ -228,7 +267,7 @@ class Provenance:
         if eqn.effects:
             what = ("unique", next(self._fresh))
         labels = self._labels(eqn, values)
-        if scope.phase == "backward" and not view:
+        if scope.phase == "backward" and values and not view:  # a constant is no gradient
             labels |= {BACKWARD}
         varies = _varying(eqn, values) if scope.manual else frozenset[str]()
         tokens, origins = (tuple(getattr(v, f) for v in values) for f in ("token", "origin"))
@@ -380,6 +419,13 @@ def _multiplies(jaxpr: Any) -> bool:
         e.primitive.name in PRODUCTS or any(map(_multiplies, _compat.jaxprs_of(e)))
         for e in _compat.open_jaxpr(jaxpr)[0].eqns
     )
+
+
+def _is_same_dtype(eqn: Any) -> bool:
+    """Whether a conversion leaves everything but weak types as it is."""
+    if eqn.primitive.name != "convert_element_type":
+        return False
+    return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
 
 
 def _varying(eqn: Any, values: list[Value]) -> frozenset[str]:

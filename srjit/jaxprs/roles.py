@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -25,11 +26,14 @@ from srjit.jaxprs.provenance import (
     Occurrence,
     Provenance,
     Value,
+    visible,
 )
 
 KEEP_SCOPE = "srjit.keep_high_precision"
+KEEP_REASON = "srjit.keep_high_precision"
 ROLE_SCOPE = "srjit.role"
 _ROLE = re.compile(rf"{re.escape(ROLE_SCOPE)}=(fprop|dgrad|wgrad)(?:;gradient=(\d))?$")
+_FIRST_NOISE = {"forward": 0, "recompute": 1 << 29, "backward": 1 << 30}
 _UNKNOWN = ("unknown", "unknown", "unknown")
 _UPDATE = "outside the differentiated function, of gradients or parameters alone: an update's"
 
@@ -45,6 +49,11 @@ class Classified:
       why: how the role was found, or why it could not be.
       partner: for a backward product, the forward product whose gradient it is.
       keep: a reason to keep it in high precision, whatever a recipe says.
+      number: ordinal in execution order.
+      noise: ordinal that its noise comes from: forward, recomputed and backward products are
+        counted apart, so that recomputation does not shift the others.
+      path: name-scope path, for people.
+      phase: ``forward``, ``recompute`` or ``backward``.
     """
 
     occurrence: Occurrence
@@ -54,11 +63,10 @@ class Classified:
     why: str
     partner: Occurrence | None = None
     keep: str = ""
-
-    @property
-    def phase(self) -> str:
-        """``forward``, ``recompute`` or ``backward``."""
-        return self.occurrence.scope.phase
+    number: int = 0
+    noise: int = 0
+    path: str = ""
+    phase: str = "forward"
 
 
 def role_scope(role: str, gradient: int | None) -> str:
@@ -73,7 +81,19 @@ def classify(provenance: Provenance) -> list[Classified]:
     differentiated = len(forward) < len(occurrences)
     twice = any(_derivatives(o).count("jvp") > 1 for o in forward)
     partners = _Partners(forward, provenance.parameter_shapes)
-    return [_classify_one(o, partners, differentiated, twice) for o in occurrences]
+    classified = [_classify_one(o, partners, differentiated, twice) for o in occurrences]
+    ordinals = {phase: itertools.count(first) for phase, first in _FIRST_NOISE.items()}
+    return [
+        dataclasses.replace(
+            c,
+            number=i,
+            noise=next(ordinals[c.occurrence.scope.phase]),
+            phase=c.occurrence.scope.phase,
+            path="/".join(visible(c.occurrence.scope.names)),
+            keep=KEEP_REASON if KEEP_SCOPE in c.occurrence.scope.names else c.keep,
+        )
+        for i, c in enumerate(classified)
+    ]
 
 
 def _derivatives(o: Occurrence) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from srjit.numerics.formats import unknown_name
-from srjit.targets import blackwell, cpu, hopper, tpu
+from srjit.targets import blackwell, cpu, hopper, portable, tpu
 from srjit.targets.base import Target
 
 __all__ = ["Target", "get", "names", "register"]
@@ -19,7 +19,7 @@ def register(target: Target) -> Target:
     return target
 
 
-for _family in (tpu, hopper, blackwell, cpu):
+for _family in (tpu, hopper, blackwell, cpu, portable):
     for _target in _family.TARGETS:
         register(_target)
 

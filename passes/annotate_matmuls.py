@@ -1,0 +1,109 @@
+"""``srjit-annotate-matmuls``: what each matrix multiplication computes, written onto it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from typing import TYPE_CHECKING, Any
+
+from srjit._mlir import ir
+from srjit.passes.registry import Pass, PassError, register
+from srjit.passes.support import annotation
+
+if TYPE_CHECKING:
+    from srjit.jaxprs.provenance import Provenance
+    from srjit.passes.support.raising import Program
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnotateMatmuls(Pass):
+    """Writes site number, path, role and operand kinds onto every matrix multiplication.
+
+    Roles are inferred as the decorator infers them, from locations (``jvp``, ``transpose``) and
+    from provenance: which operand a forward multiplication read too, and what came from parameters.
+    What cannot be inferred is ``unknown``. An operation in a function that is called twice gets two
+    entries, in execution order.
+
+    ``params`` says which arguments of @main are parameters: positions (``3``), ranges (``0-5``), or
+    patterns of the names that their locations carry (``params*``). Without it, they are those that
+    belong to the same Python argument as the first one.
+
+    Before ==> after:
+        %0 = stablehlo.dot_general %arg1, %arg0, contracting_dims = [1] x [0]
+        ==>
+        %0 = stablehlo.dot_general %arg1, %arg0, contracting_dims = [1] x [0]
+          {srjit.sites = [{number = 0, role = "fprop", lhs = "activation", rhs = "weight", ...}]}
+    """
+
+    name = "srjit-annotate-matmuls"
+    params: tuple[str, ...] = ()
+
+    def run(self, module: ir.Operation) -> None:
+        """Annotates."""
+        from srjit.jaxprs.roles import classify
+
+        if any(map(annotation.is_composite, annotation.operations(module))):
+            ragged = "srjit.ragged_dot"
+            for op in annotation.operations(module):
+                if annotation.is_composite(op) and not annotation.is_composite(op, ragged):
+                    raise PassError(op, "the module is quantized already: annotate it before that")
+        _, provenance = provenance_of(module, self.params)
+        annotation.annotate(classify(provenance))
+
+
+def provenance_of(module: Any, params: tuple[str, ...] = ()) -> tuple[Program, Provenance]:
+    """The program that a module is, and where the operands of its multiplications come from.
+
+    Raises:
+      PassError: it is not one program, or a parameter does not exist.
+    """
+    from srjit.jaxprs.provenance import DATA, PARAMETER, Provenance
+    from srjit.passes.support.raising import MalformedProgram, Raiser, Source, main_of
+
+    try:
+        main = main_of(module)
+        program = Raiser(module).main(module)
+    except MalformedProgram as error:
+        raise PassError(error.op, str(error)) from None
+    names = [_name_of(a) for a in main.regions[0].blocks[0].arguments]
+    chosen = _chosen(params, names, main)
+    labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
+    return program, Provenance(program, labels, Source())
+
+
+_ARGUMENT = re.compile(r'loc\("((?:[^"\\]|\\.)*)"\)')
+
+
+def _name_of(argument: Any) -> str:
+    """The name that an argument's location carries: JAX writes ``params['layer']['w']``."""
+    match = _ARGUMENT.match(str(argument.location))
+    return match[1] if match else ""
+
+
+def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:
+    if not params:
+        roots = [re.split(r"[\[.]", name)[0] for name in names]
+        return {i for i, root in enumerate(roots) if root == roots[0] and (root or not i)}
+    chosen: set[int] = set()
+    for text in params:
+        interval = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+        if interval:
+            first, last = int(interval[1]), int(interval[2] or interval[1])
+            found = set(range(first, last + 1)) if last < len(names) else set[int]()
+            what = f"@main has {len(names)} arguments"
+        else:
+            found = {i for i, name in enumerate(names) if _matches(name, text)}
+            what = (
+                f"@main's arguments are called {', '.join(repr(n) for n in names[:8]) or 'nothing'}"
+            )
+        if not found:
+            raise PassError(main, f"params={text} is no argument: {what}")
+        chosen |= found
+    return chosen
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A glob in which brackets are what they are: names of arguments are full of them."""
+    return fnmatch.fnmatchcase(name, pattern.replace("[", "[[]"))

@@ -1,0 +1,1 @@
+"""What several passes share: modules read as programs, JAX functions lowered into modules."""

@@ -1,0 +1,226 @@
+"""Matrix multiplications of a module as the JAX equations that they were lowered from."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from srjit._mlir import ir, stablehlo
+
+# Element types by MLIR's text; ml_dtypes has those that NumPy lacks.
+_DTYPES = {
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f8E4M3FN": "float8_e4m3fn",
+    "f8E5M2": "float8_e5m2",
+    "f8E8M0FNU": "float8_e8m0fnu",
+    "f4E2M1FN": "float4_e2m1fn",
+    "complex<f32>": "complex64",
+    "complex<f64>": "complex128",
+    "i1": "bool",
+    **{f"{prefix}{bits}": f"{name}{bits}" for prefix, name in (("i", "int"), ("ui", "uint"))
+       for bits in (2, 4, 8, 16, 32, 64)},
+}  # fmt: skip
+RAGGED = "srjit.ragged_dot"
+_RAGGED_FIELDS = (
+    "lhs_contracting", "rhs_contracting", "lhs_batch", "rhs_batch", "lhs_ragged", "rhs_group",
+)  # fmt: skip
+
+
+def dtype_of(element_type: Any) -> Any:
+    """The NumPy dtype of an MLIR element type, or its text where NumPy has none."""
+    return _dtype(str(element_type))
+
+
+@functools.cache
+def _dtype(text: str) -> Any:
+    import ml_dtypes
+
+    name = _DTYPES.get(text)
+    if name is None:
+        return text
+    return np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
+
+
+def element_type_of(dtype: Any) -> str:
+    """MLIR's text for the element type of a NumPy dtype."""
+    name = np.dtype(dtype).name
+    return next(text for text, known in _DTYPES.items() if known == name)
+
+
+def equation_of(op: Any) -> tuple[Any, dict[str, Any]] | str:
+    """The JAX primitive and parameters of a multiplication, or why there is none.
+
+    Args:
+      op: a ``stablehlo.dot_general``, ``dot`` or ``convolution``.
+    """
+    for value in (*op.operands, *op.results):
+        kind = value.type
+        if not isinstance(kind, ir.RankedTensorType):
+            return f"{kind}: only tensors of known rank are quantized"
+        if not kind.has_static_shape:
+            return f"{kind}: only tensors of static shape are quantized"
+        if isinstance(dtype_of(kind.element_type), str):
+            return f"{kind}: only floating-point products are quantized"
+        if kind.encoding is not None:
+            return f"{kind}: tensors with an encoding are left alone"
+    return _READERS[op.name](op)
+
+
+def _dot_general(op: Any) -> tuple[Any, dict[str, Any]]:
+    from jax import lax
+
+    d = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
+    numbers = (
+        (tuple(d.lhs_contracting_dimensions), tuple(d.rhs_contracting_dimensions)),
+        (tuple(d.lhs_batching_dimensions), tuple(d.rhs_batching_dimensions)),
+    )
+    return lax.dot_general_p, {"dimension_numbers": numbers, "precision": _precision(op)}
+
+
+def _dot(op: Any) -> tuple[Any, dict[str, Any]]:
+    from jax import lax
+
+    rank = ir.RankedTensorType(op.operands[0].type).rank
+    numbers = (((rank - 1,), (0,)), ((), ()))
+    return lax.dot_general_p, {"dimension_numbers": numbers, "precision": _precision(op)}
+
+
+def _convolution(op: Any) -> tuple[Any, dict[str, Any]] | str:
+    d = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
+    attributes = op.attributes
+    rank = ir.RankedTensorType(op.operands[0].type).rank
+    if "window_reversal" in attributes and any(_integers(attributes["window_reversal"])):
+        return "a convolution with a reversed window: JAX has none"
+    ones = (1,) * (rank - 2)
+
+    def numbers(name: str) -> tuple[int, ...]:
+        return _integers(attributes[name]) if name in attributes else ones
+
+    padding = ((0, 0),) * (rank - 2)
+    if "padding" in attributes:
+        flat = [int(v) for v in ir.DenseIntElementsAttr(attributes["padding"])]
+        padding = tuple(zip(flat[::2], flat[1::2], strict=True))
+    return _conv_equation(
+        tuple((tuple(ir.RankedTensorType(v.type).shape), dtype_of(v.type.element_type))
+              for v in op.operands),
+        numbers("window_strides"),
+        padding,
+        numbers("lhs_dilation"),
+        numbers("rhs_dilation"),
+        (
+            (d.input_batch_dimension, d.input_feature_dimension, *d.input_spatial_dimensions),
+            (
+                d.kernel_output_feature_dimension,
+                d.kernel_input_feature_dimension,
+                *d.kernel_spatial_dimensions,
+            ),
+            (d.output_batch_dimension, d.output_feature_dimension, *d.output_spatial_dimensions),
+        ),
+        ir.IntegerAttr(attributes["feature_group_count"]).value,
+        ir.IntegerAttr(attributes["batch_group_count"]).value,
+        _precision(op),
+        dtype_of(op.results[0].type.element_type),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _conv_equation(
+    operands: Any,
+    strides: tuple[int, ...],
+    padding: Any,
+    lhs_dilation: tuple[int, ...],
+    rhs_dilation: tuple[int, ...],
+    dimension_numbers: Any,
+    feature_groups: int,
+    batch_groups: int,
+    precision: Any,
+    dtype: Any,
+) -> tuple[Any, dict[str, Any]]:
+    from jax import lax
+
+    def conv(x: Any, w: Any) -> Any:
+        return lax.conv_general_dilated(
+            x, w, strides, padding, lhs_dilation, rhs_dilation,
+            lax.ConvDimensionNumbers(*dimension_numbers),
+            feature_groups, batch_groups, precision, dtype,
+        )  # fmt: skip
+
+    return _traced(conv, *operands)
+
+
+def ragged_equation(op: Any) -> tuple[Any, dict[str, Any]]:
+    """The JAX primitive and parameters of a composite ``srjit.ragged_dot``."""
+    given = ir.DictAttr(op.attributes["composite_attributes"])
+    operands = tuple(
+        (tuple(ir.RankedTensorType(v.type).shape), dtype_of(v.type.element_type))
+        for v in op.operands
+    )
+    numbers = tuple(_integers(given[name]) for name in _RAGGED_FIELDS)
+    return _ragged_equation(operands, numbers, dtype_of(op.results[0].type.element_type))
+
+
+def ragged_attributes(params: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The composite attributes that ``ragged_equation`` reads the primitive's parameters from."""
+    numbers = params["ragged_dot_dimension_numbers"]
+    contracting, batch = numbers.dot_dimension_numbers
+    values = (*contracting, *batch, numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions)
+    return {
+        name: np.asarray(value, np.int64)
+        for name, value in zip(_RAGGED_FIELDS, values, strict=True)
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def _ragged_equation(operands: Any, numbers: Any, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    from jax import lax
+
+    lc, rc, lb, rb, ragged, group = numbers
+    dimension_numbers = lax.RaggedDotDimensionNumbers(((lc, rc), (lb, rb)), ragged, group)
+
+    def product(x: Any, w: Any, sizes: Any) -> Any:
+        return lax.ragged_dot_general(x, w, sizes, dimension_numbers, preferred_element_type=dtype)
+
+    return _traced(product, *operands)
+
+
+def _traced(fun: Any, *operands: Any) -> tuple[Any, dict[str, Any]]:
+    """The primitive and all parameters, those of this JAX version too, that a function binds."""
+    import jax
+
+    with jax.enable_x64(True):
+        structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in operands]
+        eqn = jax.make_jaxpr(fun)(*structs).eqns[-1]
+    return eqn.primitive, dict(eqn.params)
+
+
+def _precision(op: Any) -> Any:
+    """As JAX has it: None, or one for each operand."""
+    from jax import lax
+
+    if "precision_config" not in op.attributes:
+        return None
+    found = [str(a) for a in ir.ArrayAttr(op.attributes["precision_config"])]
+    both = tuple(getattr(lax.Precision, a.split()[-1].rstrip(">")) for a in found)
+    return None if set(both) <= {lax.Precision.DEFAULT} else both
+
+
+def _integers(attribute: Any) -> tuple[int, ...]:
+    """A dense array, or a dense tensor, of integers or booleans."""
+    for kind in (ir.DenseI64ArrayAttr, ir.DenseBoolArrayAttr, ir.DenseIntElementsAttr):
+        try:
+            return tuple(int(v) for v in kind(attribute))
+        except ValueError:
+            continue
+    return tuple(ir.IntegerAttr(a).value for a in ir.ArrayAttr(attribute))
+
+
+_READERS = {
+    "stablehlo.dot_general": _dot_general,
+    "stablehlo.dot": _dot,
+    "stablehlo.convolution": _convolution,
+}

@@ -1,0 +1,683 @@
+"""A module read as the program that it is: the same shape as a jaxpr, so that both doors plan alike.
+
+Calls become calls, a ``stablehlo.while`` that JAX wrote for a scan becomes a scan again, matrix
+multiplications become JAX's own primitives, and every other operation an equation of its name. The
+result is never evaluated: it is what provenance, roles and plans are computed from.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from srjit._mlir import ir
+from srjit.passes.support import names, products
+from srjit.passes.support.editing import callee_of, is_dense, terminator
+from srjit.passes.support.loops import Loop
+from srjit.passes.support.names import Names
+
+# What provenance knows these operations as.
+_NAMES = {
+    "stablehlo.convert": "convert_element_type",
+    "stablehlo.transpose": "transpose",
+    "stablehlo.reshape": "reshape",
+    "stablehlo.broadcast_in_dim": "broadcast_in_dim",
+    "stablehlo.reverse": "rev",
+    "stablehlo.reduce_precision": "reduce_precision",
+    "stablehlo.optimization_barrier": "optimization_barrier",
+    "sdy.sharding_constraint": "sharding_constraint",
+    "sdy.reshard": "reshard",
+    "stablehlo.add": "add",
+    "stablehlo.subtract": "sub",
+    "stablehlo.select": "select_n",
+    "stablehlo.scatter": "scatter_add",
+    "stablehlo.rng": "rng_uniform",
+    "stablehlo.rng_bit_generator": "rng_bit_generator",
+    "stablehlo.all_gather": "all_gather",
+    "stablehlo.all_reduce": "psum",
+    "stablehlo.partition_id": "axis_index",
+}
+_VIEW_CALLS = ("Sharding", "annotate_device_placement", "LayoutConstraint")
+_EFFECTS = frozenset(
+    f"stablehlo.{name}"
+    for name in ("rng", "infeed", "outfeed", "send", "recv", "after_all", "create_token")
+)
+_PURE_DIALECTS = ("stablehlo.", "chlo.", "arith.", "tensor.", "shape.", "sdy.", "vhlo.", "math.")
+_RETURNS = ("func.return", "stablehlo.return", "sdy.return")
+
+
+class MalformedProgram(Exception):
+    """A module that is not one program; ``op`` is where, or None."""
+
+    def __init__(self, op: Any, message: str) -> None:
+        super().__init__(message)
+        self.op = op
+
+
+@dataclasses.dataclass(frozen=True)
+class Aval:
+    """Shape and dtype of a value; ``dtype`` is a NumPy dtype, or MLIR's text for others."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Var:
+    """A value of a program."""
+
+    __slots__ = ("aval",)
+
+    def __init__(self, aval: Aval) -> None:
+        self.aval = aval
+
+
+@dataclasses.dataclass(frozen=True)
+class Primitive:
+    """Stands for an operation that is no JAX primitive."""
+
+    name: str
+    multiple_results: bool = True
+
+
+@dataclasses.dataclass(eq=False)
+class Equation:
+    """One operation; the attributes that provenance reads of a jaxpr's equations.
+
+    Attributes:
+      op: the operation that it was read from.
+      opaque: why srjit leaves alone what it multiplies, if it does.
+      loop: of scans and whiles, how ``op`` counts.
+    """
+
+    primitive: Any
+    invars: Sequence[Var]
+    outvars: Sequence[Var]
+    params: dict[str, Any]
+    op: Any
+    names: Names
+    effects: bool = False
+    opaque: str = ""
+    loop: Loop | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Program:
+    """A function or a region, with the attributes that provenance reads of a jaxpr."""
+
+    invars: list[Var]
+    outvars: list[Var]
+    eqns: list[Equation]
+    constvars: list[Var]
+    consts: list[Any]
+
+    @property
+    def jaxpr(self) -> Program:
+        """Itself: there are no closed and open ones."""
+        return self
+
+
+class Source:
+    """Reads names and places off equations, for provenance."""
+
+    @staticmethod
+    def name_stack(eqn: Equation) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Scopes, and transformations."""
+        return eqn.names.scopes, eqn.names.transforms
+
+    @staticmethod
+    def location(eqn: Equation) -> str:
+        """file:line."""
+        return eqn.names.location
+
+    @staticmethod
+    def opaque(eqn: Equation) -> str:
+        """Why what an equation may multiply is left alone; nothing if it multiplies nothing."""
+        return eqn.opaque
+
+
+def functions(module: Any) -> dict[str, Any]:
+    """The functions of a module by name."""
+    return {
+        ir.StringAttr(op.attributes["sym_name"]).value: op.operation
+        for op in module.regions[0].blocks[0].operations
+        if op.operation.name == "func.func"
+    }
+
+
+def main_of(module: Any) -> Any:
+    """The function that the module starts with.
+
+    Raises:
+      MalformedProgram: there is none.
+    """
+    found = functions(module)
+    if "main" not in found:
+        known = f"; it has {', '.join('@' + n for n in found)}" if found else ""
+        raise MalformedProgram(None, f"the module has no function @main{known}")
+    if not found["main"].regions[0].blocks:
+        raise MalformedProgram(found["main"], "@main is only declared, not defined")
+    return found["main"]
+
+
+def is_effectful(op: Any) -> bool:
+    """Whether an operation does more than compute its results, as far as anybody can tell."""
+    if op.name == "stablehlo.custom_call":
+        attributes = op.attributes
+        return "has_side_effect" in attributes and ir.BoolAttr(attributes["has_side_effect"]).value
+    return op.name in _EFFECTS or not op.name.startswith((*_PURE_DIALECTS, "func.call"))
+
+
+class Raiser:
+    """Reads a module's functions; each once, however often it is called.
+
+    Attributes:
+      functions: by name.
+      dtypes: NumPy dtype of an MLIR element type's text.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.functions = functions(module)
+        self.meshes = _meshes(module)
+        self._programs: dict[str, Program] = {}
+        self._open: list[str] = []
+
+    def main(self, module: Any) -> Program:
+        """The program that the module starts with."""
+        main_of(module)
+        return self.function("main")
+
+    def function(self, name: str, at: Any = None) -> Program:
+        """The program of a function."""
+        if name in self._programs:
+            return self._programs[name]
+        if name in self._open:
+            raise MalformedProgram(at, f"@{name} calls itself, directly or not")
+        if name not in self.functions:
+            raise MalformedProgram(at, f"there is no function @{name}")
+        op = self.functions[name]
+        self._open.append(name)
+        block = op.regions[0].blocks[0]
+        if len(op.regions[0].blocks) > 1:
+            raise MalformedProgram(op, f"@{name} has more than one block")
+        reader = _BlockReader(self, None, Names())
+        program = reader.read(block, list(block.arguments))
+        self._open.pop()
+        self._programs[name] = program
+        return program
+
+
+class _BlockReader:
+    """Reads one block; values from outside of it become inputs."""
+
+    def __init__(self, raiser: Raiser, outer: _BlockReader | None, inside: Names) -> None:
+        self.raiser, self.outer, self.inside = raiser, outer, inside
+        self.env: dict[Any, Var] = {}
+        self.captured: dict[Any, Var] = {}  # values of enclosing blocks
+        self.eqns: list[Equation] = []
+        self.constvars: list[Var] = []
+        self.consts: list[Any] = []
+
+    def value(self, v: Any) -> Var:
+        """The variable of a value."""
+        if v in self.env:
+            return self.env[v]
+        if self.outer is None:
+            raise MalformedProgram(None, f"a value is used before it is defined: {v}")
+        if v not in self.captured:
+            self.captured[v] = Var(aval_of(v))
+        return self.captured[v]
+
+    def define(self, v: Any) -> Var:
+        """A new variable for a value of this block."""
+        self.env[v] = Var(aval_of(v))
+        return self.env[v]
+
+    def read(self, block: Any, inputs: Sequence[Any]) -> Program:
+        """The program of a block whose inputs are these of its values."""
+        program = self.read_but(block, inputs, ())
+        program.outvars = [self.value(v) for v in terminator(block).operands]
+        return program
+
+    def read_but(self, block: Any, inputs: Sequence[Any], skipped: Sequence[Any]) -> Program:
+        """The program of a block but for some operations, without outputs yet."""
+        invars = [self.define(v) for v in inputs]
+        for op in block.operations:
+            op = op.operation
+            if op.name not in _RETURNS and op not in skipped:
+                self._operation(op)
+        return Program(invars, [], self.eqns, self.constvars, self.consts)
+
+    def names_of(self, op: Any, is_leaf: bool = True) -> Names:
+        """The names of an operation, relative to the operation that this block belongs to."""
+        found = names.read(str(op.location), is_leaf)
+        scopes, transforms = self.inside.scopes, self.inside.transforms
+        if found.scopes[: len(scopes)] == scopes:
+            found = dataclasses.replace(found, scopes=found.scopes[len(scopes) :])
+        if found.transforms[: len(transforms)] == transforms:
+            found = dataclasses.replace(found, transforms=found.transforms[len(transforms) :])
+        return found
+
+    def add(
+        self, primitive: Any, op: Any, invars: Iterable[Var], outs: Iterable[Any], **params: Any
+    ) -> Equation:
+        """A new equation for an operation."""
+        eqn = Equation(
+            primitive,
+            list(invars),
+            [self.define(v) for v in outs],
+            params,
+            op,
+            self.names_of(op, is_leaf=primitive.name not in _WITH_PROGRAMS),
+        )
+        self.eqns.append(eqn)
+        return eqn
+
+    # ------------------------------------------------------------------- one rule an operation
+
+    def _operation(self, op: Any) -> None:
+        rule = _RULES.get(op.name)
+        if rule is None or not rule(self, op):
+            self._simple(op)
+
+    def _simple(self, op: Any) -> None:
+        """An operation without a rule."""
+        region = _free_values(op)
+        name = _NAMES.get(op.name, op.name)
+        if op.name == "stablehlo.scatter" and not _adds(op):
+            name = op.name
+        if op.name == "stablehlo.custom_call" and _target_of(op) in _VIEW_CALLS:
+            name = "sharding_constraint"
+        params: dict[str, Any] = {
+            "attributes": _attributes(op),
+            "types": tuple(r.type for r in op.results),
+        }
+        if op.regions:
+            params["regions"] = _structure(op, {v: i for i, v in enumerate(region)})
+        if op.name in ("stablehlo.all_reduce", "stablehlo.all_gather"):
+            params["axes"] = self._axes(op)
+        if op.name == "stablehlo.partition_id":
+            params["axes"] = tuple(a for mesh in self.raiser.meshes.values() for a in mesh)
+        inputs = [self.value(v) for v in (*op.operands, *region)]
+        eqn = self.add(Primitive(name), op, inputs, op.results, **params)
+        eqn.effects = is_effectful(op)
+        eqn.opaque = _opaque(op)
+
+    def _axes(self, op: Any) -> tuple[str, ...]:
+        """The mesh axes that a collective is over."""
+        return collective_axes(op, self.raiser.meshes)
+
+    def _constant(self, op: Any) -> bool:
+        aval = aval_of(op.results[0])
+        value = ir.DenseElementsAttr(op.attributes["value"]) if is_dense(op) else None
+        splat = value is None or value.is_splat
+        if aval.ndim < 2 or splat or not getattr(aval.dtype, "kind", "") == "f":
+            return False
+        self.constvars.append(self.define(op.results[0]))
+        self.consts.append(aval)
+        return True
+
+    def _call(self, op: Any) -> bool:
+        name = callee_of(op)
+        assert name is not None
+        if name.startswith("threefry2x32"):
+            self.add(Primitive("threefry2x32"), op, map(self.value, op.operands), op.results)
+            return True
+        target = self.raiser.functions.get(name)
+        if target is not None and not target.regions[0].blocks:
+            return False
+        program = self.raiser.function(name, op)
+        self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
+        return True
+
+    def _composite(self, op: Any) -> bool:
+        """A composite is what its decomposition computes, unless it is a product of ours."""
+        name = ir.StringAttr(op.attributes["name"]).value
+        if name == "srjit.ragged_dot":
+            primitive, params = products.ragged_equation(op)
+            self.add(primitive, op, map(self.value, op.operands), op.results, **params)
+            return True
+        if name.startswith("srjit."):
+            return False
+        called = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
+        program = self.raiser.function(called, op)
+        eqn = self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
+        if multiplies(program):
+            eqn.primitive = Primitive(name)
+            eqn.params = {}
+            eqn.opaque = "srjit does not look inside composites"
+        return True
+
+    def _product(self, op: Any) -> bool:
+        found = products.equation_of(op)
+        if isinstance(found, str):
+            self._simple(op)
+            self.eqns[-1].opaque = found
+            return True
+        primitive, params = found
+        self.add(primitive, op, map(self.value, op.operands[:2]), op.results, **params)
+        return True
+
+    def _case(self, op: Any) -> bool:
+        regions = list(op.regions)
+        if op.name == "stablehlo.if":
+            regions.reverse()  # a conditional's branch 1 is what an if does
+        readers = [_BlockReader(self.raiser, self, self._inside(op)) for _ in regions]
+        programs = [
+            reader.read(region.blocks[0], [])
+            for reader, region in zip(readers, regions, strict=True)
+        ]
+        captured = list(dict.fromkeys(v for reader in readers for v in reader.captured))
+        for reader, program in zip(readers, programs, strict=True):
+            program.invars = [reader.captured.get(v) or Var(aval_of(v)) for v in captured]
+        inputs = [self.value(v) for v in (op.operands[0], *captured)]
+        self.add(_jax().cond, op, inputs, op.results, branches=tuple(programs))
+        return True
+
+    def _manual(self, op: Any) -> bool:
+        """A ``shard_map``; its types do not tell what varies along which axes."""
+        block = op.regions[0].blocks[0]
+        reader = _BlockReader(self.raiser, self, Names())
+        program = reader.read(block, list(block.arguments))
+        program.invars += reader.captured.values()
+        self.add(
+            _jax().shard_map,
+            op,
+            map(self.value, (*op.operands, *reader.captured)),
+            op.results,
+            jaxpr=program,
+            check_vma=False,
+            in_specs=_axes_of_operands(op) + ((),) * len(reader.captured),
+            newly_manual_axes=_manual_axes(op),
+        )
+        return True
+
+    def _inside(self, op: Any) -> Names:
+        """The names around the regions of an operation."""
+        found = names.read(str(op.location), is_leaf=False)
+        return found
+
+    def _while(self, op: Any) -> bool:
+        loop = Loop(op, self.raiser.functions)
+        inside = self._inside(op)
+        body = _BlockReader(self.raiser, self, inside)
+        arguments = list(loop.body.arguments)
+        carried = [a for i, a in enumerate(arguments) if i in loop.carried]
+        inputs = [*carried, *loop.slices.values()]
+        program = body.read_but(loop.body, inputs, loop.skipped)
+        outs = [body.value(loop.returned[i]) for i in sorted(loop.carried)]
+        stacked = [body.value(loop.stacks[i]) for i in sorted(loop.stacks)]
+        constants: dict[Any, Any] = {}  # a value of the body: what it is outside
+        for i, a in enumerate(arguments):
+            if i not in loop.carried and i not in loop.stacks and a in body.captured:
+                constants[a] = op.operands[i]
+        captures = {v: v for v in body.captured if v not in constants}
+        constants |= captures
+        consts = [body.captured[v] for v in constants]
+        given = [self.value(outside) for outside in constants.values()]
+        carry = [self.value(op.operands[i]) for i in sorted(loop.carried)]
+        if loop.length is None:
+            self._raw_while(op, loop, inside, (consts, given), carry, program, outs)
+            return True
+        n = len(carried)
+        program.invars = [*consts, *program.invars[:n], *program.invars[n:]]
+        program.outvars = [*outs, *stacked]
+        xs = [self.value(op.operands[i]) for i, _ in loop.slices]
+        results = [op.results[i] for i in (*sorted(loop.carried), *sorted(loop.stacks))]
+        eqn = self.add(
+            _jax().scan,
+            op,
+            [*given, *carry, *xs],
+            results,
+            jaxpr=program,
+            num_consts=len(consts),
+            num_carry=n,
+            length=loop.length,
+            reverse=loop.reverse,
+            unroll=1,
+        )
+        eqn.loop = loop
+        self._finish_loop(op, loop)
+        return True
+
+    def _raw_while(
+        self,
+        op: Any,
+        loop: Loop,
+        inside: Names,
+        constants: tuple[list[Var], list[Var]],
+        carry: list[Var],
+        program: Program,
+        outs: list[Var],
+    ) -> None:
+        condition = _BlockReader(self.raiser, self, inside)
+        block = op.regions[0].blocks[0]
+        carried = [a for i, a in enumerate(block.arguments) if i in loop.carried]
+        test = condition.read(block, carried)
+        fixed = {a: op.operands[i] for i, a in enumerate(block.arguments) if i not in loop.carried}
+        captured = list(condition.captured)
+        test.invars = [*(condition.captured[v] for v in captured), *test.invars]
+        program.invars = [*constants[0], *program.invars]
+        program.outvars = outs
+        given = [self.value(fixed.get(v, v)) for v in captured]
+        eqn = self.add(
+            _jax().while_,
+            op,
+            [*given, *constants[1], *carry],
+            [op.results[i] for i in sorted(loop.carried)],
+            cond_nconsts=len(captured),
+            cond_jaxpr=test,
+            body_nconsts=len(constants[0]),
+            body_jaxpr=program,
+        )
+        eqn.loop = loop
+        self._finish_loop(op, loop)
+
+    def _finish_loop(self, op: Any, loop: Loop) -> None:
+        """What a loop returns as it was given, and its counter."""
+        for i, result in enumerate(op.results):
+            if result not in self.env:
+                if i == loop.counter:
+                    self.add(Primitive("trip_count"), op, [], [result], length=loop.length)
+                else:
+                    self.env[result] = self.value(op.operands[i])
+
+
+_RULES = {
+    "stablehlo.constant": _BlockReader._constant,
+    "func.call": _BlockReader._call,
+    "stablehlo.composite": _BlockReader._composite,
+    "stablehlo.dot_general": _BlockReader._product,
+    "stablehlo.dot": _BlockReader._product,
+    "stablehlo.convolution": _BlockReader._product,
+    "stablehlo.case": _BlockReader._case,
+    "stablehlo.if": _BlockReader._case,
+    "stablehlo.while": _BlockReader._while,
+    "sdy.manual_computation": _BlockReader._manual,
+}  # pyright: ignore[reportPrivateUsage]
+
+
+# ---------------------------------------------------------------------------------------- pieces
+
+
+def aval_of(value: Any) -> Aval:
+    """Shape and dtype of a value; text in place of a dtype that JAX has no arrays of."""
+    kind = value.type
+    if not isinstance(kind, ir.RankedTensorType) or not kind.has_static_shape:
+        return Aval((), str(kind))
+    return Aval(tuple(kind.shape), products.dtype_of(kind.element_type))
+
+
+def multiplies(program: Program) -> bool:
+    """Whether any matrix multiplication stands in a program, however deep."""
+    return any(
+        eqn.opaque
+        or eqn.primitive.name in _PRODUCTS
+        or any(multiplies(p) for p in programs_of(eqn))
+        for eqn in program.eqns
+    )
+
+
+def programs_of(eqn: Equation) -> list[Program]:
+    """The programs that an equation holds."""
+    found: list[Program] = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Program):
+                found.append(item)
+    return found
+
+
+def collective_axes(op: Any, meshes: dict[str, dict[str, int]]) -> tuple[str, ...]:
+    """The mesh axes that a collective is over, from its first group of devices."""
+    import numpy as np
+
+    groups = np.array(ir.DenseIntElementsAttr(op.attributes["replica_groups"]))
+    group = [int(d) for d in np.asarray(groups).reshape(groups.shape)[0]]
+    for axes in meshes.values():
+        sizes = tuple(axes.values())
+        if math.prod(sizes) > max(group):
+            places = np.array(np.unravel_index(group, sizes))
+            return tuple(a for a, p in zip(axes, places, strict=True) if len(set(p)) > 1)
+    return ()
+
+
+def _meshes(module: Any) -> dict[str, dict[str, int]]:
+    """The sizes of the axes of every mesh that the module declares."""
+    found: dict[str, dict[str, int]] = {}
+    for op in module.regions[0].blocks[0].operations:
+        if op.operation.name == "sdy.mesh":
+            text = str(op.operation.attributes["mesh"])
+            axes = {name: int(size) for name, size in names.AXES.findall(text)}
+            found[ir.StringAttr(op.operation.attributes["sym_name"]).value] = axes
+    return found
+
+
+def _axes_of_operands(op: Any) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """For each operand of a manual computation, the axes that shard each dimension."""
+    text = str(op.attributes["in_shardings"])
+    manual = set(_manual_axes(op))
+    return tuple(
+        (tuple(a for a in names.QUOTED.findall(entry) if a in manual),)
+        for entry in names.SHARDINGS.findall(text)
+    )
+
+
+def _manual_axes(op: Any) -> tuple[str, ...]:
+    return tuple(names.QUOTED.findall(str(op.attributes["manual_axes"])))
+
+
+def _attributes(op: Any) -> tuple[tuple[str, Any], ...]:
+    found = ((name, op.attributes[name]) for name in op.attributes)
+    return tuple((name, value) for name, value in found if not name.startswith("srjit."))
+
+
+def _free_values(op: Any) -> list[Any]:
+    """Values of enclosing blocks that the regions of an operation use."""
+    defined: set[Any] = set()
+    used: dict[Any, None] = {}
+
+    def visit(block: Any) -> None:
+        defined.update(block.arguments)
+        for inner in block.operations:
+            inner = inner.operation
+            used.update((v, None) for v in inner.operands)
+            for region in inner.regions:
+                for nested in region.blocks:
+                    visit(nested)
+            defined.update(inner.results)
+
+    for region in op.regions:
+        for block in region.blocks:
+            visit(block)
+    return [v for v in used if v not in defined]
+
+
+def _structure(op: Any, known: dict[Any, int]) -> tuple[Any, ...]:
+    """The regions of an operation, equal for equal ones: values by number."""
+
+    def number(value: Any) -> int:
+        return known.setdefault(value, len(known))
+
+    found: list[Any] = []
+    for region in op.regions:
+        for block in region.blocks:
+            found.append(tuple((number(a), a.type) for a in block.arguments))
+            for inner in block.operations:
+                inner = inner.operation
+                operands = tuple(number(v) for v in inner.operands)
+                results = tuple((number(v), v.type) for v in inner.results)
+                nested = _structure(inner, known)
+                found.append((inner.name, _attributes(inner), operands, results, nested))
+    return tuple(found)
+
+
+def _adds(op: Any) -> bool:
+    return any(inner.operation.name == "stablehlo.add" for inner in op.regions[0].blocks[0])
+
+
+def _target_of(op: Any) -> str:
+    return ir.StringAttr(op.attributes["call_target_name"]).value
+
+
+_KERNELS = ("pallas", "mosaic", "triton", "tpu_custom_call", "cudnn", "cublas", "__op$", "ffi_call")
+
+
+def _opaque(op: Any) -> str:
+    """Why srjit does not see what an operation may multiply."""
+    if op.name == "stablehlo.custom_call":
+        target = _target_of(op)
+        if any(k in target for k in _KERNELS):
+            return "srjit does not look inside kernels and custom calls"
+    if op.name in ("chlo.ragged_dot", "stablehlo.ragged_dot"):
+        return "a ragged product that was lowered elsewhere: lower it with layer='stablehlo'"
+    inside: list[str] = []
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                if inner.operation.name in _MULTIPLICATIONS:
+                    inside.append(inner.operation.name)
+    return "srjit does not look inside this operation's region" if inside else ""
+
+
+_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+_MULTIPLICATIONS = ("stablehlo.dot_general", "stablehlo.dot", "stablehlo.convolution", "func.call")
+_WITH_PROGRAMS = frozenset({"jit", "scan", "while", "cond", "shard_map", "closed_call"})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Primitives:
+    """JAX's own primitives, for which provenance has rules."""
+
+    call: Any
+    scan: Any
+    while_: Any
+    cond: Any
+    shard_map: Any
+
+
+_loaded: collections.deque[_Primitives] = collections.deque(maxlen=1)
+
+
+def _jax() -> _Primitives:
+    """The primitives; JAX is imported when the first is needed."""
+    if not _loaded:
+        from jax.extend.core import primitives as p
+
+        from srjit import _compat
+
+        found = _Primitives(p.closed_call_p, p.scan_p, p.while_p, p.cond_p, _compat.shard_map_p)
+        _loaded.append(found)
+    return _loaded[0]
