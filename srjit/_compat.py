@@ -19,6 +19,7 @@ from jax._src import source_info_util  # typed name stacks and frames: see name_
 from jax._src import stages as _stages  # see with_more_arguments
 from jax._src import tree_util as _tree_util  # see differences
 from jax._src.export import _export  # see export_lowered
+from jax._src.lax import lax as _lax  # a primitive that is not exported
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
 from jax._src.interpreters import pxla as _pxla  # see with_more_arguments
 from jax._src.named_sharding import UNSPECIFIED  # what jit says of a sharding nobody gave
@@ -26,6 +27,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 shard_map_p = _shard_map.shard_map_p
+ragged_dot_general_p = _lax.ragged_dot_general_p
 
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import os
 import threading
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from srjit.recipes import Recipe, Role
 from srjit.stages import Lowered, Traced
 from srjit.targets import Target
 from srjit.transformation import (
+    Layer,
     Mode,
     Options,
     Transformation,
@@ -55,7 +56,7 @@ def srjit(
     recipe: str | os.PathLike[str] | Recipe = "auto",
     target: str | Target = "auto",
     mode: Mode = "train",
-    layer: Literal["jaxpr"] = "jaxpr",
+    layer: Layer = "jaxpr",
     params_argnums: int | Sequence[int] = 0,
     rng: Rng = "hash",
     strict: bool = False,
@@ -71,7 +72,9 @@ def srjit(
         target's.
       target: a name (``srjit.targets.names()``) or a Target; ``auto`` is the attached device's.
       mode: ``train``, or ``inference``: nearest everywhere, no key.
-      layer: ``jaxpr``.
+      layer: what is rewritten: the traced function (``jaxpr``), or what JAX lowers it to
+        (``stablehlo``), by the passes of ``srjit.passes``. Numbers are the same; what is rewritten
+        after lowering can be called inside another ``jax.jit``, but not differentiated or batched.
       params_argnums: positional arguments whose arrays are parameters.
       rng: ``hash`` or ``threefry``.
       strict: whether a site that the recipe asks for and that cannot be had is an error.
@@ -97,15 +100,15 @@ def srjit(
       ...     return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), loss
       >>> params, loss = train_step(params, batch, sr_key=jax.random.key(0))
     """
-    if layer != "jaxpr":
-        raise unknown_name("layer", layer, ("jaxpr",))
     for name in jit_options:
         if name not in _JIT_OPTIONS:
-            known = {*_JIT_OPTIONS, *inspect.signature(Options.of).parameters, "layer", "key"}
+            known = {*_JIT_OPTIONS, *inspect.signature(Options.of).parameters, "key"}
             raise TypeError(str(unknown_name("option", name, known - {"fun"})))
 
     def decorate(fun: Callable[..., Any]) -> SrjitFunction:
-        options = Options.of(fun, recipe, target, mode, params_argnums, rng, strict, dump_to)
+        options = Options.of(
+            fun, recipe, target, mode, params_argnums, rng, strict, dump_to, layer
+        )
         return SrjitFunction(fun, options, key, jit_options)
 
     return decorate if fun is None else decorate(fun)
@@ -288,7 +291,14 @@ class SrjitFunction:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def rewritten(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
-        """The rewritten program: a ``ClosedJaxpr``; its first inputs are the key, if it has one."""
+        """The rewritten program.
+
+        Returns:
+          A ``ClosedJaxpr``, whose first inputs are the key, if it has one; with
+          ``layer="stablehlo"``, the text of the rewritten module.
+        """
+        if self._options.layer == "stablehlo":
+            return self.lower(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).as_text()
         return self.trace(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).jaxpr
 
     def trace(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Traced:
