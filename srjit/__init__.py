@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 if _TYPE_CHECKING:
     from srjit import passes, recipes, targets
     from srjit.api import SrjitFunction, keep_high_precision, role, srjit
+    from srjit.export import Exported, export, load
     from srjit.numerics.quantization import (
         Quantization,
         QuantizedArray,
@@ -16,8 +17,8 @@ if _TYPE_CHECKING:
         stochastic_round,
     )
     from srjit.plan import Report, Site, SitePlan
-    from srjit.rejit import Rejitted, rejit
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
+    from srjit.rejit import Rejitted, rejit
     from srjit.stages import Compiled, Lowered, Traced
     from srjit.targets import Target
     from srjit.transformation import UnsupportedSiteError, transform
@@ -30,6 +31,7 @@ _HOME = {
     name: module
     for module, names in {
         "passes": "",
+        "export": "Exported export load",
         "rejit": "Rejitted rejit",
         "recipes": "Operands Recipe RecipeError Rule",
         "targets": "Target",
@@ -45,6 +47,7 @@ _MODULES = ("passes", "recipes", "targets")
 
 __all__ = [
     "Compiled",
+    "Exported",
     "Lowered",
     "Operands",
     "Quantization",
@@ -61,7 +64,9 @@ __all__ = [
     "Traced",
     "UnsupportedSiteError",
     "dequantize",
+    "export",
     "keep_high_precision",
+    "load",
     "passes",
     "quantize",
     "recipes",

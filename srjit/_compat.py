@@ -19,9 +19,10 @@ from jax._src import source_info_util  # typed name stacks and frames: see name_
 from jax._src import stages as _stages  # see with_more_arguments
 from jax._src import tree_util as _tree_util  # see differences
 from jax._src.export import _export  # see export_lowered
-from jax._src.lax import lax as _lax  # a primitive that is not exported
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
 from jax._src.interpreters import pxla as _pxla  # see with_more_arguments
+from jax._src.lax import lax as _lax  # a primitive that is not exported
+from jax._src.lib import pytree as _pytree  # trees of the registry that lowered programs use
 from jax._src.named_sharding import UNSPECIFIED  # what jit says of a sharding nobody gave
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
@@ -270,8 +271,8 @@ def with_more_arguments(
 ) -> Any:
     """A ``jax.stages.Lowered`` of ``module``, which is that of ``lowered`` after a rewriting.
 
-    Called as ``compiled(args, kwargs, arguments)``, it returns ``(out, results)``: JAX has no public
-    way to run a module with the callbacks, effects and shardings of another one.
+    Called as ``compiled(args, kwargs, arguments)``, it returns ``(out, results)``: JAX has no
+    public way to run a module with the callbacks, effects and shardings of another one.
 
     Args:
       lowered: of the program as it was.
@@ -325,7 +326,7 @@ def with_more_arguments(
     args, kwargs = lowered.args_info
     registry = _tree_util.tracing_registry  # that of lowered.out_tree; the public one is another
     trees = [lowered.out_tree, registry.flatten([0] * len(results))[1]]
-    out_tree = _tree_util.pytree.treedef_tuple(registry, trees)
+    out_tree = _pytree.treedef_tuple(registry, trees)
     return _stages.Lowered(computation, ((args, kwargs, more), {}), out_tree)
 
 
@@ -419,5 +420,5 @@ def export_lowered(lowered: Any, name: str, custom_calls: Sequence[str]) -> Any:
     """
     checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in custom_calls]
     no_jaxpr: Any = None
-    exported = _export._export_lowered(lowered, no_jaxpr, name, checks)
+    exported = _export._export_lowered(lowered, no_jaxpr, name, checks)  # pyright: ignore[reportPrivateUsage]
     return dataclasses.replace(exported, _get_vjp=None)

@@ -38,6 +38,7 @@ from srjit.transformation import (
     Options,
     Transformation,
     is_traced,
+    name_of,
     parameters_of,
     signature_with_key,
 )
@@ -106,9 +107,7 @@ def srjit(
             raise TypeError(str(unknown_name("option", name, known - {"fun"})))
 
     def decorate(fun: Callable[..., Any]) -> SrjitFunction:
-        options = Options.of(
-            fun, recipe, target, mode, params_argnums, rng, strict, dump_to, layer
-        )
+        options = Options.of(fun, recipe, target, mode, params_argnums, rng, strict, dump_to, layer)
         return SrjitFunction(fun, options, key, jit_options)
 
     return decorate if fun is None else decorate(fun)
@@ -118,6 +117,7 @@ class SrjitFunction:
     """A jitted function whose matrix multiplications are quantized; made by ``srjit``.
 
     Attributes:
+      name: what messages call it.
       calls: how many calls have taken their noise from the base key; can be set, to resume.
     """
 
@@ -125,6 +125,7 @@ class SrjitFunction:
         self, fun: Callable[..., Any], options: Options, key: Any, jit_options: dict[str, Any]
     ) -> None:
         functools.update_wrapper(self, fun)
+        self.name = name_of(fun)
         self.__signature__ = signature_with_key(fun)
         self._fun, self._options = fun, options
         self._transformation = Transformation(fun, options, is_traced)
@@ -336,6 +337,17 @@ class SrjitFunction:
         if self._base is not None:
             return self._counted(self.calls)
         return IfNeeded(jax.eval_shape(lambda: jax.random.key(0)))
+
+    def keyed(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The ``jax.jit`` that runs for these arguments, and what it takes as its first one.
+
+        Args:
+          key: what to give it as the key, one of the types of ``srjit.keys``, if it takes one.
+          args, kwargs: fun's own.
+        """
+        given = None if self._options.mode == "inference" else key
+        state = self.init_state(*args, **kwargs) if self._options.recipe.has_delayed_scales else {}
+        return self._jit_for(args), Stateful(given, state) if state else given
 
     def clear_cache(self) -> None:
         """As of ``jax.jit``."""

@@ -1,8 +1,8 @@
 """``layer="stablehlo"``: a traced function, rewritten as the module that JAX lowers it to.
 
-A primitive holds the function. Its lowering has JAX emit the function into the module at hand, where
-callbacks, effects and shardings belong, takes what was emitted out into a module of its own, has
-passes rewrite that, and puts it back.
+A primitive holds the function. Its lowering has JAX emit the function into the module at hand,
+where callbacks, effects and shardings belong, takes what was emitted out into a module of its own,
+has passes rewrite that, and puts it back.
 """
 
 from __future__ import annotations
@@ -224,11 +224,11 @@ def _functions(module: Any) -> dict[str, Any]:
 
 def _last_call(before: set[str]) -> Any:
     """The call of a new function that was just emitted."""
-    for op in reversed(list(ir.InsertionPoint.current.block.operations)):
-        op = op.operation
-        if op.name == "func.call":
-            if ir.FlatSymbolRefAttr(op.attributes["callee"]).value not in before:
-                return op
+    point: Any = ir.InsertionPoint.current
+    calls = [op.operation for op in point.block.operations if op.operation.name == "func.call"]
+    for op in reversed(calls):
+        if ir.FlatSymbolRefAttr(op.attributes["callee"]).value not in before:
+            return op
     raise AssertionError("JAX emitted no call")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
+from jax.core import ShapedArray, Tracer
 from jax.extend import mlir as jex_mlir
 
 from srjit import _compat, stages
@@ -68,10 +68,11 @@ class Signature:
         after = [{}] * results + [{STATE: n} for n in names]
         if marks != expected or returned != after or len(set(names)) != len(names):
             raise ValueError(
-                f"@main of the rewritten module takes {_said(marks)} and returns {_said(returned)}; "
-                f"the original takes {arguments} arguments and returns {results} results. A pass "
-                "may append one argument tensor<2xui32> {srjit.key}, and after it, for each "
-                'history, an argument {srjit.state = "name"} and a result of that mark; nothing else'
+                f"@main of the rewritten module takes {_said(marks)} and returns "
+                f"{_said(returned)}; the original takes {arguments} arguments and returns "
+                f"{results} results. A pass may append one argument "
+                "tensor<2xui32> {srjit.key}, and after it, for each "
+                'history, an argument {srjit.state = "name"} and a result of that mark, no more'
             )
         if has_key and types[arguments] != "tensor<2xui32>":
             raise ValueError(f"the argument {{{KEY}}} is a {types[arguments]}, not tensor<2xui32>")
@@ -80,13 +81,13 @@ class Signature:
 
     def arguments(self) -> dict[str, Any]:
         """Avals of the arguments, by what messages call them."""
-        key = {"sr_key": jax.core.ShapedArray((2,), jnp.dtype("uint32"))} if self.has_key else {}
+        key = {"sr_key": ShapedArray((2,), jnp.dtype("uint32"))} if self.has_key else {}
         names = [f"sr_state[{name!r}]" for name in self.states]
         return {**key, **dict(zip(names, self.results(), strict=True))}
 
     def results(self) -> list[Any]:
         """Avals of the results."""
-        return [jax.core.ShapedArray(s, jnp.dtype("float32")) for s in self.states.values()]
+        return [ShapedArray(s, jnp.dtype("float32")) for s in self.states.values()]
 
 
 def rejit(program: Any, pipeline: SupportsRun | str) -> Rejitted:
@@ -123,7 +124,7 @@ def rejit(program: Any, pipeline: SupportsRun | str) -> Rejitted:
         # The function that lowered it has its own key, which comes first.
         again = rejit(program._lowered, run)  # pyright: ignore[reportPrivateUsage]
         return _RejitOfSrjit(again, program)
-    if isinstance(program, stages.Traced) or hasattr(program, "lower"):
+    if isinstance(program, (stages.Traced, jax.stages.Traced, jax.stages.Wrapped)):
         raise TypeError(
             f"rejit takes what .lower(...) returns, or a module; got {type(program).__name__}: "
             "lower it first"
@@ -177,6 +178,8 @@ class Rejitted:
       name: what messages call it.
       module: the rewritten module; changing it has no effect once the program has been compiled.
       pipeline: what rewrote it.
+      lowered: a ``jax.stages.Lowered`` of it, called with ``(args, kwargs, [key, *states])``.
+      takes_key: whether calls need ``sr_key``.
       report: what became of every matrix multiplication, if the pipeline says so; else None.
     """
 
@@ -191,7 +194,8 @@ class Rejitted:
     ) -> None:
         self.name, self.module, self.pipeline = name, module, pipeline
         self.report = getattr(pipeline, "report", None)
-        self._signature, self._lowered, self._in_tree = signature, lowered, in_tree
+        self.lowered, self.takes_key = lowered, signature.has_key
+        self._signature, self._in_tree = signature, in_tree
         self._lock = threading.Lock()
         self._compiled: Callable[..., Any] | None = None
         self.__name__ = self.__qualname__ = name
@@ -246,8 +250,8 @@ class Rejitted:
             )
         if (sr_state is not None) != bool(signature.states):
             raise TypeError(
-                f"{self.name} has delayed scales, which are state: call it with sr_state=, at first "
-                ".init_state(); the call then returns (result, new_state)"
+                f"{self.name} has delayed scales, which are state: call it with sr_state=, at "
+                "first .init_state(); the call then returns (result, new_state)"
                 if signature.states
                 else f"{self.name} has no delayed scales and takes no sr_state"
             )
@@ -264,9 +268,9 @@ class Rejitted:
 
     def _compile(self) -> Callable[..., Any]:
         with self._lock:
-            if self._compiled is None:
-                self._compiled = self._lowered.compile()
-            return self._compiled
+            compiled = self._compiled or self.lowered.compile()
+            self._compiled = compiled
+        return compiled
 
     def _call_traced(self, args: Any, kwargs: Any, more: Any) -> Any:
         """The same inside of another transformation, as what ``jax.export`` makes of the module."""
@@ -282,7 +286,7 @@ class Rejitted:
         def differentiated(primals: Any, tangents: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
             raise self._cannot("differentiate")
 
-        @call.fun.def_vmap
+        @cast(Any, call.fun).def_vmap
         def batched(*_: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
             raise self._cannot("batch")
 
@@ -295,12 +299,12 @@ class Rejitted:
                 f"{self.name}, rewritten by srjit.rejit, has host callbacks, and is called inside "
                 "another transformation: there only srjit(..., layer='stablehlo') can keep them"
             )
-        return _compat.export_lowered(self._lowered, self.name, targets_of(self.module))
+        return _compat.export_lowered(self.lowered, self.name, targets_of(self.module))
 
     def _cannot(self, what: str) -> Exception:
         return NotImplementedError(
-            f"JAX cannot {what} {self.name}, which srjit.rejit made of a lowered module: {what} the "
-            "function before it is lowered, or use srjit(..., layer='jaxpr')"
+            f"JAX cannot {what} {self.name}, which srjit.rejit made of a lowered module: {what} "
+            "the function before it is lowered, or use srjit(..., layer='jaxpr')"
         )
 
     def _explain(self, error: TypeError, args: Any, kwargs: Any) -> None:
@@ -390,7 +394,7 @@ def pipeline_of(pipeline: Any) -> SupportsRun:
     if isinstance(pipeline, str):
         from srjit import passes
 
-        return cast(SupportsRun, passes.parse(pipeline))
+        return cast(Any, passes).parse(pipeline)
     if not hasattr(pipeline, "run"):
         raise TypeError(
             f"expected a pipeline (srjit.passes.parse(text), or its text), got {pipeline!r}"
@@ -496,7 +500,7 @@ def _aval(kind: Any, name: str, what: str, number: int) -> Any:
             f"{what} {number} of {name} is a {kind}: srjit.rejit runs modules whose arguments and "
             "results are tensors of static shape and of JAX's dtypes"
         )
-    return jax.core.ShapedArray(tuple(tensor.shape), dtype)
+    return ShapedArray(tuple(tensor.shape), dtype)
 
 
 def _partitions(module: Any, name: str) -> int:
@@ -580,5 +584,3 @@ def _parse(source: str | bytes | bytearray, name: str) -> Any:
             return ir.Module.parse(code)
         except (ir.MLIRError, ValueError) as error:
             raise ValueError(f"{name} is no MLIR module: {error}") from error
-
-

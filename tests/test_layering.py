@@ -22,6 +22,7 @@ ORDER = [
     ["hlo_call"],
     ["transformation"],
     ["api"],
+    ["export"],
     ["tools"],
     ["__init__"],
 ]
