@@ -26,6 +26,7 @@ from jax._src.lib import pytree as _pytree  # trees of the registry that lowered
 from jax._src.named_sharding import UNSPECIFIED  # what jit says of a sharding nobody gave
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
+from jax.interpreters import mlir
 
 shard_map_p = _shard_map.shard_map_p
 ragged_dot_general_p = _lax.ragged_dot_general_p
@@ -365,6 +366,7 @@ def lowered_module(
             f"{name} is for {partitions} devices (mhlo.num_partitions), there are {len(devices)}"
         )
     devices = devices[:partitions]
+    names = tuple(f"args[{i}]" for i in range(len(arguments)))
     computation = _pxla.MeshComputation(
         name,
         module,
@@ -389,8 +391,10 @@ def lowered_module(
         committed=partitions > 1,
         in_layouts=(None,) * len(arguments),
         out_layouts=(None,) * len(results),
-        shape_poly_state=None,
-        all_args_info=None,
+        shape_poly_state=mlir.ShapePolyLoweringState((), (devices[0].platform,)),
+        all_args_info=_pxla.AllArgsInfo(
+            tuple(arguments), _core.DebugInfo("srjit.rejit", name, names, None)
+        ),
         pgle_profiler=None,
         intermediate_shardings=[],
         context_mesh=None,
