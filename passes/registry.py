@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "srjit.passes"
 _PREFIX = "srjit-"
 # Files of this folder that are no passes.
-_MACHINERY = frozenset({"__init__", "pipeline", "registry", "running"})
+_MACHINERY = frozenset({"__init__", "diagnostics", "pipeline", "registry", "running"})
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _SCALARS = (str, int, bool, float)
 

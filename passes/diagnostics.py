@@ -1,0 +1,122 @@
+"""What MLIR and the passes say about a program, kept after MLIR has forgotten it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import warnings
+from collections.abc import Callable, Generator
+from typing import Any, Literal
+
+from srjit._mlir import ir
+
+Severity = Literal["error", "warning", "remark", "note"]
+_SEVERITIES: dict[Any, Severity] = {
+    ir.DiagnosticSeverity.ERROR: "error",
+    ir.DiagnosticSeverity.WARNING: "warning",
+    ir.DiagnosticSeverity.REMARK: "remark",
+    ir.DiagnosticSeverity.NOTE: "note",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnostic:
+    """One message about one place.
+
+    Attributes:
+      severity: what it is.
+      message: its text.
+      file, line, column: the place, counted from 1; an empty name and zeros if nothing tells.
+      location: the whole location, as MLIR prints it.
+      notes: what belongs to it.
+    """
+
+    severity: Severity
+    message: str
+    file: str
+    line: int
+    column: int
+    location: str
+    notes: tuple[Diagnostic, ...] = ()
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.file else "<unknown>:0"
+        return "\n".join([f"{place}: {self.severity}: {self.message}", *map(str, self.notes)])
+
+
+Sink = Callable[[Diagnostic], None]
+
+
+class PassWarning(UserWarning):
+    """A warning that MLIR or a pass gave about a program, outside of srjit-opt."""
+
+
+_sink: contextvars.ContextVar[Sink | None] = contextvars.ContextVar("sink", default=None)
+
+
+def emit_warning(op: ir.Operation | ir.OpView, message: str) -> None:
+    """Warns about an operation; what passes call, because MLIR's bindings emit only errors."""
+    _emit("warning", op, message)
+
+
+def emit_remark(op: ir.Operation | ir.OpView, message: str) -> None:
+    """Remarks on an operation: ``srjit-opt`` prints it, and nothing else does."""
+    _emit("remark", op, message)
+
+
+def _emit(severity: Severity, op: ir.Operation | ir.OpView, message: str) -> None:
+    sink = _sink.get() or warn
+    sink(_diagnostic(severity, message, op.location))
+
+
+def warn(diagnostic: Diagnostic) -> None:
+    """Makes a Python warning of a warning."""
+    if diagnostic.severity == "warning":
+        warnings.warn(str(diagnostic), PassWarning, stacklevel=2)
+
+
+@contextlib.contextmanager
+def going_to(sink: Sink, context: ir.Context) -> Generator[None]:
+    """A context in which all diagnostics of MLIR and of the passes go to ``sink``."""
+
+    def handle(diagnostic: ir.Diagnostic) -> bool:
+        sink(_from_mlir(diagnostic))
+        return True
+
+    captured = context.emit_error_diagnostics
+    context.emit_error_diagnostics = True  # or the bindings keep errors for their exceptions
+    handler: Any = context.attach_diagnostic_handler(handle)
+    token = _sink.set(sink)
+    try:
+        yield
+    finally:
+        _sink.reset(token)
+        handler.detach()
+        context.emit_error_diagnostics = captured
+
+
+def _from_mlir(diagnostic: ir.Diagnostic) -> Diagnostic:
+    notes = tuple(_from_mlir(note) for note in diagnostic.notes)
+    made = _diagnostic(_SEVERITIES[diagnostic.severity], diagnostic.message, diagnostic.location)
+    return dataclasses.replace(made, notes=notes)
+
+
+def _diagnostic(severity: Severity, message: str, location: ir.Location) -> Diagnostic:
+    file, line, column = _place(location) or ("", 0, 0)
+    return Diagnostic(severity, message, file, line, column, str(location))
+
+
+def _place(location: Any) -> tuple[str, int, int] | None:
+    """The first place in a file that a location has: where MLIR's own tools report it."""
+    match location:
+        case ir.FileLineColLoc():
+            return location.filename, location.start_line, location.start_col
+        case ir.NameLoc():
+            return _place(location.child_loc)
+        case ir.CallSiteLoc():
+            return _place(location.callee) or _place(location.caller)
+        case ir.FusedLoc():
+            return next((p for inner in location.locations if (p := _place(inner))), None)
+        case _:
+            return None

@@ -1,0 +1,146 @@
+"""``srjit-inline-calls``."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import ClassVar
+
+from srjit import _mlir
+from srjit._mlir import ir
+from srjit.passes.diagnostics import emit_remark
+from srjit.passes.registry import Pass, register
+from srjit.passes.support import symbols
+
+# What a function says of itself that is true of its body wherever that goes.
+_OWN = ("function_type", "sym_name", "sym_visibility", "arg_attrs", "res_attrs")
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InlineCalls(Pass):
+    """Inlines calls of private functions, and joins the locations of call and body.
+
+    JAX makes a function of every inner `jit`. Passes that look at one function at a time see more
+    without them, and MLIR's own `inline` does not inline a `func.call` here. Functions that no call
+    needs any more go. A call stays, with a remark, where body or call carry an attribute that would
+    be lost (shardings, frontend attributes, `no_inline`), and where functions call each other in a
+    circle. One function that is called twice becomes two copies: share it by not running this.
+
+    Before ==> after:
+        func.func public @main(%x: tensor<2xf32>) -> tensor<2xf32> {
+          %0 = func.call @double(%x) : (tensor<2xf32>) -> tensor<2xf32>
+          return %0 : tensor<2xf32>
+        }
+        func.func private @double(%x: tensor<2xf32>) -> tensor<2xf32> { ... }
+        ==>
+        func.func public @main(%x: tensor<2xf32>) -> tensor<2xf32> {
+          %0 = stablehlo.add %x, %x : tensor<2xf32>
+          return %0 : tensor<2xf32>
+        }
+    """
+
+    name: ClassVar[str] = "srjit-inline-calls"
+
+    def run(self, module: ir.Operation) -> None:
+        """Inlines from the innermost calls outwards, so that each body is complete when copied."""
+        functions = symbols.functions(module)
+        calls = {name: _calls(function) for name, function in functions.items()}
+        graph = {name: {symbols.callee(call) for call in calls[name]} for name in calls}
+        order = _innermost_first(graph)
+        kept = {name: _why_not(function, graph) for name, function in functions.items()}
+        inlined: set[str] = set()
+        for caller in order:
+            for call in calls[caller]:
+                callee = symbols.callee(call)
+                if callee not in functions or symbols.is_public(functions[callee]):
+                    continue
+                if reason := kept[callee] or _why_not_here(call):
+                    emit_remark(call, f"not inlined: {reason}")
+                else:
+                    _inline(call, functions[callee])
+                    inlined.add(callee)
+        _erase_unused(module, [functions[name] for name in reversed(order) if name in inlined])
+
+
+def _inline(call: ir.Operation, callee: ir.Operation) -> None:
+    with ir.InsertionPoint(call):
+        values = _mlir.inlined_func_call(callee, list(call.operands), call.location)
+    for result, value in zip(call.results, values, strict=True):
+        result.replace_all_uses_with(value)
+    call.erase()
+
+
+def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
+    """What stands against inlining a function anywhere; nothing if nothing does."""
+    name, blocks = symbols.text(function, "sym_name"), list(function.regions[0].blocks)
+    if len(blocks) != 1:
+        return f"@{name} has {'several blocks' if blocks else 'no body'}"
+    if name in _called_from(name, graph):
+        return f"@{name} calls itself"
+    own = [n for n in function.attributes if n not in _OWN and not n.startswith("srjit.")]
+    if own:
+        return f"@{name} has the attribute {own[0]!r}"
+    for attributes in ("arg_attrs", "res_attrs"):
+        if attributes in function.attributes:
+            for each in ir.ArrayAttr(function.attributes[attributes]):
+                for named in ir.DictAttr(each):
+                    if not named.name.startswith(("srjit.", "jax.")):
+                        return f"an argument or result of @{name} has {named.name!r}"
+    return ""
+
+
+def _why_not_here(call: ir.Operation) -> str:
+    own = [n for n in call.attributes if n != "callee" and not n.startswith("srjit.")]
+    return f"the call has the attribute {own[0]!r}" if own else ""
+
+
+def _calls(function: ir.Operation) -> list[ir.Operation]:
+    found: list[ir.Operation] = []
+
+    def look(op: ir.Operation) -> ir.WalkResult:
+        if op.name == "func.call":
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    function.walk(look)
+    return found
+
+
+def _innermost_first(graph: dict[str, set[str]]) -> list[str]:
+    """All functions, each after those that it calls; without recursion, as stacks are finite."""
+    order: list[str] = []
+    seen: set[str] = set()
+    for root in graph:
+        pending = [(root, False)]
+        while pending:
+            name, is_done = pending.pop()
+            if is_done:
+                order.append(name)
+            elif name not in seen:
+                seen.add(name)
+                pending.append((name, True))
+                pending += [(called, False) for called in sorted(graph[name]) if called in graph]
+    return order
+
+
+def _called_from(name: str, graph: dict[str, set[str]]) -> set[str]:
+    """The functions that a function calls, directly or not."""
+    called: set[str] = set()
+    pending = [name]
+    while pending:
+        new = graph.get(pending.pop(), set()) - called
+        called |= new
+        pending += new
+    return called
+
+
+def _erase_unused(module: ir.Operation, functions: list[ir.Operation]) -> None:
+    """Erases those of ``functions``, callers first, that nothing mentions any more."""
+    mentions = collections.Counter(
+        symbol for op in symbols.top_level(module) for symbol in symbols.used(op)
+    )
+    for function in functions:
+        if not mentions[symbols.text(function, "sym_name")]:
+            mentions.subtract(symbols.used(function))
+            function.erase()

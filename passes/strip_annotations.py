@@ -1,0 +1,62 @@
+"""``srjit-strip-annotations``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from srjit._mlir import ir
+from srjit.passes.registry import Pass, register
+
+_OURS = "srjit."
+_INTERFACE = ("srjit.key", "srjit.state")
+_OF_ARGUMENTS = ("arg_attrs", "res_attrs")
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StripAnnotations(Pass):
+    """Removes the attributes that srjit's passes left for each other.
+
+    They are notes of one pass to the next, and of no use to a compiler. Run it last, after
+    ``srjit-report``. What says which arguments are the key and the state stays, because whoever
+    calls the program has to know.
+
+    Before ==> after:
+        %0 = stablehlo.dot_general %x, %w, ... {srjit.sites = [{number = 0 : i64, ...}]}
+        ==>
+        %0 = stablehlo.dot_general %x, %w, ...
+
+    Attributes:
+      interface: remove `srjit.key` and `srjit.state` of arguments and results too.
+    """
+
+    name: ClassVar[str] = "srjit-strip-annotations"
+    interface: bool = False
+
+    def run(self, module: ir.Operation) -> None:
+        """Removes them from operations, arguments and results."""
+
+        def strip(op: ir.Operation) -> ir.WalkResult:
+            for name in [named for named in op.attributes if named.startswith(_OURS)]:
+                del op.attributes[name]
+            for name in _OF_ARGUMENTS:
+                if name in op.attributes:
+                    op.attributes[name] = self._without_ours(op.attributes[name])
+            return ir.WalkResult.ADVANCE
+
+        module.walk(strip)
+
+    def _without_ours(self, of_each: ir.Attribute) -> ir.Attribute:
+        kept = [
+            ir.DictAttr.get(
+                {
+                    named.name: named.attr
+                    for named in ir.DictAttr(each)
+                    if not named.name.startswith(_OURS)
+                    or (named.name in _INTERFACE and not self.interface)
+                }
+            )
+            for each in ir.ArrayAttr(of_each)
+        ]
+        return ir.ArrayAttr.get(kept)
