@@ -52,6 +52,30 @@ class Annotation:
     keep: str = ""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+    """``srjit.report``, on the module: what a report says beside its sites."""
+
+    recipe: str
+    target: str
+    mode: str
+    notes: tuple[str, ...] = ()
+
+
+def header_of(module: Any) -> Header | None:
+    """What quantized modules say of themselves.
+
+    Raises:
+      PassError: it is not what srjit writes.
+    """
+    if REPORT not in module.attributes:
+        return None
+    try:
+        return attributes.decode(Header, module.attributes[REPORT])
+    except ValueError as error:
+        raise PassError(None, f"malformed {REPORT}: {error}") from None
+
+
 def annotate(classified: Sequence[Classified]) -> None:
     """Writes what is known about multiplications onto their operations."""
     numbers = {id(c.occurrence): c.number for c in classified}

@@ -49,7 +49,11 @@ def decode(cls: type[T], attribute: Any) -> T:
     if not isinstance(attribute, ir.DictAttr):
         raise ValueError(f"expected a dictionary, got {attribute}")
     hints = typing.get_type_hints(cls)
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {
+        f.name: None
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if not _has_default(f) and type(None) in typing.get_args(hints[f.name])
+    }
     for entry in attribute:
         if entry.name not in hints:
             raise ValueError(f"{cls.__name__} has no field {entry.name!r}")
@@ -78,6 +82,8 @@ def _decode(hint: Any, attribute: Any) -> Any:
         return tuple(_decode(element, a) for a in ir.ArrayAttr(attribute))
     if dataclasses.is_dataclass(hint):
         return decode(hint, attribute)  # type: ignore[arg-type]
+    if origin is typing.Literal and ir.StringAttr(attribute).value not in typing.get_args(hint):
+        raise ValueError(f"{attribute} is not one of {typing.get_args(hint)}")
     if isinstance(attribute, (ir.StringAttr, ir.IntegerAttr, ir.BoolAttr, ir.FloatAttr)):
         return attribute.value
     raise ValueError(f"unexpected {attribute}")

@@ -49,14 +49,21 @@ def attributes_of(op: Any) -> dict[str, Any]:
 def rebuilt(op: Any, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
     """An operation in place of ``op`` with more operands, results or other attributes.
 
-    Its regions move over. Results of ``op`` become the first ones of the new operation.
+    Its regions move over, its first results are those of ``op``, which is erased.
 
     Args:
-      op: gone afterwards.
-      operands: all of them.
+      op: the old operation.
+      operands: all of the new one.
       results: types of the results that ``op`` does not have.
       **attributes: that change.
     """
+    new = remade(op, operands, results, **attributes)
+    op.erase()
+    return new
+
+
+def remade(op: Any, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
+    """As ``rebuilt``, but ``op`` stays, without uses and regions, for its place in the block."""
     with ir.InsertionPoint(op), op.location:
         new = ir.Operation.create(
             op.name,
@@ -70,7 +77,6 @@ def rebuilt(op: Any, operands: Sequence[Any], results: Sequence[Any], **attribut
             block.append_to(new_region)
     for old, result in zip(op.results, new.results, strict=False):
         old.replace_all_uses_with(result)
-    op.erase()
     return new
 
 

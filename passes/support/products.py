@@ -52,7 +52,11 @@ def element_type_of(dtype: Any) -> str:
     return next(text for text, known in _DTYPES.items() if known == name)
 
 
-def equation_of(op: Any) -> tuple[Any, dict[str, Any]] | str:
+Signature = tuple[tuple[tuple[int, ...], Any], ...]
+Equation = tuple[Any, dict[str, Any]]
+
+
+def equation_of(op: Any) -> Equation | str:
     """The JAX primitive and parameters of a multiplication, or why there is none.
 
     Args:
@@ -68,34 +72,50 @@ def equation_of(op: Any) -> tuple[Any, dict[str, Any]] | str:
             return f"{kind}: only floating-point products are quantized"
         if kind.encoding is not None:
             return f"{kind}: tensors with an encoding are left alone"
-    return _READERS[op.name](op)
-
-
-def _dot_general(op: Any) -> tuple[Any, dict[str, Any]]:
-    from jax import lax
-
-    d = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
-    numbers = (
-        (tuple(d.lhs_contracting_dimensions), tuple(d.rhs_contracting_dimensions)),
-        (tuple(d.lhs_batching_dimensions), tuple(d.rhs_batching_dimensions)),
-    )
-    return lax.dot_general_p, {"dimension_numbers": numbers, "precision": _precision(op)}
-
-
-def _dot(op: Any) -> tuple[Any, dict[str, Any]]:
-    from jax import lax
-
-    rank = ir.RankedTensorType(op.operands[0].type).rank
-    numbers = (((rank - 1,), (0,)), ((), ()))
-    return lax.dot_general_p, {"dimension_numbers": numbers, "precision": _precision(op)}
-
-
-def _convolution(op: Any) -> tuple[Any, dict[str, Any]] | str:
-    d = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
-    attributes = op.attributes
-    rank = ir.RankedTensorType(op.operands[0].type).rank
-    if "window_reversal" in attributes and any(_integers(attributes["window_reversal"])):
+    given = {name: op.attributes[name] for name in op.attributes}
+    if "window_reversal" in given and any(_integers(given["window_reversal"])):
         return "a convolution with a reversed window: JAX has none"
+    operands = tuple((tuple(v.type.shape), dtype_of(v.type.element_type)) for v in op.operands)
+    return equation_from(op.name, given, operands, dtype_of(op.results[0].type.element_type))
+
+
+def equation_from(
+    name: str, attributes: dict[str, Any], operands: Signature, dtype: Any
+) -> Equation:
+    """The JAX primitive and parameters of a multiplication.
+
+    Args:
+      name: of the operation, or of the composite ``srjit.ragged_dot``.
+      attributes: its own.
+      operands: shapes and dtypes.
+      dtype: of the result.
+    """
+    if name in ("stablehlo.dot_general", "stablehlo.dot"):
+        return _dot(attributes, len(operands[0][0]))
+    if name == "stablehlo.convolution":
+        return _convolution(attributes, operands, dtype)
+    given = ir.DictAttr(attributes["composite_attributes"])
+    numbers = tuple(_integers(given[field]) for field in _RAGGED_FIELDS)
+    return _ragged_equation(operands, numbers, dtype)
+
+
+def _dot(attributes: dict[str, Any], rank: int) -> Equation:
+    from jax import lax
+
+    numbers = (((rank - 1,), (0,)), ((), ()))
+    if "dot_dimension_numbers" in attributes:
+        d = stablehlo.DotDimensionNumbers(attributes["dot_dimension_numbers"])
+        numbers = (
+            (tuple(d.lhs_contracting_dimensions), tuple(d.rhs_contracting_dimensions)),
+            (tuple(d.lhs_batching_dimensions), tuple(d.rhs_batching_dimensions)),
+        )
+    precision = _precision(attributes)
+    return lax.dot_general_p, {"dimension_numbers": numbers, "precision": precision}
+
+
+def _convolution(attributes: dict[str, Any], operands: Signature, dtype: Any) -> Equation:
+    d = stablehlo.ConvDimensionNumbers(attributes["dimension_numbers"])
+    rank = len(operands[0][0])
     ones = (1,) * (rank - 2)
 
     def numbers(name: str) -> tuple[int, ...]:
@@ -106,8 +126,7 @@ def _convolution(op: Any) -> tuple[Any, dict[str, Any]] | str:
         flat = [int(v) for v in ir.DenseIntElementsAttr(attributes["padding"])]
         padding = tuple(zip(flat[::2], flat[1::2], strict=True))
     return _conv_equation(
-        tuple((tuple(ir.RankedTensorType(v.type).shape), dtype_of(v.type.element_type))
-              for v in op.operands),
+        operands,
         numbers("window_strides"),
         padding,
         numbers("lhs_dilation"),
@@ -123,9 +142,9 @@ def _convolution(op: Any) -> tuple[Any, dict[str, Any]] | str:
         ),
         ir.IntegerAttr(attributes["feature_group_count"]).value,
         ir.IntegerAttr(attributes["batch_group_count"]).value,
-        _precision(op),
-        dtype_of(op.results[0].type.element_type),
-    )  # fmt: skip
+        _precision(attributes),
+        dtype,
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -153,19 +172,8 @@ def _conv_equation(
     return _traced(conv, *operands)
 
 
-def ragged_equation(op: Any) -> tuple[Any, dict[str, Any]]:
-    """The JAX primitive and parameters of a composite ``srjit.ragged_dot``."""
-    given = ir.DictAttr(op.attributes["composite_attributes"])
-    operands = tuple(
-        (tuple(ir.RankedTensorType(v.type).shape), dtype_of(v.type.element_type))
-        for v in op.operands
-    )
-    numbers = tuple(_integers(given[name]) for name in _RAGGED_FIELDS)
-    return _ragged_equation(operands, numbers, dtype_of(op.results[0].type.element_type))
-
-
 def ragged_attributes(params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The composite attributes that ``ragged_equation`` reads the primitive's parameters from."""
+    """The composite attributes that ``equation_from`` reads the primitive's parameters from."""
     numbers = params["ragged_dot_dimension_numbers"]
     contracting, batch = numbers.dot_dimension_numbers
     values = (*contracting, *batch, numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions)
@@ -198,13 +206,13 @@ def _traced(fun: Any, *operands: Any) -> tuple[Any, dict[str, Any]]:
     return eqn.primitive, dict(eqn.params)
 
 
-def _precision(op: Any) -> Any:
+def _precision(attributes: dict[str, Any]) -> Any:
     """As JAX has it: None, or one for each operand."""
     from jax import lax
 
-    if "precision_config" not in op.attributes:
+    if "precision_config" not in attributes:
         return None
-    found = [str(a) for a in ir.ArrayAttr(op.attributes["precision_config"])]
+    found = [str(a) for a in ir.ArrayAttr(attributes["precision_config"])]
     both = tuple(getattr(lax.Precision, a.split()[-1].rstrip(">")) for a in found)
     return None if set(both) <= {lax.Precision.DEFAULT} else both
 
@@ -217,10 +225,3 @@ def _integers(attribute: Any) -> tuple[int, ...]:
         except ValueError:
             continue
     return tuple(ir.IntegerAttr(a).value for a in ir.ArrayAttr(attribute))
-
-
-_READERS = {
-    "stablehlo.dot_general": _dot_general,
-    "stablehlo.dot": _dot,
-    "stablehlo.convolution": _convolution,
-}

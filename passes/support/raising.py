@@ -190,7 +190,7 @@ class Raiser:
 
     def __init__(self, module: Any) -> None:
         self.functions = functions(module)
-        self.meshes = _meshes(module)
+        self.meshes = meshes(module)
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
 
@@ -346,7 +346,12 @@ class _BlockReader:
         """A composite is what its decomposition computes, unless it is a product of ours."""
         name = ir.StringAttr(op.attributes["name"]).value
         if name == "srjit.ragged_dot":
-            primitive, params = products.ragged_equation(op)
+            primitive, params = products.equation_from(
+                name,
+                {n: op.attributes[n] for n in op.attributes},
+                tuple((v.shape, v.dtype) for v in map(aval_of, op.operands)),
+                aval_of(op.results[0]).dtype,
+            )
             self.add(primitive, op, map(self.value, op.operands), op.results, **params)
             return True
         if name.startswith("srjit."):
@@ -554,7 +559,7 @@ def collective_axes(op: Any, meshes: dict[str, dict[str, int]]) -> tuple[str, ..
     return ()
 
 
-def _meshes(module: Any) -> dict[str, dict[str, int]]:
+def meshes(module: Any) -> dict[str, dict[str, int]]:
     """The sizes of the axes of every mesh that the module declares."""
     found: dict[str, dict[str, int]] = {}
     for op in module.regions[0].blocks[0].operations:

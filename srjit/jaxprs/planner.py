@@ -274,15 +274,20 @@ def _unused_notes(recipe: Recipe, used: set[int]) -> list[str]:
 
 def product_of(eqn: Any) -> Product | None:
     """The product that an equation computes; None where srjit has no rule for its form."""
-    params, name = eqn.params, eqn.primitive.name
-    if name == "dot_general":
-        ndims = tuple(v.aval.ndim for v in eqn.invars[:2])
+    ranks = tuple(v.aval.ndim for v in eqn.invars[:2])
+    return product_from(eqn.primitive, eqn.params, ranks)
+
+
+def product_from(primitive: Any, params: Any, ranks: tuple[int, ...]) -> Product | None:
+    """The product of a primitive with its parameters, for operands of these ranks."""
+    if primitive.name == "dot_general":
+        out_sharding = params.get("out_sharding")
         return DotProduct.of(
-            params["dimension_numbers"], ndims, params["precision"], params.get("out_sharding")
+            params["dimension_numbers"], (ranks[0], ranks[1]), params["precision"], out_sharding
         )
-    if name == "conv_general_dilated":
-        return PrimitiveProduct.convolution(eqn.primitive, dict(params))
-    return PrimitiveProduct.ragged(eqn.primitive, dict(params), eqn.invars[0].aval.ndim)
+    if primitive.name == "conv_general_dilated":
+        return PrimitiveProduct.convolution(primitive, dict(params))
+    return PrimitiveProduct.ragged(primitive, dict(params), ranks[0])
 
 
 def flops_of(eqn: Any) -> int:

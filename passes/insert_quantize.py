@@ -1,0 +1,331 @@
+"""``srjit-insert-quantize``: quantize, multiply, scale back, around every multiplication."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from srjit._mlir import ir
+from srjit.passes.annotate_matmuls import provenance_of
+from srjit.passes.registry import Pass, PassError, register
+from srjit.passes.support import annotation, attributes, editing, frames
+from srjit.passes.support.composites import SCALED_DOT, Masked, ScaledDot, composite, quantize
+from srjit.passes.support.lowering import Library, type_of
+from srjit.passes.support.threading import Needs, Noise, Threads, count_trips, split_flips
+
+if TYPE_CHECKING:
+    from srjit.jaxprs.planner import PlannedSite, ProgramPlan
+    from srjit.passes.support.frames import Frame, Group, Item, Path
+    from srjit.plan import SitePlan
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InsertQuantize(Pass):
+    """Quantizes the operands of the multiplications that a recipe asks for.
+
+    In neutral form: composites ``srjit.quantize`` and ``srjit.scaled_dot``, whose decompositions are
+    the functions that the decorator calls, so that the module runs on every backend as it stands.
+    Where noise is drawn, @main gets the key as its last argument (``tensor<2xui32> {srjit.key}``),
+    which goes, with numbers that tell quantizations apart, through calls and loops: a function that
+    is called twice stays one function, unless different things are to be done in it.
+
+    ``recipe`` is a name, a ``.toml`` file, or the text of one. ``strict`` makes an error of what the
+    recipe asks for and cannot be had.
+
+    Before ==> after:
+        %0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0] {srjit.sites = [...]}
+        ==>
+        %q:2 = stablehlo.composite "srjit.quantize" %x {...}
+        %r:2 = stablehlo.composite "srjit.quantize" %w {...}
+        %0 = stablehlo.composite "srjit.scaled_dot" %q#0, %q#1, %r#0, %r#1 {...}
+    """
+
+    name = "srjit-insert-quantize"
+    recipe: str = "auto"
+    mode: Literal["train", "inference"] = "train"
+    rng: Literal["hash", "threefry"] = "hash"
+    strict: bool = False
+
+    def run(self, module: ir.Operation) -> None:
+        """Inserts."""
+        from srjit.jaxprs.planner import Settings, plan_of
+        from srjit.targets import get
+
+        if annotation.REPORT in module.attributes:
+            raise PassError(None, "the module is quantized already: one recipe for one module")
+        settings = Settings(self._recipe(), get("portable"), self.mode, self.rng)
+        program, provenance = provenance_of(module)
+        classified = annotation.classified(provenance)
+        plan = plan_of(provenance, classified, settings, False)
+        self._complain(plan)
+        _Insertion(module, program, plan).run()
+        report = plan.report
+        module.attributes[annotation.REPORT] = attributes.encode(
+            annotation.Header(
+                recipe=report.recipe, target=report.target, mode=report.mode, notes=report.notes
+            )
+        )
+
+    def _recipe(self) -> Any:
+        from srjit import recipes, targets
+
+        try:
+            if "\n" in self.recipe:
+                return recipes.Recipe.from_toml(self.recipe)
+            name = targets.get("auto").recipe if self.recipe == "auto" else self.recipe
+            return recipes.get(name)
+        except (ValueError, OSError) as error:
+            raise PassError(None, str(error)) from None
+
+    def _complain(self, plan: ProgramPlan) -> None:
+        missing = [s for s in plan.report.sites if s.asked and s.status == "kept"]
+        if self.strict and missing:
+            lines = [f"{s.described()}: {s.reason}" for s in missing[:10]]
+            raise PassError(
+                None,
+                f"{len(missing)} multiplications that recipe {plan.report.recipe!r} asks for stay "
+                "in high precision (strict): " + "; ".join(lines),
+            )
+
+
+class _Insertion:
+    """Rewrites the multiplications of a module as a plan says."""
+
+    def __init__(self, module: Any, program: Any, plan: ProgramPlan) -> None:
+        from srjit.passes.support.raising import functions, main_of, meshes
+
+        self.module, self.plan = module, plan
+        self.library = Library(module)
+        self.meshes = meshes(module)
+        self.frames = frames.frames_of(program, main_of(module), functions(module))
+        occurrences = plan.provenance.occurrences
+        self.reported: dict[Path, SitePlan] = {
+            o.path: s for o, s in zip(occurrences, plan.report.sites, strict=True)
+        }
+
+    def run(self) -> None:
+        """Rewrites."""
+        groups = frames.groups_of(self.frames, self._what, self._copy)
+        ordered = [g for frame in self.frames for g in groups[frame]]
+        needs: dict[Group, Needs] = {}
+        for group in reversed(ordered):
+            needs[group] = self._needs(group, needs)
+        arguments = {group: self._add_arguments(group, needs[group]) for group in ordered}
+        for group in ordered:
+            _GroupInsertion(self, group, needs, arguments[group]).run()
+
+    # ------------------------------------------------------------------------------- grouping
+
+    def planned(self, chain: Path, item: Item) -> PlannedSite | None:
+        """What is to become of a multiplication along one chain."""
+        return self.plan.sites.get((*chain, *item.path))
+
+    def _what(self, frame: Frame, chain: Path, item: Item) -> Any:
+        planned = self.planned(chain, item)
+        if planned is None:
+            return None
+        outside = frame.chains[chain]
+        noise: list[Any] = []
+        for side, shared in enumerate((planned.lhs, planned.rhs)):
+            if shared is not None:
+                draw = planned.draws[side]
+                flips = split_flips(draw.flips, outside, len(item.loops))
+                noise.append((draw.slot, *flips) if _draws(shared[1]) else None)
+        return planned.params, tuple(noise), planned.varies[:2]
+
+    def _copy(self, frame: Frame) -> Any:
+        if frame.op.name != "func.func":
+            raise PassError(
+                frame.op,
+                "a manual computation that is reached by several calls, along which different "
+                "things are to be done: run srjit-inline-calls before srjit-annotate-matmuls",
+            )
+        name = ir.StringAttr(frame.op.attributes["sym_name"]).value
+        return frames.clone_function(frame, self.library.free(f"{name}_srjit"))
+
+    def noises(self, group: Group, item: Item) -> tuple[Noise | None, Noise | None]:
+        """Where the noise of a multiplication's operands comes from."""
+        planned = [self.planned(chain, item) for chain in group.chains]
+        first = planned[0]
+        assert first is not None
+        found: list[Noise | None] = []
+        for side, shared in enumerate((first.lhs, first.rhs)):
+            if shared is None or not _draws(shared[1]):
+                found.append(None)
+                continue
+            numbers = tuple(p.draws[side].number for p in planned if p is not None)
+            draw = first.draws[side]
+            axes = tuple(sorted(first.varies[side]))
+            found.append(Noise(numbers, draw.slot, draw.flips, axes))
+        return found[0], found[1]
+
+    def _needs(self, group: Group, needs: dict[Group, Needs]) -> Needs:
+        found = Needs()
+        outside = group.frame.chains[group.chains[0]]
+        for item in group.frame.items:
+            if item in group.calls:
+                inner = group.calls[item]
+                for flips in needs[inner].keys:
+                    found.add_key(split_flips(flips, outside, len(item.loops))[0])
+                for offsets in needs[inner].offsets:
+                    found.add_numbers(self.along(group, item, inner, offsets))
+            elif self.planned(group.chains[0], item) is not None:
+                for noise in self.noises(group, item):
+                    if noise is not None:
+                        found.add_key(split_flips(noise.flips, outside, len(item.loops))[0])
+                        found.add_numbers(noise.numbers)
+        return found
+
+    @staticmethod
+    def along(group: Group, item: Item, inner: Group, offsets: tuple[int, ...]) -> list[int]:
+        """What a callee needs, along every chain that reaches the call."""
+        at = {chain: offset for chain, offset in zip(inner.chains, offsets, strict=True)}
+        return [at[*chain, *item.path] for chain in group.chains]
+
+    def _add_arguments(self, group: Group, needs: Needs) -> list[Any]:
+        key, number = type_of((2,), np.dtype(np.uint32)), type_of((), np.dtype(np.uint32))
+        types = [key] * len(needs.keys) + [number] * len(needs.offsets)
+        if group.frame.op.name != "func.func":
+            block = group.op.regions[0].blocks[0]
+            return [block.add_argument(t, group.op.location) for t in types]
+        is_main = not group.frame.chains or () in group.frame.chains
+        marked = {annotation.KEY: ir.UnitAttr.get()} if is_main else {}
+        return editing.add_arguments(group.op, types, [ir.DictAttr.get(marked)] * len(types))
+
+
+class _GroupInsertion:
+    """Rewrites one function."""
+
+    def __init__(
+        self, whole: _Insertion, group: Group, needs: dict[Group, Needs], arguments: list[Any]
+    ) -> None:
+        self.whole, self.group, self.needs = whole, group, needs
+        self.outside = group.frame.chains[group.chains[0]]
+        own = needs[group]
+        count_trips(group) if own.keys else None
+        n = len(own.keys)
+        self.threads = Threads(
+            group,
+            dict(zip(own.keys, arguments[:n], strict=True)),
+            dict(zip(own.offsets, arguments[n:], strict=True)),
+            whole.library,
+            whole.meshes,
+        )
+        self.done: list[Any] = []
+
+    def run(self) -> None:
+        """Rewrites."""
+        for item in self.group.frame.items:
+            if item in self.group.calls:
+                self._call(item, self.group.calls[item])
+            else:
+                self._site(item)
+        for op in self.done:
+            op.erase()
+
+    # ----------------------------------------------------------------------------------- calls
+
+    def _call(self, item: Item, inner: Group) -> None:
+        wanted = self.needs[inner]
+        old = self.group.op_of(item.eqn)
+        values = [self._key(item, flips) for flips in wanted.keys]
+        for offsets in wanted.offsets:
+            numbers = self.whole.along(self.group, item, inner, offsets)
+            values.append(self.threads.number(numbers, item.loops))
+        if old.name == "func.call":
+            symbol = ir.FlatSymbolRefAttr.get(ir.StringAttr(inner.op.attributes["sym_name"]).value)
+            if not values:
+                old.attributes["callee"] = symbol
+                return
+            editing.remade(old, [*old.operands, *values], [], callee=symbol)
+        elif not values:
+            return
+        else:
+            shardings = _replicated(old, values)
+            inner.op = editing.remade(
+                old, [*old.operands, *values], [], in_shardings=shardings
+            )
+        self.done.append(old)
+
+    def _key(self, item: Item, flips: tuple[bool, ...]) -> Any:
+        outer, inside = split_flips(flips, self.outside, len(item.loops))
+        return self.threads.key(outer, item.loops, inside)
+
+    # ----------------------------------------------------------------------------------- sites
+
+    def _site(self, item: Item) -> None:
+        paths = [(*chain, *item.path) for chain in self.group.chains]
+        if paths[0] not in self.whole.reported:
+            return
+        op = self.group.op_of(item.eqn)
+        entries = [self.whole.reported[path] for path in paths]
+        planned = self.whole.planned(self.group.chains[0], item)
+        if planned is None or (planned.lhs is None and planned.rhs is None):
+            annotation.write(op, entries)
+            return
+        noises = self.whole.noises(self.group, item)
+        keys = [n and self.threads.key_of(n, item, self.outside) for n in noises]
+        params = planned.params
+        extras = list(op.operands)[2:]
+        with ir.InsertionPoint(op):
+            operands: list[list[Any]] = []
+            for side, shared in enumerate((planned.lhs, planned.rhs)):
+                x = op.operands[side]
+                if shared is None:
+                    operands.append([x])
+                    continue
+                masked = Masked(params.product, side) if params.product.masks(side) else None
+                with _named(op, f"srjit_quantize_{shared[1].format}_{shared[1].rounding}"):
+                    values = quantize(
+                        self.whole.library,
+                        x,
+                        shared[1],
+                        keys[side],
+                        rng=params.rng,
+                        masked=masked,
+                        extras=extras,
+                    )
+                operands.append(values)
+            counts = (len(operands[0]), len(operands[1]))
+            specs = [s and s[1] for s in (planned.lhs, planned.rhs)]
+            dot = ScaledDot(params.product, params.dtype, specs[0], specs[1], counts)
+            with _named(op, f"srjit_{params.label}"):
+                new = composite(
+                    SCALED_DOT,
+                    self.whole.library,
+                    dot,
+                    dot.on("portable"),
+                    [*operands[0], *operands[1], *extras],
+                    dot.label,
+                    dot.described(op),
+                )
+        annotation.write(new, entries)
+        op.results[0].replace_all_uses_with(new.results[0])
+        self.done.append(op)
+
+
+def _draws(spec: Any) -> bool:
+    return spec.rounding == "stochastic"
+
+
+def _named(op: Any, name: str) -> Any:
+    """The location of what stands for an operation, with a name that profilers show."""
+    return ir.Location.name(name, op.location)
+
+
+def _replicated(op: Any, values: list[Any]) -> Any:
+    """The input shardings of a manual computation with more inputs, which all devices have."""
+    from srjit.passes.support.names import SHARDINGS
+
+    text = str(op.attributes["in_shardings"])
+    found = SHARDINGS.search(text) or SHARDINGS.search(str(op.attributes["out_shardings"]))
+    if found is None:
+        raise PassError(op, "a manual computation without a mesh")
+    mesh = found[1].split(",")[0]
+    more = [f"<{mesh}, [{'{}' * ir.RankedTensorType(v.type).rank}]>" for v in values]
+    head, tail = text.rsplit("]>", 1)
+    separator = "" if head.rstrip().endswith("[") else ", "
+    return ir.Attribute.parse(f"{head}{separator}{', '.join(more)}]>{tail}")

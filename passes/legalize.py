@@ -1,0 +1,135 @@
+"""``srjit-legalize``: composites of srjit as what a target runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from srjit._mlir import ir
+from srjit.passes.registry import Pass, PassError, register
+from srjit.passes.support import annotation, attributes, editing
+from srjit.passes.support.composites import QUANTIZE, SCALED_DOT, ScaledDot
+from srjit.passes.support.lowering import Library, signature_of
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Legalize(Pass):
+    """Replaces composites of srjit by the operations that a target runs.
+
+    Every number is defined once: a target's products are those that the decorator uses there.
+    ``target=portable`` inlines the decompositions that the composites carry. A composite that
+    srjit does not know stays, and the report says so.
+
+    Before ==> after:
+        %0 = stablehlo.composite "srjit.scaled_dot" %q#0, %q#1, %r#0, %r#1 {...}
+        ==>
+        %0 = call @srjit.scaled_dot_int8_int8_cpu(%q#0, %q#1, %r#0, %r#1)
+    """
+
+    name = "srjit-legalize"
+    target: str = "auto"
+
+    def run(self, module: ir.Operation) -> None:
+        """Legalizes."""
+        from srjit import targets
+
+        try:
+            target = targets.get(self.target)
+        except ValueError as error:
+            raise PassError(None, str(error)) from None
+        library = Library(module)
+        unknown: dict[str, None] = {}
+        inlined: list[Any] = []
+        for op in list(annotation.operations(module)):
+            if not annotation.is_composite(op):
+                continue
+            name = ir.StringAttr(op.attributes["name"]).value
+            if name == QUANTIZE:
+                call = _decomposed(op)
+            elif name == SCALED_DOT:
+                call = (
+                    _decomposed(op) if target.name == "portable" else _product(op, target, library)
+                )
+            elif name == "srjit.ragged_dot":
+                call = _decomposed(op)
+            else:
+                unknown[name] = None
+                continue
+            inlined.append(call)
+        if target.name == "portable":
+            _inline(inlined)
+        _remove_unused(module)
+        header = annotation.header_of(module)
+        if header is not None:
+            notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
+            header = dataclasses.replace(
+                header, target=target.name, notes=(*header.notes, *notes)
+            )
+            module.attributes[annotation.REPORT] = attributes.encode(header)
+
+
+def _decomposed(op: Any) -> Any:
+    """A composite as a call of its decomposition."""
+    return _called(op, ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value)
+
+
+def _product(op: Any, target: Any, library: Library) -> Any:
+    try:
+        dot = ScaledDot.read(op)
+    except ValueError as error:
+        raise PassError(op, str(error)) from None
+    label = f"{dot.label}_{target.name}"
+    symbol, _ = library.lowered(label, dot, dot.on(target.name), signature_of(op.operands))
+    return _called(op, symbol)
+
+
+def _called(op: Any, symbol: str) -> Any:
+    sites = op.attributes[annotation.SITES] if annotation.SITES in op.attributes else None
+    with ir.InsertionPoint(op), op.location:
+        new = ir.Operation.create(
+            "func.call",
+            results=[r.type for r in op.results],
+            operands=list(op.operands),
+            attributes={"callee": ir.FlatSymbolRefAttr.get(symbol)}
+            | ({annotation.SITES: sites} if sites is not None else {}),
+        )
+    for old, result in zip(op.results, new.results, strict=True):
+        old.replace_all_uses_with(result)
+    op.erase()
+    return new
+
+
+def _inline(calls: list[Any]) -> None:
+    """Puts the operations of called functions in place of the calls."""
+    from srjit._mlir import inlined_func_call
+
+    for call in calls:
+        module = call
+        while module.name != "builtin.module":
+            module = module.parent.operation
+        symbols = ir.SymbolTable(module)
+        callee = symbols[editing.callee_of(call) or ""].operation
+        with ir.InsertionPoint(call), call.location:
+            results = inlined_func_call(callee, list(call.operands))
+        for old, new in zip(call.results, results, strict=True):
+            old.replace_all_uses_with(new)
+        call.erase()
+
+
+def _remove_unused(module: Any) -> None:
+    """Erases private functions of srjit that nothing uses any more."""
+    while True:
+        used: set[str] = set()
+        functions: dict[str, Any] = {}
+        for op in annotation.operations(module):
+            if op.name == "func.func":
+                functions[ir.StringAttr(op.attributes["sym_name"]).value] = op
+            for name in ("callee", "decomposition"):
+                if name in op.attributes:
+                    used.add(ir.FlatSymbolRefAttr(op.attributes[name]).value)
+        unused = [n for n in functions if n.startswith("srjit.") and n not in used]
+        if not unused:
+            return
+        for name in unused:
+            functions[name].erase()

@@ -1,0 +1,231 @@
+"""Composites of srjit: what they are made of, and the JAX functions that they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from srjit._mlir import ir
+from srjit.passes.support import attributes, editing, products
+from srjit.passes.support.lowering import Library, signature_of
+
+if TYPE_CHECKING:
+    from srjit.numerics.products import Product
+    from srjit.numerics.quantization import Quantization, ScaledValues
+    from srjit.numerics.random_bits import Rng
+
+QUANTIZE, SCALED_DOT = "srjit.quantize", "srjit.scaled_dot"
+
+
+def composite(
+    name: str,
+    library: Library,
+    key: Any,
+    fun: Callable[..., Any],
+    operands: Sequence[Any],
+    label: str,
+    described: dict[str, Any],
+) -> Any:
+    """A new composite at the insertion point, of the operands.
+
+    Args:
+      name: of the composite.
+      library: that its decomposition is lowered into.
+      key: equal for equal functions.
+      fun: a JAX function of arrays, with a tuple of results.
+      operands: values.
+      label: what the decomposition is called.
+      described: the composite's attributes.
+    """
+    symbol, types = library.lowered(label, key, fun, signature_of(operands))
+    return ir.Operation.create(
+        "stablehlo.composite",
+        results=types,
+        operands=list(operands),
+        attributes={
+            "name": ir.StringAttr.get(name),
+            "decomposition": ir.FlatSymbolRefAttr.get(symbol),
+            "composite_attributes": ir.DictAttr.get(described),
+        },
+    )
+
+
+# -------------------------------------------------------------------------------------- quantize
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """The product whose rows past the groups are zeroed before an operand is quantized."""
+
+    product: Product
+    side: int
+
+
+def quantize(
+    library: Library,
+    x: Any,
+    spec: Quantization,
+    key: Any,
+    *,
+    rng: Rng,
+    masked: Masked | None = None,
+    extras: Sequence[Any] = (),
+    history: Any = None,
+) -> list[Any]:
+    """An operand's values and, if it has one left, their scale.
+
+    Args:
+      library: to lower into.
+      x: the operand.
+      spec: how it is quantized.
+      key: ``tensor<2xui32>``; None where nothing is drawn.
+      rng: the generator.
+      masked: for ragged products; then ``extras`` are the group sizes.
+      extras: operands of the mask.
+      history: of a delayed scale; the last result is then the amax that was seen.
+    """
+    given = [x, *([] if masked is None else extras)]
+    operands = [*given, *([] if key is None else [key]), *([] if history is None else [history])]
+    what = (spec, rng, masked, key is None, history is None)
+
+    def fun(x: Any, *rest: Any) -> Any:
+        return _quantize(x, rest, *what)
+
+    label = f"srjit.quantize_{spec.format}_{spec.rounding}"
+    described = {"spec": attributes.encode(spec), "rng": attributes.encode(rng)}
+    return list(composite(QUANTIZE, library, what, fun, operands, label, described).results)
+
+
+def _quantize(
+    x: Any,
+    rest: Sequence[Any],
+    spec: Quantization,
+    rng: Rng,
+    masked: Masked | None,
+    keyless: bool,
+    dynamic: bool,
+) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    from srjit.jaxprs.site import quantize_operand
+    from srjit.numerics.quantization import tensor_amax
+
+    rest = list(rest)
+    history = None if dynamic else rest.pop()
+    words = None if keyless else rest.pop()
+    if masked is not None:
+        x = masked.product.mask(masked.side, x, *rest)
+    key = None if words is None else (words[0], words[1])
+    amax, seen = None, ()
+    if history is not None:
+        now = tensor_amax(x)
+        before = jnp.max(history)
+        amax, seen = jnp.where(before > 0, before, now), (now,)
+    q = quantize_operand(x, spec, key, rng=rng, target="portable", amax=amax)
+    return (q.values, *(() if q.scale is None else (q.scale,)), *seen)
+
+
+# ------------------------------------------------------------------------------------- scaled_dot
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledDot:
+    """Everything static about a product of quantized operands.
+
+    Attributes:
+      product: what is multiplied.
+      dtype: of the result.
+      lhs, rhs: how the operands were quantized; None: in high precision.
+      counts: how many values each operand is.
+    """
+
+    product: Product
+    dtype: Any
+    lhs: Quantization | None
+    rhs: Quantization | None
+    counts: tuple[int, int]
+
+    def on(self, target: str) -> Callable[..., Any]:
+        """The JAX function of the operands' values that a target runs."""
+
+        def fun(*values: Any) -> tuple[Any]:
+            from srjit import targets
+            from srjit.numerics.scaled_dot import scaled_dot
+
+            a, b = self.counts
+            lhs, rhs = values[:a], values[a : a + b]
+            out = scaled_dot(
+                self.product,
+                _operand(lhs, self.lhs),
+                _operand(rhs, self.rhs),
+                *values[a + b :],
+                dtype=self.dtype,
+                multiply=targets.get(target).multiply,
+            )
+            return (out,)
+
+        return fun
+
+    @property
+    def label(self) -> str:
+        """What functions of it are called."""
+        formats = [s.format if s else "high" for s in (self.lhs, self.rhs)]
+        return f"srjit.scaled_dot_{formats[0]}_{formats[1]}"
+
+    def described(self, op: Any) -> dict[str, Any]:
+        """The composite's attributes, of the multiplication ``op``."""
+        inherited = {n: v for n, v in editing.attributes_of(op).items() if "srjit." not in n}
+        found: dict[str, Any] = {
+            "operation": ir.StringAttr.get(op.name),
+            "parameters": ir.DictAttr.get(inherited),
+            "operands": ir.DenseI64ArrayAttr.get(self.counts),
+        }
+        for side in ("lhs", "rhs"):
+            if (spec := getattr(self, side)) is not None:
+                found[side] = attributes.encode(spec)
+        return found
+
+    @classmethod
+    def read(cls, op: Any) -> ScaledDot:
+        """From a composite.
+
+        Raises:
+          ValueError: its attributes are not what srjit writes.
+        """
+        from srjit.jaxprs.planner import product_from
+        from srjit.numerics.quantization import Quantization
+
+        try:
+            given = ir.DictAttr(op.attributes["composite_attributes"])
+            counts = tuple(int(v) for v in ir.DenseI64ArrayAttr(given["operands"]))
+            name = ir.StringAttr(given["operation"]).value
+            parameters = ir.DictAttr(given["parameters"])
+        except KeyError as error:
+            raise ValueError(f"a {SCALED_DOT} without {error}") from None
+        values = list(op.operands)
+        pair = [values[0], values[counts[0]], *values[sum(counts) :]]
+        primitive, params = products.equation_from(
+            name,
+            {a.name: a.attr for a in parameters},
+            signature_of(pair),
+            signature_of(op.results)[0][1],
+        )
+        specs = [
+            attributes.decode(Quantization, given[side]) if side in given else None
+            for side in ("lhs", "rhs")
+        ]
+        ranks = tuple(len(shape) for shape, _ in signature_of(pair[:2]))
+        product = product_from(primitive, params, ranks)
+        if product is None:
+            raise ValueError(f"a {SCALED_DOT} of a product that srjit does not quantize")
+        dtype = signature_of(op.results)[0][1]
+        return cls(product, dtype, specs[0], specs[1], (counts[0], counts[1]))
+
+
+def _operand(values: Sequence[Any], spec: Quantization | None) -> ScaledValues | Any:
+    from srjit.numerics.quantization import ScaledValues
+
+    if spec is None:
+        return values[0]
+    return ScaledValues(values[0], values[1] if len(values) > 1 else None, spec)
