@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
 import threading
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -28,6 +30,8 @@ from srjit.keys import (
 )
 from srjit.numerics.formats import unknown_name
 from srjit.numerics.random_bits import Rng, as_key
+from srjit.passes import PassWarning
+from srjit.passes.report import report_of
 from srjit.plan import Report
 from srjit.recipes import Recipe, Role
 from srjit.stages import Lowered, Traced
@@ -268,7 +272,23 @@ class SrjitFunction:
           sr_key: as of a call; not needed.
         """
         del sr_key  # the plan does not depend on it
-        return self._seen(self._transformation.report, args, kwargs)
+        planned: Report = self._seen(self._transformation.report, args, kwargs)
+        if self._options.layer == "jaxpr":
+            return planned
+        done = self._report_of_module(args, kwargs)
+        notes = dict.fromkeys((*planned.notes, *done.notes))
+        return dataclasses.replace(done, notes=tuple(notes))
+
+    def _report_of_module(self, args: Any, kwargs: Any) -> Report:
+        """What the passes say that they have done."""
+        modules: list[Any] = []
+        options = dataclasses.replace(self._options, strict=False, dump=None)
+        copy = SrjitFunction(self._fun, options, None, self._jit_options)
+        copy._transformation.watch(lambda _, module: modules.append(module))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PassWarning)
+            copy.lower(*args, **kwargs)
+        return report_of(modules[-1].operation)
 
     def _seen(self, look: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What ``look`` returns of the arguments as they are while the function is traced."""

@@ -20,7 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from srjit import _compat
 from srjit._mlir import func, ir, passmanager
 from srjit.keys import MissingKeyError
-from srjit.passes import registry
+from srjit.passes import Pipeline, registry
 from srjit.rejit import Signature, copy_of, text_of
 
 
@@ -52,25 +52,24 @@ class Rewriting:
         """Rewrites a module whose arguments from ``first`` on are the function's.
 
         Raises:
-          PassError: a pass cannot do what it was asked to.
+          PipelineError: a pass cannot do what it was asked to.
         """
         chosen = tuple(str(first + i) for i, p in enumerate(self.parameters) if p)
         options: dict[str, dict[str, Any]] = {
             "srjit-eliminate-dead-code": {},
-            "srjit-annotate-matmuls": {"params": chosen},
+            "srjit-annotate-matmuls": {"params": chosen or ("none",)},
             "srjit-insert-quantize": {"recipe": self.recipe, "mode": self.mode, "rng": self.rng},
             "srjit-share-quantized": {},
             "srjit-legalize": {"target": self.target},
         }
-        self._see("lowered", module)
-        for name, given in options.items():
-            with module.context, ir.Location.unknown():
-                registry.find(name)(**given).run(module.operation)
-            self._see(name, module)
-
-    def _see(self, stage: str, module: Any) -> None:
-        if self.seen is not None:
-            self.seen(stage, module)
+        pipeline = Pipeline(*(registry.find(name)(**given) for name, given in options.items()))
+        if self.seen is None:
+            pipeline.run(module)
+            return
+        self.seen("lowered", module)
+        for name, one in zip(options, pipeline, strict=True):
+            Pipeline(one).run(module)
+            self.seen(name, module)
 
 
 def call(

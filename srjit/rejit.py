@@ -15,10 +15,13 @@ import jax.numpy as jnp
 from jax.core import ShapedArray, Tracer
 from jax.extend import mlir as jex_mlir
 
-from srjit import _compat, stages
+from srjit import _compat, passes, stages
 from srjit._mlir import ir, new_context
 from srjit.keys import IfNeeded, Stateful, from_host, is_host_value, key_words
 from srjit.numerics.random_bits import mix
+from srjit.passes import PassError
+from srjit.passes.report import report_of
+from srjit.plan import Report
 
 KEY = "srjit.key"
 STATE = "srjit.state"
@@ -180,7 +183,6 @@ class Rejitted:
       pipeline: what rewrote it.
       lowered: a ``jax.stages.Lowered`` of it, called with ``(args, kwargs, [key, *states])``.
       takes_key: whether calls need ``sr_key``.
-      report: what became of every matrix multiplication, if the pipeline says so; else None.
     """
 
     def __init__(
@@ -193,7 +195,6 @@ class Rejitted:
         pipeline: SupportsRun,
     ) -> None:
         self.name, self.module, self.pipeline = name, module, pipeline
-        self.report = getattr(pipeline, "report", None)
         self.lowered, self.takes_key = lowered, signature.has_key
         self._signature, self._in_tree = signature, in_tree
         self._lock = threading.Lock()
@@ -316,6 +317,15 @@ class Rejitted:
                 f"{self.name} was lowered for arguments of another structure:\n  {lines}"
             ) from error
 
+    @property
+    def report(self) -> Report | None:
+        """What became of every matrix multiplication; None if the pipeline quantizes nothing."""
+        with self.module.context, ir.Location.unknown():
+            try:
+                return report_of(self.module.operation)
+            except PassError:
+                return None
+
     def init_state(self) -> dict[str, jax.Array]:
         """The state of delayed scales before the first step; empty if there are none."""
         shapes = self._signature.states.items()
@@ -392,9 +402,7 @@ def words_of(sr_key: Any) -> jax.Array:
 def pipeline_of(pipeline: Any) -> SupportsRun:
     """A pipeline, of its text if that is what it is."""
     if isinstance(pipeline, str):
-        from srjit import passes
-
-        return cast(Any, passes).parse(pipeline)
+        return passes.parse(pipeline)
     if not hasattr(pipeline, "run"):
         raise TypeError(
             f"expected a pipeline (srjit.passes.parse(text), or its text), got {pipeline!r}"
@@ -454,7 +462,7 @@ def _marks(main: Any, which: str, count: int) -> list[dict[str, str]]:
         if STATE in given:
             mark[STATE] = ir.StringAttr(given[STATE]).value
         marks.append(mark)
-    return marks
+    return marks + [{}] * (count - len(marks))  # a pass may have added what it did not mark
 
 
 def _said(marks: Sequence[dict[str, str]]) -> str:

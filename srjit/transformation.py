@@ -204,7 +204,13 @@ class Transformation:
     ) -> None:
         self.fun, self.options, self.is_dynamic = fun, options, is_dynamic
         self.name = name_of(fun)
+        dump = options.dump
+        self._seen = None if dump is None else hlo_call.dumping(dump.write)
         self._warned = False
+
+    def watch(self, seen: Callable[[str, Any], None]) -> None:
+        """From now on, only looks: ``seen`` gets the module after every pass, nobody is warned."""
+        self._seen, self._warned = seen, True
 
     def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the rewritten function returns; ``Changed`` if it changed objects in place.
@@ -233,7 +239,7 @@ class Transformation:
         self, program: _Program, words: Key | None, histories: State
     ) -> tuple[list[Any], State]:
         """The outputs of the program as passes rewrite it, when JAX lowers it."""
-        options, dump = self.options, self.options.dump
+        options = self.options
         rewriting = hlo_call.Rewriting(
             name=self.name,
             recipe=options.recipe.to_toml(),
@@ -243,7 +249,7 @@ class Transformation:
             parameters=tuple(label == PARAMETER for label in program.labels),
             has_key=words is not None,
             states=tuple(histories),
-            seen=None if dump is None else hlo_call.dumping(dump.write),
+            seen=self._seen,
         )
         return hlo_call.call(program.closed, rewriting, words, histories, program.leaves)
 
