@@ -79,7 +79,20 @@ def call(
     states: dict[str, jax.Array],
     leaves: Sequence[Any],
 ) -> tuple[list[Any], dict[str, jax.Array]]:
-    """The outputs of a rewritten program, and its new histories."""
+    """The outputs of a rewritten program, and its new histories.
+
+    Raises:
+      NotImplementedError: noise is drawn inside of somebody else's ``shard_map``.
+    """
+    axes = {axis for leaf in leaves for axis in _compat.varying_axes(leaf)}
+    if words is not None and axes:
+        # A module does not say which of its tensors differ from shard to shard, and shards must
+        # neither share noise nor differ in what they hold copies of.
+        raise NotImplementedError(
+            f"{rewriting.name} draws noise inside of a shard_map over {', '.join(sorted(axes))}, "
+            "where layer='stablehlo' cannot tell what is sharded: apply shard_map inside of the "
+            "decorated function, or use layer='jaxpr'"
+        )
     closed, captured = _without_traced_constants(closed)
     # A captured tensor is a weight, unless there are parameters to be weights.
     weights = not any(rewriting.parameters)
