@@ -225,7 +225,8 @@ class Exported:
         if header.key != "none":
             words = words_of(0 if sr_key is None else sr_key)
         if header.origin == "rejitted":
-            states = [sr_state[name] for name in header.states]
+            given: dict[str, Any] = sr_state or {}
+            states = [given[name] for name in header.states]
             head: Any = [*([] if words is None else [words]), *states]
         else:
             head = None if words is None else IfNeeded(Words(words))

@@ -252,6 +252,9 @@ def _module_of(functions: dict[str, Any], entry: str, like: Any, name: str) -> A
         taken.operation.attributes[given] = like.operation.attributes[given]
     taken.operation.attributes["sym_name"] = ir.StringAttr.get(name)
     end = ir.InsertionPoint(taken.body)
+    for op in like.body.operations:
+        if op.operation.name != "func.func":  # a mesh, which collectives of newer JAXes refer to
+            op.operation.clone(ip=end)
     copies = {n: op.clone(ip=end) for n, op in functions.items()}
     table = ir.SymbolTable(taken.operation)
     main = copies[entry]
