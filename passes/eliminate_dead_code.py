@@ -81,9 +81,7 @@ class _Elimination:
 
     def live_in(self, block: Any, results: Sequence[bool]) -> set[Any]:
         """The values that a block's chosen results, and its effects, depend on."""
-        live = {
-            v for v, r in zip(terminator(block).operands, results, strict=True) if r
-        }
+        live = {v for v, r in zip(terminator(block).operands, results, strict=True) if r}
         for op in reversed([op.operation for op in block.operations]):
             if self._is_return(op):
                 continue

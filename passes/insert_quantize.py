@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -13,7 +14,17 @@ from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, frames
 from srjit.passes.support.composites import SCALED_DOT, Masked, ScaledDot, composite, quantize
 from srjit.passes.support.lowering import Library, type_of
+from srjit.passes.support.states import (
+    Histories,
+    Slot,
+    history_type,
+    largest_of_shards,
+    lengths,
+)
 from srjit.passes.support.threading import Needs, Noise, Threads, count_trips, split_flips
+
+T = TypeVar("T")
+_FLOAT32 = np.dtype(np.float32)
 
 if TYPE_CHECKING:
     from srjit.jaxprs.planner import PlannedSite, ProgramPlan
@@ -100,6 +111,7 @@ class _Insertion:
         self.module, self.plan = module, plan
         self.library = Library(module)
         self.meshes = meshes(module)
+        self.slots: dict[Group, list[Slot]] = {}
         self.frames = frames.frames_of(program, main_of(module), functions(module))
         occurrences = plan.provenance.occurrences
         self.reported: dict[Path, SitePlan] = {
@@ -113,6 +125,7 @@ class _Insertion:
         needs: dict[Group, Needs] = {}
         for group in reversed(ordered):
             needs[group] = self._needs(group, needs)
+            self.slots[group] = self._slots(group)
         arguments = {group: self._add_arguments(group, needs[group]) for group in ordered}
         for group in ordered:
             _GroupInsertion(self, group, needs, arguments[group]).run()
@@ -179,21 +192,50 @@ class _Insertion:
                         found.add_numbers(noise.numbers)
         return found
 
+    def _slots(self, group: Group) -> list[Slot]:
+        """The operands in a group that have delayed scales."""
+        found: list[Slot] = []
+        for item in group.frame.items:
+            around = lengths(item.loops)
+            if item in group.calls:
+                inner = group.calls[item]
+                for place, slot in enumerate(self.slots[inner]):
+                    names = tuple(self.along(group, item, inner, slot.names))
+                    found.append(Slot(item, place, names, around + slot.dims))
+                continue
+            planned = [self.planned(chain, item) for chain in group.chains]
+            for side in (0, 1):
+                names = tuple(p.states[side] or "" for p in planned if p is not None)
+                if any(names):
+                    found.append(Slot(item, side, names, around))
+        return found
+
     @staticmethod
-    def along(group: Group, item: Item, inner: Group, offsets: tuple[int, ...]) -> list[int]:
-        """What a callee needs, along every chain that reaches the call."""
-        at = {chain: offset for chain, offset in zip(inner.chains, offsets, strict=True)}
+    def along(group: Group, item: Item, inner: Group, values: Sequence[T]) -> list[T]:
+        """What belongs to the chains that reach a callee, for those that reach the call."""
+        at = dict(zip(inner.chains, values, strict=True))
         return [at[*chain, *item.path] for chain in group.chains]
 
     def _add_arguments(self, group: Group, needs: Needs) -> list[Any]:
+        from srjit.jaxprs.planner import HISTORY
+
         key, number = type_of((2,), np.dtype(np.uint32)), type_of((), np.dtype(np.uint32))
+        slots = self.slots[group]
         types = [key] * len(needs.keys) + [number] * len(needs.offsets)
+        types += [history_type(slot.dims, HISTORY) for slot in slots]
         if group.frame.op.name != "func.func":
             block = group.op.regions[0].blocks[0]
             return [block.add_argument(t, group.op.location) for t in types]
-        is_main = not group.frame.chains or () in group.frame.chains
-        marked = {annotation.KEY: ir.UnitAttr.get()} if is_main else {}
-        return editing.add_arguments(group.op, types, [ir.DictAttr.get(marked)] * len(types))
+        if not group.is_main:
+            return editing.add_arguments(group.op, types)
+        names = {slot.names[0]: t for slot, t in zip(slots, types[len(needs.keys) :], strict=True)}
+        marks = [ir.DictAttr.get({annotation.KEY: ir.UnitAttr.get()}) for _ in needs.keys]
+        marks += [ir.DictAttr.get({annotation.STATE: ir.StringAttr.get(n)}) for n in names]
+        types = [*types[: len(needs.keys)], *names.values()]
+        added = editing.add_arguments(group.op, types, marks)
+        # A value that is quantized in two places has one history.
+        by_name = dict(zip(names, added[len(needs.keys) :], strict=True))
+        return [*added[: len(needs.keys)], *(by_name[slot.names[0]] for slot in slots)]
 
 
 class _GroupInsertion:
@@ -205,15 +247,18 @@ class _GroupInsertion:
         self.whole, self.group, self.needs = whole, group, needs
         self.outside = group.frame.chains[group.chains[0]]
         own = needs[group]
-        count_trips(group) if own.keys else None
-        n = len(own.keys)
+        slots = whole.slots[group]
+        if own.keys or slots:
+            count_trips(group)
+        n, m = len(own.keys), len(own.keys) + len(own.offsets)
         self.threads = Threads(
             group,
             dict(zip(own.keys, arguments[:n], strict=True)),
-            dict(zip(own.offsets, arguments[n:], strict=True)),
+            dict(zip(own.offsets, arguments[n:m], strict=True)),
             whole.library,
             whole.meshes,
         )
+        self.histories = Histories(self.threads, dict(zip(slots, arguments[m:], strict=True)))
         self.done: list[Any] = []
 
     def run(self) -> None:
@@ -223,8 +268,40 @@ class _GroupInsertion:
                 self._call(item, self.group.calls[item])
             else:
                 self._site(item)
-        for op in self.done:
+        if self.histories.slots:
+            self._return_seen()
+        for op in (*self.done, *self.histories.done):
             op.erase()
+
+    def _return_seen(self) -> None:
+        """Lets the function return what its delayed scales saw; @main, the new histories."""
+        op = self.group.op
+        block = op.regions[0].blocks[0]
+        seen = self.histories.returned()
+        names: list[str] = []
+        with ir.InsertionPoint(editing.terminator(block)), op.location:
+            if op.name == "sdy.manual_computation":
+                axes = _manual_axes(op)
+                seen = [largest_of_shards(v, self.whole.meshes, axes) for v in seen]
+            elif self.group.is_main:
+                names, seen = self._remembered(seen)
+        if op.name != "func.func":
+            editing.return_more(block, seen)
+            return
+        marks = [ir.DictAttr.get({annotation.STATE: ir.StringAttr.get(n)}) for n in names]
+        editing.add_results(op, seen, marks)
+
+    def _remembered(self, seen: list[Any]) -> tuple[list[str], list[Any]]:
+        """The names of all histories, and what becomes of them."""
+        largest: dict[str, Any] = {}
+        entry: dict[str, Any] = {}
+        for slot, value in zip(self.histories.slots, seen, strict=True):
+            name = slot.names[0]
+            before = largest.get(name)
+            largest[name] = value if before is None else editing.binary("maximum", before, value)
+            entry[name] = self.histories.entry(slot)
+        new = [self.histories.remembered(entry[name], value) for name, value in largest.items()]
+        return list(largest), new
 
     # ----------------------------------------------------------------------------------- calls
 
@@ -235,20 +312,29 @@ class _GroupInsertion:
         for offsets in wanted.offsets:
             numbers = self.whole.along(self.group, item, inner, offsets)
             values.append(self.threads.number(numbers, item.loops))
+        slots = [s for s in self.histories.slots if s.item is item]
+        with old.location:
+            values += [self.histories.history(slot) for slot in slots]
+        types = [type_of(s.dims[len(lengths(item.loops)) :], _FLOAT32) for s in slots]
+        operands = [*old.operands, *values]
         if old.name == "func.call":
-            symbol = ir.FlatSymbolRefAttr.get(ir.StringAttr(inner.op.attributes["sym_name"]).value)
+            name = ir.StringAttr(inner.op.attributes["sym_name"]).value
+            symbol = ir.FlatSymbolRefAttr.get(name)
             if not values:
                 old.attributes["callee"] = symbol
                 return
-            editing.remade(old, [*old.operands, *values], [], callee=symbol)
+            new = editing.remade(old, operands, types, callee=symbol)
         elif not values:
             return
         else:
-            shardings = _replicated(old, values)
-            inner.op = editing.remade(
-                old, [*old.operands, *values], [], in_shardings=shardings
-            )
+            shardings = {
+                "in_shardings": _replicated(old, "in_shardings", [v.type for v in values]),
+                "out_shardings": _replicated(old, "out_shardings", types),
+            }
+            new = inner.op = editing.remade(old, operands, types, **shardings)
         self.done.append(old)
+        for slot, seen in zip(slots, list(new.results)[len(old.results) :], strict=True):
+            self.histories.see(slot, seen)
 
     def _key(self, item: Item, flips: tuple[bool, ...]) -> Any:
         outer, inside = split_flips(flips, self.outside, len(item.loops))
@@ -279,6 +365,10 @@ class _GroupInsertion:
                     continue
                 masked = Masked(params.product, side) if params.product.masks(side) else None
                 with _named(op, f"srjit_quantize_{shared[1].format}_{shared[1].rounding}"):
+                    slot = next(
+                        (s for s in self.histories.slots if s.item is item and s.place == side),
+                        None,
+                    )
                     values = quantize(
                         self.whole.library,
                         x,
@@ -287,7 +377,10 @@ class _GroupInsertion:
                         rng=params.rng,
                         masked=masked,
                         extras=extras,
+                        history=slot and self.histories.history(slot),
                     )
+                    if slot:
+                        self.histories.see(slot, values.pop())
                 operands.append(values)
             counts = (len(operands[0]), len(operands[1]))
             specs = [s and s[1] for s in (planned.lhs, planned.rhs)]
@@ -316,16 +409,24 @@ def _named(op: Any, name: str) -> Any:
     return ir.Location.name(name, op.location)
 
 
-def _replicated(op: Any, values: list[Any]) -> Any:
-    """The input shardings of a manual computation with more inputs, which all devices have."""
+def _manual_axes(op: Any) -> tuple[str, ...]:
+    from srjit.passes.support.names import QUOTED
+
+    return tuple(QUOTED.findall(str(op.attributes["manual_axes"])))
+
+
+def _replicated(op: Any, which: str, types: list[Any]) -> Any:
+    """The shardings of a manual computation with more values, which all devices have."""
     from srjit.passes.support.names import SHARDINGS
 
-    text = str(op.attributes["in_shardings"])
-    found = SHARDINGS.search(text) or SHARDINGS.search(str(op.attributes["out_shardings"]))
+    text = str(op.attributes[which])
+    both = text + str(op.attributes["in_shardings"]) + str(op.attributes["out_shardings"])
+    found = SHARDINGS.search(both)
     if found is None:
         raise PassError(op, "a manual computation without a mesh")
     mesh = found[1].split(",")[0]
-    more = [f"<{mesh}, [{'{}' * ir.RankedTensorType(v.type).rank}]>" for v in values]
+    ranks = [ir.RankedTensorType(t).rank for t in types]
+    more = [f"<{mesh}, [{', '.join(['{}'] * rank)}]>" for rank in ranks]
     head, tail = text.rsplit("]>", 1)
-    separator = "" if head.rstrip().endswith("[") else ", "
+    separator = "" if head.rstrip().endswith("[") or not more else ", "
     return ir.Attribute.parse(f"{head}{separator}{', '.join(more)}]>{tail}")

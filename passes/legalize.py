@@ -63,9 +63,7 @@ class Legalize(Pass):
         header = annotation.header_of(module)
         if header is not None:
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
-            header = dataclasses.replace(
-                header, target=target.name, notes=(*header.notes, *notes)
-            )
+            header = dataclasses.replace(header, target=target.name, notes=(*header.notes, *notes))
             module.attributes[annotation.REPORT] = attributes.encode(header)
 
 

@@ -20,7 +20,7 @@ from srjit.arguments import Arguments, Changed, Objects
 from srjit.diagnostics.dump import Dump
 from srjit.jaxprs.planner import ProgramPlan, Settings, make_plan
 from srjit.jaxprs.provenance import DATA, PARAMETER
-from srjit.jaxprs.rewrite import State, evaluate
+from srjit.jaxprs.rewrite import State, evaluate, remembered
 from srjit.keys import (
     IfNeeded,
     MissingKeyError,
@@ -193,7 +193,7 @@ class _Program:
     ) -> tuple[list[Any], State]:
         """The outputs of the rewritten program, and the histories of its delayed scales."""
         outs, seen = evaluate(self.closed, self.plan, words, leaves, state)
-        return outs, {name: _remembered(state[name], amax) for name, amax in seen.items()}
+        return outs, {name: remembered(state[name], amax) for name, amax in seen.items()}
 
 
 class Transformation:
@@ -389,13 +389,6 @@ class Transformation:
             return  # modules, when there are any
         rewritten = jax.make_jaxpr(program.evaluate)(words, program.leaves, histories)
         dump.write("rewritten.jaxpr", str(rewritten))
-
-
-def _remembered(history: Any, amax: Any) -> Any:
-    """A history with this step's amax in front, if there was one and it was finite."""
-    seen = jnp.isfinite(amax) & (amax >= 0)
-    longer = jnp.concatenate([amax[..., None], history[..., :-1]], axis=-1)
-    return jnp.where(seen[..., None], longer, history)
 
 
 def transform(

@@ -78,6 +78,11 @@ class Group:
     counters: dict[Equation, int] = dataclasses.field(default_factory=dict[Equation, int])
     replaced: dict[Equation, Any] = dataclasses.field(default_factory=dict[Equation, Any])
 
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the function that the module starts with."""
+        return self.chains == [()]
+
     @functools.cached_property
     def _copies(self) -> dict[Any, Any]:
         pairs = zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True)

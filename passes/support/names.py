@@ -94,6 +94,7 @@ def _without_repetition(typed: list[tuple[bool, str]]) -> list[tuple[bool, str]]
 
 
 def _is_structure(part: str) -> bool:
+    part = part.removesuffix(":")  # so JAX calls what it has inlined
     wrapped = _WRAPPED.match(part)
     return (
         part in STRUCTURE

@@ -169,7 +169,7 @@ def _conv_equation(
             feature_groups, batch_groups, precision, dtype,
         )  # fmt: skip
 
-    return _traced(conv, *operands)
+    return _traced(conv, *((shape, dtype) for shape, _ in operands))
 
 
 def ragged_attributes(params: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -193,7 +193,8 @@ def _ragged_equation(operands: Any, numbers: Any, dtype: Any) -> tuple[Any, dict
     def product(x: Any, w: Any, sizes: Any) -> Any:
         return lax.ragged_dot_general(x, w, sizes, dimension_numbers, preferred_element_type=dtype)
 
-    return _traced(product, *operands)
+    floats = ((shape, dtype) for shape, _ in operands[:2])
+    return _traced(product, *floats, operands[2])
 
 
 def _traced(fun: Any, *operands: Any) -> tuple[Any, dict[str, Any]]:

@@ -144,6 +144,24 @@ class Threads:
             self._keys[name] = value
         return self._keys[name]
 
+    def index(self, loops: tuple[Local, ...]) -> Any:
+        """Which slice the innermost loop, of known length, reads and writes: ``tensor<ui32>``."""
+        loop = loops[-1][0].loop
+        assert loop is not None and loop.length is not None
+        trip = self._trip(loops[-1])
+        if not loop.reverse:
+            return trip
+        name = ("index", loops)
+        if name not in self._keys:
+            with self.at(loops):
+                last = editing.constant(loop.length - 1)
+                self._keys[name] = editing.binary("subtract", last, trip)
+        return self._keys[name]
+
+    def at(self, loops: tuple[Local, ...]) -> Any:
+        """An insertion point at the beginning of what the innermost loop repeats."""
+        return self._at(self._block(loops))
+
     # ---------------------------------------------------------------------------------- pieces
 
     def _block(self, loops: tuple[Local, ...]) -> Any:

@@ -101,7 +101,8 @@ class ProgramPlan:
     def states(self, scope: Path) -> list[str]:
         """Names of the histories that sites inside ``scope`` need."""
         inside = (s for path, s in self.sites.items() if path[: len(scope)] == scope)
-        return [name for site in inside for name in site.states if name is not None]
+        names = (name for site in inside for name in site.states if name is not None)
+        return list(dict.fromkeys(names))
 
     @functools.cached_property
     def scopes(self) -> frozenset[Path]:
@@ -217,14 +218,16 @@ def plan_of(
 
 
 class _Noise:
-    """Tells every quantization whose noise is its own.
+    """Tells every quantization whose noise is its own, and whose history.
 
-    A value that is quantized again, as in a recomputation, takes the noise that it had when it was
-    quantized first.
+    A value that is quantized again, as in a recomputation, takes the noise and the history that it
+    had when it was quantized first.
     """
 
     def __init__(self) -> None:
         self._first: dict[Shared, tuple[int, int, tuple[Any, ...]]] = {}
+        # Of delayed scales: the history of a value, by the lengths of the loops around.
+        self.states: dict[tuple[Shared, tuple[int, ...]], str] = {}
 
     def draw(self, o: Occurrence, number: int, slot: int, shared: Shared) -> Draw:
         """The noise of one operand of the site with that number."""
@@ -389,12 +392,12 @@ class _SitePlanner:
             label=self.site.role,
         )
         varies = (o.lhs.varies, o.rhs.varies, o.scope.manual)
-        states = [
-            f"{self.site.path or 'site'}#{self.site.number}.{side}"
-            if q is not None and q.scaling == "delayed"
-            else None
-            for side, q in zip(("lhs", "rhs"), specs, strict=True)
-        ]
+        states: list[str | None] = [None, None]
+        for side, known in enumerate(shared):
+            if known is not None and known[1].scaling == "delayed":
+                name = f"{self.site.path or 'site'}#{self.site.number}.{('lhs', 'rhs')[side]}"
+                lengths = tuple(n for n, _ in o.scope.loops if n is not None)
+                states[side] = noise.states.setdefault((known, lengths), name)
         return PlannedSite(
             params,
             number,

@@ -145,9 +145,15 @@ class _Frame:
     def _delayed_amax(self, name: str, x: Any) -> jax.Array:
         """The largest amax of earlier steps; of this one if there were none."""
         now = tensor_amax(lax.stop_gradient(x))
-        self.observed[name] = now
+        self.observe({name: now})
         before = jnp.max(self.histories[name])
         return jnp.where(before > 0, before, now)
+
+    def observe(self, seen: State) -> None:
+        """Adds what delayed scales saw; a value that is quantized in two places has one history."""
+        for name, amax in seen.items():
+            before = self.observed.get(name)
+            self.observed[name] = amax if before is None else jnp.maximum(before, amax)
 
     def seen(self, path: Path) -> State:
         """The amax of every delayed scale inside the scope at ``path``."""
@@ -193,6 +199,13 @@ class _Frame:
                 spec = shared[1]
                 if shared[0] == token and shared not in self.codes and spec.is_hoistable:
                     self.codes[shared] = self.plan.quantize(values[position], spec, None)
+
+
+def remembered(history: jax.Array, amax: jax.Array) -> jax.Array:
+    """A history with this step's amax in front, if there was one and it was finite."""
+    seen = jnp.isfinite(amax) & (amax >= 0)
+    longer = jnp.concatenate([amax[..., None], history[..., :-1]], axis=-1)
+    return jnp.where(seen[..., None], longer, history)
 
 
 def _unseen(history: jax.Array) -> jax.Array:
@@ -245,7 +258,7 @@ def _scan(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
         unroll=params.unroll,
     )
     frame.stacked.update(zip(leaving, made, strict=True))
-    frame.observed.update(seen)
+    frame.observe(seen)
     return [*carry, *ys]
 
 
@@ -272,7 +285,7 @@ def _while(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[A
 
     none = {name: _unseen(frame.histories[name]) for name in frame.plan.states(body_path)}
     _, outs, seen = lax.while_loop(cond, body, (jnp.uint32(0), tuple(carry), none))
-    frame.observed.update(seen)
+    frame.observe(seen)
     return list(outs)
 
 
@@ -293,7 +306,7 @@ def _cond(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
 
     branches = [branch(i, b) for i, b in enumerate(eqn.params["branches"])]
     outs, seen = lax.switch(index, branches, *operands)
-    frame.observed.update(seen)
+    frame.observe(seen)
     return outs
 
 
@@ -305,7 +318,7 @@ def _call(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
     inner.stacked = dict(frame.stacked)
     outs = inner.run(jaxpr, consts, values)
     _hand_out(frame, inner, path)
-    frame.observed.update(inner.observed)
+    frame.observe(inner.observed)
     return outs
 
 
@@ -344,7 +357,7 @@ def _scope_function(
 
 def _receive(frame: _Frame, leaving: list[tuple[bool, Shared]], made: Any) -> None:
     codes, seen = made
-    frame.observed.update(seen)
+    frame.observe(seen)
     for (is_stack, shared), q in zip(leaving, codes, strict=True):
         (frame.stacked if is_stack else frame.codes)[shared] = q
 
@@ -395,7 +408,7 @@ def _shard_map(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequen
     histories = {name: frame.histories[name] for name in frame.plan.states(path)}
     scalars = (root, [t.number for t in trips], histories)
     outs, seen = _compat.bind_shard_map(eqn, run, scalars, values)
-    frame.observed.update(seen)
+    frame.observe(seen)
     return outs
 
 
