@@ -3,6 +3,7 @@
     python benchmarks/dispatch.py [--calls N]
 
 Both programs run in one process, in turns; the medians of the turns and of their differences count.
+So with the same step through ``srjit.rejit``, which makes the key's words in a call of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from srjit import srjit, transform
+from srjit import rejit, srjit, transform
 
 LIMIT = 5.0  # microseconds above jax.jit's
 
@@ -39,11 +40,26 @@ def _microseconds(call: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - start) / calls * 1e6
 
 
-def measure(key: Any, calls: int = 200, turns: int = 101) -> tuple[float, float, float]:
+PIPELINE = (
+    "srjit-eliminate-dead-code,srjit-annotate-matmuls,srjit-insert-quantize{recipe=int8},"
+    "srjit-share-quantized,srjit-legalize{target=cpu}"
+)
+
+
+def rejitted(params: Any, batch: Any) -> Callable[..., Any]:
+    """The rewritten step by passes over its module."""
+    return rejit(jax.jit(step).lower(params, batch), PIPELINE)
+
+
+def measure(
+    key: Any, calls: int = 200, turns: int = 101, by_passes: bool = False
+) -> tuple[float, float, float]:
     """Medians, in microseconds: a call of jax.jit's, of srjit's, and their difference."""
     params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
     batch = jnp.ones((2, 4))
     plain, ours = jax.jit(keyed), srjit(step, recipe="int8", target="cpu")
+    if by_passes:
+        ours = rejitted(params, batch)
     pair = lambda: plain(key, params, batch), lambda: ours(params, batch, sr_key=key)
     for call in pair:
         _microseconds(call, calls)
@@ -56,10 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=200, help="calls in a turn (default: 200)")
     calls = parser.parse_args().calls
-    print(f"{'sr_key':<10} {'jax.jit':>9} {'srjit':>9} {'more':>9}   (us a call; limit {LIMIT:g})")
-    for name, key in (("typed key", jax.random.key(0)), ("integer", 12345)):
-        jit, ours, more = measure(key, calls)
-        print(f"{name:<10} {jit:9.2f} {ours:9.2f} {more:9.2f}")
+    for by_passes, name in enumerate(("srjit", "rejit")):
+        limit = "" if by_passes else f"; limit {LIMIT:g}"
+        print(f"{'sr_key':<10} {'jax.jit':>9} {name:>9} {'more':>9}   (us a call{limit})")
+        for kind, key in (("typed key", jax.random.key(0)), ("integer", 12345)):
+            jit, ours, more = measure(key, calls, by_passes=bool(by_passes))
+            print(f"{kind:<10} {jit:9.2f} {ours:9.2f} {more:9.2f}")
 
 
 if __name__ == "__main__":

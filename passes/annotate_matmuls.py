@@ -28,7 +28,7 @@ class AnnotateMatmuls(Pass):
 
     ``params`` says which arguments of @main are parameters: positions (``3``), ranges (``0-5``), or
     patterns of the names that their locations carry (``params*``). Without it, they are those that
-    belong to the same Python argument as the first one.
+    belong to the same Python argument as the first one; ``none`` says that there are none.
 
     Before ==> after:
         %0 = stablehlo.dot_general %arg1, %arg0, contracting_dims = [1] x [0]
@@ -84,10 +84,13 @@ def _name_of(argument: Any) -> str:
 
 def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:
     if not params:
-        roots = [re.split(r"[\[.]", name)[0] for name in names]
-        return {i for i, root in enumerate(roots) if root == roots[0] and (root or not i)}
+        arguments = main.regions[0].blocks[0].arguments
+        # The tokens of ordered effects come before a program's own arguments.
+        own = [i for i, a in enumerate(arguments) if isinstance(a.type, ir.RankedTensorType)]
+        roots = {i: re.split(r"[\[.]", names[i])[0] for i in own}
+        return {i for i in own if roots[i] == roots[own[0]] and (roots[i] or i == own[0])}
     chosen: set[int] = set()
-    for text in params:
+    for text in params if params != ("none",) else ():
         interval = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
         if interval:
             first, last = int(interval[1]), int(interval[2] or interval[1])

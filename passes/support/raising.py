@@ -553,6 +553,9 @@ def collective_axes(op: Any, meshes: dict[str, dict[str, int]]) -> tuple[str, ..
     """The mesh axes that a collective is over, from its first group of devices."""
     import numpy as np
 
+    given = str(op.attributes["replica_groups"])
+    if "replica_group_mesh_axes" in given:  # from jax 0.12 on, they are named
+        return tuple(names.QUOTED.findall(given))
     groups = np.array(ir.DenseIntElementsAttr(op.attributes["replica_groups"]))
     group = [int(d) for d in np.asarray(groups).reshape(groups.shape)[0]]
     for axes in meshes.values():
