@@ -249,11 +249,17 @@ def test_programs_are_printed_around_passes(shell: Shell):
         "in.mlir", "-p", "srjit-inline-calls,func.func(cse)", "--mlir-print-ir-before=cse"
     )
     assert named.err.count("IR Dump Before cse ('func.func' operation: @main)") == 1
+    failing = ("--srjit-verify-deterministic", "--mlir-print-ir-after-failure")
+    assert shell("in.mlir", "--cse", *failing).err == ""
     failed = shell(
-        *("in.mlir", "--cse", "--srjit-verify-deterministic", "--mlir-print-ir-after-failure"),
-        stdin="",
+        "--cse",
+        *failing,
+        stdin=MODULE.replace(
+            "@main(%x: tensor<2xf32>)", "@main(%x: tensor<2xf32> {srjit.key = true})"
+        ),
     )
-    assert failed.err == ""
+    assert "IR Dump After VerifyDeterministic Failed" in failed.err
+    assert "IR Dump After CSE" not in failed.err
     assert (
         shell("in.mlir", "--cse", "--mlir-print-ir-after-all", "--mlir-print-ir-tree-dir=t").err
         == ""
