@@ -7,10 +7,10 @@ each command, with its own arguments, streams and exit status: ``forked.py`` sen
 import importlib
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
-import threading
 import traceback
 import warnings
 
@@ -19,7 +19,8 @@ MODULES = {"srjit-opt": "srjit.tools.opt", "filecheck": "filecheck.main"}
 
 def preload() -> None:
     """Imports what commands import; they fail by themselves if this cannot."""
-    warnings.filterwarnings("ignore", message="os.fork")
+    # Libraries have threads, but children run nothing that waits for those.
+    warnings.filterwarnings("ignore", message="os.fork|This process .* is multi-threaded")
     try:
         for module in (*MODULES.values(), "jax"):  # passes import jax when they run
             importlib.import_module(module)
@@ -70,19 +71,13 @@ def serve(connection: socket.socket) -> None:
 
 def main(address: str) -> None:
     """Serves until standard input ends, which is when lit does."""
-
-    def end_with_lit() -> None:
-        os.read(0, 1)
-        os._exit(0)
-
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(128)
     os.rename(f"{address}.new", address)  # clients may come now, and wait
     preload()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
-    threading.Thread(target=end_with_lit, daemon=True).start()
-    while True:
+    while 0 not in select.select([listener, 0], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

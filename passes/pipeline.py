@@ -407,20 +407,16 @@ def _parsing_context() -> ir.Context:
 
 def _closing(text: str, opened: int, pair: str) -> int:
     """Where the parenthesis or brace at ``opened`` is closed, minding quotes; -1 if nowhere."""
-    depth, pos = 0, opened
-    # Quotes mean something only inside of options.
-    braces = 0
+    depth, braces, pos = 0, 0, opened
     while pos < len(text):
         c = text[pos]
         braces += (c == "{") - (c == "}")
-        if c in "'\"" and braces > 0:
+        if c in "'\"" and braces > 0:  # quotes mean something only inside of options
             pos = text.find(c, pos + 1)
             if pos < 0:
                 return -1
-        elif c == pair[0]:
-            depth += 1
-        elif c == pair[1]:
-            depth -= 1
+        elif c in pair and (braces == 0 or pair == "{}"):
+            depth += 1 if c == pair[0] else -1
             if depth == 0:
                 return pos
         pos += 1

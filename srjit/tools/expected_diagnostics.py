@@ -113,4 +113,6 @@ def complaints(
 def _with_notes(said: Iterable[Diagnostic]) -> Iterator[Diagnostic]:
     for diagnostic in said:
         yield diagnostic
-        yield from _with_notes(diagnostic.notes)
+        # MLIR's own tools turn these notes off here, which the bindings cannot.
+        notes = [n for n in diagnostic.notes if not n.message.startswith("see current operation")]
+        yield from _with_notes(notes)

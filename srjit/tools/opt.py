@@ -141,8 +141,7 @@ def _versions() -> str:
 
     stablehlo = _mlir.stablehlo.get_current_version()
     return (
-        f"srjit {metadata.version('srjit')}, jaxlib {metadata.version('jaxlib')}, "
-        f"StableHLO {stablehlo}\n"
+        f"srjit {metadata.version('srjit')}, jax {metadata.version('jax')}, StableHLO {stablehlo}\n"
     )
 
 
@@ -295,7 +294,8 @@ def _treat(
                 printing=_printing(args),
                 sink=sink,
             )
-            written = _serialized(module, args)
+            with diagnostics.going_to(sink, context):
+                written = _serialized(module, args)
         except running.PipelineError as error:
             if not (args.verify_diagnostics or error.diagnostics):
                 print(f"srjit-opt: {error}", file=sys.stderr)
