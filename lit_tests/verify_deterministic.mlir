@@ -85,3 +85,15 @@ func.func private @quantize(%x: tensor<2xf32>, %k: tensor<2xui32>) -> tensor<2xi
 func.func @legalized(%x: tensor<2xf32>, %k: tensor<2xui32> {srjit.key}) -> tensor<2xf32> {
   return %x : tensor<2xf32>
 }
+
+// -----
+
+// Inlined, with nothing left but a name; once, however many operations it became.
+
+func.func @inlined(%x: tensor<2xui32>) -> tensor<2xui32> {
+  // expected-error@unknown {{what jit(f)/dot_general/jit(srjit_quantize_int8_stochastic) was lowered to, reached by @inlined}}
+  %0 = stablehlo.xor %x, %x : tensor<2xui32> loc("jit(f)/dot_general/jit(srjit_quantize_int8_stochastic)/xor")
+  %1 = stablehlo.add %0, %x : tensor<2xui32> loc("jit(f)/dot_general/jit(srjit_quantize_int8_stochastic)/add")
+  %2 = stablehlo.add %1, %x : tensor<2xui32> loc("jit(f)/dot_general/jit(srjit_quantize_int8_nearest)/add")
+  return %2 : tensor<2xui32>
+}

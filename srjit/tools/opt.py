@@ -368,6 +368,7 @@ def _shown(diagnostic: Diagnostic, part: _Part) -> str:
     file = part.file if own else diagnostic.file
     if not file or not diagnostic.line:
         place = file or diagnostic.location.removeprefix("loc(").removesuffix(")")
+        place = "<unknown>:0" if place == "unknown" else place
         shown = [f"{place}: {diagnostic.severity}: {diagnostic.message}"]
     else:
         line, column = diagnostic.line, diagnostic.column
