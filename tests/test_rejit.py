@@ -224,6 +224,17 @@ def test_delayed_scales_are_state():
         again(W, X, sr_key=0, sr_state={"other": jnp.zeros(3)})
 
 
+def test_delayed_scales_are_the_decorators():
+    again = srjit.rejit(jax.jit(step).lower(W, X), pipeline("fp8-delayed"))
+    decorated = srjit.srjit(step, recipe="fp8-delayed")
+    ours, theirs = again.init_state(), decorated.init_state(W, X)
+    assert same(ours, theirs) and ours.keys() == theirs.keys()
+    for key in range(3):
+        out, ours = again(W, X * 2**key, sr_key=key, sr_state=ours)
+        expected, theirs = decorated(W, X * 2**key, sr_key=key, sr_state=theirs)
+        assert same((out, ours), (expected, theirs))
+
+
 def test_histories_are_replicated_on_eight_devices():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("d"))

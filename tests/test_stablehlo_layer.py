@@ -32,6 +32,24 @@ def test_both_layers_compute_the_same_bits(recipe: str):
         assert same(by_module(W, X, sr_key=key), by_jaxpr(W, X, sr_key=key))
 
 
+def test_delayed_scales_are_the_same_state():
+    by_jaxpr, by_module = both(step, recipe="fp8-delayed")
+    states = [f.init_state(W, X) for f in (by_jaxpr, by_module)]
+    for key in range(3):
+        x = X * 2**key
+        results, states = zip(
+            *[
+                f(W, x, sr_key=key, sr_state=state)
+                for f, state in zip((by_jaxpr, by_module), states, strict=True)
+            ],
+            strict=True,
+        )
+        assert same(*results)
+        assert same(*states)
+    with pytest.raises(TypeError, match="has delayed scales"):
+        by_module(W, X, sr_key=0)
+
+
 def looping(w: jax.Array, x: jax.Array) -> jax.Array:
     def layers(w: jax.Array) -> jax.Array:
         body = jax.checkpoint(lambda c, _: (jnp.tanh(c @ w), None))
