@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, PassError, register
@@ -26,9 +26,10 @@ class AnnotateMatmuls(Pass):
     What cannot be inferred is ``unknown``. An operation in a function that is called twice gets two
     entries, in execution order.
 
-    ``params`` says which arguments of @main are parameters: positions (``3``), ranges (``0-5``), or
-    patterns of the names that their locations carry (``params*``). Without it, they are those that
-    belong to the same Python argument as the first one; ``none`` says that there are none.
+    Attributes:
+      params: which arguments of @main are parameters: positions (`3`), ranges (`0-5`), patterns of
+        the names that their locations carry (`params*`), or `none`. Without it, they are those that
+        belong to the same Python argument as the first one.
 
     Before ==> after:
         %0 = stablehlo.dot_general %arg1, %arg0, contracting_dims = [1] x [0]
@@ -37,7 +38,7 @@ class AnnotateMatmuls(Pass):
           {srjit.sites = [{number = 0, role = "fprop", lhs = "activation", rhs = "weight", ...}]}
     """
 
-    name = "srjit-annotate-matmuls"
+    name: ClassVar[str] = "srjit-annotate-matmuls"
     params: tuple[str, ...] = ()
 
     def run(self, module: ir.Operation) -> None:
@@ -49,12 +50,16 @@ class AnnotateMatmuls(Pass):
             for op in annotation.operations(module):
                 if annotation.is_composite(op) and not annotation.is_composite(op, ragged):
                     raise PassError(op, "the module is quantized already: annotate it before that")
-        _, provenance = provenance_of(module, self.params)
+        _, provenance, _ = provenance_of(module, self.params)
         annotation.annotate(classify(provenance))
 
 
-def provenance_of(module: Any, params: tuple[str, ...] = ()) -> tuple[Program, Provenance]:
+def provenance_of(
+    module: Any, params: tuple[str, ...] = ()
+) -> tuple[Program, Provenance, tuple[str, ...]]:
     """The program that a module is, and where the operands of its multiplications come from.
+
+    The last are notes for a report.
 
     Raises:
       PassError: it is not one program, or a parameter does not exist.
@@ -64,13 +69,14 @@ def provenance_of(module: Any, params: tuple[str, ...] = ()) -> tuple[Program, P
 
     try:
         main = main_of(module)
-        program = Raiser(module).main(module)
+        raiser = Raiser(module)
+        program = raiser.main(module)
     except MalformedProgram as error:
         raise PassError(error.op, str(error)) from None
     names = [_name_of(a) for a in main.regions[0].blocks[0].arguments]
     chosen = _chosen(params, names, main)
     labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
-    return program, Provenance(program, labels, Source())
+    return program, Provenance(program, labels, Source()), tuple(raiser.notes)
 
 
 _ARGUMENT = re.compile(r'loc\("((?:[^"\\]|\\.)*)"\)')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, PassError, register
@@ -21,13 +21,16 @@ class Legalize(Pass):
     ``target=portable`` inlines the decompositions that the composites carry. A composite that
     srjit does not know stays, and the report says so.
 
+    Attributes:
+      target: a chip's name, `portable`, or `auto`: the attached device's.
+
     Before ==> after:
         %0 = stablehlo.composite "srjit.scaled_dot" %q#0, %q#1, %r#0, %r#1 {...}
         ==>
         %0 = call @srjit.scaled_dot_int8_int8_cpu(%q#0, %q#1, %r#0, %r#1)
     """
 
-    name = "srjit-legalize"
+    name: ClassVar[str] = "srjit-legalize"
     target: str = "auto"
 
     def run(self, module: ir.Operation) -> None:
@@ -91,14 +94,15 @@ def _product(op: Any, target: Any, library: Library, known: dict[Any, str]) -> A
 
 
 def _called(op: Any, symbol: str) -> Any:
-    sites = op.attributes[annotation.SITES] if annotation.SITES in op.attributes else None
+    attributes: dict[str, Any] = {"callee": ir.FlatSymbolRefAttr.get(symbol)}
+    if annotation.SITES in op.attributes:
+        attributes[annotation.SITES] = op.attributes[annotation.SITES]
     with ir.InsertionPoint(op), op.location:
         new = ir.Operation.create(
             "func.call",
             results=[r.type for r in op.results],
             operands=list(op.operands),
-            attributes={"callee": ir.FlatSymbolRefAttr.get(symbol)}
-            | ({annotation.SITES: sites} if sites is not None else {}),
+            attributes=attributes,
         )
     for old, result in zip(op.results, new.results, strict=True):
         old.replace_all_uses_with(result)

@@ -316,7 +316,8 @@ class Transformation:
         closed = _compat.dce(original)
         plan = make_plan(closed, labels, settings)
         report = plan.report
-        report = dataclasses.replace(report, notes=(*report.notes, *self._notes(labels, dynamic)))
+        notes = (*report.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
+        report = dataclasses.replace(report, notes=notes)
         plan = dataclasses.replace(plan, report=report)
         return _Program(original, closed, plan, dynamic, labels, unflatten)
 
@@ -340,6 +341,15 @@ class Transformation:
         return [
             f"params_argnums ({numbers}): no floating-point arrays there; weights are looked for "
             "among the arrays that the function captures"
+        ]
+
+    def _layer_notes(self, plan: ProgramPlan) -> list[str]:
+        if self.options.layer != "stablehlo" or not plan.provenance.unrolled:
+            return []
+        places = ", ".join(plan.provenance.unrolled)
+        return [
+            f"scan(unroll=...) at {places}: JAX lowers it to several copies of its body, which "
+            "have noise of their own: not the bits of layer='jaxpr'"
         ]
 
     # ------------------------------------------------------------------------------------ keys

@@ -14,7 +14,8 @@ _CALLS = ("jit", "pjit", "pmap", "xla_call", "core_call")
 # What JAX itself adds to a name stack for an operation that holds a program of its own.
 STRUCTURE = frozenset(
     {
-        "while", "body", "cond", "scan", "closed_call", "core_call", "checkpoint", "remat", "remat2",
+        "while", "body", "cond", "scan", "closed_call", "core_call", "checkpoint", "remat",
+        "remat2",
         "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "shard_map", "eval_jaxpr",
         "custom_lin", "run_state", "pjit", "jit", "composite",
     }

@@ -1,4 +1,4 @@
-"""A module read as the program that it is: the same shape as a jaxpr, so that both doors plan alike.
+"""A module read as the program that it is, shaped as a jaxpr, so that both doors plan alike.
 
 Calls become calls, a ``stablehlo.while`` that JAX wrote for a scan becomes a scan again, matrix
 multiplications become JAX's own primitives, and every other operation an equation of its name. The
@@ -10,8 +10,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.support import names, products
@@ -46,6 +46,11 @@ _EFFECTS = frozenset(
     for name in ("rng", "infeed", "outfeed", "send", "recv", "after_all", "create_token")
 )
 _PURE_DIALECTS = ("stablehlo.", "chlo.", "arith.", "tensor.", "shape.", "sdy.", "vhlo.", "math.")
+RAGGED = "ragged_dot"
+_RAGGED_NOTE = (
+    "a ragged_dot was lowered to masked multiplications, which are sites of their own: their noise "
+    "is not that of the decorator's jaxpr; layer='stablehlo' keeps it one site"
+)
 _RETURNS = ("func.return", "stablehlo.return", "sdy.return")
 
 
@@ -185,15 +190,20 @@ class Raiser:
 
     Attributes:
       functions: by name.
-      dtypes: NumPy dtype of an MLIR element type's text.
+      notes: where a module cannot be what the jaxpr was that it was lowered from.
     """
 
     def __init__(self, module: Any) -> None:
         self.functions = functions(module)
         self.meshes = meshes(module)
+        self.notes: dict[str, None] = {}
         self.products: dict[Any, products.Equation | str] = {}
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Something that a report has to say, once."""
+        self.notes[text] = None
 
     def main(self, module: Any) -> Program:
         """The program that the module starts with."""
@@ -230,6 +240,7 @@ class _BlockReader:
         self.eqns: list[Equation] = []
         self.constvars: list[Var] = []
         self.consts: list[Any] = []
+        self.bodies: set[str] = set()  # functions that were called
 
     def value(self, v: Any) -> Var:
         """The variable of a value."""
@@ -263,7 +274,10 @@ class _BlockReader:
 
     def names_of(self, op: Any, is_leaf: bool = True) -> Names:
         """The names of an operation, relative to the operation that this block belongs to."""
-        found = names.read(str(op.location), is_leaf)
+        text = str(op.location)
+        if RAGGED in text and op.name != "stablehlo.composite":
+            self.raiser.note(_RAGGED_NOTE)
+        found = names.read(text, is_leaf)
         scopes, transforms = self.inside.scopes, self.inside.transforms
         if found.scopes[: len(scopes)] == scopes:
             found = dataclasses.replace(found, scopes=found.scopes[len(scopes) :])
@@ -289,7 +303,7 @@ class _BlockReader:
     # ------------------------------------------------------------------- one rule an operation
 
     def _operation(self, op: Any) -> None:
-        rule = _RULES.get(op.name)
+        rule = self._rules.get(op.name)
         if rule is None or not rule(self, op):
             self._simple(op)
 
@@ -312,7 +326,7 @@ class _BlockReader:
         if op.name == "stablehlo.partition_id":
             params["axes"] = tuple(a for mesh in self.raiser.meshes.values() for a in mesh)
         inputs = [self.value(v) for v in (*op.operands, *region)]
-        eqn = self.add(Primitive(name), op, inputs, op.results, **params)
+        eqn = self.add(Primitive(str(name)), op, inputs, op.results, **params)
         eqn.effects = is_effectful(op)
         eqn.opaque = _opaque(op)
 
@@ -324,7 +338,7 @@ class _BlockReader:
         aval = aval_of(op.results[0])
         value = ir.DenseElementsAttr(op.attributes["value"]) if is_dense(op) else None
         splat = value is None or value.is_splat
-        if aval.ndim < 2 or splat or not getattr(aval.dtype, "kind", "") == "f":
+        if aval.ndim < 2 or splat or getattr(aval.dtype, "kind", "") != "f":
             return False
         self.constvars.append(self.define(op.results[0]))
         self.consts.append(aval)
@@ -340,7 +354,14 @@ class _BlockReader:
         if target is not None and not target.regions[0].blocks:
             return False
         program = self.raiser.function(name, op)
-        self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
+        eqn = self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
+        # JAX calls the body of a scan so, once unless it was unrolled.
+        if name.startswith("closed_call") and name in self.bodies and multiplies(program):
+            self.raiser.note(
+                f"a loop at {eqn.names.location or 'an unknown place'} was unrolled, as by "
+                "scan(unroll=...): its noise is not that of the decorator's jaxpr"
+            )
+        self.bodies.add(name)
         return True
 
     def _composite(self, op: Any) -> bool:
@@ -503,19 +524,18 @@ class _BlockReader:
                 else:
                     self.env[result] = self.value(op.operands[i])
 
-
-_RULES = {
-    "stablehlo.constant": _BlockReader._constant,
-    "func.call": _BlockReader._call,
-    "stablehlo.composite": _BlockReader._composite,
-    "stablehlo.dot_general": _BlockReader._product,
-    "stablehlo.dot": _BlockReader._product,
-    "stablehlo.convolution": _BlockReader._product,
-    "stablehlo.case": _BlockReader._case,
-    "stablehlo.if": _BlockReader._case,
-    "stablehlo.while": _BlockReader._while,
-    "sdy.manual_computation": _BlockReader._manual,
-}  # pyright: ignore[reportPrivateUsage]
+    _rules: ClassVar[dict[str, Callable[..., bool]]] = {
+        "stablehlo.constant": _constant,
+        "func.call": _call,
+        "stablehlo.composite": _composite,
+        "stablehlo.dot_general": _product,
+        "stablehlo.dot": _product,
+        "stablehlo.convolution": _product,
+        "stablehlo.case": _case,
+        "stablehlo.if": _case,
+        "stablehlo.while": _while,
+        "sdy.manual_computation": _manual,
+    }
 
 
 # ---------------------------------------------------------------------------------------- pieces

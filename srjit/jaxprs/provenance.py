@@ -177,6 +177,7 @@ class Provenance:
         self.occurrences: list[Occurrence] = []
         self.opaque: list[Opaque] = []
         self.random: list[str] = []  # where the program itself draws random bits
+        self.unrolled: list[str] = []  # where scans do several iterations in one
         self.tokens: dict[tuple[Path, int], int] = {}  # of the inputs of scopes
         self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
         self._fresh = itertools.count()
@@ -317,6 +318,8 @@ class Provenance:
         n, k = params.num_consts, params.num_carry
         slices = [self._sliced(v) for v in values[n + k :]]
         body = scope.inside(loop=(params.length, params.reverse))
+        if params.unroll not in (1, False) and scope.record:
+            self.unrolled.append(self._source.location(eqn) or "an unknown place")
 
         def run(carry: list[Value], record: bool) -> list[Value]:
             where = dataclasses.replace(body, record=record)

@@ -63,7 +63,9 @@ def _transformer(params: Any, x: jax.Array) -> jax.Array:
     body = jax.checkpoint(lambda x, layer: (_block(x, layer), None))
     x, _ = lax.scan(body, x, params["layers"])
     x = _feed_forward(x, jax.tree.map(lambda w: w[0], params["layers"]))
-    logits = lax.cond(x.sum() > 0, lambda x: x @ params["head"], lambda x: 2 * x @ params["head"], x)
+    logits = lax.cond(
+        x.sum() > 0, lambda x: x @ params["head"], lambda x: 2 * x @ params["head"], x
+    )
     return (logits**2).mean()
 
 

@@ -110,12 +110,16 @@ def test_a_ragged_product_that_somebody_else_lowered_is_said_to_be_several():
     assert any("ragged_dot" in note for note in foreign.notes)
 
 
-def test_an_unrolled_loop_is_said_to_be_several_iterations():
+@pytest.mark.parametrize("unroll", [2, 4])
+def test_an_unrolled_loop_is_said_to_be_several_iterations(unroll: int):
     def fun(params: Any, x: jax.Array) -> jax.Array:
-        body = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
-        return lax.scan(body, x, params["layers"]["q"], unroll=3)[0]
+        body = lambda x, _: (jnp.tanh(x @ params["layers"]["q"][0]), None)  # noqa: E731
+        return lax.scan(body, x, length=4, unroll=unroll)[0]
 
     own = srjit.srjit(fun, recipe="int8", layer="stablehlo").explain(PARAMS, X)
-    assert len(own.sites) == 3
-    assert len(srjit.srjit(fun, recipe="int8-qat").explain(PARAMS, X).sites) == 1
+    assert len(own.sites) == unroll
     assert any("unroll" in note for note in own.notes)
+    lowered = jax.jit(fun).lower(PARAMS, X)
+    pipeline = "srjit-annotate-matmuls,srjit-insert-quantize{recipe=int8}"
+    foreign = srjit.rejit(lowered, pipeline).report
+    assert any("unroll" in note for note in foreign.notes)
