@@ -1,13 +1,12 @@
 """What a call costs on the host, beside ``jax.jit`` of the same program with a key argument.
 
-    python benchmarks/dispatch.py [--calls N]
+    python benchmarks/dispatch.py [--rounds N] [--calls N] [--quick] [--json FILE]
 
-Both programs run in one process, in turns; the medians of the turns and of their differences count.
+Both programs run in one process, in turns; medians of the rounds and of their differences count.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import _measuring as measuring
 from srjit import srjit, transform
 
 LIMIT = 5.0  # microseconds above jax.jit's
@@ -39,7 +39,7 @@ def _microseconds(call: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - start) / calls * 1e6
 
 
-def measure(key: Any, calls: int = 200, turns: int = 101) -> tuple[float, float, float]:
+def measure(key: Any, calls: int, rounds: int) -> dict[str, float]:
     """Medians, in microseconds: a call of jax.jit's, of srjit's, and their difference."""
     params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
     batch = jnp.ones((2, 4))
@@ -47,19 +47,25 @@ def measure(key: Any, calls: int = 200, turns: int = 101) -> tuple[float, float,
     pair = lambda: plain(key, params, batch), lambda: ours(params, batch, sr_key=key)
     for call in pair:
         _microseconds(call, calls)
-    times = [[_microseconds(call, calls) for call in pair] for _ in range(turns)]
+    times = [[_microseconds(call, calls) for call in pair] for _ in range(rounds)]
     jit, srj = (statistics.median(t) for t in zip(*times, strict=True))
-    return jit, srj, statistics.median(b - a for a, b in times)
+    return {"jax.jit": jit, "srjit": srj, "more": statistics.median(b - a for a, b in times)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, default=200, help="calls in a turn (default: 200)")
-    calls = parser.parse_args().calls
-    print(f"{'sr_key':<10} {'jax.jit':>9} {'srjit':>9} {'more':>9}   (us a call; limit {LIMIT:g})")
+    parser = measuring.options(__doc__, rounds=101)
+    parser.add_argument("--calls", type=int, default=200, help="calls in a round (default: 200)")
+    given = parser.parse_args()
+    calls, rounds = (2, 2) if given.quick else (given.calls, given.rounds)
+    figures: dict[str, dict[str, float]] = {}
+    print(f"microseconds a call, median of {rounds} round(s) of {calls}")
+    print(f"{'sr_key':<10} {'jax.jit':>9} {'srjit':>9} {'more':>9}   goal")
     for name, key in (("typed key", jax.random.key(0)), ("integer", 12345)):
-        jit, ours, more = measure(key, calls)
-        print(f"{name:<10} {jit:9.2f} {ours:9.2f} {more:9.2f}")
+        row = figures[name] = measure(key, calls, rounds)
+        goal = "" if given.quick else measuring.verdict(row["more"], LIMIT)
+        columns = " ".join(f"{us:9.2f}" for us in row.values())
+        print(f"{name:<10} {columns}   {goal}".rstrip())
+    measuring.write_json(given.json, figures)
 
 
 if __name__ == "__main__":
