@@ -56,8 +56,12 @@ def test_rewriting_counts_every_site_of_the_unrolled_program(tmp_path):
     assert two["rewriting"] > 0
 
 
-def test_dispatch_runs():
-    assert "typed key" in _run("dispatch", "--calls", "2")
+def test_dispatch_measures_typed_keys_and_integers(tmp_path):
+    figures = _figures("dispatch", tmp_path)
+    assert set(figures) == {"typed key", "integer"}
+    for row in figures.values():
+        assert row["jax.jit"] > 0
+        assert row["srjit"] > 0
 
 
 def test_every_benchmark_has_a_test():

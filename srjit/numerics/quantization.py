@@ -286,8 +286,7 @@ def encode(
       rng: ``hash`` or ``threefry``.
     """
     codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=True)
-    scale = view.squeeze(scales.scale)
-    return QuantizedArray(view.merge(codes), scale, scales.tensor_scale, spec)
+    return QuantizedArray(view.merge(codes), scales.scale, scales.tensor_scale, spec)
 
 
 def emulated(
@@ -300,7 +299,7 @@ def emulated(
 ) -> ScaledValues:
     """``encode`` with block scales multiplied in; arguments as there.
 
-    NVFP4 tensors below 2^-100 are flushed to zero: see ``scaling.nvfp4_scales``.
+    NVFP4 tensors below 2^-100 may come out smaller than they are: see ``scaling.nvfp4_scales``.
     """
     if spec.rounding == "none":
         return ScaledValues(_prepared(x, spec), None, spec)
@@ -308,7 +307,7 @@ def emulated(
     if not spec.is_blocked:
         left = None if get_format(spec.format).scale == "none" else scales.scale
         return ScaledValues(view.merge(codes), left, spec)
-    values = codes * _as_float_scale(scales.scale, codes.dtype)
+    values = codes * view.spread(_as_float_scale(scales.scale, codes.dtype))
     return ScaledValues(view.merge(values), scales.tensor_scale, spec)
 
 
@@ -338,9 +337,10 @@ def _codes(
         return rounded, scaling.Scales(one, one), view
     blocks = view.split(x)
     scales = _scales(blocks, view, spec, fmt, amax, subnormal)
-    raised = blocks if scales.lift is None else scaling.lifted(blocks, scales.lift)
+    lift = scales.lift
+    raised = blocks if lift is None else scaling.lifted(blocks, view.spread(lift))
     noise = None if bits is None else view.split(bits)
-    return round_to_grid(raised * scales.encode, fmt.element, noise), scales, view
+    return round_to_grid(raised * view.spread(scales.encode), fmt.element, noise), scales, view
 
 
 def _scales(
@@ -354,10 +354,10 @@ def _scales(
     if spec.scaling == "static":
         known = jnp.asarray(spec.amax, blocks.dtype)
     if fmt.scale == "e4m3":
-        block = scaling.amax(blocks.astype(jnp.float32), view.shared, keepdims=True)
+        block = scaling.amax(blocks.astype(jnp.float32), view.shared)
         tensor = scaling.amax(block)
         return scaling.nvfp4_scales(block, tensor, spec.scale_rounding, subnormal)
-    amax = scaling.amax(blocks, view.shared, keepdims=view.shared is not None)
+    amax = scaling.amax(blocks, view.shared, keepdims=spec.shared == "channel")
     if known is not None:  # a scale from elsewhere must not hide NaN and Inf
         amax = jnp.where(jnp.isfinite(amax), known.astype(amax.dtype), jnp.nan)
     if fmt.scale == "e8m0":
@@ -436,9 +436,9 @@ class _BlockView:
         padded = [n + (-n % self.block) * (d in self.dims) for d, n in enumerate(self.shape)]
         return lax.slice(view.reshape(padded), [0] * len(padded), self.shape)
 
-    def squeeze(self, scale: jax.Array) -> jax.Array:
-        """Scales without the size-1 halves of split dimensions."""
-        return lax.squeeze(scale, self.shared) if self.dims and self.shared else scale
+    def spread(self, scale: jax.Array) -> jax.Array:
+        """One scale a block, with dimensions of size 1 for the elements of the blocks."""
+        return jnp.expand_dims(scale, self.shared) if self.dims and self.shared else scale
 
 
 def _as_float(x: Any, what: str) -> jax.Array:

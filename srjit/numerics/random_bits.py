@@ -36,8 +36,15 @@ def _avalanche(h: Any) -> Any:
 
 
 def mix(key: Key, number: Any) -> Key:
-    """A key for ``number`` (uint32 scalar or array) under ``key``: two uint32 of number's shape."""
-    return _mix(key, np.uint32(number) if isinstance(number, int) else number)
+    """A key for ``number`` (uint32 scalar or array) under ``key``: two uint32 of number's shape.
+
+    XLA:CPU compiles equal kernels once, and the kernels of all sites are equal if no site's number
+    is in them. It puts scalar constants into kernels but not arrays; the barrier is so that this
+    array does not become a scalar.
+    """
+    if isinstance(number, int):
+        number = lax.optimization_barrier(np.array([number, 0], np.uint32))[0]
+    return _mix(key, number)
 
 
 @jax.jit  # traced once, whatever the number: programs have a thousand of these
@@ -167,7 +174,6 @@ def int_words(step: Any) -> tuple[np.uint32, np.uint32]:
 def mix_words(words: Any) -> Key:
     """Any number of uint32 words as one key."""
     words = jnp.asarray(words, jnp.uint32).reshape(-1)
-    start: Key = (jnp.uint32(0x243F6A88), jnp.uint32(0x85A308D3))  # the digits of pi
-    for i in range(words.size):
-        start = mix(start, words[i])
-    return start
+    # A loop, so that XLA computes the key once, not again in every kernel that draws noise.
+    a, b = (jnp.full_like(words, digits, shape=()) for digits in (0x243F6A88, 0x85A308D3))  # of pi
+    return lax.scan(lambda key, word: (mix(key, word), None), (a, b), words)[0]

@@ -31,7 +31,7 @@ class Scales(NamedTuple):
 
     Attributes:
       encode: factor that takes the (lifted) tensor to the grid, in the shape of the amax.
-      scale: factor of the codes, in the format's scale dtype.
+      scale: factor of the codes, in the format's scale dtype (or such values in float32).
       tensor_scale: NVFP4's float32 second level, else None.
       lift: power of two by which to lift a block first, in the shape of the amax; None for 1.
     """
@@ -88,7 +88,7 @@ def nvfp4_scales(
 ) -> Scales:
     """NVFP4's two levels: E4M3 per block under float32 per tensor (arXiv 2509.25149, appendix).
 
-    S = min(2688/A, FLT_MAX), or 1 if A = 0; sf = e4m3(min(b * (S * (1/6)), 448));
+    S = min(2688/A, FLT_MAX), or 1 if A = 0 or S = 0; sf = e4m3(min(b * (S * (1/6)), 448));
     encode = min(1 / (sf * (1/S)), FLT_MAX); tensor_scale = A / 2688. With ``rounding="up"`` sf is
     rounded up instead of to nearest, so that no element is clipped.
 
@@ -98,21 +98,27 @@ def nvfp4_scales(
       rounding: of sf.
       subnormal: whether elements, blocks and tensors down to 2^-149 count. XLA's targets flush
         subnormal floats, so that takes integers and three times the operations; without it,
-        tensors below 2^-100 may come out as zeros; the others come out the same.
+        tensors below 2^-100 may come out smaller than they are; the others come out the same, but
+        for sf, which stays in float32.
     """
     if subnormal:
         return _subnormal_nvfp4_scales(block, tensor, rounding)
-    s = jnp.minimum(2688.0 / tensor, _FLT_MAX)
-    s = jnp.where((tensor == 0) | (s == 0), jnp.float32(1), s)
+    # XLA stores quotients, and computes what follows them in every reader: so there is little. The
+    # minimum is always the quotient; without one, XLA makes 1 / (2688 / a) another division.
+    a = jnp.where(tensor == jnp.inf, jnp.float32(2688), jnp.maximum(tensor, 2.0**-112))
+    s = jnp.minimum(2688.0 / a, _FLT_MAX)
     sf = _nvfp4_block_scale(block, s, rounding)
-    encode = jnp.minimum(1.0 / (sf * (1.0 / s)), _FLT_MAX)
-    return Scales(encode, sf.astype(_E4M3.dtype), _divide(tensor, 2688.0))
+    d = 1.0 / jnp.where(jnp.isnan(block), block, s)  # of every block: a scalar is a kernel more
+    encode = jnp.minimum(1.0 / (sf * d), _FLT_MAX)
+    return Scales(encode, sf, _divide(tensor, 2688.0))
 
 
 def _nvfp4_block_scale(block: jax.Array, s: jax.Array, rounding: ScaleRounding) -> jax.Array:
-    target = jnp.minimum(block * (s * np.float32(1 / 6)), 448.0)
+    target = block * (s * np.float32(1 / 6))
     sf = round_to_grid(target, _E4M3)
-    return jnp.where(sf < target, _next_up(sf), sf) if rounding == "up" else sf
+    if rounding == "up":
+        sf = jnp.where(sf < jnp.minimum(target, _E4M3.max), _next_up(sf), sf)
+    return sf
 
 
 def _subnormal_nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: ScaleRounding) -> Scales:
