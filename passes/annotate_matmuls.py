@@ -45,11 +45,8 @@ class AnnotateMatmuls(Pass):
         """Annotates."""
         from srjit.jaxprs.roles import classify
 
-        if any(map(annotation.is_composite, annotation.operations(module))):
-            ragged = "srjit.ragged_dot"
-            for op in annotation.operations(module):
-                if annotation.is_composite(op) and not annotation.is_composite(op, ragged):
-                    raise PassError(op, "the module is quantized already: annotate it before that")
+        if annotation.REPORT in module.attributes:
+            raise PassError(None, "the module is quantized already: annotate it before that")
         _, provenance, _ = provenance_of(module, self.params)
         annotation.annotate(classify(provenance))
 

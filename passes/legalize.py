@@ -10,6 +10,8 @@ from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing
 from srjit.passes.support.composites import QUANTIZE, SCALED_DOT, ScaledDot
 from srjit.passes.support.lowering import Library, signature_of
+from srjit.passes.support.products import RAGGED
+from srjit.passes.support.raising import functions
 
 
 @register
@@ -43,28 +45,19 @@ class Legalize(Pass):
             raise PassError(None, str(error)) from None
         library = Library(module)
         unknown: dict[str, None] = {}
-        inlined: list[Any] = []
         known: dict[Any, str] = {}
         for op in list(annotation.operations(module)):
             if not annotation.is_composite(op):
                 continue
             name = ir.StringAttr(op.attributes["name"]).value
-            if name == QUANTIZE:
-                call = _decomposed(op)
-            elif name == SCALED_DOT:
-                call = (
-                    _decomposed(op)
-                    if target.name == "portable"
-                    else _product(op, target, library, known)
-                )
-            elif name == "srjit.ragged_dot":
-                call = _decomposed(op)
+            if name == SCALED_DOT and target.name != "portable":
+                _product(op, target, library, known)
+            elif name in (QUANTIZE, SCALED_DOT, RAGGED):
+                _called(op, ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value)
             else:
                 unknown[name] = None
-                continue
-            inlined.append(call)
         if target.name == "portable":
-            _inline(inlined)
+            _inline(module)
         _remove_unused(module)
         header = annotation.header_of(module)
         if header is not None:
@@ -73,12 +66,7 @@ class Legalize(Pass):
             module.attributes[annotation.REPORT] = attributes.encode(header)
 
 
-def _decomposed(op: Any) -> Any:
-    """A composite as a call of its decomposition."""
-    return _called(op, ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value)
-
-
-def _product(op: Any, target: Any, library: Library, known: dict[Any, str]) -> Any:
+def _product(op: Any, target: Any, library: Library, known: dict[Any, str]) -> None:
     """A composite of a product as a call of what the target runs; ``known``: for equal ones."""
     types = tuple(v.type for v in (*op.operands, *op.results))
     key = (op.attributes["composite_attributes"], types)
@@ -90,10 +78,11 @@ def _product(op: Any, target: Any, library: Library, known: dict[Any, str]) -> A
         label = f"{dot.label}_{target.name}"
         signature = signature_of(op.operands)
         known[key], _ = library.lowered(label, dot, dot.on(target.name), signature)
-    return _called(op, known[key])
+    _called(op, known[key])
 
 
-def _called(op: Any, symbol: str) -> Any:
+def _called(op: Any, symbol: str) -> None:
+    """Puts a call in place of a composite."""
     attributes: dict[str, Any] = {"callee": ir.FlatSymbolRefAttr.get(symbol)}
     if annotation.SITES in op.attributes:
         attributes[annotation.SITES] = op.attributes[annotation.SITES]
@@ -107,24 +96,39 @@ def _called(op: Any, symbol: str) -> Any:
     for old, result in zip(op.results, new.results, strict=True):
         old.replace_all_uses_with(result)
     op.erase()
-    return new
 
 
-def _inline(calls: list[Any]) -> None:
-    """Puts the operations of called functions in place of the calls."""
+def _inline(module: Any) -> None:
+    """Puts what functions of srjit do in place of the calls, and of the calls in them."""
     from srjit._mlir import inlined_func_call
 
-    for call in calls:
-        module = call
-        while module.name != "builtin.module":
-            module = module.parent.operation
-        symbols = ir.SymbolTable(module)
-        callee = symbols[editing.callee_of(call) or ""].operation
+    known = functions(module)
+    todo = [op for op in annotation.operations(module) if _calls_ours(op)]
+    while todo:
+        call = todo.pop()
+        inside = call.parent
+        while inside.operation.name != "func.func":
+            inside = inside.operation.parent
+        if ir.StringAttr(inside.operation.attributes["sym_name"]).value.startswith(_OURS):
+            continue  # unused, once all calls of it are inlined
+        before = set(_calls_in(call.block))
         with ir.InsertionPoint(call), call.location:
-            results = inlined_func_call(callee, list(call.operands))
+            results = inlined_func_call(known[editing.callee_of(call) or ""], list(call.operands))
         for old, new in zip(call.results, results, strict=True):
             old.replace_all_uses_with(new)
+        todo += [op for op in _calls_in(call.block) if op not in before]
         call.erase()
+
+
+_OURS = "srjit."
+
+
+def _calls_ours(op: Any) -> bool:
+    return (editing.callee_of(op) or "").startswith(_OURS)
+
+
+def _calls_in(block: Any) -> list[Any]:
+    return [op.operation for op in block.operations if _calls_ours(op.operation)]
 
 
 def _remove_unused(module: Any) -> None:
@@ -138,7 +142,7 @@ def _remove_unused(module: Any) -> None:
             for name in ("callee", "decomposition"):
                 if name in op.attributes:
                     used.add(ir.FlatSymbolRefAttr(op.attributes[name]).value)
-        unused = [n for n in functions if n.startswith("srjit.") and n not in used]
+        unused = [n for n in functions if n.startswith(_OURS) and n not in used]
         if not unused:
             return
         for name in unused:
