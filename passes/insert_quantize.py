@@ -14,6 +14,7 @@ from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, frames
 from srjit.passes.support.composites import SCALED_DOT, Masked, ScaledDot, composite, quantize
 from srjit.passes.support.lowering import Library, type_of
+from srjit.passes.support.noise import Needs, Noise, Threads, count_trips, split_flips
 from srjit.passes.support.states import (
     Histories,
     Slot,
@@ -21,7 +22,6 @@ from srjit.passes.support.states import (
     largest_of_shards,
     lengths,
 )
-from srjit.passes.support.threading import Needs, Noise, Threads, count_trips, split_flips
 
 T = TypeVar("T")
 _FLOAT32 = np.dtype(np.float32)
