@@ -156,12 +156,6 @@ class _Insertion:
         return planned.params, tuple(noise), planned.varies[:2]
 
     def _copy(self, frame: Frame) -> Any:
-        if frame.op.name != "func.func":
-            raise PassError(
-                frame.op,
-                "a manual computation that is reached by several calls, along which different "
-                "things are to be done: run srjit-inline-calls before srjit-annotate-matmuls",
-            )
         name = ir.StringAttr(frame.op.attributes["sym_name"]).value
         return frames.clone_function(frame, self.library.free(f"{name}_srjit"))
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from srjit._mlir import ir
 from srjit.passes.support import editing
-from srjit.passes.support.raising import Equation, Program
+from srjit.passes.support.raising import Equation, Program, programs_of
 
 Path = tuple[Any, ...]
 Local = tuple[Equation, Any]  # a loop, and which of its regions: "body" or "cond"
@@ -48,12 +47,14 @@ class Frame:
       program: what it computes.
       items: its multiplications and calls, in order.
       chains: of every chain of calls that reaches it, the path and the number of loops around it.
+      within: of a manual computation, the frame and the item that it is.
     """
 
     op: Any
     program: Program
     items: list[Item] = dataclasses.field(default_factory=list[Item])
     chains: dict[Path, int] = dataclasses.field(default_factory=dict[Path, int])
+    within: tuple[Frame, Item] | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,16 +65,14 @@ class Group:
       frame: the frame.
       chains: their paths, in execution order.
       op: the operation, or a clone of it.
-      is_empty: whether nothing is to be done anywhere in it.
       calls: for each call, the group that it reaches.
       counters: for loops, the position of the trip count.
-      replaced: operations that took the place of equations' own.
+      replaced: operations in place of equations' own.
     """
 
     frame: Frame
     chains: list[Path]
     op: Any
-    is_empty: bool
     calls: dict[Item, Group] = dataclasses.field(default_factory=dict[Item, "Group"])
     counters: dict[Equation, int] = dataclasses.field(default_factory=dict[Equation, int])
     replaced: dict[Equation, Any] = dataclasses.field(default_factory=dict[Equation, Any])
@@ -83,14 +82,23 @@ class Group:
         """Whether it is the function that the module starts with."""
         return self.chains == [()]
 
-    @functools.cached_property
-    def _copies(self) -> dict[Any, Any]:
-        pairs = zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True)
-        return {} if self.op is self.frame.op else dict(pairs)
+    def __post_init__(self) -> None:
+        if self.op is not self.frame.op:  # a copy; now, while both are alike
+            copies = dict(zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True))
+            self.replaced = {e: copies[e.op] for e in _equations(self.frame.program)}
 
     def op_of(self, eqn: Equation) -> Any:
         """The operation of an equation, in ``op``."""
-        return self.replaced.get(eqn) or self._copies.get(eqn.op, eqn.op)
+        return self.replaced.get(eqn) or eqn.op
+
+
+def _equations(program: Program) -> Iterator[Equation]:
+    """The equations of a frame, also those in loops and branches."""
+    for eqn in program.eqns:
+        yield eqn
+        if eqn.op.name not in ("func.call", "sdy.manual_computation"):
+            for inner in programs_of(eqn):
+                yield from _equations(inner)
 
 
 def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
@@ -145,6 +153,8 @@ def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
             for item in frame.items:
                 if item.callee:
                     item.callee.chains[(*chain, *item.path)] = outside + len(item.loops)
+                    if item.callee.op is item.eqn.op:
+                        item.callee.within = frame, item
     return order
 
 
@@ -178,14 +188,22 @@ def groups_of(
     groups: dict[Frame, list[Group]] = {}
     group_at: dict[tuple[Frame, Path], Group] = {}
     for frame in frames:
-        by_signature: dict[Hashable, list[Path]] = collections.defaultdict(list)
+        alike: dict[Hashable, list[Path]] = collections.defaultdict(list)
         for chain in sorted(frame.chains, key=_order):
-            by_signature[signatures[frame, chain]].append(chain)
+            around = None
+            if frame.within is not None:  # one operation in each copy of what it stands in
+                outer, item = frame.within
+                around = group_at[outer, chain[: len(chain) - len(item.path)]]
+            alike[signatures[frame, chain], around].append(chain)
         groups[frame] = []
-        for i, chains in enumerate(by_signature.values()):
-            op = copy(frame) if i else frame.op
-            group = Group(frame, chains, op, signatures[frame, chains[0]] is None)
-            _ = group._copies  # now, while both are alike  # pyright: ignore[reportPrivateUsage]
+        for chains in alike.values():
+            if frame.within is not None:
+                outer, item = frame.within
+                inside = group_at[outer, chains[0][: len(chains[0]) - len(item.path)]]
+                op = inside.op_of(item.eqn)
+            else:
+                op = copy(frame) if groups[frame] else frame.op
+            group = Group(frame, chains, op)
             groups[frame].append(group)
             group_at |= {(frame, chain): group for chain in chains}
     for found in groups.values():

@@ -154,6 +154,22 @@ def _sharded(params: Any, x: jax.Array, *, check: bool) -> jax.Array:
     return mapped(params["layers"]["q"][0], x).sum()
 
 
+def _two_versions(params: Any, x: jax.Array) -> jax.Array:
+    """A function with shards, of a weight here and of an activation there: it becomes two."""
+
+    @jax.jit
+    def layer(w: jax.Array, v: jax.Array, x: jax.Array) -> jax.Array:
+        shard = lambda w, x: lax.psum(x @ w, "m")  # noqa: E731
+        mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(AxisType.Auto,) * 2)
+        specs = PartitionSpec("m"), PartitionSpec("d", "m")
+        out = PartitionSpec("d")
+        mapped = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        return jnp.tanh(mapped(w, x)) @ v
+
+    q = params["layers"]["q"]
+    return layer(q[0], q[1], x).sum() + layer(q[0], x.T @ x, x).sum()
+
+
 _KERNELS = {"a": normal(3, 3, 3, 8), "b": normal(3, 3, 4, 8, seed=1), "head": normal(8, 5, seed=2)}
 _EXPERTS = {"up": normal(3, 16, 32, seed=1), "down": normal(3, 32, 16, seed=2)}
 
@@ -172,6 +188,7 @@ PROGRAMS: dict[str, tuple[Step, tuple[Any, ...]]] = {
     "dead code": (_dead, (PARAMS, X)),
     "bfloat16": (sgd(_half), (PARAMS, X)),
     "shard_map": (sgd(functools.partial(_sharded, check=True)), (PARAMS, X)),
+    "two versions": (sgd(_two_versions), (PARAMS, X)),
     "unchecked shard_map": (sgd(functools.partial(_sharded, check=False)), (PARAMS, X)),
 }
 
