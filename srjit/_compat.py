@@ -34,7 +34,12 @@ ragged_dot_general_p = _lax.ragged_dot_general_p
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:
     """Mesh axes of an enclosing ``shard_map`` over which ``x`` differs, by its type."""
-    return tuple(sorted(jax.typeof(x).manual_axis_type.varying))
+    return tuple(sorted(typed_axes(jax.typeof(x))))
+
+
+def typed_axes(aval: Any) -> frozenset[str]:
+    """Mesh axes of an enclosing ``shard_map`` over which a value differs, if its type says so."""
+    return frozenset(getattr(getattr(aval, "manual_axis_type", None), "varying", ()))
 
 
 def result_type(fun: Any, *avals: Any) -> Any:
@@ -158,19 +163,10 @@ def axis_names(eqn: Any) -> frozenset[str]:
     return frozenset(given if isinstance(given, (tuple, list)) else (given,))
 
 
-def unchecked_axes(eqn: Any) -> list[frozenset[str]] | None:
-    """For each operand of a ``shard_map``, the axes that shard it; None if types tell."""
-    if eqn.params["check_vma"]:
-        return None
-    return [
-        frozenset(
-            name
-            for entry in spec
-            if entry is not None
-            for name in (entry if isinstance(entry, tuple) else (entry,))
-        )
-        for spec in eqn.params["in_specs"]
-    ]
+def axes_of(spec: Any) -> tuple[str, ...]:
+    """The mesh axes in a PartitionSpec, or in a tuple of tuples of them, in order."""
+    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec)
+    return tuple(name for entry in entries for name in entry if name is not None)
 
 
 def is_float(dtype: Any) -> bool:

@@ -54,7 +54,7 @@ class PlannedSite:
       number: what the noise of its gradients comes from, should they be taken.
       lhs, rhs: what their codes are: sites of equal ones share them.
       draws: of both operands.
-      varies: mesh axes over which the operands, and a gradient, differ where types do not tell.
+      varies: mesh axes over which the operands differ, and a gradient where types do not tell.
       states: names of the histories that delayed scales of the operands come from.
     """
 

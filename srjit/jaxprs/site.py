@@ -28,7 +28,7 @@ from srjit.numerics import hadamard
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization, ScaledValues, emulated
-from srjit.numerics.random_bits import Key, Rng, mix
+from srjit.numerics.random_bits import Key, Rng, mix, of_typed_shards
 from srjit.numerics.scaled_dot import scaled_dot
 
 LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL = range(5)  # the quantizations of one site
@@ -346,7 +346,9 @@ def _quantize_backward(
     site: SiteParams, x: jax.Array, spec: Quantization, key: Key | None, slot: int
 ) -> ScaledValues:
     """Quantizes a tensor of the backward pass, under vmap if every example has its own key."""
-    noise = None if key is None or spec.rounding == "nearest" else mix(key, slot)
+    noise = None
+    if key is not None and spec.rounding == "stochastic":
+        noise = of_typed_shards(mix(key, slot), x)
     run = functools.partial(quantize_operand, spec=spec, rng=site.rng, target=site.target)
     if noise is None:
         return run(x, key=None)

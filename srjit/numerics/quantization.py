@@ -198,7 +198,8 @@ def stochastic_round(x: jax.Array, dtype: Any, key: Any, *, rng: Rng = "hash") -
     """
     x = _as_float(x, "stochastic_round")
     element = get_element(dtype)
-    bits = random_bits.random_bits(random_bits.as_key(key), x, rng)
+    words = random_bits.of_typed_shards(random_bits.as_key(key), x)
+    bits = random_bits.random_bits(words, x, rng)
     work = x.astype(working_dtype(x.dtype))
     rounded = round_to_grid(work, element, bits)
     if not element.is_integer and element.dtype != jnp.float4_e2m1fn:
@@ -228,7 +229,9 @@ def quantize(
         raise ValueError("rounding='none' makes no codes: it is for operands inside programs")
     if spec.scaling == "delayed":
         raise ValueError("delayed scales are state: use srjit(...).init_state, or scaling='static'")
-    words = None if spec.rounding == "nearest" else random_bits.as_key(key)
+    words = None
+    if spec.rounding == "stochastic":
+        words = random_bits.of_typed_shards(random_bits.as_key(key), x)
     q = encode(x, spec, words, rng=rng)
     return dataclasses.replace(q, codes=_cast(q.codes, get_format(spec.format).element))
 

@@ -9,6 +9,7 @@ reference for audits (Salmon et al., "Parallel random numbers: as easy as 1, 2, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -78,16 +79,26 @@ def random_bits(key: Key, like: jax.Array, rng: Rng = "hash") -> jax.Array:
     """uint32 bits of ``like``'s shape, functions of (key, position of the element in ``like``).
 
     Under ``jax.vmap`` the batch counts as a leading dimension, so examples do not share noise;
-    inside ``shard_map`` each shard of a sharded ``like`` has noise of its own.
+    inside ``shard_map`` shards do, unless the key is ``of_shards``.
     """
     if rng not in _GENERATORS:
         raise unknown_name("rng", rng, _GENERATORS)
-    for axis in _compat.varying_axes(like):
-        key = mix(key, lax.axis_index(axis))
     rows = _leading_rows(like.shape)
     if rows:
         key = mix(key, _linear_index(like.shape, rows=rows))
     return _GENERATORS[rng](key, element_index_p.bind(like))
+
+
+def of_shards(key: Key, axes: Iterable[str]) -> Key:
+    """A key of its own for every shard along mesh ``axes``, inside ``shard_map``."""
+    for axis in sorted(axes):
+        key = mix(key, lax.axis_index(axis))
+    return key
+
+
+def of_typed_shards(key: Key, like: jax.Array) -> Key:
+    """``of_shards`` along the axes over which ``like`` differs by its type."""
+    return of_shards(key, _compat.varying_axes(like))
 
 
 def _leading_rows(shape: tuple[int, ...]) -> int:
