@@ -44,11 +44,16 @@ def mix(key: Key, number: Any) -> Key:
     array does not become a scalar.
     """
     if isinstance(number, int):
-        number = lax.optimization_barrier(np.array([number, 0], np.uint32))[0]
+        return _mix_first(key, np.array([number, 0], np.uint32))
     return _mix(key, number)
 
 
 @jax.jit  # traced once, whatever the number: programs have a thousand of these
+def _mix_first(key: Key, numbers: Any) -> Key:
+    return _mix(key, lax.optimization_barrier(numbers)[0])
+
+
+@jax.jit
 def _mix(key: Key, number: Any) -> Key:
     a, b = key
     b = b ^ _avalanche(a ^ jnp.asarray(number, jnp.uint32))
