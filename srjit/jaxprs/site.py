@@ -204,6 +204,8 @@ def _unflatten(site: SiteParams, args: Sequence[Any]) -> tuple[Any, ...]:
 def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
     x, w, extras, lhs, rhs, _ = _unflatten(site, args)
     with jax.named_scope(f"srjit_{site.label}"):
+        if lhs is rhs is None:  # nothing is quantized: the user's product, with its precision
+            return _plain(site, x, w, extras)
         return scaled_dot(
             site.product,
             x if lhs is None else lhs,

@@ -238,10 +238,15 @@ def quantize(
 
 def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
     """codes * scale * tensor_scale, as ``dtype``, of the codes' shape."""
-    if get_format(q.spec.format).scale == "none":
+    layout = get_format(q.spec.format).scale
+    if layout == "none":
         return q.codes.astype(dtype)
     work = working_dtype(dtype)
-    values = q.codes.astype(work) * aligned(expanded_scale(q, work), q.codes.ndim)
+    codes = q.codes.astype(work)
+    if layout == "e8m0":
+        scale, lift = (_expanded(s, q) for s in scaling.lifted_e8m0(q.scale))
+        return scaling.lowered(codes * scale.astype(work), lift).astype(dtype)
+    values = codes * _expanded(q.scale.astype(work), q)
     if q.tensor_scale is not None:
         values = values * aligned(q.tensor_scale, values.ndim).astype(work)
     return values.astype(dtype)
@@ -302,7 +307,8 @@ def emulated(
 ) -> ScaledValues:
     """``encode`` with block scales multiplied in; arguments as there.
 
-    NVFP4 tensors below 2^-100 may come out smaller than they are: see ``scaling.nvfp4_scales``.
+    NVFP4 tensors below 2^-100 may come out smaller than they are, and MX scales are at least
+    2^-126: see ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
     """
     if spec.rounding == "none":
         return ScaledValues(_prepared(x, spec), None, spec)
@@ -364,7 +370,7 @@ def _scales(
     if known is not None:  # a scale from elsewhere must not hide NaN and Inf
         amax = jnp.where(jnp.isfinite(amax), known.astype(amax.dtype), jnp.nan)
     if fmt.scale == "e8m0":
-        return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding)
+        return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding, subnormal)
     return scaling.float_scales(amax, fmt.element)
 
 
@@ -374,7 +380,7 @@ def tensor_amax(x: jax.Array) -> jax.Array:
 
 
 def _as_float_scale(scale: jax.Array, dtype: Any) -> jax.Array:
-    """Scales as ``dtype``; written out for E8M0, whose casts are slow or missing."""
+    """Scales as ``dtype``, if they are normal; for E8M0, whose casts are slow or missing, too."""
     if scale.dtype != jnp.float8_e8m0fnu:
         return scale.astype(dtype)
     word = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.int32)
@@ -387,15 +393,14 @@ def aligned(scale: jax.Array, ndim: int) -> jax.Array:
     return scale.reshape(scale.shape + (1,) * (ndim - scale.ndim))
 
 
-def expanded_scale(q: QuantizedArray, dtype: Any) -> jax.Array:
-    """``q.scale`` as ``dtype``, in a shape that broadcasts against the codes."""
-    scale, spec = _as_float_scale(q.scale, dtype), q.spec
-    if not spec.is_blocked or not q.codes.ndim:
-        return scale
-    for d in _BlockView.of(q.codes.shape, spec, spec.axes(q.codes.ndim)).dims:
-        repeated = jnp.repeat(scale, spec.block_size, axis=d, total_repeat_length=None)
-        scale = lax.slice_in_dim(repeated, 0, q.codes.shape[d], axis=d)
-    return scale
+def _expanded(scale: jax.Array, q: QuantizedArray) -> jax.Array:
+    """A number for each of q's scales, in a shape that broadcasts against the codes."""
+    spec, ndim = q.spec, q.codes.ndim
+    if spec.is_blocked and ndim:
+        for d in _BlockView.of(q.codes.shape, spec, spec.axes(ndim)).dims:
+            repeated = jnp.repeat(scale, spec.block_size, axis=d, total_repeat_length=None)
+            scale = lax.slice_in_dim(repeated, 0, q.codes.shape[d], axis=d)
+    return aligned(scale, ndim)
 
 
 @dataclasses.dataclass(frozen=True)

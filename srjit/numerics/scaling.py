@@ -65,11 +65,20 @@ def float_scales(amax: jax.Array, element: Element) -> Scales:
     return Scales(encode, scale)
 
 
-def e8m0_scales(amax: jax.Array, element: Element, rounding: ScaleRounding) -> Scales:
-    """2^(floor(log2 amax) - emax): OCP Microscaling Formats v1.0, section 6.3.
+def e8m0_scales(
+    amax: jax.Array, element: Element, rounding: ScaleRounding, subnormal: bool
+) -> Scales:
+    """2^(floor(log2 amax) - emax), at least 2^-127: OCP Microscaling Formats v1.0, section 6.3.
 
     With ``rounding="up"`` the exponent is one higher where the largest element would be clipped.
     NaN and Inf give the NaN scale.
+
+    Args:
+      amax: of every block.
+      element: the grid.
+      rounding: of the scale.
+      subnormal: whether elements and scales that are subnormal floats count, which takes lifted
+        blocks; without it scales are at least 2^-126, the smallest that targets do not flush.
     """
     amax = amax.astype(jnp.float32)
     word = lax.bitcast_convert_type(amax, jnp.int32)
@@ -77,10 +86,22 @@ def e8m0_scales(amax: jax.Array, element: Element, rounding: ScaleRounding) -> S
     if rounding == "up":
         clipped = (word & 0x7FFFFF) > np.float32(element.max).view(np.int32) & 0x7FFFFF
         exponent = exponent + clipped.astype(jnp.int32)
-    exponent = jnp.maximum(exponent, 0)
+    exponent = jnp.maximum(exponent, 0 if subnormal else 1)
     encode = lax.bitcast_convert_type((254 - exponent) << 23, jnp.float32)
     code = jnp.where(word >= 0x7F800000, 255, exponent).astype(jnp.uint8)
-    return Scales(encode, lax.bitcast_convert_type(code, jnp.float8_e8m0fnu))
+    scale = lax.bitcast_convert_type(code, jnp.float8_e8m0fnu)
+    if not subnormal:
+        return Scales(encode, scale)
+    lift = _lift_where(amax < _TINY)
+    return Scales(encode / lift, scale, lift=lift)
+
+
+def lifted_e8m0(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """E8M0 scales as float32, lifted where they are tiny, and the lift."""
+    word = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.int32)
+    lift = word < 64
+    power = lax.bitcast_convert_type((word + 64 * lift) << 23, jnp.float32)
+    return jnp.where(word == 255, jnp.nan, power), _lift_where(lift)
 
 
 def nvfp4_scales(
@@ -189,3 +210,13 @@ def lifted(x: jax.Array, lift: jax.Array) -> jax.Array:
     normal = lax.bitcast_convert_type(bits, jnp.float32) * lift
     magnitude = jnp.where((bits < 0x800000) & (lift > 1), subnormal, normal)
     return jnp.where(word < 0, -magnitude, magnitude)
+
+
+def lowered(x: jax.Array, lift: jax.Array) -> jax.Array:
+    """x / lift, for a lift of 1 or 2^64; exact also where it is a subnormal that float32 has."""
+    if x.dtype == jnp.float64:
+        return x / lift.astype(x.dtype)
+    units = jnp.abs(x) * np.float32(1 / (_UNIT * _LIFT))
+    sign = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(2**31))
+    subnormal = lax.bitcast_convert_type(units.astype(jnp.int32) | sign, jnp.float32)
+    return jnp.where((units < 2.0**23) & (lift > 1), subnormal, x / lift)

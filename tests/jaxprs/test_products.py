@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -241,6 +242,29 @@ def test_element_types_and_precision_are_those_of_the_program(
     check(value, np.matmul, a, b, 9)
     check(dx, lambda a, b: a @ b.T, ones, b, 3)
     check(dw, lambda a, b: a.T @ b, a, ones, 4)
+
+
+@pytest.mark.parametrize("precision", ["default", "high"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_backward_products_in_high_precision_are_as_precise_as_the_user_says(
+    precision: str, dtype: Any
+):
+    def loss(fun: Callable[..., Any], **key: Any) -> Any:
+        return jax.jit(jax.grad(lambda w, x: jnp.sum(fun(w, x, **key) ** 2), (0, 1)))
+
+    def dot(w: jax.Array, x: jax.Array) -> jax.Array:
+        return lax.dot(x, w, precision=precision, preferred_element_type=jnp.float32)
+
+    def dots(step: Any) -> list[Any]:
+        """Precision and element types of dgrad and wgrad, which come last."""
+        lines = [d for d in step.lower(w, x).as_text().splitlines() if "dot_general" in d][-2:]
+        return [
+            (re.findall("DEFAULT|HIGH(?:EST)?", d), re.findall("x(b?f[0-9]+)>", d)) for d in lines
+        ]
+
+    x, w = normal(4, 9, dtype=dtype), normal(9, 3, seed=1, dtype=dtype)
+    quantized = srjit.transform(dot, recipe="int8-qat")
+    assert dots(loss(quantized, sr_key=0)) == dots(loss(dot))
 
 
 CONVOLUTIONS = {
