@@ -264,14 +264,16 @@ class SrjitFunction:
 
     # -------------------------------------------------------------- looking, without running
 
-    def explain(self, *args: Any, sr_key: Any = None, **kwargs: Any) -> Report:
+    def explain(
+        self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> Report:
         """What becomes of every site, and why; nothing runs, nothing is warned of.
 
         Args:
           *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
-          sr_key: as of a call; not needed.
+          sr_key, sr_state: as of a call; not needed.
         """
-        del sr_key  # the plan does not depend on it
+        del sr_key, sr_state  # the plan does not depend on them
         planned: Report = self._seen(self._transformation.report, args, kwargs)
         if self._options.layer == "jaxpr":
             return planned
@@ -302,12 +304,16 @@ class SrjitFunction:
         jax.jit(self._with_key_first(only_look), **_shifted(static)).trace(None, *args, **kwargs)
         return seen[0]
 
-    def init_state(self, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+    def init_state(
+        self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> dict[str, jax.Array]:
         """The state of delayed scales before the first step: a pytree, empty if there are none.
 
         Args:
           *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
+          sr_key, sr_state: as of a call; not needed.
         """
+        del sr_key, sr_state  # shapes do not depend on them
         shapes = self._seen(self._transformation.init_state, args, kwargs)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 

@@ -471,3 +471,9 @@ def test_a_key_on_other_devices_is_named():
     with pytest.raises(ValueError, match="incompatible devices") as error:
         quantized(w, jax.device_put(X, jax.devices()[1]), sr_key=KEY)
     assert "sr_key is committed" not in str(error.value)
+
+
+def test_looking_takes_what_a_call_takes():
+    f = srjit(step, recipe="fp8-delayed")
+    state = f.init_state(W, X, sr_key=KEY, sr_state=None)
+    assert str(f.explain(W, X, sr_key=KEY, sr_state=state)) == str(f.explain(W, X))

@@ -30,8 +30,12 @@ Path = tuple[Any, ...]
 PARAMETER, CAPTURED, DATA = "parameter", "captured", "data"
 BACKWARD = "backward"
 _PARAMETER = frozenset({PARAMETER})
+_STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 SOURCES = frozenset({PARAMETER, CAPTURED, DATA})
+# What an inner srjit makes of a product, and calls what it quantizes an operand by.
+REWRITTEN = ("srjit_site", "srjit_lin")
+QUANTIZER = "srjit_quantize_"
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {
@@ -165,6 +169,8 @@ class JaxprSource:
     @staticmethod
     def opaque(eqn: Any) -> str:
         """See Source."""
+        if eqn.primitive.name in REWRITTEN:
+            return "already rewritten by an inner srjit"
         if _compat.is_kernel(eqn) or any(map(_multiplies, _compat.jaxprs_of(eqn))):
             return "srjit does not look inside kernels and custom calls"
         return ""
@@ -246,7 +252,7 @@ class Provenance:
 
     def _equation(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
         rule = self._rules.get(eqn.primitive)
-        if rule is not None:
+        if rule is not None and not _is_quantizer(eqn):
             return rule(self, eqn, values, scope)
         outs = self._simple(eqn, values, scope)
         if not scope.record:
@@ -256,7 +262,7 @@ class Provenance:
             lhs, rhs, *extras = values
             occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
             self.occurrences.append(occurrence)
-        elif why := self._source.opaque(eqn):
+        elif not _is_quantizer(eqn) and (why := self._source.opaque(eqn)):
             self.opaque.append(Opaque(scope, name, location, why))
         elif name in RANDOM:
             self.random.append("/".join(visible(scope.names)) or location or name)
@@ -272,7 +278,7 @@ class Provenance:
             hash(what)
         except TypeError:
             what = ("unique", next(self._fresh))
-        if eqn.effects:
+        if eqn.effects or name in _STATEFUL:
             what = ("unique", next(self._fresh))
         labels = self._labels(eqn, values)
         if scope.phase == "backward" and values and not view:  # a constant is no gradient
@@ -460,6 +466,11 @@ def _multiplies(jaxpr: Any) -> bool:
         e.primitive.name in PRODUCTS or any(map(_multiplies, _compat.jaxprs_of(e)))
         for e in _compat.open_jaxpr(jaxpr)[0].eqns
     )
+
+
+def _is_quantizer(eqn: Any) -> bool:
+    """Whether a call is an inner srjit's, whose Hadamard transforms are no products of users."""
+    return str(eqn.params.get("name", "")).startswith(QUANTIZER)
 
 
 def _is_same_dtype(eqn: Any) -> bool:

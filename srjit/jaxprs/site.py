@@ -24,6 +24,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat, targets
+from srjit.jaxprs.provenance import QUANTIZER, REWRITTEN
 from srjit.numerics import hadamard
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
@@ -119,7 +120,7 @@ def _quantizer(spec: Quantization, rng: Rng, target: str) -> Any:
         auto = jax.sharding.auto_axes(run, out_sharding=sharded)
         return auto(x, key, amax)  # type: ignore[call-arg]  (its stub knows one argument)
 
-    named.__name__ = named.__qualname__ = f"srjit_quantize_{spec.format}_{spec.rounding}"
+    named.__name__ = named.__qualname__ = f"{QUANTIZER}{spec.format}_{spec.rounding}"
     return jax.jit(named)
 
 
@@ -152,8 +153,7 @@ def quantize_operand(
 
 # ----------------------------------------------------------------------------- the two primitives
 
-site_p = jex_core.Primitive("srjit_site")
-lin_p = jex_core.Primitive("srjit_lin")
+site_p, lin_p = map(jex_core.Primitive, REWRITTEN)
 
 
 def bind_site(
