@@ -7,9 +7,10 @@ from typing import Any
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import annotation, attributes, editing
+from srjit.passes.support import annotation, attributes, editing, symbols
 from srjit.passes.support.composites import QUANTIZE, SCALED_DOT, ScaledDot
 from srjit.passes.support.lowering import Library, signature_of
+from srjit.passes.support.raising import why_closed
 
 
 @register
@@ -41,10 +42,17 @@ class Legalize(Pass):
         library = Library(module)
         unknown: dict[str, None] = {}
         inlined: list[Any] = []
-        for op in list(annotation.operations(module)):
-            if not annotation.is_composite(op):
-                continue
-            name = ir.StringAttr(op.attributes["name"]).value
+        functions = symbols.functions(module)
+        composites = [
+            op
+            for function in functions.values()
+            for op in annotation.operations(function)
+            if annotation.is_composite(op)
+        ]
+        used: dict[str, None] = {}
+        for op in composites:
+            name = symbols.text(op, "name")
+            decomposition = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
             if name == QUANTIZE:
                 call = _decomposed(op)
             elif name == SCALED_DOT:
@@ -57,9 +65,10 @@ class Legalize(Pass):
                 unknown[name] = None
                 continue
             inlined.append(call)
+            used[decomposition] = None
         if target.name == "portable":
-            _inline(inlined)
-        _remove_unused(module)
+            _inline(inlined, module)
+        symbols.erase_unused(module, used)
         header = annotation.header_of(module)
         if header is not None:
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
@@ -75,8 +84,8 @@ def _decomposed(op: Any) -> Any:
 def _product(op: Any, target: Any, library: Library) -> Any:
     try:
         dot = ScaledDot.read(op)
-    except ValueError as error:
-        raise PassError(op, str(error)) from None
+    except (ValueError, TypeError, LookupError) as error:
+        raise PassError(op, f"a composite {SCALED_DOT!r} that srjit did not write: {error}") from None
     label = f"{dot.label}_{target.name}"
     symbol, _ = library.lowered(label, dot, dot.on(target.name), signature_of(op.operands))
     return _called(op, symbol)
@@ -98,36 +107,28 @@ def _called(op: Any, symbol: str) -> Any:
     return new
 
 
-def _inline(calls: list[Any]) -> None:
+def _inline(calls: list[Any], module: Any) -> None:
     """Puts the operations of called functions in place of the calls."""
     from srjit._mlir import inlined_func_call
 
+    known = symbols.functions(module)
     for call in calls:
-        module = call
-        while module.name != "builtin.module":
-            module = module.parent.operation
-        symbols = ir.SymbolTable(module)
-        callee = symbols[editing.callee_of(call) or ""].operation
+        callee = known[editing.callee_of(call) or ""]
+        if why_closed(callee):
+            continue
         with ir.InsertionPoint(call), call.location:
             results = inlined_func_call(callee, list(call.operands))
         for old, new in zip(call.results, results, strict=True):
             old.replace_all_uses_with(new)
+        _pass_on_sites(call, results)
         call.erase()
 
 
-def _remove_unused(module: Any) -> None:
-    """Erases private functions of srjit that nothing uses any more."""
-    while True:
-        used: set[str] = set()
-        functions: dict[str, Any] = {}
-        for op in annotation.operations(module):
-            if op.name == "func.func":
-                functions[ir.StringAttr(op.attributes["sym_name"]).value] = op
-            for name in ("callee", "decomposition"):
-                if name in op.attributes:
-                    used.add(ir.FlatSymbolRefAttr(op.attributes[name]).value)
-        unused = [n for n in functions if n.startswith("srjit.") and n not in used]
-        if not unused:
-            return
-        for name in unused:
-            functions[name].erase()
+def _pass_on_sites(call: Any, results: list[Any]) -> None:
+    """Writes what is known about an inlined product onto the operation that makes its result."""
+    if annotation.SITES not in call.attributes:
+        return
+    op = editing.owner(results[0])
+    sites = call.attributes[annotation.SITES]
+    if op is not None and annotation.SITES not in op.attributes:
+        op.attributes[annotation.SITES] = sites

@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Any
 
 from srjit._mlir import ir
@@ -86,7 +86,7 @@ class Group:
     @functools.cached_property
     def _copies(self) -> dict[Any, Any]:
         pairs = zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True)
-        return {} if self.op is self.frame.op else dict(pairs)
+        return {} if self.op == self.frame.op else dict(pairs)
 
     def op_of(self, eqn: Equation) -> Any:
         """The operation of an equation, in ``op``."""
@@ -152,6 +152,7 @@ def groups_of(
     frames: list[Frame],
     what: Callable[[Frame, Path, Item], Hashable],
     copy: Callable[[Frame], Any],
+    fixed: Collection[Frame] = (),
 ) -> dict[Frame, list[Group]]:
     """The groups of all frames.
 
@@ -159,7 +160,8 @@ def groups_of(
       frames: callers first.
       what: what is to be done to a multiplication, along one chain; chains along which that is the
         same form a group. None where nothing is.
-      copy: makes another operation of a frame that has several groups.
+      copy: makes another function of a frame that has several groups.
+      fixed: functions that have to stay as they are, for others than the frames.
     """
     signatures: dict[tuple[Frame, Path], Hashable] = {}
     numbers: dict[Hashable, int] = {}
@@ -177,14 +179,31 @@ def groups_of(
             signatures[frame, chain] = signature
     groups: dict[Frame, list[Group]] = {}
     group_at: dict[tuple[Frame, Path], Group] = {}
+    callers = {
+        (item.callee, (*chain, *item.path)): (frame, chain, item)
+        for frame in frames
+        for chain in frame.chains
+        for item in frame.items
+        if item.callee
+    }
     for frame in frames:
+        is_function = frame.op.name == "func.func"
         by_signature: dict[Hashable, list[Path]] = collections.defaultdict(list)
         for chain in sorted(frame.chains, key=_order):
-            by_signature[signatures[frame, chain]].append(chain)
+            signature = signatures[frame, chain]
+            if not is_function:  # there is one in every copy of the function that it stands in
+                outer, outside, _ = callers[frame, chain]
+                signature = signature, id(group_at[outer, outside])
+            by_signature[signature].append(chain)
         groups[frame] = []
         for i, chains in enumerate(by_signature.values()):
-            op = copy(frame) if i else frame.op
-            group = Group(frame, chains, op, signatures[frame, chains[0]] is None)
+            nothing = signatures[frame, chains[0]] is None
+            if not is_function:
+                outer, outside, item = callers[frame, chains[0]]
+                op = group_at[outer, outside].op_of(item.eqn)
+            else:
+                op = copy(frame) if i or (frame in fixed and not nothing) else frame.op
+            group = Group(frame, chains, op, nothing)
             _ = group._copies  # now, while both are alike  # pyright: ignore[reportPrivateUsage]
             groups[frame].append(group)
             group_at |= {(frame, chain): group for chain in chains}
