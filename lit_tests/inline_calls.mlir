@@ -92,7 +92,7 @@ func.func @refused(%x: tensor<f32>) -> tensor<f32> {
   %0 = call @sharded(%x) : (tensor<f32>) -> tensor<f32>
   // expected-remark@+1 {{not inlined: @one calls itself}}
   %1 = call @one(%0) : (tensor<f32>) -> tensor<f32>
-  // expected-remark@+1 {{not inlined: @elsewhere has no body}}
+  // expected-remark@+1 {{not inlined: @elsewhere is only declared}}
   %2 = call @elsewhere(%1) : (tensor<f32>) -> tensor<f32>
   // expected-remark@+1 {{not inlined: the call has the attribute 'mhlo.frontend_attributes'}}
   %3 = call @plain(%2) {mhlo.frontend_attributes = {a = "b"}} : (tensor<f32>) -> tensor<f32>

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
+from srjit.passes.diagnostics import emit_remark
 from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import editing
+from srjit.passes.support import editing, symbols
 from srjit.passes.support.editing import callee_of, terminator
-from srjit.passes.support.raising import MalformedProgram, functions, is_effectful, main_of
+from srjit.passes.support.raising import (
+    MalformedProgram,
+    functions,
+    is_effectful,
+    main_of,
+    why_closed,
+)
 
 Mask = tuple[bool, ...]
 
@@ -39,14 +46,21 @@ class EliminateDeadCode(Pass):
             main = main_of(module)
         except MalformedProgram as error:
             raise PassError(error.op, str(error)) from None
-        _Elimination(module).function(main)
+        if why := why_closed(main):
+            emit_remark(main, f"its dead code stays: @main {why}")
+            return
+        _Elimination(module).run(main)
 
 
 class _Elimination:
     """One module's dead code."""
 
     def __init__(self, module: Any) -> None:
-        self.functions = functions(module)
+        self.module = module
+        known = functions(module)
+        self.functions = {name: op for name, op in known.items() if not why_closed(op)}
+        self._taken = set(known)
+        self._uncalled: dict[str, None] = {}  # functions that some call does not call any more
         self._effectful: dict[str, bool] = {}
         self._live: dict[tuple[str, Mask], Mask] = {}  # arguments that live results need
         self._versions: dict[tuple[str, Mask], str] = {}
@@ -57,7 +71,7 @@ class _Elimination:
         """Whether an operation, what it calls or what is in its regions does more than compute."""
         name = callee_of(op)
         if name is not None:
-            if name not in self.functions or not self.functions[name].regions[0].blocks:
+            if name not in self.functions:
                 return True
             if name not in self._effectful:
                 self._effectful[name] = True  # while it is being found out: recursion
@@ -93,7 +107,7 @@ class _Elimination:
     def _needed(self, op: Any, used: Sequence[bool]) -> set[Any]:
         """What an operation needs for the results that are used."""
         name = callee_of(op)
-        if name is not None and name in self.functions and self.functions[name].regions[0].blocks:
+        if name is not None and name in self.functions:
             wanted = self.arguments(name, tuple(used))
             return {v for v, w in zip(op.operands, wanted, strict=True) if w}
         if op.name == "stablehlo.while":
@@ -110,6 +124,8 @@ class _Elimination:
         """Which arguments of a function its chosen results need."""
         if (name, results) not in self._live:
             block = self.functions[name].regions[0].blocks[0]
+            # While they are being found out, as of a function that calls itself: all of them.
+            self._live[name, results] = (True,) * len(block.arguments)
             live = self.live_in(block, results)
             self._live[name, results] = tuple(a in live for a in block.arguments)
         return self._live[name, results]
@@ -128,6 +144,11 @@ class _Elimination:
 
     # ------------------------------------------------------------------------------ elimination
 
+    def run(self, main: Any) -> None:
+        """Removes the dead code of what @main reaches."""
+        self.function(main)
+        symbols.erase_unused(self.module, self._uncalled)
+
     def function(self, op: Any) -> None:
         """Removes the dead code of a function all of whose results live."""
         self._block(op.regions[0].blocks[0])
@@ -139,6 +160,7 @@ class _Elimination:
                 continue
             used = [r in live for r in op.results]
             if not any(used) and not self.is_effectful(op):
+                self._uncalled |= dict.fromkeys(symbols.used(op))
                 op.erase()
             elif callee_of(op) is not None:
                 self._call(op, tuple(used))
@@ -146,19 +168,18 @@ class _Elimination:
                 self._while(op, used)
             elif op.name in ("stablehlo.case", "stablehlo.if"):
                 self._branches(op, used)
-            else:
-                for region in op.regions:
-                    for inner in region.blocks:
-                        self._block(inner)
+            elif op.name == "sdy.manual_computation":
+                self._block(op.regions[0].blocks[0])
 
     def _call(self, op: Any, used: Mask) -> None:
         name = callee_of(op) or ""
-        if name not in self.functions or not self.functions[name].regions[0].blocks:
+        if name not in self.functions:
             return
         wanted = self.arguments(name, used)
         version = self._version(name, used, wanted)
         if version == name:
             return
+        self._uncalled[name] = None
         operands = [v for v, w in zip(op.operands, wanted, strict=True) if w]
         with ir.InsertionPoint(op), op.location:
             types = [r.type for r, u in zip(op.results, used, strict=True) if u]
@@ -192,9 +213,10 @@ class _Elimination:
 
     def _free(self, name: str) -> str:
         version, number = f"{name}_live", 0
-        while version in self.functions:
+        while version in self._taken:
             number += 1
             version = f"{name}_live_{number}"
+        self._taken.add(version)
         return version
 
     def _while(self, op: Any, used: Sequence[bool]) -> None:

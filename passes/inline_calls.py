@@ -11,6 +11,7 @@ from srjit._mlir import ir
 from srjit.passes.diagnostics import emit_remark
 from srjit.passes.registry import Pass, register
 from srjit.passes.support import symbols
+from srjit.passes.support.raising import why_closed
 
 # What a function says of itself that is true of its body wherever that goes.
 _OWN = ("function_type", "sym_name", "sym_visibility", "arg_attrs", "res_attrs")
@@ -73,9 +74,9 @@ def _inline(call: ir.Operation, callee: ir.Operation) -> None:
 
 def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
     """What stands against inlining a function anywhere; nothing if nothing does."""
-    name, blocks = symbols.text(function, "sym_name"), list(function.regions[0].blocks)
-    if len(blocks) != 1:
-        return f"@{name} has {'several blocks' if blocks else 'no body'}"
+    name = symbols.text(function, "sym_name")
+    if why := why_closed(function):
+        return f"@{name} {why}"
     if name in _called_from(name, graph):
         return f"@{name} calls itself"
     own = [n for n in function.attributes if n not in _OWN and not n.startswith("srjit.")]

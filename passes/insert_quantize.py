@@ -11,7 +11,7 @@ import numpy as np
 from srjit._mlir import ir
 from srjit.passes.annotate_matmuls import provenance_of
 from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import annotation, attributes, editing, frames
+from srjit.passes.support import annotation, attributes, editing, frames, symbols
 from srjit.passes.support.composites import SCALED_DOT, Masked, ScaledDot, composite, quantize
 from srjit.passes.support.lowering import Library, type_of
 from srjit.passes.support.noise import Needs, Noise, Threads, count_trips, split_flips
@@ -126,7 +126,10 @@ class _Insertion:
 
     def run(self) -> None:
         """Rewrites."""
-        groups = frames.groups_of(self.frames, self._what, self._copy)
+        fixed = self._fixed() if self.plan.sites else set[Any]()
+        groups = frames.groups_of(self.frames, self._what, self._copy, fixed)
+        for frame in fixed:
+            annotation.erase(frame.op)
         ordered = [g for frame in self.frames for g in groups[frame]]
         needs: dict[Group, Needs] = {}
         for group in reversed(ordered):
@@ -158,6 +161,42 @@ class _Insertion:
     def _copy(self, frame: Frame) -> Any:
         name = ir.StringAttr(frame.op.attributes["sym_name"]).value
         return frames.clone_function(frame, self.library.free(f"{name}_srjit"))
+
+    def _fixed(self) -> set[Frame]:
+        """Functions that others use than what @main reaches: they keep theirs."""
+        main, *others = self.frames
+        calls = {item.eqn.op for frame in self.frames for item in frame.items if item.callee}
+        users: dict[str, list[Any]] = {}
+        for op in annotation.operations(self.module):
+            if op not in calls:
+                for name in symbols.mentioned(op):
+                    users.setdefault(name, []).append(op)
+        if "main" in users:
+            original = self._original_main(main, users["main"])
+            users |= {name: [original] for name in symbols.used(original)}
+        fixed: set[Frame] = set()
+        for frame in others:  # callers first
+            if frame.op.name == "func.func":
+                name = symbols.text(frame.op, "sym_name")
+                if symbols.is_public(frame.op) or name in users:
+                    fixed.add(frame)
+            if frame in fixed:
+                fixed.update(item.callee for item in frame.items if item.callee)
+        return fixed
+
+    def _original_main(self, main: Frame, users: list[Any]) -> Any:
+        """A copy of @main as it is, for those that call it: its signature may change."""
+        other = [op for op in users if op.name != "func.call"]
+        if other:
+            message = f"@main cannot be quantized: {other[0].name} uses it, and would get another"
+            raise PassError(other[0], message)
+        name = self.library.free("main_srjit")
+        original = frames.clone_function(main, name)
+        annotation.erase(original)
+        inside = [op for op in annotation.operations(original) if editing.callee_of(op) == "main"]
+        for op in (*users, *inside):
+            op.attributes["callee"] = ir.FlatSymbolRefAttr.get(name)
+        return original
 
     def noises(self, group: Group, item: Item) -> tuple[Noise | None, Noise | None]:
         """Where the noise of a multiplication's operands comes from."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import annotation, attributes, editing
+from srjit.passes.support import annotation, attributes, editing, symbols
 from srjit.passes.support.composites import QUANTIZE, SCALED_DOT, ScaledDot
 from srjit.passes.support.lowering import Library, signature_of
 from srjit.passes.support.products import RAGGED
-from srjit.passes.support.raising import functions
+from srjit.passes.support.raising import why_closed
 
 
 @register
@@ -46,19 +47,28 @@ class Legalize(Pass):
         library = Library(module)
         unknown: dict[str, None] = {}
         known: dict[Any, str] = {}
-        for op in list(annotation.operations(module)):
-            if not annotation.is_composite(op):
-                continue
-            name = ir.StringAttr(op.attributes["name"]).value
+        composites = [
+            op
+            for function in symbols.functions(module).values()
+            for op in annotation.operations(function)
+            if annotation.is_composite(op)
+        ]
+        used: dict[str, None] = {}
+        for op in composites:
+            name = symbols.text(op, "name")
+            decomposition = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
             if name == SCALED_DOT and target.name != "portable":
                 _product(op, target, library, known)
             elif name in (QUANTIZE, SCALED_DOT, RAGGED):
-                _called(op, ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value)
+                _called(op, decomposition)
             else:
                 unknown[name] = None
+                continue
+            used[decomposition] = None
         if target.name == "portable":
             _inline(module)
-        _remove_unused(module)
+            used |= dict.fromkeys(n for n in symbols.functions(module) if n.startswith(_OURS))
+        symbols.erase_unused(module, used)
         header = annotation.header_of(module)
         if header is not None:
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
@@ -73,8 +83,9 @@ def _product(op: Any, target: Any, library: Library, known: dict[Any, str]) -> N
     if key not in known:
         try:
             dot = ScaledDot.read(op)
-        except ValueError as error:
-            raise PassError(op, str(error)) from None
+        except (ValueError, TypeError, LookupError) as error:
+            why = f"a composite {SCALED_DOT!r} that srjit did not write: {error}"
+            raise PassError(op, why) from None
         label = f"{dot.label}_{target.name}"
         signature = signature_of(op.operands)
         known[key], _ = library.lowered(label, dot, dot.on(target.name), signature)
@@ -102,7 +113,7 @@ def _inline(module: Any) -> None:
     """Puts what functions of srjit do in place of the calls, and of the calls in them."""
     from srjit._mlir import inlined_func_call
 
-    known = functions(module)
+    known = symbols.functions(module)
     todo = [op for op in annotation.operations(module) if _calls_ours(op)]
     while todo:
         call = todo.pop()
@@ -111,13 +122,24 @@ def _inline(module: Any) -> None:
             inside = inside.operation.parent
         if ir.StringAttr(inside.operation.attributes["sym_name"]).value.startswith(_OURS):
             continue  # unused, once all calls of it are inlined
+        callee = known[editing.callee_of(call) or ""]
+        if why_closed(callee):
+            continue
         before = set(_calls_in(call.block))
         with ir.InsertionPoint(call), call.location:
-            results = inlined_func_call(known[editing.callee_of(call) or ""], list(call.operands))
+            results = inlined_func_call(callee, list(call.operands))
         for old, new in zip(call.results, results, strict=True):
             old.replace_all_uses_with(new)
         todo += [op for op in _calls_in(call.block) if op not in before]
+        _pass_on_sites(call, results)
         call.erase()
+
+
+def _pass_on_sites(call: Any, results: Sequence[Any]) -> None:
+    """Writes what is known about an inlined product onto the operation that makes its result."""
+    op = editing.owner(results[0]) if annotation.SITES in call.attributes else None
+    if op is not None and annotation.SITES not in op.attributes:
+        op.attributes[annotation.SITES] = call.attributes[annotation.SITES]
 
 
 _OURS = "srjit."
@@ -129,21 +151,3 @@ def _calls_ours(op: Any) -> bool:
 
 def _calls_in(block: Any) -> list[Any]:
     return [op.operation for op in block.operations if _calls_ours(op.operation)]
-
-
-def _remove_unused(module: Any) -> None:
-    """Erases private functions of srjit that nothing uses any more."""
-    while True:
-        used: set[str] = set()
-        functions: dict[str, Any] = {}
-        for op in annotation.operations(module):
-            if op.name == "func.func":
-                functions[ir.StringAttr(op.attributes["sym_name"]).value] = op
-            for name in ("callee", "decomposition"):
-                if name in op.attributes:
-                    used.add(ir.FlatSymbolRefAttr(op.attributes[name]).value)
-        unused = [n for n in functions if n.startswith(_OURS) and n not in used]
-        if not unused:
-            return
-        for name in unused:
-            functions[name].erase()

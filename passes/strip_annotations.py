@@ -41,7 +41,7 @@ class StripAnnotations(Pass):
             for name in [named for named in op.attributes if named.startswith(_OURS)]:
                 del op.attributes[name]
             for name in _OF_ARGUMENTS:
-                if name in op.attributes:
+                if name in op.attributes and _OURS in str(op.attributes[name]):
                     op.attributes[name] = self._without_ours(op.attributes[name])
             return ir.WalkResult.ADVANCE
 

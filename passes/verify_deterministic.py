@@ -119,10 +119,11 @@ def _generator(op: ir.Operation) -> str:
     if dialect in _DIALECTS and name == "custom_call":
         target = symbols.text(op, "call_target_name")
         return f"custom call {target!r}" if _GENERATOR_NAME.search(target) else ""
-    if name == "composite" and symbols.text(op, "name") == "srjit.quantize":
-        stochastic = '"stochastic"' in str(op.attributes["composite_attributes"])
+    if name == "composite" and symbols.text(op, "name").startswith("srjit."):
+        described = "composite_attributes" in op.attributes
+        stochastic = described and '"stochastic"' in str(op.attributes["composite_attributes"])
         return f"{symbols.text(op, 'name')} with stochastic rounding" if stochastic else ""
-    if name == "call" and "callee" in op.attributes:
+    if op.name == "func.call":
         callee = symbols.callee(op)
         return f"a call of @{callee}" if "threefry2x32" in callee else ""
     path = _innermost_name(op.location)

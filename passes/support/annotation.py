@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import PassError
-from srjit.passes.support import attributes
+from srjit.passes.support import attributes, symbols
 
 if TYPE_CHECKING:
     from srjit.jaxprs.provenance import Occurrence, Provenance
@@ -147,6 +147,13 @@ def write(op: Any, entries: Sequence[Any]) -> None:
     op.attributes[SITES] = ir.ArrayAttr.get([attributes.encode(e) for e in entries])
 
 
+def erase(function: Any) -> None:
+    """Takes all entries off the operations of a function."""
+    for op in operations(function):
+        if SITES in op.attributes:
+            del op.attributes[SITES]
+
+
 def read(op: Any, cls: type[T]) -> list[T]:
     """The entries of one operation.
 
@@ -172,6 +179,4 @@ def operations(module: Any) -> Iterator[Any]:
 
 def is_composite(op: Any, prefix: str = "srjit.") -> bool:
     """Whether an operation is a composite of ours."""
-    if op.name != "stablehlo.composite":
-        return False
-    return ir.StringAttr(op.attributes["name"]).value.startswith(prefix)
+    return op.name == "stablehlo.composite" and symbols.text(op, "name").startswith(prefix)

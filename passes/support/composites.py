@@ -202,7 +202,7 @@ class ScaledDot:
             name = ir.StringAttr(given["operation"]).value
             parameters = ir.DictAttr(given["parameters"])
         except KeyError as error:
-            raise ValueError(f"a {SCALED_DOT} without {error}") from None
+            raise ValueError(f"it has no {error}") from None
         values = list(op.operands)
         pair = [values[0], values[counts[0]], *values[sum(counts) :]]
         primitive, params = products.equation_from(
@@ -218,7 +218,7 @@ class ScaledDot:
         ranks = tuple(len(shape) for shape, _ in signature_of(pair[:2]))
         product = product_from(primitive, params, ranks)
         if product is None:
-            raise ValueError(f"a {SCALED_DOT} of a product that srjit does not quantize")
+            raise ValueError("srjit does not quantize such products")
         dtype = signature_of(op.results)[0][1]
         return cls(product, dtype, specs[0], specs[1], (counts[0], counts[1]))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from srjit._mlir import ir
+from srjit.passes.registry import PassError
 
 
 def constant(value: int) -> Any:
@@ -43,8 +44,24 @@ def binary(name: str, left: Any, right: Any) -> Any:
 
 
 def attributes_of(op: Any) -> dict[str, Any]:
-    """The attributes of an operation, as a dictionary of its own."""
-    return {name: op.attributes[name] for name in op.attributes}
+    """The attributes of an operation, as a dictionary of its own.
+
+    Raises:
+      PassError: one of them is nothing that MLIR's bindings can hand on.
+    """
+    found = {name: attribute_of(op, name) for name in op.attributes}
+    for name, value in found.items():
+        if isinstance(value, str):
+            raise PassError(op, f"MLIR's Python bindings cannot copy attribute {name!r}: {value}")
+    return found
+
+
+def attribute_of(op: Any, name: str) -> Any:
+    """An attribute; its text where the bindings have no class for it: dense complex numbers."""
+    try:
+        return op.attributes[name]
+    except TypeError as error:
+        return str(error)
 
 
 def rebuilt(op: Any, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
@@ -171,4 +188,4 @@ def terminator(block: Any) -> Any:
 
 def is_dense(op: Any) -> bool:
     """Whether a constant's value is written out, element by element."""
-    return isinstance(op.attributes["value"], ir.DenseElementsAttr)
+    return isinstance(attribute_of(op, "value"), ir.DenseElementsAttr)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Any
 
 from srjit._mlir import ir
@@ -162,6 +162,7 @@ def groups_of(
     frames: list[Frame],
     what: Callable[[Frame, Path, Item], Hashable],
     copy: Callable[[Frame], Any],
+    fixed: Collection[Frame] = (),
 ) -> dict[Frame, list[Group]]:
     """The groups of all frames.
 
@@ -169,7 +170,8 @@ def groups_of(
       frames: callers first.
       what: what is to be done to a multiplication, along one chain; chains along which that is the
         same form a group. None where nothing is.
-      copy: makes another operation of a frame that has several groups.
+      copy: makes another function of a frame that has several groups.
+      fixed: functions that have to stay as they are, for others than the frames.
     """
     signatures: dict[tuple[Frame, Path], Hashable] = {}
     numbers: dict[Hashable, int] = {}
@@ -202,7 +204,8 @@ def groups_of(
                 inside = group_at[outer, chains[0][: len(chains[0]) - len(item.path)]]
                 op = inside.op_of(item.eqn)
             else:
-                op = copy(frame) if groups[frame] else frame.op
+                changed = signatures[frame, chains[0]] is not None
+                op = copy(frame) if groups[frame] or (frame in fixed and changed) else frame.op
             group = Group(frame, chains, op)
             groups[frame].append(group)
             group_at |= {(frame, chain): group for chain in chains}

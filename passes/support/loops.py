@@ -61,12 +61,15 @@ class Loop:
         if start != 0 or step is None or step.name != "stablehlo.add":
             return None, None
         others = [constant_integer(v) for v in step.operands if v != self.arguments[position]]
-        return (position, limit) if others == [1] else (None, None)
+        return (position, max(limit, 0)) if others == [1] else (None, None)
 
     def _uses_counter(self) -> bool:
         """Whether the body computes with the trip count, apart from counting and slicing."""
         counter = self.arguments[self.counter or 0]
-        ignored = {*self.skipped, owner(self.returned[self.counter or 0])}
+        step = owner(self.returned[self.counter or 0])
+        if len(list(step.results[0].uses)) > 1:
+            return True  # it computes with the next trip count
+        ignored = {*self.skipped, step}
         seen: set[Any] = set()
         todo = [counter]
         while todo:
@@ -139,8 +142,16 @@ class Loop:
             inner = self._functions.get(name)
             if inner is None or len(op.operands) != 2 or op.operands[0] != stack:
                 return None
-            return op.operands[1] if _reads_one(inner) else None
+            is_one = self._is_one(op.results[0], stack) and _reads_one(inner)
+            return op.operands[1] if is_one else None
         return None
+
+    def _is_one(self, value: Any, stack: Any) -> bool:
+        """Whether a value is, by its type, one of as many as there are iterations."""
+        kinds = (value.type, stack.type)
+        if not all(isinstance(k, ir.RankedTensorType) and k.has_static_shape for k in kinds):
+            return False
+        return [self.length, *kinds[0].shape] == list(kinds[1].shape)
 
     def _write(self, position: int) -> tuple[Any, Any, bool] | None:
         """(operation, slice, backwards) of what an iteration writes to a stack, or None."""
@@ -150,7 +161,11 @@ class Loop:
         inner = self._functions.get(name)
         if inner is None or len(op.operands) != 3 or op.operands[0] != stack:
             return None
-        backwards = self._direction(op.operands[2]) if _writes_one(inner) else None
+        if not self._is_one(op.operands[1], stack) or not _writes_one(inner):
+            return None
+        if len(list(op.results[0].uses)) != 1:
+            return None
+        backwards = self._direction(op.operands[2])
         return None if backwards is None else (op, op.operands[1], backwards)
 
 
@@ -162,7 +177,12 @@ def _reads_one(function: Any) -> bool:
     ]:  # fmt: skip
         return False
     stack, index = function.regions[0].blocks[0].arguments
-    return ops[0].operands[0] == stack and _first_of(ops[0].operands[1:], index)
+    return (
+        ops[0].operands[0] == stack
+        and ops[0].results[0].type.shape[0] == 1
+        and _first_of(list(ops[0].operands)[1:], index)
+        and list(ops[2].operands) == list(ops[1].results)
+    )
 
 
 def _writes_one(function: Any) -> bool:
@@ -177,15 +197,18 @@ def _writes_one(function: Any) -> bool:
         and ops[0].operands[0] == value
         and ops[1].operands[0] == stack
         and ops[1].operands[1] == ops[0].results[0]
-        and _first_of(ops[1].operands[2:], index)
+        and ops[0].results[0].type.shape[0] == 1
+        and _first_of(list(ops[1].operands)[2:], index)
+        and list(ops[2].operands) == list(ops[1].results)
     )
 
 
-def _first_of(indices: Any, index: Any) -> bool:
-    first, *others = indices
-    return first == index and all(constant_integer(v) == 0 for v in others)
+def _first_of(indices: list[Any], index: Any) -> bool:
+    return indices[:1] == [index] and all(constant_integer(v) == 0 for v in indices[1:])
 
 
 def _without_constants(function: Any) -> list[Any]:
+    if len(function.regions[0].blocks) != 1:
+        return []
     ops = [op.operation for op in function.regions[0].blocks[0].operations]
     return [op for op in ops if op.name != "stablehlo.constant"]

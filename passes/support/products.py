@@ -26,6 +26,12 @@ _DTYPES = {
        for bits in (2, 4, 8, 16, 32, 64)},
 }  # fmt: skip
 RAGGED = "srjit.ragged_dot"
+# The attributes of multiplications that say what is multiplied.
+_READ = (
+    "dot_dimension_numbers", "precision_config", "algorithm", "dimension_numbers", "window_strides",
+    "padding", "lhs_dilation", "rhs_dilation", "window_reversal", "feature_group_count",
+    "batch_group_count", "composite_attributes",
+)  # fmt: skip
 _RAGGED_FIELDS = (
     "lhs_contracting", "rhs_contracting", "lhs_batch", "rhs_batch", "lhs_ragged", "rhs_group",
 )  # fmt: skip
@@ -60,7 +66,7 @@ def equation_of(op: Any) -> Equation | str:
     """The JAX primitive and parameters of a multiplication, or why there is none.
 
     Args:
-      op: a ``stablehlo.dot_general``, ``dot`` or ``convolution``.
+      op: a ``stablehlo.dot_general``, ``dot`` or ``convolution``, or a composite of ours.
     """
     for value in (*op.operands, *op.results):
         kind = value.type
@@ -72,11 +78,15 @@ def equation_of(op: Any) -> Equation | str:
             return f"{kind}: only floating-point products are quantized"
         if kind.encoding is not None:
             return f"{kind}: tensors with an encoding are left alone"
-    given = {name: op.attributes[name] for name in op.attributes}
+    given = {name: op.attributes[name] for name in _READ if name in op.attributes}
     if "window_reversal" in given and any(_integers(given["window_reversal"])):
         return "a convolution with a reversed window: JAX has none"
     operands = tuple((tuple(v.type.shape), dtype_of(v.type.element_type)) for v in op.operands)
-    return equation_from(op.name, given, operands, dtype_of(op.results[0].type.element_type))
+    try:
+        name = RAGGED if op.name == "stablehlo.composite" else op.name
+        return equation_from(name, given, operands, dtype_of(op.results[0].type.element_type))
+    except (TypeError, ValueError, LookupError) as error:
+        return f"JAX has no such product: {str(error).partition(chr(10))[0]}"
 
 
 def equation_from(
@@ -203,8 +213,10 @@ def _traced(fun: Any, *operands: Any) -> tuple[Any, dict[str, Any]]:
 
     with jax.enable_x64(True):
         structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in operands]
-        eqn = jax.make_jaxpr(fun)(*structs).eqns[-1]
-    return eqn.primitive, dict(eqn.params)
+        eqns = jax.make_jaxpr(fun)(*structs).eqns
+    if len(eqns) != 1:
+        raise ValueError("its operands or its result are of other types than JAX's")
+    return eqns[0].primitive, dict(eqns[0].params)
 
 
 def _precision(attributes: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.support import names, products
-from srjit.passes.support.editing import callee_of, is_dense, terminator
+from srjit.passes.support.editing import attribute_of, callee_of, is_dense, terminator, walk
 from srjit.passes.support.loops import Loop
 from srjit.passes.support.names import Names
 
@@ -45,7 +45,9 @@ _EFFECTS = frozenset(
     f"stablehlo.{name}"
     for name in ("rng", "infeed", "outfeed", "send", "recv", "after_all", "create_token")
 )
-_PURE_DIALECTS = ("stablehlo.", "chlo.", "arith.", "tensor.", "shape.", "sdy.", "vhlo.", "math.")
+_PURE = (
+    "stablehlo.", "chlo.", "arith.", "tensor.", "shape.", "sdy.", "vhlo.", "math.", "func.constant",
+)  # fmt: skip
 RAGGED = "ragged_dot"
 _RAGGED_NOTE = (
     "a ragged_dot was lowered to masked multiplications, which are sites of their own: their noise "
@@ -170,7 +172,11 @@ def main_of(module: Any) -> Any:
     """
     found = functions(module)
     if "main" not in found:
-        known = f"; it has {', '.join('@' + n for n in found)}" if found else ""
+        known = f"; it has {', '.join('@' + n for n in list(found)[:8])}" if found else ""
+        if any(op.name == "vhlo.func_v1" for op in module.regions[0].blocks[0].operations):
+            known = (
+                ": it is in VHLO, of which a portable artifact is made; it has to be read as one"
+            )
         raise MalformedProgram(None, f"the module has no function @main{known}")
     if not found["main"].regions[0].blocks:
         raise MalformedProgram(found["main"], "@main is only declared, not defined")
@@ -182,7 +188,19 @@ def is_effectful(op: Any) -> bool:
     if op.name == "stablehlo.custom_call":
         attributes = op.attributes
         return "has_side_effect" in attributes and ir.BoolAttr(attributes["has_side_effect"]).value
-    return op.name in _EFFECTS or not op.name.startswith((*_PURE_DIALECTS, "func.call"))
+    return op.name in _EFFECTS or not (op.name.startswith(_PURE) or op.name == "func.call")
+
+
+def why_closed(function: Any) -> str:
+    """Why passes do not look into a function; nothing if they do."""
+    blocks = list(function.regions[0].blocks)
+    if not blocks:
+        return "is only declared"
+    if len(blocks) > 1:
+        return "has more than one block"
+    if not len(blocks[0].operations) or terminator(blocks[0]).name != "func.return":
+        return "does not end in a return"
+    return ""
 
 
 class Raiser:
@@ -190,6 +208,7 @@ class Raiser:
 
     Attributes:
       functions: by name.
+      meshes: the sizes of the axes of every mesh.
       notes: where a module cannot be what the jaxpr was that it was lowered from.
     """
 
@@ -200,6 +219,7 @@ class Raiser:
         self.products: dict[Any, products.Equation | str] = {}
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
+        self._multiplying: dict[str, bool] = {}
 
     def note(self, text: str) -> None:
         """Something that a report has to say, once."""
@@ -207,22 +227,48 @@ class Raiser:
 
     def main(self, module: Any) -> Program:
         """The program that the module starts with."""
-        main_of(module)
-        return self.function("main")
+        main = main_of(module)
+        why = self.why_closed("main")
+        if not why:
+            return self.function("main")
+        inputs = [Var(aval_of(a)) for a in main.regions[0].blocks[0].arguments]
+        eqn = Equation(Primitive(main.name), [], [], {}, main, Names(), effects=True)
+        eqn.opaque = why
+        return Program(inputs, [], [eqn], [], [])
 
-    def function(self, name: str, at: Any = None) -> Program:
-        """The program of a function."""
+    def why_closed(self, name: str) -> str:
+        """Why a function is not read; nothing if it is."""
+        if name in self._open:
+            return f"@{name} calls itself, directly or not"
+        if name not in self.functions:
+            return f"there is no function @{name}"
+        why = why_closed(self.functions[name])
+        return f"@{name} {why}" if why else ""
+
+    def multiplies(self, op: Any) -> bool:
+        """Whether a matrix multiplication stands in an operation's regions, or is called there."""
+        return any(
+            _is_product(inner) or self._call_multiplies(inner)
+            for inner in walk(op)
+            if inner is not op
+        )
+
+    def _call_multiplies(self, op: Any) -> bool:
+        name = callee_of(op)
+        if name is None or name not in self.functions:
+            return False
+        if name not in self._multiplying:
+            self._multiplying[name] = False  # while it is being found out: recursion
+            self._multiplying[name] = self.multiplies(self.functions[name])
+        return self._multiplying[name]
+
+    def function(self, name: str) -> Program:
+        """The program of a function that is not closed."""
         if name in self._programs:
             return self._programs[name]
-        if name in self._open:
-            raise MalformedProgram(at, f"@{name} calls itself, directly or not")
-        if name not in self.functions:
-            raise MalformedProgram(at, f"there is no function @{name}")
         op = self.functions[name]
         self._open.append(name)
         block = op.regions[0].blocks[0]
-        if len(op.regions[0].blocks) > 1:
-            raise MalformedProgram(op, f"@{name} has more than one block")
         reader = _BlockReader(self, None, Names())
         program = reader.read(block, list(block.arguments))
         self._open.pop()
@@ -328,7 +374,21 @@ class _BlockReader:
         inputs = [self.value(v) for v in (*op.operands, *region)]
         eqn = self.add(Primitive(str(name)), op, inputs, op.results, **params)
         eqn.effects = is_effectful(op)
-        eqn.opaque = _opaque(op)
+        eqn.opaque = self._opaque(op)
+
+    def _opaque(self, op: Any) -> str:
+        """Why srjit does not see what an operation may multiply."""
+        if op.name == "stablehlo.custom_call":
+            target = _target_of(op)
+            if any(k in target for k in _KERNELS):
+                return "srjit does not look inside kernels and custom calls"
+        if op.name in ("chlo.ragged_dot", "stablehlo.ragged_dot"):
+            return "a ragged product that was lowered elsewhere: lower it with layer='stablehlo'"
+        if _is_product(op):
+            return "srjit does not quantize this kind of multiplication"
+        if self.raiser.multiplies(op):
+            return "srjit does not look inside this operation's region"
+        return ""
 
     def _axes(self, op: Any) -> tuple[str, ...]:
         """The mesh axes that a collective is over."""
@@ -350,10 +410,11 @@ class _BlockReader:
         if name.startswith("threefry2x32"):
             self.add(Primitive("threefry2x32"), op, map(self.value, op.operands), op.results)
             return True
-        target = self.raiser.functions.get(name)
-        if target is not None and not target.regions[0].blocks:
-            return False
-        program = self.raiser.function(name, op)
+        if why := self.raiser.why_closed(name):
+            self._simple(op)
+            self.eqns[-1].opaque, self.eqns[-1].effects = why, True
+            return True
+        program = self.raiser.function(name)
         eqn = self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
         # JAX calls the body of a scan so, once unless it was unrolled.
         if name.startswith("closed_call") and name in self.bodies and multiplies(program):
@@ -368,18 +429,18 @@ class _BlockReader:
         """A composite is what its decomposition computes, unless it is a product of ours."""
         name = ir.StringAttr(op.attributes["name"]).value
         if name == "srjit.ragged_dot":
-            primitive, params = products.equation_from(
-                name,
-                {n: op.attributes[n] for n in op.attributes},
-                tuple((v.shape, v.dtype) for v in map(aval_of, op.operands)),
-                aval_of(op.results[0]).dtype,
-            )
+            found = products.equation_of(op)
+            if isinstance(found, str):
+                self._simple(op)
+                self.eqns[-1].opaque = found
+                return True
+            primitive, params = found
             self.add(primitive, op, map(self.value, op.operands), op.results, **params)
             return True
-        if name.startswith("srjit."):
-            return False
         called = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
-        program = self.raiser.function(called, op)
+        if name.startswith("srjit.") or self.raiser.why_closed(called):
+            return False
+        program = self.raiser.function(called)
         eqn = self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
         if multiplies(program):
             eqn.primitive = Primitive(name)
@@ -419,6 +480,10 @@ class _BlockReader:
     def _manual(self, op: Any) -> bool:
         """A ``shard_map``; its types do not tell what varies along which axes."""
         block = op.regions[0].blocks[0]
+        if why := self._why_not_manual(op):
+            self._simple(op)
+            self.eqns[-1].opaque = why if self.raiser.multiplies(op) else ""
+            return True
         reader = _BlockReader(self.raiser, self, Names())
         program = reader.read(block, list(block.arguments))
         program.invars += reader.captured.values()
@@ -433,6 +498,17 @@ class _BlockReader:
             newly_manual_axes=_manual_axes(op),
         )
         return True
+
+    def _why_not_manual(self, op: Any) -> str:
+        """Why a manual computation is left alone; nothing if it is not."""
+        texts = [str(op.attributes[n]) for n in ("in_shardings", "out_shardings")]
+        entries = [entry for text in texts for entry in names.SHARDINGS.findall(text)]
+        meshes_ = {entry.partition(",")[0].removeprefix("@") for entry in entries}
+        if not entries or len(entries) != len(op.operands) + len(op.results):
+            return "a manual computation whose shardings srjit cannot read"
+        if not meshes_ <= self.raiser.meshes.keys():
+            return "a manual computation over a mesh with devices in an order of its own"
+        return ""
 
     def _inside(self, op: Any) -> Names:
         """The names around the regions of an operation."""
@@ -570,13 +646,17 @@ def programs_of(eqn: Equation) -> list[Program]:
 
 
 def collective_axes(op: Any, meshes: dict[str, dict[str, int]]) -> tuple[str, ...]:
-    """The mesh axes that a collective is over, from its first group of devices."""
+    """The mesh axes that a collective is over, from its first group of devices; none if unknown."""
     import numpy as np
 
-    given = str(op.attributes["replica_groups"])
-    if "replica_group_mesh_axes" in given:  # from jax 0.12 on, they are named
-        return tuple(names.QUOTED.findall(given))
-    groups = np.array(ir.DenseIntElementsAttr(op.attributes["replica_groups"]))
+    given = op.attributes["replica_groups"]
+    if "replica_group_mesh_axes" in str(given):  # from jax 0.12 on, they are named
+        return tuple(names.QUOTED.findall(str(given)))
+    if not isinstance(given, ir.DenseIntElementsAttr):
+        return ()
+    groups = np.array(given)
+    if not groups.size:
+        return ()
     group = [int(d) for d in np.asarray(groups).reshape(groups.shape)[0]]
     for axes in meshes.values():
         sizes = tuple(axes.values())
@@ -587,11 +667,13 @@ def collective_axes(op: Any, meshes: dict[str, dict[str, int]]) -> tuple[str, ..
 
 
 def meshes(module: Any) -> dict[str, dict[str, int]]:
-    """The sizes of the axes of every mesh that the module declares."""
+    """The sizes of the axes of every mesh, of devices in order, that the module declares."""
     found: dict[str, dict[str, int]] = {}
     for op in module.regions[0].blocks[0].operations:
         if op.operation.name == "sdy.mesh":
             text = str(op.operation.attributes["mesh"])
+            if "device_ids" in text:
+                continue  # which place on an axis a device has, its number does not tell
             axes = {name: int(size) for name, size in names.AXES.findall(text)}
             found[ir.StringAttr(op.operation.attributes["sym_name"]).value] = axes
     return found
@@ -612,7 +694,7 @@ def _manual_axes(op: Any) -> tuple[str, ...]:
 
 
 def _attributes(op: Any) -> tuple[tuple[str, Any], ...]:
-    found = ((name, op.attributes[name]) for name in op.attributes)
+    found = ((name, attribute_of(op, name)) for name in op.attributes)
     return tuple((name, value) for name, value in found if not name.startswith("srjit."))
 
 
@@ -667,25 +749,19 @@ def _target_of(op: Any) -> str:
 _KERNELS = ("pallas", "mosaic", "triton", "tpu_custom_call", "cudnn", "cublas", "__op$", "ffi_call")
 
 
-def _opaque(op: Any) -> str:
-    """Why srjit does not see what an operation may multiply."""
-    if op.name == "stablehlo.custom_call":
-        target = _target_of(op)
-        if any(k in target for k in _KERNELS):
-            return "srjit does not look inside kernels and custom calls"
-    if op.name in ("chlo.ragged_dot", "stablehlo.ragged_dot"):
-        return "a ragged product that was lowered elsewhere: lower it with layer='stablehlo'"
-    inside: list[str] = []
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                if inner.operation.name in _MULTIPLICATIONS:
-                    inside.append(inner.operation.name)
-    return "srjit does not look inside this operation's region" if inside else ""
+def _is_product(op: Any) -> bool:
+    """Whether an operation multiplies matrices, by its name."""
+    return not _MULTIPLICATIONS.isdisjoint(op.name.partition(".")[2].split("_"))
 
 
 _PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
-_MULTIPLICATIONS = ("stablehlo.dot_general", "stablehlo.dot", "stablehlo.convolution", "func.call")
+# Words in the names of operations that multiply matrices, in StableHLO and elsewhere.
+_MULTIPLICATIONS = frozenset(
+    {
+        "dot", "conv", "conv2d", "conv3d", "convolution", "matmul", "gemm", "einsum", "contract",
+        "syrk", "symm", "trmm",
+    }
+)  # fmt: skip
 _WITH_PROGRAMS = frozenset({"jit", "scan", "while", "cond", "shard_map", "closed_call"})
 
 

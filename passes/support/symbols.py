@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import collections
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from srjit._mlir import ir
+from srjit.passes.support.editing import attribute_of
+
+_IN_TEXT = re.compile(r"@([\w$.-]+)")
 
 
 def text(op: ir.Operation, attribute: str) -> str:
     """The value of a string attribute; empty if there is none."""
-    return ir.StringAttr(op.attributes[attribute]).value if attribute in op.attributes else ""
+    value = attribute_of(op, attribute) if attribute in op.attributes else None
+    return value.value if isinstance(value, ir.StringAttr) else ""
 
 
 def top_level(module: ir.Operation) -> list[ir.Operation]:
@@ -36,10 +43,24 @@ def used(op: ir.Operation) -> list[str]:
     """Symbols that an operation and those inside of it mention in any attribute, in order."""
     found: dict[str, None] = {}
 
+    def look(inner: ir.Operation) -> ir.WalkResult:
+        found.update(dict.fromkeys(mentioned(inner)))
+        return ir.WalkResult.ADVANCE
+
+    op.walk(look, ir.WalkOrder.PRE_ORDER)
+    return list(found)
+
+
+def mentioned(op: ir.Operation) -> list[str]:
+    """Symbols that an operation itself mentions in any attribute, in order."""
+    found: dict[str, None] = {}
+
     def read(attribute: Any) -> None:
         match attribute:
             case ir.FlatSymbolRefAttr():
                 found[attribute.value] = None
+            case ir.SymbolRefAttr():
+                found[attribute.value[0]] = None
             case ir.ArrayAttr():
                 for inner in attribute:
                     read(inner)
@@ -49,10 +70,29 @@ def used(op: ir.Operation) -> list[str]:
             case _:
                 pass
 
-    def look(inner: ir.Operation) -> ir.WalkResult:
-        for name in inner.attributes:
-            read(inner.attributes[name])
-        return ir.WalkResult.ADVANCE
-
-    op.walk(look, ir.WalkOrder.PRE_ORDER)
+    for name in op.attributes:
+        value = attribute_of(op, name)
+        try:
+            read(value)
+        except TypeError:  # something in it that the bindings have no class for
+            found.update(dict.fromkeys(_IN_TEXT.findall(str(value))))
     return list(found)
+
+
+def erase_unused(module: ir.Operation, names: Iterable[str]) -> None:
+    """Erases those private functions, and what only they use, that nothing mentions any more."""
+    pending = list(names)
+    if not pending:
+        return
+    known = functions(module)
+    mentions = collections.Counter(symbol for op in top_level(module) for symbol in used(op))
+    while pending:
+        name = pending.pop()
+        function = known.get(name)
+        if function is None or mentions[name] or is_public(function):
+            continue
+        inside = used(function)
+        mentions.subtract(inside)
+        pending += inside
+        del known[name]
+        function.erase()
