@@ -341,7 +341,7 @@ class _BlockReader:
             [self.define(v) for v in outs],
             params,
             op,
-            self.names_of(op, is_leaf=primitive.name not in _WITH_PROGRAMS),
+            self.names_of(op, is_leaf=_WITH_PROGRAMS.isdisjoint(params)),
         )
         self.eqns.append(eqn)
         return eqn
@@ -762,7 +762,7 @@ _MULTIPLICATIONS = frozenset(
         "syrk", "symm", "trmm",
     }
 )  # fmt: skip
-_WITH_PROGRAMS = frozenset({"jit", "scan", "while", "cond", "shard_map", "closed_call"})
+_WITH_PROGRAMS = frozenset({"jaxpr", "branches", "body_jaxpr"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,4 +122,6 @@ def test_an_unrolled_loop_is_said_to_be_several_iterations(unroll: int):
     lowered = jax.jit(fun).lower(PARAMS, X)
     pipeline = "srjit-annotate-matmuls,srjit-insert-quantize{recipe=int8}"
     foreign = srjit.rejit(lowered, pipeline).report
-    assert any("unroll" in note for note in foreign.notes)
+    # Where JAX still calls the body; from 0.12 on it is inlined, and looks like a loop in Python.
+    told = "closed_call" in lowered.as_text()
+    assert any("unroll" in note for note in foreign.notes) == told
