@@ -67,6 +67,9 @@ def _names(text: str) -> list[str]:
     while (wrapper := re.match(r"(?:callsite\(|fused(?:<[^>]*>)?\[)", head)) is not None:
         head = head[wrapper.end() :]
     name = _NAME.match(head)
+    # Around what JAX has inlined it writes what that was part of, with a colon.
+    while name and name[1].endswith(":") and (inner := _NAME.match(head, name.end() + 1)):
+        name = inner
     return [name[1].replace('\\"', '"')] if name else []
 
 
