@@ -410,8 +410,12 @@ def test_small_operands_are_quantized_too(x: Any, w: Any, recipe: str):
 @pytest.mark.parametrize(
     ("x", "w", "reason"),
     [
-        (jnp.ones((2, 3), jnp.int32), jnp.ones((3, 2), jnp.int32), "only floating-point"),
-        (jnp.ones((2, 3), jnp.complex64), jnp.ones((3, 2), jnp.complex64), "only floating-point"),
+        (jnp.ones((2, 3), jnp.int32), jnp.ones((3, 2), jnp.int32), "only float16, bfloat16"),
+        (
+            jnp.ones((2, 3), jnp.complex64),
+            jnp.ones((3, 2), jnp.complex64),
+            "only float16, bfloat16",
+        ),
         (jnp.ones((2, 0)), jnp.ones((0, 2)), "zero-size"),
     ],
 )
