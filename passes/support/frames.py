@@ -227,7 +227,7 @@ def _order(path: Path) -> tuple[tuple[int, str], ...]:
 def clone_function(frame: Frame, name: str) -> Any:
     """A private copy of a function behind it."""
     with ir.InsertionPoint(frame.op):
-        new = frame.op.clone()
+        new = frame.op.clone().operation  # of a function's view, `name` is the symbol
     new.move_after(frame.op)
     new.attributes["sym_name"] = ir.StringAttr.get(name)
     new.attributes["sym_visibility"] = ir.StringAttr.get("private")

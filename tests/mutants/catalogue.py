@@ -282,8 +282,8 @@ MUTANTS: dict[str, Mutant] = {
     "one key for dgrad and wgrad": Mutant(
         group="programs",
         module="srjit.jaxprs.site",
-        old='noise = None if key is None or spec.rounding == "nearest" else mix(key, slot)',
-        new='noise = None if key is None or spec.rounding == "nearest" else mix(key, 0)',
+        old="noise = of_typed_shards(mix(key, slot), x)",
+        new="noise = of_typed_shards(mix(key, 0), x)",
         killed_by=(
             PROGRAMS + "test_a_cotangent_that_is_quantized_in_two_orientations_has_two_draws",
         ),
