@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Any
 
 from srjit._mlir import ir
 from srjit.passes.support import editing
-from srjit.passes.support.raising import Equation, Program
+from srjit.passes.support.raising import Equation, Program, programs_of
 
+_FRAMES = ("func.call", "stablehlo.composite", "sdy.manual_computation")
 Path = tuple[Any, ...]
 Local = tuple[Equation, Any]  # a loop, and which of its regions: "body" or "cond"
 
@@ -83,14 +83,18 @@ class Group:
         """Whether it is the function that the module starts with."""
         return self.chains == [()]
 
-    @functools.cached_property
-    def _copies(self) -> dict[Any, Any]:
-        pairs = zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True)
-        return {} if self.op == self.frame.op else dict(pairs)
+    def __post_init__(self) -> None:
+        # Now, while both are alike, and by equation: an operation's hash is that of its attributes
+        # and operands, and changes with them.
+        self._copies: dict[Equation, Any] = {}
+        if self.op != self.frame.op:
+            pairs = zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True)
+            copies = dict(pairs)
+            self._copies = {eqn: copies[eqn.op] for eqn in _equations(self.frame.program)}
 
     def op_of(self, eqn: Equation) -> Any:
         """The operation of an equation, in ``op``."""
-        return self.replaced.get(eqn) or self._copies.get(eqn.op, eqn.op)
+        return self.replaced.get(eqn) or self._copies.get(eqn, eqn.op)
 
 
 def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
@@ -204,7 +208,6 @@ def groups_of(
             else:
                 op = copy(frame) if i or (frame in fixed and not nothing) else frame.op
             group = Group(frame, chains, op, nothing)
-            _ = group._copies  # now, while both are alike  # pyright: ignore[reportPrivateUsage]
             groups[frame].append(group)
             group_at |= {(frame, chain): group for chain in chains}
     for found in groups.values():
@@ -222,10 +225,19 @@ def _order(path: Path) -> tuple[tuple[int, str], ...]:
     )
 
 
+def _equations(program: Program) -> Iterator[Equation]:
+    """The equations of a frame."""
+    for eqn in program.eqns:
+        yield eqn
+        if eqn.op.name not in _FRAMES:
+            for inner in programs_of(eqn):
+                yield from _equations(inner)
+
+
 def clone_function(frame: Frame, name: str) -> Any:
     """A private copy of a function behind it."""
     with ir.InsertionPoint(frame.op):
-        new = frame.op.clone()
+        new = frame.op.clone().operation
     new.move_after(frame.op)
     new.attributes["sym_name"] = ir.StringAttr.get(name)
     new.attributes["sym_visibility"] = ir.StringAttr.get("private")

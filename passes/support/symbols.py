@@ -10,7 +10,7 @@ from typing import Any
 from srjit._mlir import ir
 from srjit.passes.support.editing import attribute_of
 
-_IN_TEXT = re.compile(r"@([\w$.-]+)")
+_IN_TEXT = re.compile(r'@(?:([\w$.-]+)|"((?:[^"\\]|\\.)*)")')
 
 
 def text(op: ir.Operation, attribute: str) -> str:
@@ -67,15 +67,21 @@ def mentioned(op: ir.Operation) -> list[str]:
             case ir.DictAttr():
                 for named in attribute:
                     read(named.attr)
+            case _ if type(attribute) is ir.Attribute:  # of a dialect: it may mention some too
+                read_text(str(attribute))
             case _:
                 pass
+
+    def read_text(text: str) -> None:
+        if "@" in text:
+            found.update((plain or quoted, None) for plain, quoted in _IN_TEXT.findall(text))
 
     for name in op.attributes:
         value = attribute_of(op, name)
         try:
             read(value)
         except TypeError:  # something in it that the bindings have no class for
-            found.update(dict.fromkeys(_IN_TEXT.findall(str(value))))
+            read_text(str(value))
     return list(found)
 
 
