@@ -25,6 +25,7 @@ demo: setup-examples ## train a language model in bf16, int8, fp8 and nvfp4, sid
 .PHONY: test
 test: setup-test ## run all tests; a part: make test ARGS="tests/numerics -m 'not slow'"
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/lit -s -j $(JOBS) lit_tests
 
 .PHONY: lint
 lint: setup-test ## check format and style (ruff)
@@ -42,7 +43,12 @@ types: setup-test ## check types (pyright, strict)
 
 .PHONY: lit
 lit: setup-test ## run the FileCheck tests of the passes (lit)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lit -v lit_tests
+	$(BIN)/lit -v -j $(JOBS) lit_tests
+
+.PHONY: docs
+docs: setup-test ## write docs/passes.md from the passes
+	mkdir -p docs
+	$(BIN)/python -m srjit.tools.pass_docs > docs/passes.md
 
 .PHONY: bench
 bench: setup-test ## run all benchmarks, one after the other; each prints ratios

@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     given = parser.parse_args()
     layers = min(given.layers, 2) if given.quick else given.layers
+    stages("fp32", 1, "scanned")  # what a process does once
     figures = {
         form: compare(form, given.recipes, layers, given.rounds, not given.quick)
         for form in given.forms

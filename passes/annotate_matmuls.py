@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, PassError, register
@@ -26,9 +26,10 @@ class AnnotateMatmuls(Pass):
     What cannot be inferred is ``unknown``. An operation in a function that is called twice gets two
     entries, in execution order.
 
-    ``params`` says which arguments of @main are parameters: positions (``3``), ranges (``0-5``), or
-    patterns of the names that their locations carry (``params*``). Without it, they are those that
-    belong to the same Python argument as the first one.
+    Attributes:
+      params: which arguments of @main are parameters: positions (`3`), ranges (`0-5`), patterns of
+        the names that their locations carry (`params*`), or `none`. Without it, they are those that
+        belong to the same Python argument as the first one.
 
     Before ==> after:
         %0 = stablehlo.dot_general %arg1, %arg0, contracting_dims = [1] x [0]
@@ -37,24 +38,25 @@ class AnnotateMatmuls(Pass):
           {srjit.sites = [{number = 0, role = "fprop", lhs = "activation", rhs = "weight", ...}]}
     """
 
-    name = "srjit-annotate-matmuls"
+    name: ClassVar[str] = "srjit-annotate-matmuls"
     params: tuple[str, ...] = ()
 
     def run(self, module: ir.Operation) -> None:
         """Annotates."""
         from srjit.jaxprs.roles import classify
 
-        if any(map(annotation.is_composite, annotation.operations(module))):
-            ragged = "srjit.ragged_dot"
-            for op in annotation.operations(module):
-                if annotation.is_composite(op) and not annotation.is_composite(op, ragged):
-                    raise PassError(op, "the module is quantized already: annotate it before that")
-        _, provenance = provenance_of(module, self.params)
+        if annotation.REPORT in module.attributes:
+            raise PassError(None, "the module is quantized already: annotate it before that")
+        _, provenance, _ = provenance_of(module, self.params)
         annotation.annotate(classify(provenance))
 
 
-def provenance_of(module: Any, params: tuple[str, ...] = ()) -> tuple[Program, Provenance]:
+def provenance_of(
+    module: Any, params: tuple[str, ...] = ()
+) -> tuple[Program, Provenance, tuple[str, ...]]:
     """The program that a module is, and where the operands of its multiplications come from.
+
+    The last are notes for a report.
 
     Raises:
       PassError: it is not one program, or a parameter does not exist.
@@ -64,13 +66,14 @@ def provenance_of(module: Any, params: tuple[str, ...] = ()) -> tuple[Program, P
 
     try:
         main = main_of(module)
-        program = Raiser(module).main(module)
+        raiser = Raiser(module)
+        program = raiser.main(module)
     except MalformedProgram as error:
         raise PassError(error.op, str(error)) from None
     names = [_name_of(a) for a in main.regions[0].blocks[0].arguments]
     chosen = _chosen(params, names, main)
     labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
-    return program, Provenance(program, labels, Source())
+    return program, Provenance(program, labels, Source()), tuple(raiser.notes)
 
 
 _ARGUMENT = re.compile(r'loc\("((?:[^"\\]|\\.)*)"\)')
@@ -84,10 +87,13 @@ def _name_of(argument: Any) -> str:
 
 def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:
     if not params:
-        roots = [re.split(r"[\[.]", name)[0] for name in names]
-        return {i for i, root in enumerate(roots) if root == roots[0] and (root or not i)}
+        arguments = main.regions[0].blocks[0].arguments
+        # The tokens of ordered effects come before a program's own arguments.
+        own = [i for i, a in enumerate(arguments) if isinstance(a.type, ir.RankedTensorType)]
+        roots = {i: re.split(r"[\[.]", names[i])[0] for i in own}
+        return {i for i in own if roots[i] == roots[own[0]] and (roots[i] or i == own[0])}
     chosen: set[int] = set()
-    for text in params:
+    for text in params if params != ("none",) else ():
         interval = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
         if interval:
             first, last = int(interval[1]), int(interval[2] or interval[1])

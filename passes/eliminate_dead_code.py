@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.diagnostics import emit_remark
@@ -38,7 +38,7 @@ class EliminateDeadCode(Pass):
         %0 = call @f_live(%x) : (tensor<f32>) -> tensor<f32>
     """
 
-    name = "srjit-eliminate-dead-code"
+    name: ClassVar[str] = "srjit-eliminate-dead-code"
 
     def run(self, module: ir.Operation) -> None:
         """Eliminates."""
@@ -183,7 +183,8 @@ class _Elimination:
         operands = [v for v, w in zip(op.operands, wanted, strict=True) if w]
         with ir.InsertionPoint(op), op.location:
             types = [r.type for r, u in zip(op.results, used, strict=True) if u]
-            attributes = editing.attributes_of(op) | {"callee": ir.FlatSymbolRefAttr.get(version)}
+            callee: Any = ir.FlatSymbolRefAttr.get(version)
+            attributes = editing.attributes_of(op) | {"callee": callee}
             new = ir.Operation.create(
                 "func.call", results=types, operands=operands, attributes=attributes
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, frames, symbols
 from srjit.passes.support.composites import SCALED_DOT, Masked, ScaledDot, composite, quantize
 from srjit.passes.support.lowering import Library, type_of
+from srjit.passes.support.noise import Needs, Noise, Threads, count_trips, split_flips
 from srjit.passes.support.states import (
     Histories,
     Slot,
@@ -21,7 +22,6 @@ from srjit.passes.support.states import (
     largest_of_shards,
     lengths,
 )
-from srjit.passes.support.threading import Needs, Noise, Threads, count_trips, split_flips
 
 T = TypeVar("T")
 _FLOAT32 = np.dtype(np.float32)
@@ -37,14 +37,17 @@ if TYPE_CHECKING:
 class InsertQuantize(Pass):
     """Quantizes the operands of the multiplications that a recipe asks for.
 
-    In neutral form: composites ``srjit.quantize`` and ``srjit.scaled_dot``, whose decompositions are
+    In neutral form: composites `srjit.quantize` and `srjit.scaled_dot`, whose decompositions are
     the functions that the decorator calls, so that the module runs on every backend as it stands.
-    Where noise is drawn, @main gets the key as its last argument (``tensor<2xui32> {srjit.key}``),
-    which goes, with numbers that tell quantizations apart, through calls and loops: a function that
-    is called twice stays one function, unless different things are to be done in it.
+    Where noise is drawn, @main gets the key as its last argument (`tensor<2xui32> {srjit.key =
+    true}`), which goes, with numbers that tell quantizations apart, through calls and loops: a
+    function that is called twice stays one function, unless different things are to be done in it.
 
-    ``recipe`` is a name, a ``.toml`` file, or the text of one. ``strict`` makes an error of what the
-    recipe asks for and cannot be had.
+    Attributes:
+      recipe: a name, a `.toml` file, or the text of one; `auto` is the attached device's.
+      mode: `train`, or `inference`: nearest everywhere, no key.
+      rng: what noise is made by, `hash` or `threefry`.
+      strict: whether what the recipe asks for and cannot be had is an error.
 
     Before ==> after:
         %0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0] {srjit.sites = [...]}
@@ -54,7 +57,7 @@ class InsertQuantize(Pass):
         %0 = stablehlo.composite "srjit.scaled_dot" %q#0, %q#1, %r#0, %r#1 {...}
     """
 
-    name = "srjit-insert-quantize"
+    name: ClassVar[str] = "srjit-insert-quantize"
     recipe: str = "auto"
     mode: Literal["train", "inference"] = "train"
     rng: Literal["hash", "threefry"] = "hash"
@@ -68,7 +71,7 @@ class InsertQuantize(Pass):
         if annotation.REPORT in module.attributes:
             raise PassError(None, "the module is quantized already: one recipe for one module")
         settings = Settings(self._recipe(), get("portable"), self.mode, self.rng)
-        program, provenance = provenance_of(module)
+        program, provenance, notes = provenance_of(module)
         classified = annotation.classified(provenance)
         plan = plan_of(provenance, classified, settings, False)
         self._complain(plan)
@@ -76,7 +79,10 @@ class InsertQuantize(Pass):
         report = plan.report
         module.attributes[annotation.REPORT] = attributes.encode(
             annotation.Header(
-                recipe=report.recipe, target=report.target, mode=report.mode, notes=report.notes
+                recipe=report.recipe,
+                target=report.target,
+                mode=report.mode,
+                notes=(*report.notes, *notes),
             )
         )
 
@@ -262,7 +268,7 @@ class _Insertion:
         if not group.is_main:
             return editing.add_arguments(group.op, types)
         names = {slot.names[0]: t for slot, t in zip(slots, types[len(needs.keys) :], strict=True)}
-        marks = [ir.DictAttr.get({annotation.KEY: ir.UnitAttr.get()}) for _ in needs.keys]
+        marks = [ir.DictAttr.get({annotation.KEY: ir.BoolAttr.get(True)}) for _ in needs.keys]
         marks += [ir.DictAttr.get({annotation.STATE: ir.StringAttr.get(n)}) for n in names]
         types = [*types[: len(needs.keys)], *names.values()]
         added = editing.add_arguments(group.op, types, marks)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, symbols
 from srjit.passes.support.composites import QUANTIZE, SCALED_DOT, ScaledDot
 from srjit.passes.support.lowering import Library, signature_of
+from srjit.passes.support.products import RAGGED
 from srjit.passes.support.raising import why_closed
 
 
@@ -22,13 +24,16 @@ class Legalize(Pass):
     ``target=portable`` inlines the decompositions that the composites carry. A composite that
     srjit does not know stays, and the report says so.
 
+    Attributes:
+      target: a chip's name, `portable`, or `auto`: the attached device's.
+
     Before ==> after:
         %0 = stablehlo.composite "srjit.scaled_dot" %q#0, %q#1, %r#0, %r#1 {...}
         ==>
         %0 = call @srjit.scaled_dot_int8_int8_cpu(%q#0, %q#1, %r#0, %r#1)
     """
 
-    name = "srjit-legalize"
+    name: ClassVar[str] = "srjit-legalize"
     target: str = "auto"
 
     def run(self, module: ir.Operation) -> None:
@@ -41,11 +46,10 @@ class Legalize(Pass):
             raise PassError(None, str(error)) from None
         library = Library(module)
         unknown: dict[str, None] = {}
-        inlined: list[Any] = []
-        functions = symbols.functions(module)
+        known: dict[Any, str] = {}
         composites = [
             op
-            for function in functions.values()
+            for function in symbols.functions(module).values()
             for op in annotation.operations(function)
             if annotation.is_composite(op)
         ]
@@ -53,21 +57,17 @@ class Legalize(Pass):
         for op in composites:
             name = symbols.text(op, "name")
             decomposition = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
-            if name == QUANTIZE:
-                call = _decomposed(op)
-            elif name == SCALED_DOT:
-                call = (
-                    _decomposed(op) if target.name == "portable" else _product(op, target, library)
-                )
-            elif name == "srjit.ragged_dot":
-                call = _decomposed(op)
+            if name == SCALED_DOT and target.name != "portable":
+                _product(op, target, library, known)
+            elif name in (QUANTIZE, SCALED_DOT, RAGGED):
+                _called(op, decomposition)
             else:
                 unknown[name] = None
                 continue
-            inlined.append(call)
             used[decomposition] = None
         if target.name == "portable":
-            _inline(inlined, module)
+            _inline(module)
+            used |= dict.fromkeys(n for n in symbols.functions(module) if n.startswith(_OURS))
         symbols.erase_unused(module, used)
         header = annotation.header_of(module)
         if header is not None:
@@ -76,59 +76,78 @@ class Legalize(Pass):
             module.attributes[annotation.REPORT] = attributes.encode(header)
 
 
-def _decomposed(op: Any) -> Any:
-    """A composite as a call of its decomposition."""
-    return _called(op, ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value)
+def _product(op: Any, target: Any, library: Library, known: dict[Any, str]) -> None:
+    """A composite of a product as a call of what the target runs; ``known``: for equal ones."""
+    types = tuple(v.type for v in (*op.operands, *op.results))
+    key = (op.attributes["composite_attributes"], types)
+    if key not in known:
+        try:
+            dot = ScaledDot.read(op)
+        except (ValueError, TypeError, LookupError) as error:
+            why = f"a composite {SCALED_DOT!r} that srjit did not write: {error}"
+            raise PassError(op, why) from None
+        label = f"{dot.label}_{target.name}"
+        signature = signature_of(op.operands)
+        known[key], _ = library.lowered(label, dot, dot.on(target.name), signature)
+    _called(op, known[key])
 
 
-def _product(op: Any, target: Any, library: Library) -> Any:
-    try:
-        dot = ScaledDot.read(op)
-    except (ValueError, TypeError, LookupError) as error:
-        raise PassError(op, f"a composite {SCALED_DOT!r} that srjit did not write: {error}") from None
-    label = f"{dot.label}_{target.name}"
-    symbol, _ = library.lowered(label, dot, dot.on(target.name), signature_of(op.operands))
-    return _called(op, symbol)
-
-
-def _called(op: Any, symbol: str) -> Any:
-    sites = op.attributes[annotation.SITES] if annotation.SITES in op.attributes else None
+def _called(op: Any, symbol: str) -> None:
+    """Puts a call in place of a composite."""
+    attributes: dict[str, Any] = {"callee": ir.FlatSymbolRefAttr.get(symbol)}
+    if annotation.SITES in op.attributes:
+        attributes[annotation.SITES] = op.attributes[annotation.SITES]
     with ir.InsertionPoint(op), op.location:
         new = ir.Operation.create(
             "func.call",
             results=[r.type for r in op.results],
             operands=list(op.operands),
-            attributes={"callee": ir.FlatSymbolRefAttr.get(symbol)}
-            | ({annotation.SITES: sites} if sites is not None else {}),
+            attributes=attributes,
         )
     for old, result in zip(op.results, new.results, strict=True):
         old.replace_all_uses_with(result)
     op.erase()
-    return new
 
 
-def _inline(calls: list[Any], module: Any) -> None:
-    """Puts the operations of called functions in place of the calls."""
+def _inline(module: Any) -> None:
+    """Puts what functions of srjit do in place of the calls, and of the calls in them."""
     from srjit._mlir import inlined_func_call
 
     known = symbols.functions(module)
-    for call in calls:
+    todo = [op for op in annotation.operations(module) if _calls_ours(op)]
+    while todo:
+        call = todo.pop()
+        inside = call.parent
+        while inside.operation.name != "func.func":
+            inside = inside.operation.parent
+        if ir.StringAttr(inside.operation.attributes["sym_name"]).value.startswith(_OURS):
+            continue  # unused, once all calls of it are inlined
         callee = known[editing.callee_of(call) or ""]
         if why_closed(callee):
             continue
+        before = set(_calls_in(call.block))
         with ir.InsertionPoint(call), call.location:
             results = inlined_func_call(callee, list(call.operands))
         for old, new in zip(call.results, results, strict=True):
             old.replace_all_uses_with(new)
+        todo += [op for op in _calls_in(call.block) if op not in before]
         _pass_on_sites(call, results)
         call.erase()
 
 
-def _pass_on_sites(call: Any, results: list[Any]) -> None:
+def _pass_on_sites(call: Any, results: Sequence[Any]) -> None:
     """Writes what is known about an inlined product onto the operation that makes its result."""
-    if annotation.SITES not in call.attributes:
-        return
-    op = editing.owner(results[0])
-    sites = call.attributes[annotation.SITES]
+    op = editing.owner(results[0]) if annotation.SITES in call.attributes else None
     if op is not None and annotation.SITES not in op.attributes:
-        op.attributes[annotation.SITES] = sites
+        op.attributes[annotation.SITES] = call.attributes[annotation.SITES]
+
+
+_OURS = "srjit."
+
+
+def _calls_ours(op: Any) -> bool:
+    return (editing.callee_of(op) or "").startswith(_OURS)
+
+
+def _calls_in(block: Any) -> list[Any]:
+    return [op.operation for op in block.operations if _calls_ours(op.operation)]

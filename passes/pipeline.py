@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, overload
 
 from srjit import _mlir
 from srjit._mlir import ir
-from srjit.passes import registry, running
+from srjit.passes import diagnostics, registry, running
 from srjit.passes.registry import Option, Pass
 
 _ROOT = "builtin.module"
@@ -128,6 +128,7 @@ class Pipeline:
         verify_each: bool = True,
         timing: bool = False,
         printing: running.Printing = ...,
+        sink: diagnostics.Sink | None = None,
     ) -> ir.Module: ...
     @overload
     def run(
@@ -137,6 +138,7 @@ class Pipeline:
         verify_each: bool = True,
         timing: bool = False,
         printing: running.Printing = ...,
+        sink: diagnostics.Sink | None = None,
     ) -> running.AnyModule: ...
     def run(
         self,
@@ -145,6 +147,7 @@ class Pipeline:
         verify_each: bool = True,
         timing: bool = False,
         printing: running.Printing = running.NOTHING,
+        sink: diagnostics.Sink | None = None,
     ) -> Any:
         """Runs the passes under MLIR's pass manager.
 
@@ -154,9 +157,10 @@ class Pipeline:
           verify_each: verify the module after each pass.
           timing: MLIR's table of times, on standard error.
           printing: when to print the program.
+          sink: called with each diagnostic as it comes; without one, warnings are Python warnings.
 
         Returns:
-          The changed module. MLIR's warnings are Python warnings.
+          The changed module.
 
         Raises:
           PipelineError: the module cannot be parsed, or a pass failed; a module given as an object
@@ -167,7 +171,12 @@ class Pipeline:
             module = running.parse_module(module)
         steps = [running.Step(path, part) for path, part in self._steps(printing.is_by_name)]
         running.run(
-            steps, module.operation, verify_each=verify_each, timing=timing, printing=printing
+            steps,
+            module.operation,
+            verify_each=verify_each,
+            timing=timing,
+            printing=printing,
+            sink=sink,
         )
         return module
 
@@ -398,20 +407,16 @@ def _parsing_context() -> ir.Context:
 
 def _closing(text: str, opened: int, pair: str) -> int:
     """Where the parenthesis or brace at ``opened`` is closed, minding quotes; -1 if nowhere."""
-    depth, pos = 0, opened
-    # Quotes mean something only inside of options.
-    braces = 0
+    depth, braces, pos = 0, 0, opened
     while pos < len(text):
         c = text[pos]
         braces += (c == "{") - (c == "}")
-        if c in "'\"" and braces > 0:
+        if c in "'\"" and braces > 0:  # quotes mean something only inside of options
             pos = text.find(c, pos + 1)
             if pos < 0:
                 return -1
-        elif c == pair[0]:
-            depth += 1
-        elif c == pair[1]:
-            depth -= 1
+        elif c in pair and (braces == 0 or pair == "{}"):
+            depth += 1 if c == pair[0] else -1
             if depth == 0:
                 return pos
         pos += 1
@@ -475,14 +480,15 @@ def text_of(element: Element) -> str:
     if not isinstance(element, Pass):
         return str(element)
     given = [
-        f"{option.name}={_written(option, value)}"
+        f"{option.name}={text_of_value(option, value)}"
         for option in registry.options_of(type(element)).values()
         if (value := getattr(element, option.field)) != option.default
     ]
     return element.name + (f"{{{' '.join(given)}}}" if given else "")
 
 
-def _written(option: Option, value: Any) -> str:
+def text_of_value(option: Option, value: Any) -> str:
+    """What pipelines write for an option's value."""
     if not option.is_list:
         return _quoted(_scalar_text(value), _PLAIN)
     items = [_quoted(_scalar_text(item), _PLAIN_ITEM) for item in value]

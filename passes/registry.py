@@ -91,12 +91,12 @@ def register(cls: P) -> P:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{cls.__name__}.name is {name!r}; it has to be like 'my-pass-2'")
     options_of(cls)  # says what is wrong with them
+    if name in _builtin_modules() and cls.__module__ != _builtin_modules()[name]:
+        raise ValueError(f"{name!r} is a pass of srjit's own: choose another name for {cls!r}")
     other = _registered.get(name)
     # A cell of a notebook that is run again defines its pass again.
     if other is not None and _origin(other) != _origin(cls):
         raise ValueError(f"{_origin(other)} is called {name!r} already")
-    if name in _builtin_modules() and cls.__module__ != _builtin_modules()[name]:
-        raise ValueError(f"{name!r} is a pass of srjit's own: choose another name for {cls!r}")
     _registered[name] = cls
     return cls
 

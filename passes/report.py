@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation
@@ -21,7 +21,11 @@ class WriteReport(Pass):
     """Writes the report that ``explain`` gives, of a module that has been quantized.
 
     Every multiplication with its role, shapes, what its operands become, and why it is kept if it
-    is. ``output`` is a file, ``-`` standard error; ``format`` is ``text``, ``json`` or ``html``.
+    is. The module stays as it is.
+
+    Attributes:
+      output: a file, or `-` for standard error.
+      format: `text` (a table), `json` or `html`.
 
     Before ==> after:
         %0 = stablehlo.composite "srjit.scaled_dot" %q#0, %q#1, %r#0, %r#1 {srjit.sites = [...]}
@@ -29,7 +33,7 @@ class WriteReport(Pass):
         the same; and a table
     """
 
-    name = "srjit-report"
+    name: ClassVar[str] = "srjit-report"
     output: str = "-"
     format: Literal["text", "json", "html"] = "text"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, register
@@ -33,7 +33,7 @@ class ShareQuantized(Pass):
         %q:2 = stablehlo.composite "srjit.quantize" %x {...}
     """
 
-    name = "srjit-share-quantized"
+    name: ClassVar[str] = "srjit-share-quantized"
 
     def run(self, module: ir.Operation) -> None:
         """Shares."""

@@ -19,6 +19,8 @@ _DIALECTS = ("stablehlo", "mhlo")
 _GENERATOR_NAME = re.compile(r"threefry|philox|random|(^|[^a-z])p?rng([^a-z]|$)", re.IGNORECASE)
 # The last part of a location's name is JAX's primitive, also where its function has been inlined.
 _PRIMITIVES = ("random_bits", "rng_bit_generator", "rng_uniform", "threefry2x32")
+# The path of a quantization of ours, which stays on its operations when they have been inlined.
+_STOCHASTIC = re.compile(r".*?srjit_quantize_\w*stochastic\)?")
 # Kernels whose code is data to this module.
 _OPAQUE = re.compile(r"tpu_custom_call|triton|mosaic", re.IGNORECASE)
 _MOST_ERRORS = 20
@@ -32,8 +34,9 @@ class VerifyDeterministic(Pass):
     A model that serves people has to give one answer to one question: it rounds to nearest, and its
     dropout is off. This pass looks through all that public functions reach, calls, branches, loops
     and decompositions, for generators of StableHLO, of custom calls and of JAX's threefry, for
-    stochastic `srjit.quantize`, and for a key among the arguments. Each is an error at its own
-    location. Kernels that cannot be looked into are warned of. The program stays as it is.
+    stochastic `srjit.quantize` (once it is inlined, by the name in its location), and for a key
+    among the arguments. Each is an error at its own location. Kernels that cannot be looked into
+    are warned of. The program stays as it is.
 
     Before ==> after:
         %0 = stablehlo.rng %lo, %hi, %shape, distribution = UNIFORM : ...
@@ -88,9 +91,15 @@ def _generators(function: ir.Operation) -> Iterator[tuple[ir.Operation, str]]:
     if any("srjit.key" in attributes for attributes in _arguments(function)):
         found.append((function, "what the argument srjit.key is the key of"))
 
+    lowered: set[str] = set()
+
     def look(op: ir.Operation) -> ir.WalkResult:
         if what := _generator(op):
-            found.append((op, what))
+            # Many operations are one quantization.
+            if what not in lowered:
+                found.append((op, what))
+            if what.startswith("what "):
+                lowered.add(what)
         elif op.name.endswith(".custom_call") and _OPAQUE.search(
             symbols.text(op, "call_target_name")
         ):
@@ -117,7 +126,10 @@ def _generator(op: ir.Operation) -> str:
     if op.name == "func.call":
         callee = symbols.callee(op)
         return f"a call of @{callee}" if "threefry2x32" in callee else ""
-    primitive = _innermost_name(op.location).rpartition("/")[2]
+    path = _innermost_name(op.location)
+    if ours := _STOCHASTIC.match(path):
+        return f"what {ours[0]} was lowered to"
+    primitive = path.rpartition("/")[2]
     return f"{op.name}, part of {primitive}" if primitive in _PRIMITIVES else ""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 if _TYPE_CHECKING:
     from srjit import passes, recipes, targets
     from srjit.api import SrjitFunction, keep_high_precision, role, srjit
+    from srjit.export import Exported, export, load
     from srjit.numerics.quantization import (
         Quantization,
         QuantizedArray,
@@ -17,6 +18,7 @@ if _TYPE_CHECKING:
     )
     from srjit.plan import Report, Site, SitePlan
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
+    from srjit.rejit import Rejitted, rejit
     from srjit.stages import Compiled, Lowered, Traced
     from srjit.targets import Target
     from srjit.transformation import UnsupportedSiteError, transform
@@ -29,6 +31,8 @@ _HOME = {
     name: module
     for module, names in {
         "passes": "",
+        "export": "Exported export load",
+        "rejit": "Rejitted rejit",
         "recipes": "Operands Recipe RecipeError Rule",
         "targets": "Target",
         "api": "SrjitFunction keep_high_precision role srjit",
@@ -43,12 +47,14 @@ _MODULES = ("passes", "recipes", "targets")
 
 __all__ = [
     "Compiled",
+    "Exported",
     "Lowered",
     "Operands",
     "Quantization",
     "QuantizedArray",
     "Recipe",
     "RecipeError",
+    "Rejitted",
     "Report",
     "Rule",
     "Site",
@@ -58,10 +64,13 @@ __all__ = [
     "Traced",
     "UnsupportedSiteError",
     "dequantize",
+    "export",
     "keep_high_precision",
+    "load",
     "passes",
     "quantize",
     "recipes",
+    "rejit",
     "role",
     "srjit",
     "stochastic_round",

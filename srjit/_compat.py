@@ -10,21 +10,36 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
+import numpy as np
 from jax._src import core as _core  # whether a transformation is under way
 from jax._src import shard_map as _shard_map  # its primitive is not exported
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
+from jax._src import stages as _stages  # see with_more_arguments
+from jax._src import tree_util as _tree_util  # see differences
+from jax._src.export import _export  # see export_lowered
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
+from jax._src.interpreters import pxla as _pxla  # see with_more_arguments
+from jax._src.lax import lax as _lax  # a primitive that is not exported
+from jax._src.lib import pytree as _pytree  # trees of the registry that lowered programs use
 from jax._src.named_sharding import UNSPECIFIED  # what jit says of a sharding nobody gave
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
+from jax.interpreters import mlir
 
 shard_map_p = _shard_map.shard_map_p
+ragged_dot_general_p = _lax.ragged_dot_general_p
 
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:
     """Mesh axes of an enclosing ``shard_map`` over which ``x`` differs, by its type."""
-    return tuple(sorted(jax.typeof(x).manual_axis_type.varying))
+    return tuple(sorted(typed_axes(jax.typeof(x))))
+
+
+def typed_axes(aval: Any) -> frozenset[str]:
+    """Mesh axes of an enclosing ``shard_map`` over which a value differs, if its type says so."""
+    return frozenset(getattr(getattr(aval, "manual_axis_type", None), "varying", ()))
 
 
 def result_type(fun: Any, *avals: Any) -> Any:
@@ -148,19 +163,10 @@ def axis_names(eqn: Any) -> frozenset[str]:
     return frozenset(given if isinstance(given, (tuple, list)) else (given,))
 
 
-def unchecked_axes(eqn: Any) -> list[frozenset[str]] | None:
-    """For each operand of a ``shard_map``, the axes that shard it; None if types tell."""
-    if eqn.params["check_vma"]:
-        return None
-    return [
-        frozenset(
-            name
-            for entry in spec
-            if entry is not None
-            for name in (entry if isinstance(entry, tuple) else (entry,))
-        )
-        for spec in eqn.params["in_specs"]
-    ]
+def axes_of(spec: Any) -> tuple[str, ...]:
+    """The mesh axes in a PartitionSpec, or in a tuple of tuples of them, in order."""
+    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec)
+    return tuple(name for entry in entries for name in entry if name is not None)
 
 
 def is_float(dtype: Any) -> bool:
@@ -241,3 +247,178 @@ def user_stacklevel() -> int:
     while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame, level = frame.f_back, level + 1
     return level
+
+
+# --------------------------------------------------------------------------------- lowered programs
+
+
+def module_of(lowered: Any) -> Any:
+    """The module of a ``jax.stages.Lowered`` as JAX holds it: its cache too, so never change it."""
+    return lowered._lowering.stablehlo()
+
+
+def name_of_module(lowered: Any) -> str:
+    """What a lowered program is called."""
+    name = str(lowered._lowering._name)
+    return name[len("jit(") : -1] if name.startswith("jit(") else name
+
+
+def with_more_arguments(
+    lowered: Any, module: Any, arguments: dict[str, Any], results: Sequence[Any]
+) -> Any:
+    """A ``jax.stages.Lowered`` of ``module``, which is that of ``lowered`` after a rewriting.
+
+    Called as ``compiled(args, kwargs, arguments)``, it returns ``(out, results)``: JAX has no
+    public way to run a module with the callbacks, effects and shardings of another one.
+
+    Args:
+      lowered: of the program as it was.
+      module: with ``arguments`` and ``results`` more than ``lowered`` has, all of them last.
+      arguments, results: avals, those of the arguments by what messages call them.
+
+    Raises:
+      NotImplementedError: JAX passes what the program mutates behind its last argument.
+    """
+    old = lowered._lowering
+    if getattr(lowered, "_in_types", None) and _has_high_types(lowered):
+        raise NotImplementedError("arguments or results of high-level (hijax) types")
+    given: dict[str, Any] = dict(old.compile_args)
+    mutated = given.get("mut")
+    if mutated is not None and mutated.in_mut and arguments:
+        raise NotImplementedError(
+            "the program mutates arrays that it closes over (jax.new_ref): make them arguments"
+        )
+    replicated = _replicated(old, given)
+    kept = len(old.const_args) + lowered.in_tree.num_leaves
+    avals = list(arguments.values())
+    given["global_in_avals"] = (*given["global_in_avals"], *avals)
+    given["in_shardings"] = (*given["in_shardings"], *[replicated] * len(arguments))
+    given["in_layouts"] = (*given["in_layouts"], *[None] * len(arguments))
+    given["kept_var_idx"] = {*given["kept_var_idx"], *range(kept, kept + len(arguments))}
+    given["global_out_avals"] = (*given["global_out_avals"], *results)
+    given["out_shardings"] = (*given["out_shardings"], *[replicated] * len(results))
+    given["out_layouts"] = (*given["out_layouts"], *[None] * len(results))
+    if mutated is not None:
+        given["mut"] = mutated._replace(out_mut=[*mutated.out_mut, *[None] * len(results)])
+    info = given.get("all_args_info")
+    if info is not None:
+        names = info.debug_info.arg_names
+        if names is not None:
+            names = (*names, *arguments)
+        given["all_args_info"] = info._replace(
+            in_avals=(*info.in_avals, *avals),
+            debug_info=info.debug_info._replace(arg_names=names),
+        )
+    computation = _pxla.MeshComputation(
+        old._name,
+        module,
+        old.const_args,
+        (*old._donated_invars, *[False] * len(arguments)),
+        old._platforms,
+        old._compiler_options_kvs,
+        old._device_list,
+        **given,
+    )
+    more = [_stages.ArgInfo(aval, False) for aval in avals]
+    args, kwargs = lowered.args_info
+    registry = _tree_util.tracing_registry  # that of lowered.out_tree; the public one is another
+    trees = [lowered.out_tree, registry.flatten([0] * len(results))[1]]
+    out_tree = _pytree.treedef_tuple(registry, trees)
+    return _stages.Lowered(computation, ((args, kwargs, more), {}), out_tree)
+
+
+def _has_high_types(lowered: Any) -> bool:
+    types = (lowered._in_types, lowered._out_types)
+    return all(types) and any(t.is_high for _, avals in types for t in avals)
+
+
+def _replicated(lowering: Any, given: dict[str, Any]) -> Any:
+    """The sharding of what every device of a lowered program has a copy of."""
+    devices = lowering._device_list
+    if devices is None or len(devices) == 1:
+        return UNSPECIFIED
+    for sharding in (*given["in_shardings"], *given["out_shardings"]):
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            mesh = sharding.mesh
+            break
+    else:
+        mesh = jax.sharding.Mesh(np.array(list(devices)), ("srjit",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def lowered_module(
+    module: Any, name: str, arguments: Sequence[Any], results: Sequence[Any], partitions: int
+) -> Any:
+    """A ``jax.stages.Lowered`` of a module that JAX has not lowered; flat arguments and results.
+
+    Shardings are those of the module's own attributes: XLA says after compilation what they are.
+
+    Raises:
+      ValueError: there are not as many devices as the module has partitions.
+    """
+    devices = jax.devices()
+    if len(devices) < partitions:
+        raise ValueError(
+            f"{name} is for {partitions} devices (mhlo.num_partitions), there are {len(devices)}"
+        )
+    devices = devices[:partitions]
+    names = tuple(f"args[{i}]" for i in range(len(arguments)))
+    computation = _pxla.MeshComputation(
+        name,
+        module,
+        [],
+        (False,) * len(arguments),
+        (devices[0].platform,),
+        (),
+        tuple(devices),
+        global_in_avals=tuple(arguments),
+        global_out_avals=tuple(results),
+        in_shardings=(UNSPECIFIED,) * len(arguments),
+        out_shardings=(UNSPECIFIED,) * len(results),
+        tuple_args=False,
+        unordered_effects=[],
+        ordered_effects=[],
+        host_callbacks=[],
+        keepalive=[],
+        kept_var_idx=set(range(len(arguments))),
+        mut=None,
+        backend=devices[0].client,
+        num_devices=partitions,
+        committed=partitions > 1,
+        in_layouts=(None,) * len(arguments),
+        out_layouts=(None,) * len(results),
+        shape_poly_state=mlir.ShapePolyLoweringState((), (devices[0].platform,)),
+        all_args_info=_pxla.AllArgsInfo(
+            tuple(arguments), _core.DebugInfo("srjit.rejit", name, names, None)
+        ),
+        pgle_profiler=None,
+        intermediate_shardings=[],
+        context_mesh=None,
+    )
+    infos = tuple(_stages.ArgInfo(aval, False) for aval in arguments)
+    out = 0 if len(results) == 1 else (0,) * len(results)
+    out_tree = _tree_util.tracing_registry.flatten(out)[1]
+    return _stages.Lowered(computation, (infos, {}), out_tree)
+
+
+def differences(tree: Any, other: Any) -> list[str]:
+    """How two pytree structures of ``(args, kwargs)`` differ; JAX has it, and uses it privately."""
+    return [
+        f"{('args', 'kwargs')[path[0].idx] + jax.tree_util.keystr(tuple(path[1:])) if path else ''}"
+        f" was {was}, is {now}: {why}"
+        for path, was, now, why in _tree_util.equality_errors_pytreedef(tree, other)
+    ]
+
+
+def export_lowered(lowered: Any, name: str, custom_calls: Sequence[str]) -> Any:
+    """What ``jax.export`` makes of a lowered program; publicly it takes functions only.
+
+    Args:
+      lowered: a ``jax.stages.Lowered``.
+      name: for messages.
+      custom_calls: what may be called that JAX does not promise to keep as it is.
+    """
+    checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in custom_calls]
+    no_jaxpr: Any = None
+    exported = _export._export_lowered(lowered, no_jaxpr, name, checks)  # pyright: ignore[reportPrivateUsage]
+    return dataclasses.replace(exported, _get_vjp=None)

@@ -7,7 +7,11 @@ objects are the same, so that modules from ``jax.jit(f).lower()`` can be given t
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# As JAX does when it is imported first: jaxlib would write its devices to standard error.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 from jaxlib.mlir import ir as ir
 from jaxlib.mlir import passmanager as passmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
 import threading
 import types
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +30,19 @@ from srjit.keys import (
 )
 from srjit.numerics.formats import unknown_name
 from srjit.numerics.random_bits import Rng, as_key
+from srjit.passes import PassWarning
+from srjit.passes.report import report_of
 from srjit.plan import Report
 from srjit.recipes import Recipe, Role
 from srjit.stages import Lowered, Traced
 from srjit.targets import Target
 from srjit.transformation import (
+    Layer,
     Mode,
     Options,
     Transformation,
     is_traced,
+    name_of,
     parameters_of,
     signature_with_key,
 )
@@ -55,7 +61,7 @@ def srjit(
     recipe: str | os.PathLike[str] | Recipe = "auto",
     target: str | Target = "auto",
     mode: Mode = "train",
-    layer: Literal["jaxpr"] = "jaxpr",
+    layer: Layer = "jaxpr",
     params_argnums: int | Sequence[int] = 0,
     rng: Rng = "hash",
     strict: bool = False,
@@ -71,7 +77,9 @@ def srjit(
         target's.
       target: a name (``srjit.targets.names()``) or a Target; ``auto`` is the attached device's.
       mode: ``train``, or ``inference``: nearest everywhere, no key.
-      layer: ``jaxpr``.
+      layer: what is rewritten: the traced function (``jaxpr``), or what JAX lowers it to
+        (``stablehlo``), by the passes of ``srjit.passes``. Numbers are the same; what is rewritten
+        after lowering can be called inside another ``jax.jit``, but not differentiated or batched.
       params_argnums: positional arguments whose arrays are parameters.
       rng: ``hash`` or ``threefry``.
       strict: whether a site that the recipe asks for and that cannot be had is an error.
@@ -97,15 +105,13 @@ def srjit(
       ...     return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), loss
       >>> params, loss = train_step(params, batch, sr_key=jax.random.key(0))
     """
-    if layer != "jaxpr":
-        raise unknown_name("layer", layer, ("jaxpr",))
     for name in jit_options:
         if name not in _JIT_OPTIONS:
-            known = {*_JIT_OPTIONS, *inspect.signature(Options.of).parameters, "layer", "key"}
+            known = {*_JIT_OPTIONS, *inspect.signature(Options.of).parameters, "key"}
             raise TypeError(str(unknown_name("option", name, known - {"fun"})))
 
     def decorate(fun: Callable[..., Any]) -> SrjitFunction:
-        options = Options.of(fun, recipe, target, mode, params_argnums, rng, strict, dump_to)
+        options = Options.of(fun, recipe, target, mode, params_argnums, rng, strict, dump_to, layer)
         return SrjitFunction(fun, options, key, jit_options)
 
     return decorate if fun is None else decorate(fun)
@@ -115,6 +121,7 @@ class SrjitFunction:
     """A jitted function whose matrix multiplications are quantized; made by ``srjit``.
 
     Attributes:
+      name: what messages call it.
       calls: how many calls have taken their noise from the base key; can be set, to resume.
     """
 
@@ -122,6 +129,7 @@ class SrjitFunction:
         self, fun: Callable[..., Any], options: Options, key: Any, jit_options: dict[str, Any]
     ) -> None:
         functools.update_wrapper(self, fun)
+        self.name = name_of(fun)
         self.__signature__ = signature_with_key(fun)
         self._fun, self._options = fun, options
         self._transformation = Transformation(fun, options, is_traced)
@@ -256,15 +264,33 @@ class SrjitFunction:
 
     # -------------------------------------------------------------- looking, without running
 
-    def explain(self, *args: Any, sr_key: Any = None, **kwargs: Any) -> Report:
+    def explain(
+        self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> Report:
         """What becomes of every site, and why; nothing runs, nothing is warned of.
 
         Args:
           *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
-          sr_key: as of a call; not needed.
+          sr_key, sr_state: as of a call; not needed.
         """
-        del sr_key  # the plan does not depend on it
-        return self._seen(self._transformation.report, args, kwargs)
+        del sr_key, sr_state  # the plan does not depend on them
+        planned: Report = self._seen(self._transformation.report, args, kwargs)
+        if self._options.layer == "jaxpr":
+            return planned
+        done = self._report_of_module(args, kwargs)
+        notes = dict.fromkeys((*planned.notes, *done.notes))
+        return dataclasses.replace(done, notes=tuple(notes))
+
+    def _report_of_module(self, args: Any, kwargs: Any) -> Report:
+        """What the passes say that they have done."""
+        modules: list[Any] = []
+        options = dataclasses.replace(self._options, strict=False, dump=None)
+        copy = SrjitFunction(self._fun, options, None, self._jit_options)
+        copy._transformation.watch(lambda _, module: modules.append(module))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PassWarning)
+            copy.lower(*args, **kwargs)
+        return report_of(modules[-1].operation)
 
     def _seen(self, look: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What ``look`` returns of the arguments as they are while the function is traced."""
@@ -278,17 +304,28 @@ class SrjitFunction:
         jax.jit(self._with_key_first(only_look), **_shifted(static)).trace(None, *args, **kwargs)
         return seen[0]
 
-    def init_state(self, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+    def init_state(
+        self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> dict[str, jax.Array]:
         """The state of delayed scales before the first step: a pytree, empty if there are none.
 
         Args:
           *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
+          sr_key, sr_state: as of a call; not needed.
         """
+        del sr_key, sr_state  # shapes do not depend on them
         shapes = self._seen(self._transformation.init_state, args, kwargs)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def rewritten(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
-        """The rewritten program: a ``ClosedJaxpr``; its first inputs are the key, if it has one."""
+        """The rewritten program.
+
+        Returns:
+          A ``ClosedJaxpr``, whose first inputs are the key, if it has one; with
+          ``layer="stablehlo"``, the text of the rewritten module.
+        """
+        if self._options.layer == "stablehlo":
+            return self.lower(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).as_text()
         return self.trace(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).jaxpr
 
     def trace(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Traced:
@@ -326,6 +363,17 @@ class SrjitFunction:
         if self._base is not None:
             return self._counted(self.calls)
         return IfNeeded(jax.eval_shape(lambda: jax.random.key(0)))
+
+    def keyed(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The ``jax.jit`` that runs for these arguments, and what it takes as its first one.
+
+        Args:
+          key: what to give it as the key, one of the types of ``srjit.keys``, if it takes one.
+          args, kwargs: fun's own.
+        """
+        given = None if self._options.mode == "inference" else key
+        state = self.init_state(*args, **kwargs) if self._options.recipe.has_delayed_scales else {}
+        return self._jit_for(args), Stateful(given, state) if state else given
 
     def clear_cache(self) -> None:
         """As of ``jax.jit``."""

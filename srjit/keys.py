@@ -42,6 +42,12 @@ class Stateful(NamedTuple):
     state: Any
 
 
+class Words(NamedTuple):
+    """The two key words themselves, as one array."""
+
+    words: Any
+
+
 class MissingKeyError(TypeError):
     """A program draws noise, and no key was given."""
 
@@ -101,6 +107,8 @@ def key_words(key: Any) -> Key:
     Raises:
       TypeError: it is not a key.
     """
+    if isinstance(key, Words):
+        return key.words[0], key.words[1]
     if isinstance(key, Counted):
         return mix(as_key(key.base), key.number)
     return as_key(key)

@@ -261,7 +261,17 @@ def _inline_table(q: Quantization) -> str:
 
 
 _KEY = r"""(?:[\w-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
-_KEYS = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
+_TOKEN = re.compile(
+    rf"""#[^\n]*|\"\"\"(?:\\.|[^\\])*?\"\"\"|\'\'\'.*?\'\'\'|{_KEY}|[\[\]{{}}=,\n]""", re.DOTALL
+)
+
+
+@dataclasses.dataclass
+class _Inline:
+    """An inline table (``index`` is None), or an array with the index of the element at hand."""
+
+    path: tuple[str, ...]
+    index: int | None = None
 
 
 class _Lines:
@@ -270,20 +280,43 @@ class _Lines:
     def __init__(self, text: str) -> None:
         self.found: list[tuple[tuple[str, ...], int]] = []
         table: tuple[str, ...] = ()
-        rules = 0
-        for number, line in enumerate(text.split("\n"), 1):
-            if header := re.match(rf"\s*(\[\[?)\s*({_KEYS})\s*\]", line):
-                table = self._split(header[2])
-                rules += header[1] == "[["
+        inside: list[_Inline] = []
+        keys: list[str] | None = []  # None: where a value stands
+        header, rules = "", 0
+        path: tuple[str, ...] = ()  # of the value
+        for match in _TOKEN.finditer(text):
+            token, number = match[0], 1 + text.count("\n", 0, match.start())
+            if token == "\n":
+                keys, header = keys if inside else [], ""
+            elif token == "[" and keys is not None:
+                header += "["
+            elif token == "]" and header and keys:
+                rules += header == "[["
+                table = tuple(keys)
                 if table[0] == "rule" and rules:
                     table = ("rule", str(rules - 1), *table[1:])
                 self.found.append((table, number))
-            elif keys := re.match(rf"\s*({_KEYS})\s*=", line):
-                self.found.append(((*table, *self._split(keys[1])), number))
-
-    @staticmethod
-    def _split(keys: str) -> tuple[str, ...]:
-        return tuple(k.strip("\"'") for k in re.findall(_KEY, keys))
+                keys, header = None, ""
+            elif token == "=" and keys:
+                path = (*(inside[-1].path if inside else table), *keys)
+                self.found.append((path, number))
+                keys = None
+            elif token in ("[", "{"):
+                if inside and (index := inside[-1].index) is not None:
+                    path = (*inside[-1].path, str(index))
+                    self.found.append((path, number))
+                inside.append(_Inline(path, 0 if token == "[" else None))
+                keys = [] if token == "{" else None
+            elif token in ("]", "}") and inside:
+                inside.pop()
+                keys = None
+            elif token == "," and inside:
+                if inside[-1].index is None:
+                    keys = []
+                else:
+                    inside[-1].index += 1
+            elif keys is not None and token[0] != "#":
+                keys.append(token.strip("\"'"))
 
     def find(self, where: tuple[str, ...]) -> int:
         """The line of the key at ``where``, or of what it would stand in."""
@@ -332,12 +365,24 @@ def _operands(table: Any, where: tuple[str, ...]) -> Operands:
     return Operands(**{kind: _quantization(table[kind], (*where, kind)) for kind in table})
 
 
+# What a quantization's values are in TOML, where they are no strings.
+_TYPES: dict[str, tuple[Any, str]] = {
+    "block": (int, "a whole number"),
+    "amax": ((int, float), "a number"),
+    "hadamard": (bool, "true or false"),
+}
+
+
 def _quantization(table: Any, where: tuple[str, ...]) -> Quantization:
     fields = {f.name for f in dataclasses.fields(Quantization)} - {"axis"}
     _check_keys(table, fields, "quantization", where, ' such as { format = "int8" }')
     name = ".".join(where[2:])
     if "format" not in table:
         raise RecipeError(f"{name} needs a format", where)
+    for key, value in table.items():
+        kind, what = _TYPES.get(key, (str, "a string"))
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise RecipeError(f"{name}: {key} is {what}, got {value!r}", (*where, key))
     try:
         return Quantization(**table)
     except (ValueError, TypeError) as error:
@@ -438,9 +483,12 @@ def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
 
     Raises:
       ValueError: no recipe has that name; the nearest are listed.
+      TypeError: ``recipe`` is something else.
     """
     if isinstance(recipe, Recipe):
         return recipe
+    if not isinstance(recipe, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"recipe is a name, a .toml file or a Recipe, got {recipe!r}")
     if isinstance(recipe, os.PathLike) or str(recipe).endswith(".toml"):
         return Recipe.load(recipe)
     if recipe not in BUILTIN:

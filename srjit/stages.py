@@ -40,6 +40,10 @@ class Lowered:
     def compile(self, *args: Any, **kwargs: Any) -> Compiled:
         """Compiles; options as of ``jax.stages.Lowered.compile``."""
         compiled = self._lowered.compile(*args, **kwargs)
+        return self.around(compiled)
+
+    def around(self, compiled: Callable[..., Any]) -> Compiled:
+        """``compiled``, which takes a key first, called as the function is, with ``sr_key=``."""
         return Compiled(compiled, self._key, self._next_key, self._key_is_optional)
 
     def __getattr__(self, name: str) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from srjit import _compat, recipes, targets
+from srjit import _compat, hlo_call, recipes, targets
 from srjit.arguments import Arguments, Changed, Objects
 from srjit.diagnostics.dump import Dump
 from srjit.jaxprs.planner import ProgramPlan, Settings, make_plan
@@ -37,6 +37,7 @@ from srjit.recipes import Recipe
 from srjit.targets import Target
 
 Mode = Literal["train", "inference"]
+Layer = Literal["jaxpr", "stablehlo"]
 
 
 class UnsupportedSiteError(ValueError):
@@ -54,6 +55,7 @@ class Options:
     rng: Rng
     strict: bool
     dump: Dump | None
+    layer: Layer = "jaxpr"
 
     @classmethod
     def of(
@@ -66,6 +68,7 @@ class Options:
         rng: Rng,
         strict: bool,
         dump_to: str | os.PathLike[str] | None,
+        layer: Layer = "jaxpr",
     ) -> Options:
         """Checks and resolves what was given for ``fun``."""
         _check_function(fun)
@@ -73,6 +76,7 @@ class Options:
         for kind, value, known in (
             ("mode", mode, ("train", "inference")),
             ("rng", rng, ("hash", "threefry")),
+            ("layer", layer, ("jaxpr", "stablehlo")),
         ):
             if value not in known:
                 raise unknown_name(kind, value, known)
@@ -85,6 +89,7 @@ class Options:
             rng=rng,
             strict=strict,
             dump=Dump(folder, name_of(fun)) if folder else None,
+            layer=layer,
         )
 
 
@@ -172,6 +177,7 @@ class _Program:
       closed: without its dead code; the plan is of this.
       plan: of every site.
       leaves: the arrays among the arguments.
+      labels: for each of them, whether it is a parameter or data.
       unflatten: makes (what the function returned, changed state or None) of the outputs.
     """
 
@@ -179,6 +185,7 @@ class _Program:
     closed: Any
     plan: ProgramPlan
     leaves: list[Any]
+    labels: list[str]
     unflatten: Callable[[Sequence[Any]], Any]
 
     def evaluate(
@@ -197,7 +204,13 @@ class Transformation:
     ) -> None:
         self.fun, self.options, self.is_dynamic = fun, options, is_dynamic
         self.name = name_of(fun)
+        dump = options.dump
+        self._seen = None if dump is None else hlo_call.dumping(dump.write)
         self._warned = False
+
+    def watch(self, seen: Callable[[str, Any], None]) -> None:
+        """From now on, only looks: ``seen`` gets the module after every pass, nobody is warned."""
+        self._seen, self._warned = seen, True
 
     def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the rewritten function returns; ``Changed`` if it changed objects in place.
@@ -213,11 +226,32 @@ class Transformation:
         self._complain(program.plan.report)
         if self.options.dump:
             self._dump(self.options.dump, program, words, histories)
-        outs, remembered = program.evaluate(words, program.leaves, histories)
+        if self.options.layer == "stablehlo":
+            outs, remembered = self._call_module(program, words, histories)
+        else:
+            outs, remembered = program.evaluate(words, program.leaves, histories)
         out, changes = program.unflatten(outs)
         if given.state is not None:
             out = out, remembered
         return out if changes is None else Changed(out, changes)
+
+    def _call_module(
+        self, program: _Program, words: Key | None, histories: State
+    ) -> tuple[list[Any], State]:
+        """The outputs of the program as passes rewrite it, when JAX lowers it."""
+        options = self.options
+        rewriting = hlo_call.Rewriting(
+            name=self.name,
+            recipe=options.recipe.to_toml(),
+            target=options.target.name,
+            mode=options.mode,
+            rng=options.rng,
+            parameters=tuple(label == PARAMETER for label in program.labels),
+            has_key=words is not None,
+            states=tuple(histories),
+            seen=self._seen,
+        )
+        return hlo_call.call(program.closed, rewriting, words, histories, program.leaves)
 
     def init_state(self, args: Sequence[Any], kwargs: dict[str, Any]) -> State:
         """Histories that remember nothing, one for each delayed scale."""
@@ -282,9 +316,10 @@ class Transformation:
         closed = _compat.dce(original)
         plan = make_plan(closed, labels, settings)
         report = plan.report
-        report = dataclasses.replace(report, notes=(*report.notes, *self._notes(labels, dynamic)))
+        notes = (*report.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
+        report = dataclasses.replace(report, notes=notes)
         plan = dataclasses.replace(plan, report=report)
-        return _Program(original, closed, plan, dynamic, unflatten)
+        return _Program(original, closed, plan, dynamic, labels, unflatten)
 
     def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:
         """Parameter or data, for the leaves of the arguments ``owners``."""
@@ -308,6 +343,15 @@ class Transformation:
             "among the arrays that the function captures"
         ]
 
+    def _layer_notes(self, plan: ProgramPlan) -> list[str]:
+        if self.options.layer != "stablehlo" or not plan.provenance.unrolled:
+            return []
+        places = ", ".join(plan.provenance.unrolled)
+        return [
+            f"scan(unroll=...) at {places}: JAX lowers it to several copies of its body, which "
+            "have noise of their own: not the bits of layer='jaxpr'"
+        ]
+
     # ------------------------------------------------------------------------------------ keys
 
     def _key_words(self, key: Any, plan: ProgramPlan) -> Key | None:
@@ -315,7 +359,7 @@ class Transformation:
             if key is None or isinstance(key, Undifferentiated):
                 return None
             raise TypeError("mode='inference' rounds to nearest everywhere and takes no sr_key")
-        alone = isinstance(key, (Undifferentiated, IfNeeded))
+        alone = isinstance(key, (Undifferentiated, IfNeeded)) or self.options.layer == "stablehlo"
         draws = plan.draws_forward or (plan.draws_backward and not alone)
         if isinstance(key, IfNeeded):
             key = key.key
@@ -351,6 +395,8 @@ class Transformation:
         dump.write("dead-code-eliminated.jaxpr", str(program.closed))
         dump.write("plan.txt", str(program.plan.report))
         dump.write("plan.json", program.plan.report.to_json())
+        if self.options.layer == "stablehlo":
+            return  # modules, when there are any
         rewritten = jax.make_jaxpr(program.evaluate)(words, program.leaves, histories)
         dump.write("rewritten.jaxpr", str(rewritten))
 

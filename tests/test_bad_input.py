@@ -27,8 +27,8 @@ quantized = srjit(step, recipe="int8")
     [
         ({"recipe": "nvpf4"}, r"unknown recipe 'nvpf4': did you mean 'nvfp4'.*known: auto, "),
         ({"recipe": "fp8-delaid"}, r"did you mean 'fp8-delayed'"),
-        ({"recipe": 8}, r"unknown recipe 8"),
-        ({"recipe": None}, r"unknown recipe None"),
+        ({"recipe": 8}, r"a \.toml file or a Recipe, got 8"),
+        ({"recipe": None}, r"a \.toml file or a Recipe, got None"),
         ({"target": "b2000"}, r"unknown target 'b2000': did you mean 'b200'"),
         ({"target": "V5E"}, r"unknown target 'V5E'.*v5e"),
         ({"mode": "training"}, r"unknown mode 'training': did you mean 'train'"),

@@ -56,11 +56,24 @@ def test_rewriting_counts_every_site_of_the_unrolled_program(tmp_path):
     assert two["rewriting"] > 0
 
 
-def test_dispatch_runs():
-    assert "typed key" in _run("dispatch", "--calls", "2")
+def test_dispatch_measures_typed_keys_and_integers(tmp_path):
+    figures = _figures("dispatch", tmp_path)
+    assert set(figures) == {f"{k}{w}" for k in ("typed key", "integer") for w in ("", ", rejit")}
+    for row in figures.values():
+        assert row["jax.jit"] > 0
+        assert row["srjit"] > 0
 
 
 def test_every_benchmark_has_a_test():
     source = Path(__file__).read_text()
     missing = [p.stem for p in FOLDER.glob("[a-z]*.py") if f'"{p.stem}"' not in source]
     assert not missing
+
+
+@pytest.mark.slow
+def test_passes_are_measured_beside_the_compiler_and_by_their_sites(tmp_path):
+    figures = _figures("passes", tmp_path)
+    assert figures["compile"] > 0
+    sites = [row["sites"] for row in figures["scaling"]]
+    assert sites == sorted(set(sites))
+    assert all(row["seconds"] > 0 for row in figures["scaling"])

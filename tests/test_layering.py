@@ -17,8 +17,12 @@ ORDER = [
     ["recipes", "targets"],
     ["plan"],
     ["diagnostics", "jaxprs", "passes"],
-    ["transformation", "stages"],
+    ["stages"],
+    ["rejit"],
+    ["hlo_call"],
+    ["transformation"],
     ["api"],
+    ["export"],
     ["tools"],
     ["__init__"],
 ]

@@ -101,6 +101,12 @@ def test_an_installed_copy_works_away_from_the_checkout(
         str(target / "srjit" / "passes" / "__init__.py"),
         PROJECT["version"],
     ]
+    for command in target.glob("bin/srjit-opt"):
+        listed = run(command, "--list-passes", cwd=tmp_path, PYTHONPATH=str(target))
+        assert "srjit-inline-calls" in listed
+        break
+    else:
+        pytest.fail("no command srjit-opt was installed")
 
 
 def test_importing_srjit_does_not_import_jax():

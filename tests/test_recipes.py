@@ -310,3 +310,37 @@ def test_every_builtin_recipe_runs_and_stays_near_the_truth(recipe: Recipe):
     error = jnp.linalg.norm(result - expected) / jnp.linalg.norm(expected - W)
     assert float(error) < (0.5 if "4" in recipe.name else 0.1)
     assert math.isclose(float(error), 0.0, abs_tol=1e-5) == (recipe.name == "bf16-sr")
+
+
+def test_a_recipe_of_another_type_is_refused():
+    with pytest.raises(TypeError, match=r"a name, a .toml file or a Recipe, got \['int8'\]"):
+        srjit(step, recipe=["int8"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('{ format = ["int8"] }', "format is a string"),
+        ('{ format = "int8", scaling = "static", amax = "big" }', "amax is a number"),
+        ('{ format = "mxfp8", block = true }', "block is a whole number"),
+        ('{ format = "int8", hadamard = 1 }', "hadamard is true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_line(value: str, message: str):
+    with pytest.raises(RecipeError, match=f"line 3: fprop.weight: {message}, got"):
+        Recipe.from_toml(f'name = "mine"\n[[rule]]\nfprop.weight = {value}\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[[rule]]\nkeep = """\npath = 1\n"""\n[[rule]]\npath = 2\n', 7),
+        ("[[rule]]\nkeep = '''\n[[rule]]\n'''\npath = 2 # [[rule]]\n", 6),
+        ('rule = [\n  { path = "a", keep = "x" },\n  { path = 2 },\n]\n', 4),
+        ('rule = [{ path = "a" }, { path = 2 }]\n', 2),
+        ("[[rule]]\n[rule.fprop]\nweight = { format = 'int8', rounding = 'up' }\n", 4),
+    ],
+)
+def test_the_line_named_is_the_one_that_is_wrong(text: str, line: int):
+    with pytest.raises(RecipeError, match=f"^line {line}: "):
+        Recipe.from_toml(f'name = "mine"\n{text}')

@@ -171,8 +171,10 @@ def operations(module: Any) -> Iterator[Any]:
     for region in module.regions:
         for block in region.blocks:
             for op in block.operations:
-                yield op.operation
-                yield from operations(op.operation)
+                op = op.operation
+                yield op
+                if len(op.regions):
+                    yield from operations(op)
 
 
 def is_composite(op: Any, prefix: str = "srjit.") -> bool:

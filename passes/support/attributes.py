@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any, TypeVar
@@ -48,12 +49,8 @@ def decode(cls: type[T], attribute: Any) -> T:
     """
     if not isinstance(attribute, ir.DictAttr):
         raise ValueError(f"expected a dictionary, got {attribute}")
-    hints = typing.get_type_hints(cls)
-    given: dict[str, Any] = {
-        f.name: None
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if not _has_default(f) and type(None) in typing.get_args(hints[f.name])
-    }
+    hints, absent = _fields(cls)
+    given = dict(absent)
     for entry in attribute:
         if entry.name not in hints:
             raise ValueError(f"{cls.__name__} has no field {entry.name!r}")
@@ -65,6 +62,18 @@ def decode(cls: type[T], attribute: Any) -> T:
         return cls(**given)
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+@functools.cache
+def _fields(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The types of a dataclass's fields, and the values of those that may be missing."""
+    hints = typing.get_type_hints(cls)
+    absent = {
+        f.name: None
+        for f in dataclasses.fields(cls)
+        if not _has_default(f) and type(None) in typing.get_args(hints[f.name])
+    }
+    return hints, absent
 
 
 def _has_default(field: Any) -> bool:

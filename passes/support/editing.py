@@ -14,7 +14,8 @@ from srjit.passes.registry import PassError
 def constant(value: int) -> Any:
     """A ``tensor<ui32>`` constant at the insertion point."""
     unsigned = ir.IntegerType.get_unsigned(32)
-    attribute = ir.DenseElementsAttr.get(np.asarray(value, np.uint32), type=unsigned)
+    array: Any = np.asarray(value, np.uint32)
+    attribute = ir.DenseElementsAttr.get(array, type=unsigned)
     kind = ir.RankedTensorType.get([], unsigned)
     return create("stablehlo.constant", [kind], [], {"value": attribute})[0]
 
@@ -181,8 +182,10 @@ def owner(value: Any) -> Any:
 
 
 def terminator(block: Any) -> Any:
+    """The last operation of a block."""
     return block.operations[len(block.operations) - 1].operation
 
 
 def is_dense(op: Any) -> bool:
+    """Whether a constant's value is written out, element by element."""
     return isinstance(attribute_of(op, "value"), ir.DenseElementsAttr)

@@ -17,6 +17,7 @@ from srjit._mlir import ir
 from srjit.passes.support import editing
 from srjit.passes.support.raising import Equation, Program, programs_of
 
+# What holds a program that is not in the frame itself.
 _FRAMES = ("func.call", "stablehlo.composite", "sdy.manual_computation")
 Path = tuple[Any, ...]
 Local = tuple[Equation, Any]  # a loop, and which of its regions: "body" or "cond"
@@ -48,12 +49,14 @@ class Frame:
       program: what it computes.
       items: its multiplications and calls, in order.
       chains: of every chain of calls that reaches it, the path and the number of loops around it.
+      within: of a manual computation, the frame and the item that it is.
     """
 
     op: Any
     program: Program
     items: list[Item] = dataclasses.field(default_factory=list[Item])
     chains: dict[Path, int] = dataclasses.field(default_factory=dict[Path, int])
+    within: tuple[Frame, Item] | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,16 +67,14 @@ class Group:
       frame: the frame.
       chains: their paths, in execution order.
       op: the operation, or a clone of it.
-      is_empty: whether nothing is to be done anywhere in it.
       calls: for each call, the group that it reaches.
       counters: for loops, the position of the trip count.
-      replaced: operations that took the place of equations' own.
+      replaced: operations in place of equations' own.
     """
 
     frame: Frame
     chains: list[Path]
     op: Any
-    is_empty: bool
     calls: dict[Item, Group] = dataclasses.field(default_factory=dict[Item, "Group"])
     counters: dict[Equation, int] = dataclasses.field(default_factory=dict[Equation, int])
     replaced: dict[Equation, Any] = dataclasses.field(default_factory=dict[Equation, Any])
@@ -84,17 +85,24 @@ class Group:
         return self.chains == [()]
 
     def __post_init__(self) -> None:
-        # Now, while both are alike, and by equation: an operation's hash is that of its attributes
-        # and operands, and changes with them.
-        self._copies: dict[Equation, Any] = {}
-        if self.op != self.frame.op:
-            pairs = zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True)
-            copies = dict(pairs)
-            self._copies = {eqn: copies[eqn.op] for eqn in _equations(self.frame.program)}
+        # A copy; now, while both are alike, and by equation: an operation's hash is that of its
+        # attributes and operands, and changes with them.
+        if self.op is not self.frame.op:
+            copies = dict(zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True))
+            self.replaced = {e: copies[e.op] for e in _equations(self.frame.program)}
 
     def op_of(self, eqn: Equation) -> Any:
         """The operation of an equation, in ``op``."""
-        return self.replaced.get(eqn) or self._copies.get(eqn, eqn.op)
+        return self.replaced.get(eqn) or eqn.op
+
+
+def _equations(program: Program) -> Iterator[Equation]:
+    """The equations of a frame, also those in loops and branches."""
+    for eqn in program.eqns:
+        yield eqn
+        if eqn.op.name not in _FRAMES:
+            for inner in programs_of(eqn):
+                yield from _equations(inner)
 
 
 def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
@@ -149,6 +157,8 @@ def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
             for item in frame.items:
                 if item.callee:
                     item.callee.chains[(*chain, *item.path)] = outside + len(item.loops)
+                    if item.callee.op is item.eqn.op:
+                        item.callee.within = frame, item
     return order
 
 
@@ -183,31 +193,24 @@ def groups_of(
             signatures[frame, chain] = signature
     groups: dict[Frame, list[Group]] = {}
     group_at: dict[tuple[Frame, Path], Group] = {}
-    callers = {
-        (item.callee, (*chain, *item.path)): (frame, chain, item)
-        for frame in frames
-        for chain in frame.chains
-        for item in frame.items
-        if item.callee
-    }
     for frame in frames:
-        is_function = frame.op.name == "func.func"
-        by_signature: dict[Hashable, list[Path]] = collections.defaultdict(list)
+        alike: dict[Hashable, list[Path]] = collections.defaultdict(list)
         for chain in sorted(frame.chains, key=_order):
-            signature = signatures[frame, chain]
-            if not is_function:  # there is one in every copy of the function that it stands in
-                outer, outside, _ = callers[frame, chain]
-                signature = signature, id(group_at[outer, outside])
-            by_signature[signature].append(chain)
+            around = None
+            if frame.within is not None:  # one operation in each copy of what it stands in
+                outer, item = frame.within
+                around = group_at[outer, chain[: len(chain) - len(item.path)]]
+            alike[signatures[frame, chain], around].append(chain)
         groups[frame] = []
-        for i, chains in enumerate(by_signature.values()):
-            nothing = signatures[frame, chains[0]] is None
-            if not is_function:
-                outer, outside, item = callers[frame, chains[0]]
-                op = group_at[outer, outside].op_of(item.eqn)
+        for chains in alike.values():
+            if frame.within is not None:
+                outer, item = frame.within
+                inside = group_at[outer, chains[0][: len(chains[0]) - len(item.path)]]
+                op = inside.op_of(item.eqn)
             else:
-                op = copy(frame) if i or (frame in fixed and not nothing) else frame.op
-            group = Group(frame, chains, op, nothing)
+                changed = signatures[frame, chains[0]] is not None
+                op = copy(frame) if groups[frame] or (frame in fixed and changed) else frame.op
+            group = Group(frame, chains, op)
             groups[frame].append(group)
             group_at |= {(frame, chain): group for chain in chains}
     for found in groups.values():
@@ -225,19 +228,10 @@ def _order(path: Path) -> tuple[tuple[int, str], ...]:
     )
 
 
-def _equations(program: Program) -> Iterator[Equation]:
-    """The equations of a frame."""
-    for eqn in program.eqns:
-        yield eqn
-        if eqn.op.name not in _FRAMES:
-            for inner in programs_of(eqn):
-                yield from _equations(inner)
-
-
 def clone_function(frame: Frame, name: str) -> Any:
     """A private copy of a function behind it."""
     with ir.InsertionPoint(frame.op):
-        new = frame.op.clone().operation
+        new = frame.op.clone()
     new.move_after(frame.op)
     new.attributes["sym_name"] = ir.StringAttr.get(name)
     new.attributes["sym_visibility"] = ir.StringAttr.get("private")

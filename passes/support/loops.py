@@ -33,7 +33,9 @@ class Loop:
         self.slices: dict[tuple[int, int], Any] = {}
         self.stacks: dict[int, Any] = {}
         self.skipped: list[Any] = []
-        same = {i for i, (a, r) in enumerate(zip(self.arguments, self.returned)) if a == r}
+        same = {
+            i for i, (a, r) in enumerate(zip(self.arguments, self.returned, strict=True)) if a == r
+        }
         self.carried = set(range(len(self.arguments))) - same
         if self.length is not None:
             self._find_stacks(same)

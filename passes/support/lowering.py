@@ -65,7 +65,7 @@ class Library:
         with jax.enable_x64(wide):
             structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in signature]
             lowered = jax.jit(named, keep_unused=True).trace(*structs).lower()
-            module = lowered.compiler_ir()
+            module: Any = lowered.compiler_ir()
         text = module.operation.get_asm(enable_debug_info=True)
         inner = ir.Module.parse(text, self.module.context)
         ops = [op.operation for op in inner.body.operations if op.operation.name == "func.func"]

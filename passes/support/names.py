@@ -14,7 +14,8 @@ _CALLS = ("jit", "pjit", "pmap", "xla_call", "core_call")
 # What JAX itself adds to a name stack for an operation that holds a program of its own.
 STRUCTURE = frozenset(
     {
-        "while", "body", "cond", "scan", "closed_call", "core_call", "checkpoint", "remat", "remat2",
+        "while", "body", "cond", "scan", "closed_call", "core_call", "checkpoint", "remat",
+        "remat2",
         "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "shard_map", "eval_jaxpr",
         "custom_lin", "run_state", "pjit", "jit", "composite",
     }
@@ -66,6 +67,9 @@ def _names(text: str) -> list[str]:
     while (wrapper := re.match(r"(?:callsite\(|fused(?:<[^>]*>)?\[)", head)) is not None:
         head = head[wrapper.end() :]
     name = _NAME.match(head)
+    # Around what JAX has inlined it writes what that was part of, with a colon.
+    while name and name[1].endswith(":") and (inner := _NAME.match(head, name.end() + 1)):
+        name = inner
     return [name[1].replace('\\"', '"')] if name else []
 
 

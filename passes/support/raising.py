@@ -1,4 +1,4 @@
-"""A module read as the program that it is: the same shape as a jaxpr, so that both doors plan alike.
+"""A module read as the program that it is, shaped as a jaxpr, so that both doors plan alike.
 
 Calls become calls, a ``stablehlo.while`` that JAX wrote for a scan becomes a scan again, matrix
 multiplications become JAX's own primitives, and every other operation an equation of its name. The
@@ -10,8 +10,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.support import names, products
@@ -48,6 +48,11 @@ _EFFECTS = frozenset(
 _PURE = (
     "stablehlo.", "chlo.", "arith.", "tensor.", "shape.", "sdy.", "vhlo.", "math.", "func.constant",
 )  # fmt: skip
+RAGGED = "ragged_dot"
+_RAGGED_NOTE = (
+    "a ragged_dot was lowered to masked multiplications, which are sites of their own: their noise "
+    "is not that of the decorator's jaxpr; layer='stablehlo' keeps it one site"
+)
 _RETURNS = ("func.return", "stablehlo.return", "sdy.return")
 
 
@@ -169,7 +174,9 @@ def main_of(module: Any) -> Any:
     if "main" not in found:
         known = f"; it has {', '.join('@' + n for n in list(found)[:8])}" if found else ""
         if any(op.name == "vhlo.func_v1" for op in module.regions[0].blocks[0].operations):
-            known = ": it is in VHLO, of which a portable artifact is made; it has to be read as one"
+            known = (
+                ": it is in VHLO, of which a portable artifact is made; it has to be read as one"
+            )
         raise MalformedProgram(None, f"the module has no function @main{known}")
     if not found["main"].regions[0].blocks:
         raise MalformedProgram(found["main"], "@main is only declared, not defined")
@@ -202,14 +209,21 @@ class Raiser:
     Attributes:
       functions: by name.
       meshes: the sizes of the axes of every mesh.
+      notes: where a module cannot be what the jaxpr was that it was lowered from.
     """
 
     def __init__(self, module: Any) -> None:
         self.functions = functions(module)
         self.meshes = meshes(module)
+        self.notes: dict[str, None] = {}
+        self.products: dict[Any, products.Equation | str] = {}
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
         self._multiplying: dict[str, bool] = {}
+
+    def note(self, text: str) -> None:
+        """Something that a report has to say, once."""
+        self.notes[text] = None
 
     def main(self, module: Any) -> Program:
         """The program that the module starts with."""
@@ -272,6 +286,7 @@ class _BlockReader:
         self.eqns: list[Equation] = []
         self.constvars: list[Var] = []
         self.consts: list[Any] = []
+        self.bodies: set[str] = set()  # functions that were called
 
     def value(self, v: Any) -> Var:
         """The variable of a value."""
@@ -305,7 +320,10 @@ class _BlockReader:
 
     def names_of(self, op: Any, is_leaf: bool = True) -> Names:
         """The names of an operation, relative to the operation that this block belongs to."""
-        found = names.read(str(op.location), is_leaf)
+        text = str(op.location)
+        if RAGGED in text and op.name != "stablehlo.composite":
+            self.raiser.note(_RAGGED_NOTE)
+        found = names.read(text, is_leaf)
         scopes, transforms = self.inside.scopes, self.inside.transforms
         if found.scopes[: len(scopes)] == scopes:
             found = dataclasses.replace(found, scopes=found.scopes[len(scopes) :])
@@ -323,7 +341,7 @@ class _BlockReader:
             [self.define(v) for v in outs],
             params,
             op,
-            self.names_of(op, is_leaf=primitive.name not in _WITH_PROGRAMS),
+            self.names_of(op, is_leaf=_WITH_PROGRAMS.isdisjoint(params)),
         )
         self.eqns.append(eqn)
         return eqn
@@ -331,13 +349,13 @@ class _BlockReader:
     # ------------------------------------------------------------------- one rule an operation
 
     def _operation(self, op: Any) -> None:
-        rule = _RULES.get(op.name)
+        rule = self._rules.get(op.name)
         if rule is None or not rule(self, op):
             self._simple(op)
 
     def _simple(self, op: Any) -> None:
         """An operation without a rule."""
-        region = _free_values(op)
+        region = _free_values(op) if len(op.regions) else []
         name = _NAMES.get(op.name, op.name)
         if op.name == "stablehlo.scatter" and not _adds(op):
             name = op.name
@@ -347,14 +365,14 @@ class _BlockReader:
             "attributes": _attributes(op),
             "types": tuple(r.type for r in op.results),
         }
-        if op.regions:
+        if len(op.regions):
             params["regions"] = _structure(op, {v: i for i, v in enumerate(region)})
         if op.name in ("stablehlo.all_reduce", "stablehlo.all_gather"):
             params["axes"] = self._axes(op)
         if op.name == "stablehlo.partition_id":
             params["axes"] = tuple(a for mesh in self.raiser.meshes.values() for a in mesh)
         inputs = [self.value(v) for v in (*op.operands, *region)]
-        eqn = self.add(Primitive(name), op, inputs, op.results, **params)
+        eqn = self.add(Primitive(str(name)), op, inputs, op.results, **params)
         eqn.effects = is_effectful(op)
         eqn.opaque = self._opaque(op)
 
@@ -380,7 +398,7 @@ class _BlockReader:
         aval = aval_of(op.results[0])
         value = ir.DenseElementsAttr(op.attributes["value"]) if is_dense(op) else None
         splat = value is None or value.is_splat
-        if aval.ndim < 2 or splat or not getattr(aval.dtype, "kind", "") == "f":
+        if aval.ndim < 2 or splat or getattr(aval.dtype, "kind", "") != "f":
             return False
         self.constvars.append(self.define(op.results[0]))
         self.consts.append(aval)
@@ -397,7 +415,14 @@ class _BlockReader:
             self.eqns[-1].opaque, self.eqns[-1].effects = why, True
             return True
         program = self.raiser.function(name)
-        self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
+        eqn = self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
+        # JAX calls the body of a scan so, once unless it was unrolled.
+        if name.startswith("closed_call") and name in self.bodies and multiplies(program):
+            self.raiser.note(
+                f"a loop at {eqn.names.location or 'an unknown place'} was unrolled, as by "
+                "scan(unroll=...): its noise is not that of the decorator's jaxpr"
+            )
+        self.bodies.add(name)
         return True
 
     def _composite(self, op: Any) -> bool:
@@ -424,7 +449,10 @@ class _BlockReader:
         return True
 
     def _product(self, op: Any) -> bool:
-        found = products.equation_of(op)
+        key = (op.name, _attributes(op), tuple(v.type for v in (*op.operands, *op.results)))
+        if key not in self.raiser.products:
+            self.raiser.products[key] = products.equation_of(op)
+        found = self.raiser.products[key]
         if isinstance(found, str):
             self._simple(op)
             self.eqns[-1].opaque = found
@@ -572,19 +600,18 @@ class _BlockReader:
                 else:
                     self.env[result] = self.value(op.operands[i])
 
-
-_RULES = {
-    "stablehlo.constant": _BlockReader._constant,
-    "func.call": _BlockReader._call,
-    "stablehlo.composite": _BlockReader._composite,
-    "stablehlo.dot_general": _BlockReader._product,
-    "stablehlo.dot": _BlockReader._product,
-    "stablehlo.convolution": _BlockReader._product,
-    "stablehlo.case": _BlockReader._case,
-    "stablehlo.if": _BlockReader._case,
-    "stablehlo.while": _BlockReader._while,
-    "sdy.manual_computation": _BlockReader._manual,
-}  # pyright: ignore[reportPrivateUsage]
+    _rules: ClassVar[dict[str, Callable[..., bool]]] = {
+        "stablehlo.constant": _constant,
+        "func.call": _call,
+        "stablehlo.composite": _composite,
+        "stablehlo.dot_general": _product,
+        "stablehlo.dot": _product,
+        "stablehlo.convolution": _product,
+        "stablehlo.case": _case,
+        "stablehlo.if": _case,
+        "stablehlo.while": _while,
+        "sdy.manual_computation": _manual,
+    }
 
 
 # ---------------------------------------------------------------------------------------- pieces
@@ -622,9 +649,12 @@ def collective_axes(op: Any, meshes: dict[str, dict[str, int]]) -> tuple[str, ..
     """The mesh axes that a collective is over, from its first group of devices; none if unknown."""
     import numpy as np
 
-    if not isinstance(op.attributes["replica_groups"], ir.DenseIntElementsAttr):
+    given = op.attributes["replica_groups"]
+    if "replica_group_mesh_axes" in str(given):  # from jax 0.12 on, they are named
+        return tuple(names.QUOTED.findall(str(given)))
+    if not isinstance(given, ir.DenseIntElementsAttr):
         return ()
-    groups = np.array(op.attributes["replica_groups"])
+    groups = np.array(given)
     if not groups.size:
         return ()
     group = [int(d) for d in np.asarray(groups).reshape(groups.shape)[0]]
@@ -727,9 +757,12 @@ def _is_product(op: Any) -> bool:
 _PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
 # Words in the names of operations that multiply matrices, in StableHLO and elsewhere.
 _MULTIPLICATIONS = frozenset(
-    "dot conv conv2d conv3d convolution matmul gemm einsum contract syrk symm trmm".split()
-)
-_WITH_PROGRAMS = frozenset({"jit", "scan", "while", "cond", "shard_map", "closed_call"})
+    {
+        "dot", "conv", "conv2d", "conv3d", "convolution", "matmul", "gemm", "einsum", "contract",
+        "syrk", "symm", "trmm",
+    }
+)  # fmt: skip
+_WITH_PROGRAMS = frozenset({"jaxpr", "branches", "body_jaxpr"})
 
 
 @dataclasses.dataclass(frozen=True)

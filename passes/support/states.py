@@ -19,8 +19,8 @@ from srjit._mlir import ir
 from srjit.passes.support import editing
 from srjit.passes.support.frames import Item, Local
 from srjit.passes.support.lowering import signature_of, type_of
+from srjit.passes.support.noise import Threads
 from srjit.passes.support.raising import Equation, Program
-from srjit.passes.support.threading import Threads
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -235,7 +235,8 @@ def largest_of_shards(value: Any, meshes: dict[str, dict[str, int]], axes: Seque
     others = [d for d in range(len(sizes)) if d not in along]
     groups = devices.transpose([*others, *along]).reshape(-1, math.prod(sizes[d] for d in along))
     kind = ir.IntegerType.get_signless(64)
-    attribute = ir.DenseElementsAttr.get(np.ascontiguousarray(groups, np.int64), type=kind)
+    array: Any = np.ascontiguousarray(groups, np.int64)
+    attribute = ir.DenseElementsAttr.get(array, type=kind)
     op = ir.Operation.create(
         "stablehlo.all_reduce",
         results=[value.type],

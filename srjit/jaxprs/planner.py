@@ -54,7 +54,7 @@ class PlannedSite:
       number: what the noise of its gradients comes from, should they be taken.
       lhs, rhs: what their codes are: sites of equal ones share them.
       draws: of both operands.
-      varies: mesh axes over which the operands, and a gradient, differ where types do not tell.
+      varies: mesh axes over which the operands differ, and a gradient where types do not tell.
       states: names of the histories that delayed scales of the operands come from.
     """
 
@@ -310,6 +310,32 @@ def flops_of(eqn: Any) -> int:
     return 2 * out.size * math.prod(lhs.shape[d] for d in contract) // max(groups, 1)
 
 
+def extents_of(eqn: Any) -> tuple[int, int, int]:
+    """(rows, columns, contraction); of one group of a convolution, of all of a ragged product."""
+    lhs, rhs = (v.aval for v in eqn.invars[:2])
+    params = eqn.params
+    if eqn.primitive.name == "conv_general_dilated":
+        features = max(rhs.shape[params["dimension_numbers"].rhs_spec[0]], 1)
+        groups = params["feature_group_count"] * params["batch_group_count"]
+        return eqn.outvars[0].aval.size // features, features // groups, rhs.size // features
+    grouped: Sequence[int] = ()
+    if eqn.primitive.name == "dot_general":
+        (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = params["dimension_numbers"]
+    else:
+        numbers = params["ragged_dot_dimension_numbers"]
+        grouped = numbers.rhs_group_dimensions
+        (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
+
+    def free(shape: Sequence[int], *taken: int) -> int:
+        return math.prod(n for d, n in enumerate(shape) if d not in taken)
+
+    return (
+        free(lhs.shape, *lhs_contract, *lhs_batch),
+        free(rhs.shape, *rhs_contract, *rhs_batch, *grouped),
+        math.prod(lhs.shape[d] for d in lhs_contract),
+    )
+
+
 class _SitePlanner:
     """Plans one site."""
 
@@ -498,7 +524,7 @@ class _SitePlanner:
         return None
 
     def _size(self) -> int:
-        return min((n for n in self._extents() if n), default=0)
+        return min((n for n in extents_of(self.eqn) if n), default=0)
 
     def _rule(self, site: Site) -> Rule | None:
         weighted = "weight" in (site.lhs_kind, site.rhs_kind) or site.role == "wgrad"
@@ -507,18 +533,6 @@ class _SitePlanner:
                 self.used.add(i)
                 return rule
         return None
-
-    def _extents(self) -> tuple[int, ...]:
-        """(rows, columns, contraction) of a dot, nothing for the others."""
-        if not isinstance(self.product, DotProduct):
-            return ()
-        p, (lhs, rhs) = self.product, self.avals
-        sizes = {
-            **dict(zip(p.lhs, lhs.shape, strict=True)),
-            **dict(zip(p.rhs, rhs.shape, strict=True)),
-        }
-        groups = (set(p.lhs) - set(p.rhs), set(p.rhs) - set(p.lhs), set(p.lhs) - set(p.out))
-        return tuple(math.prod(sizes[d] for d in g) for g in groups)
 
     def _wanted(
         self, rule: Rule, site: Site
@@ -539,7 +553,10 @@ class _SitePlanner:
         """Why the site cannot be quantized, whatever the recipe says."""
         dtypes = [str(a.dtype) for a in self.avals]
         if any(d not in _FLOATS for d in dtypes):
-            return f"{' x '.join(dtypes)} product: only floating-point products are quantized"
+            return (
+                f"{' x '.join(dtypes)} product: only {', '.join(_FLOATS[:-1])} and {_FLOATS[-1]} "
+                "products are quantized"
+            )
         if any(a.size == 0 for a in self.avals):
             return "zero-size operand"
         if self.product is None:

@@ -6,9 +6,11 @@ An abstract interpretation, calls and loops included. A value carries:
   token     equal for values that are equal by construction: the same operation on the same inputs.
             A recomputed value has its original's token; what a loop stacks, and another loop reads
             again in the same positions, keeps the token that it had in the body; so does what a
-            branch makes, and the same branch of another conditional on the same value reads
-  origin    the same, seen as a tensor of a network: before casts, transposes and reshapes
-  varies    mesh axes over which it differs, inside a shard_map whose types do not tell
+            branch makes, and the same branch of another conditional on the same value reads.
+            A shard has another token than the whole, unless it is all of it
+  origin    the same, seen as a tensor of a network: before casts, transposes, reshapes and shards
+  varies    mesh axes over which it differs, inside a shard_map; a copy on every device does not,
+            whatever its type says
 """
 
 from __future__ import annotations
@@ -28,21 +30,27 @@ Path = tuple[Any, ...]
 PARAMETER, CAPTURED, DATA = "parameter", "captured", "data"
 BACKWARD = "backward"
 _PARAMETER = frozenset({PARAMETER})
+_STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 SOURCES = frozenset({PARAMETER, CAPTURED, DATA})
+# What an inner srjit makes of a product, and calls what it quantizes an operand by.
+REWRITTEN = ("srjit_site", "srjit_lin")
+QUANTIZER = "srjit_quantize_"
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {
-    "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pvary", "pcast",
+    "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pcast",
     "sharding_constraint", "reduce_precision", "reshard", "broadcast_in_dim", "rev",
 }  # fmt: skip
 # What is the same value, whatever it is for; lowering drops all but the barrier.
-_IDENTITIES = {"copy", "copy_p", "name", "optimization_barrier"}
+_IDENTITIES = {"copy", "copy_p", "name", "optimization_barrier", "pvary"}
 _ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
 # After these a value is the same along their mesh axes.
 _COLLECTIVES = {
     "psum", "psum2", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant",
 }  # fmt: skip
+# After these even a value that was the same may differ.
+_SPREADING = {"axis_index", "ppermute", "all_to_all", "ragged_all_to_all", "reduce_scatter"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Scope:
       names, transforms: names on its full name stack.
       loops: (length or None, reversed) of each enclosing loop, outermost first.
       ruled: whether it is inside a function with a derivative rule of its own.
-      manual: the sharded axes of an enclosing shard_map whose types do not tell what varies.
+      manual: the sharded axes of enclosing shard_maps whose types do not tell what varies.
       record: whether its products are listed; not while a loop's labels are still being found.
     """
 
@@ -161,6 +169,8 @@ class JaxprSource:
     @staticmethod
     def opaque(eqn: Any) -> str:
         """See Source."""
+        if eqn.primitive.name in REWRITTEN:
+            return "already rewritten by an inner srjit"
         if _compat.is_kernel(eqn) or any(map(_multiplies, _compat.jaxprs_of(eqn))):
             return "srjit does not look inside kernels and custom calls"
         return ""
@@ -177,19 +187,22 @@ class Provenance:
         self.occurrences: list[Occurrence] = []
         self.opaque: list[Opaque] = []
         self.random: list[str] = []  # where the program itself draws random bits
+        self.unrolled: list[str] = []  # where scans do several iterations in one
         self.tokens: dict[tuple[Path, int], int] = {}  # of the inputs of scopes
         self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
         self._stacks: dict[int, Value] = {}
         self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
+        self._crossed: dict[tuple[str, int], tuple[Any, int]] = {}  # shard_maps, to cross back
         jaxpr, _ = _compat.open_jaxpr(closed)
         self.parameter_shapes = {
             v.aval.shape
             for v, label in zip(jaxpr.invars, labels, strict=True)
             if label == PARAMETER
         }
-        self._run(closed, [self._new(label) for label in labels], Scope())
+        inputs = [self._new(label, v) for v, label in zip(jaxpr.invars, labels, strict=True)]
+        self._run(closed, inputs, Scope())
 
     def derived(self, *key: Any) -> int:
         """A token for what ``key`` says, equal for equal keys."""
@@ -201,8 +214,9 @@ class Provenance:
         """The token of one iteration's value, for that of all iterations' values."""
         return self._stacks[token].token if token in self._stacks else None
 
-    def _new(self, label: str | None) -> Value:
-        return self._renewed(Value(frozenset([label] if label else []), 0, 0))
+    def _new(self, label: str | None, v: Any) -> Value:
+        labels = frozenset([label] if label else [])
+        return self._renewed(Value(labels, 0, 0, _compat.typed_axes(v.aval)))
 
     def _renewed(self, value: Value) -> Value:
         """Another value that the same things flow into."""
@@ -222,7 +236,7 @@ class Provenance:
             return env[v]
 
         for v, const in zip(jaxpr.constvars, consts, strict=True):
-            env[v] = self._new(CAPTURED if _is_tensor(const) else None)
+            env[v] = self._new(CAPTURED if _is_tensor(const) else None, v)
         env.update(zip(jaxpr.invars, inputs, strict=True))
         if scope.record:
             tokens = [value.token for value in inputs]
@@ -238,7 +252,7 @@ class Provenance:
 
     def _equation(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
         rule = self._rules.get(eqn.primitive)
-        if rule is not None:
+        if rule is not None and not _is_quantizer(eqn):
             return rule(self, eqn, values, scope)
         outs = self._simple(eqn, values, scope)
         if not scope.record:
@@ -248,7 +262,7 @@ class Provenance:
             lhs, rhs, *extras = values
             occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
             self.occurrences.append(occurrence)
-        elif why := self._source.opaque(eqn):
+        elif not _is_quantizer(eqn) and (why := self._source.opaque(eqn)):
             self.opaque.append(Opaque(scope, name, location, why))
         elif name in RANDOM:
             self.random.append("/".join(visible(scope.names)) or location or name)
@@ -264,18 +278,19 @@ class Provenance:
             hash(what)
         except TypeError:
             what = ("unique", next(self._fresh))
-        if eqn.effects:
+        if eqn.effects or name in _STATEFUL:
             what = ("unique", next(self._fresh))
         labels = self._labels(eqn, values)
         if scope.phase == "backward" and values and not view:  # a constant is no gradient
             labels |= {BACKWARD}
-        varies = _varying(eqn, values) if scope.manual else frozenset[str]()
+        varies = _varying(eqn, values)
         tokens, origins = (tuple(getattr(v, f) for v in values) for f in ("token", "origin"))
         outs: list[Value] = []
         for i in range(len(eqn.outvars)):
             token = self.derived(what, tokens, i)
             origin = token if origins == tokens else self.derived(what, origins, i)
-            outs.append(Value(labels, token, values[i].origin if view else origin, varies))
+            known = varies & (scope.manual | _compat.typed_axes(eqn.outvars[i].aval))
+            outs.append(Value(labels, token, values[i].origin if view else origin, known))
         return outs
 
     @staticmethod
@@ -300,23 +315,55 @@ class Provenance:
         return self._call(eqn, values, dataclasses.replace(scope, ruled=True))
 
     def _shard_map(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        given = _compat.unchecked_axes(eqn)
-        if given is None:
-            return self._call(eqn, values, dataclasses.replace(scope, manual=frozenset()))
-        inside = dataclasses.replace(scope, manual=frozenset[str]().union(*given))
+        params = eqn.params
+        given = [_compat.axes_of(spec) for spec in params["in_specs"]]
+        if not params["check_vma"]:
+            scope = dataclasses.replace(scope, manual=scope.manual.union(*given))
+        inside, _ = _compat.open_jaxpr(params["jaxpr"])
         shards = [
-            dataclasses.replace(v, varies=v.varies | axes)
-            for v, axes in zip(values, given, strict=True)
+            dataclasses.replace(
+                self._crossing("shard", value, axes, v.aval.shape), varies=value.varies.union(axes)
+            )
+            for value, axes, v in zip(values, given, inside.invars, strict=True)
         ]
-        outer = frozenset[str]().union(*(v.varies for v in values))
-        outs = self._call(eqn, shards, inside)
-        return [dataclasses.replace(v, varies=v.varies & outer) for v in outs]
+        manual = params["newly_manual_axes"]
+        outs = self._call(eqn, shards, scope)
+        if "out_specs" in params:
+            made = [_compat.axes_of(spec) for spec in params["out_specs"]]
+        else:  # a module read again: what differs along an axis is sharded along it
+            made = [tuple(a for a in manual if a in out.varies) for out in outs]
+        return [
+            dataclasses.replace(
+                self._crossing("unshard", out, axes, v.aval.shape),
+                varies=out.varies.difference(manual),
+            )
+            for out, axes, v in zip(outs, made, inside.outvars, strict=True)
+        ]
+
+    def _crossing(
+        self, way: str, value: Value, axes: tuple[str, ...], shape: tuple[int, ...]
+    ) -> Value:
+        """A value on the other side of a shard_map, where shards along ``axes`` have ``shape``.
+
+        It is what it was before if it crosses back the same way.
+        """
+        if not axes:
+            return value
+        how = axes, shape
+        before, token = self._crossed.get((way, value.token), (None, 0))
+        if before != how:
+            token = self.derived(way, how, value.token)
+            back = "unshard" if way == "shard" else "shard"
+            self._crossed[back, token] = how, value.token
+        return dataclasses.replace(value, token=token)
 
     def _scan(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
         params = _compat.scan_params(eqn)
         n, k = params.num_consts, params.num_carry
         slices = [self._sliced(v) for v in values[n + k :]]
         body = scope.inside(loop=(params.length, params.reverse))
+        if params.unroll not in (1, False) and scope.record:
+            self.unrolled.append(self._source.location(eqn) or "an unknown place")
 
         def run(carry: list[Value], record: bool) -> list[Value]:
             where = dataclasses.replace(body, record=record)
@@ -421,6 +468,11 @@ def _multiplies(jaxpr: Any) -> bool:
     )
 
 
+def _is_quantizer(eqn: Any) -> bool:
+    """Whether a call is an inner srjit's, whose Hadamard transforms are no products of users."""
+    return str(eqn.params.get("name", "")).startswith(QUANTIZER)
+
+
 def _is_same_dtype(eqn: Any) -> bool:
     """Whether a conversion leaves everything but weak types as it is."""
     if eqn.primitive.name != "convert_element_type":
@@ -432,9 +484,10 @@ def _varying(eqn: Any, values: list[Value]) -> frozenset[str]:
     """Mesh axes over which the results differ, by the operation that made them."""
     varies = frozenset[str]().union(*(v.varies for v in values))
     names = _compat.axis_names(eqn)
-    if eqn.primitive.name == "axis_index":
+    if eqn.primitive.name in _SPREADING:
         return varies | names
-    return varies - names if eqn.primitive.name in _COLLECTIVES else varies
+    whole = eqn.params.get("axis_index_groups") is None
+    return varies - names if eqn.primitive.name in _COLLECTIVES and whole else varies
 
 
 def _is_tensor(const: Any) -> bool:

@@ -23,7 +23,7 @@ from srjit.jaxprs.planner import PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.provenance import Path
 from srjit.jaxprs.site import bind_site, site_p
 from srjit.numerics.quantization import ScaledValues, tensor_amax
-from srjit.numerics.random_bits import Key, mix
+from srjit.numerics.random_bits import Key, mix, of_shards
 
 Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name
@@ -125,7 +125,7 @@ class _Frame:
         if params.needs_key and self.root is None:  # a call that nothing can differentiate
             params = dataclasses.replace(params, backward=(None, None))
         elif params.needs_key:
-            key = _of_shard(mix(self._key(()), site.number), site.varies[2])
+            key = of_shards(mix(self._key(()), site.number), site.varies[2])
         return bind_site(params, x, w, extras, codes[0], codes[1], key)
 
     def _quantized(self, site: PlannedSite, side: int, x: Any) -> ScaledValues | None:
@@ -136,7 +136,7 @@ class _Frame:
             spec, draw, key = shared[1], site.draws[side], None
             if spec.rounding == "stochastic" and self.root is not None:
                 key = mix(mix(self._key(draw.flips), draw.number), draw.slot)
-                key = _of_shard(key, site.varies[side])
+                key = of_shards(key, site.varies[side])
             history = site.states[side]
             amax = None if history is None else self._delayed_amax(history, x)
             self.codes[shared] = self.plan.quantize(x, spec, key, amax)
@@ -210,13 +210,6 @@ def remembered(history: jax.Array, amax: jax.Array) -> jax.Array:
 
 def _unseen(history: jax.Array) -> jax.Array:
     return jnp.full(history.shape[:-1], UNSEEN, jnp.float32)
-
-
-def _of_shard(key: Key, axes: frozenset[str]) -> Key:
-    """A key of its own for every shard along ``axes``."""
-    for axis in sorted(axes):
-        key = mix(key, lax.axis_index(axis))
-    return key
 
 
 def _bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:

@@ -35,6 +35,10 @@ ROLE_SCOPE = "srjit.role"
 _ROLE = re.compile(rf"{re.escape(ROLE_SCOPE)}=(fprop|dgrad|wgrad)(?:;gradient=(\d))?$")
 _FIRST_NOISE = {"forward": 0, "recompute": 1 << 29, "backward": 1 << 30}
 _UNKNOWN = ("unknown", "unknown", "unknown")
+_TWICE = (
+    "second derivative, or the derivative rule of a function that differentiates by itself: the "
+    "name stack does not tell which"
+)
 _UPDATE = "outside the differentiated function, of gradients or parameters alone: an update's"
 
 
@@ -116,11 +120,13 @@ def _classify_one(
     if tagged is not None:
         return Classified(o, *tagged, "srjit.role")
     if _is_second_derivative(o, twice):
-        return Classified(o, *_UNKNOWN, "second derivative")
+        return Classified(o, *_UNKNOWN, _TWICE)
     if o.scope.phase != "backward":
         if differentiated and not _derivatives(o) and _is_update(o):
             return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE)
         return Classified(o, "fprop", *forward_kinds(o), "forward")
+    if partners.recomputes(o):
+        return Classified(o, "fprop", *forward_kinds(o), "a forward product, computed again")
     match = partners.of(o)
     if match is None and (orphan := partners.orphan(o)) is not None:
         return orphan
@@ -177,12 +183,20 @@ class _Partners:
             for side, value in enumerate(o.operands):
                 self.readers[value.origin].append((o, side))
                 self.at_location[o.location].append((o, side))
+        self.made = {o.out.token for o in forward}
         self.everywhere = [(o, side) for o in forward for side in (0, 1)]
+
+    def recomputes(self, o: Occurrence) -> bool:
+        """Whether a backward product is a forward one again, as rules written by hand have it."""
+        # A cotangent from outside carries no label either, but no forward product reads it.
+        return o.out.token in self.made or all(
+            BACKWARD not in v.labels and v.origin in self.readers for v in o.operands
+        )
 
     def of(self, o: Occurrence) -> _Match | None:
         """The match of a backward product, or None."""
         # AD puts the cotangent on the left of what it makes: look for the residual on the right.
-        for residual in (1, 0):
+        for residual in _residuals(o):
             why = "the residual is read by this forward product"
             readers = self.readers.get(o.operands[residual].origin, ())
             found = [_Match(p, side, residual, why) for p, side in readers]

@@ -24,11 +24,12 @@ from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat, targets
+from srjit.jaxprs.provenance import QUANTIZER, REWRITTEN
 from srjit.numerics import hadamard
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization, ScaledValues, emulated
-from srjit.numerics.random_bits import Key, Rng, mix
+from srjit.numerics.random_bits import Key, Rng, mix, of_typed_shards
 from srjit.numerics.scaled_dot import scaled_dot
 
 LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL = range(5)  # the quantizations of one site
@@ -119,7 +120,7 @@ def _quantizer(spec: Quantization, rng: Rng, target: str) -> Any:
         auto = jax.sharding.auto_axes(run, out_sharding=sharded)
         return auto(x, key, amax)  # type: ignore[call-arg]  (its stub knows one argument)
 
-    named.__name__ = named.__qualname__ = f"srjit_quantize_{spec.format}_{spec.rounding}"
+    named.__name__ = named.__qualname__ = f"{QUANTIZER}{spec.format}_{spec.rounding}"
     return jax.jit(named)
 
 
@@ -152,8 +153,7 @@ def quantize_operand(
 
 # ----------------------------------------------------------------------------- the two primitives
 
-site_p = jex_core.Primitive("srjit_site")
-lin_p = jex_core.Primitive("srjit_lin")
+site_p, lin_p = map(jex_core.Primitive, REWRITTEN)
 
 
 def bind_site(
@@ -204,6 +204,8 @@ def _unflatten(site: SiteParams, args: Sequence[Any]) -> tuple[Any, ...]:
 def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
     x, w, extras, lhs, rhs, _ = _unflatten(site, args)
     with jax.named_scope(f"srjit_{site.label}"):
+        if lhs is rhs is None:  # nothing is quantized: the user's product, with its precision
+            return _plain(site, x, w, extras)
         return scaled_dot(
             site.product,
             x if lhs is None else lhs,
@@ -346,7 +348,9 @@ def _quantize_backward(
     site: SiteParams, x: jax.Array, spec: Quantization, key: Key | None, slot: int
 ) -> ScaledValues:
     """Quantizes a tensor of the backward pass, under vmap if every example has its own key."""
-    noise = None if key is None or spec.rounding == "nearest" else mix(key, slot)
+    noise = None
+    if key is not None and spec.rounding == "stochastic":
+        noise = of_typed_shards(mix(key, slot), x)
     run = functools.partial(quantize_operand, spec=spec, rng=site.rng, target=site.target)
     if noise is None:
         return run(x, key=None)

@@ -94,17 +94,32 @@ class DotProduct:
 
     def __call__(self, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, dtype: Any) -> jax.Array:
         """The product, accumulated and returned in ``dtype``."""
-        order, dimension_numbers = self.dot_dimensions()
-        in_order = order == self.out
+        dot = self.untransposed()
+        sharding = {"out_sharding": dot.out_sharding} if dot.out_sharding else {}
         out = lax.dot_general(
             lhs,
             rhs,
-            dimension_numbers,
+            dot.dot_dimensions()[1],
             precision=self.precision,
             preferred_element_type=dtype,
-            **({"out_sharding": self.out_sharding} if in_order and self.out_sharding else {}),
+            **sharding,
         )
-        return out if in_order else lax.transpose(out, [order.index(d) for d in self.out])
+        return self.transposed(out)
+
+    def untransposed(self) -> DotProduct:
+        """The product as ``dot_general`` returns it."""
+        order = self.dot_dimensions()[0]
+        sharding = self.out_sharding
+        if order != self.out and sharding is not None:
+            axes = tuple(sharding.spec) + (None,) * (len(self.out) - len(sharding.spec))
+            spec = sharding.spec.update(partitions=tuple(axes[self.out.index(d)] for d in order))
+            sharding = sharding.update(spec=spec)
+        return dataclasses.replace(self, out=order, out_sharding=sharding)
+
+    def transposed(self, out: jax.Array) -> jax.Array:
+        """The result of the ``untransposed`` product as that of this one."""
+        order = self.dot_dimensions()[0]
+        return out if order == self.out else lax.transpose(out, [order.index(d) for d in self.out])
 
     def dot_dimensions(self) -> tuple[Labels, Any]:
         """Labels of what ``dot_general`` returns, and its dimension numbers."""

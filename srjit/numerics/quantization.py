@@ -198,7 +198,8 @@ def stochastic_round(x: jax.Array, dtype: Any, key: Any, *, rng: Rng = "hash") -
     """
     x = _as_float(x, "stochastic_round")
     element = get_element(dtype)
-    bits = random_bits.random_bits(random_bits.as_key(key), x, rng)
+    words = random_bits.of_typed_shards(random_bits.as_key(key), x)
+    bits = random_bits.random_bits(words, x, rng)
     work = x.astype(working_dtype(x.dtype))
     rounded = round_to_grid(work, element, bits)
     if not element.is_integer and element.dtype != jnp.float4_e2m1fn:
@@ -228,17 +229,24 @@ def quantize(
         raise ValueError("rounding='none' makes no codes: it is for operands inside programs")
     if spec.scaling == "delayed":
         raise ValueError("delayed scales are state: use srjit(...).init_state, or scaling='static'")
-    words = None if spec.rounding == "nearest" else random_bits.as_key(key)
+    words = None
+    if spec.rounding == "stochastic":
+        words = random_bits.of_typed_shards(random_bits.as_key(key), x)
     q = encode(x, spec, words, rng=rng)
     return dataclasses.replace(q, codes=_cast(q.codes, get_format(spec.format).element))
 
 
 def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
     """codes * scale * tensor_scale, as ``dtype``, of the codes' shape."""
-    if get_format(q.spec.format).scale == "none":
+    layout = get_format(q.spec.format).scale
+    if layout == "none":
         return q.codes.astype(dtype)
     work = working_dtype(dtype)
-    values = q.codes.astype(work) * aligned(expanded_scale(q, work), q.codes.ndim)
+    codes = q.codes.astype(work)
+    if layout == "e8m0":
+        scale, lift = (_expanded(s, q) for s in scaling.lifted_e8m0(q.scale))
+        return scaling.lowered(codes * scale.astype(work), lift).astype(dtype)
+    values = codes * _expanded(q.scale.astype(work), q)
     if q.tensor_scale is not None:
         values = values * aligned(q.tensor_scale, values.ndim).astype(work)
     return values.astype(dtype)
@@ -286,8 +294,7 @@ def encode(
       rng: ``hash`` or ``threefry``.
     """
     codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=True)
-    scale = view.squeeze(scales.scale)
-    return QuantizedArray(view.merge(codes), scale, scales.tensor_scale, spec)
+    return QuantizedArray(view.merge(codes), scales.scale, scales.tensor_scale, spec)
 
 
 def emulated(
@@ -300,7 +307,8 @@ def emulated(
 ) -> ScaledValues:
     """``encode`` with block scales multiplied in; arguments as there.
 
-    NVFP4 tensors below 2^-100 are flushed to zero: see ``scaling.nvfp4_scales``.
+    NVFP4 tensors below 2^-100 may come out smaller than they are, and MX scales are at least
+    2^-126: see ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
     """
     if spec.rounding == "none":
         return ScaledValues(_prepared(x, spec), None, spec)
@@ -308,7 +316,7 @@ def emulated(
     if not spec.is_blocked:
         left = None if get_format(spec.format).scale == "none" else scales.scale
         return ScaledValues(view.merge(codes), left, spec)
-    values = codes * _as_float_scale(scales.scale, codes.dtype)
+    values = codes * view.spread(_as_float_scale(scales.scale, codes.dtype))
     return ScaledValues(view.merge(values), scales.tensor_scale, spec)
 
 
@@ -338,9 +346,10 @@ def _codes(
         return rounded, scaling.Scales(one, one), view
     blocks = view.split(x)
     scales = _scales(blocks, view, spec, fmt, amax, subnormal)
-    raised = blocks if scales.lift is None else scaling.lifted(blocks, scales.lift)
+    lift = scales.lift
+    raised = blocks if lift is None else scaling.lifted(blocks, view.spread(lift))
     noise = None if bits is None else view.split(bits)
-    return round_to_grid(raised * scales.encode, fmt.element, noise), scales, view
+    return round_to_grid(raised * view.spread(scales.encode), fmt.element, noise), scales, view
 
 
 def _scales(
@@ -354,14 +363,14 @@ def _scales(
     if spec.scaling == "static":
         known = jnp.asarray(spec.amax, blocks.dtype)
     if fmt.scale == "e4m3":
-        block = scaling.amax(blocks.astype(jnp.float32), view.shared, keepdims=True)
+        block = scaling.amax(blocks.astype(jnp.float32), view.shared)
         tensor = scaling.amax(block)
         return scaling.nvfp4_scales(block, tensor, spec.scale_rounding, subnormal)
-    amax = scaling.amax(blocks, view.shared, keepdims=view.shared is not None)
+    amax = scaling.amax(blocks, view.shared, keepdims=spec.shared == "channel")
     if known is not None:  # a scale from elsewhere must not hide NaN and Inf
         amax = jnp.where(jnp.isfinite(amax), known.astype(amax.dtype), jnp.nan)
     if fmt.scale == "e8m0":
-        return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding)
+        return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding, subnormal)
     return scaling.float_scales(amax, fmt.element)
 
 
@@ -371,7 +380,7 @@ def tensor_amax(x: jax.Array) -> jax.Array:
 
 
 def _as_float_scale(scale: jax.Array, dtype: Any) -> jax.Array:
-    """Scales as ``dtype``; written out for E8M0, whose casts are slow or missing."""
+    """Scales as ``dtype``, if they are normal; for E8M0, whose casts are slow or missing, too."""
     if scale.dtype != jnp.float8_e8m0fnu:
         return scale.astype(dtype)
     word = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.int32)
@@ -384,15 +393,14 @@ def aligned(scale: jax.Array, ndim: int) -> jax.Array:
     return scale.reshape(scale.shape + (1,) * (ndim - scale.ndim))
 
 
-def expanded_scale(q: QuantizedArray, dtype: Any) -> jax.Array:
-    """``q.scale`` as ``dtype``, in a shape that broadcasts against the codes."""
-    scale, spec = _as_float_scale(q.scale, dtype), q.spec
-    if not spec.is_blocked or not q.codes.ndim:
-        return scale
-    for d in _BlockView.of(q.codes.shape, spec, spec.axes(q.codes.ndim)).dims:
-        repeated = jnp.repeat(scale, spec.block_size, axis=d, total_repeat_length=None)
-        scale = lax.slice_in_dim(repeated, 0, q.codes.shape[d], axis=d)
-    return scale
+def _expanded(scale: jax.Array, q: QuantizedArray) -> jax.Array:
+    """A number for each of q's scales, in a shape that broadcasts against the codes."""
+    spec, ndim = q.spec, q.codes.ndim
+    if spec.is_blocked and ndim:
+        for d in _BlockView.of(q.codes.shape, spec, spec.axes(ndim)).dims:
+            repeated = jnp.repeat(scale, spec.block_size, axis=d, total_repeat_length=None)
+            scale = lax.slice_in_dim(repeated, 0, q.codes.shape[d], axis=d)
+    return aligned(scale, ndim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,9 +444,9 @@ class _BlockView:
         padded = [n + (-n % self.block) * (d in self.dims) for d, n in enumerate(self.shape)]
         return lax.slice(view.reshape(padded), [0] * len(padded), self.shape)
 
-    def squeeze(self, scale: jax.Array) -> jax.Array:
-        """Scales without the size-1 halves of split dimensions."""
-        return lax.squeeze(scale, self.shared) if self.dims and self.shared else scale
+    def spread(self, scale: jax.Array) -> jax.Array:
+        """One scale a block, with dimensions of size 1 for the elements of the blocks."""
+        return jnp.expand_dims(scale, self.shared) if self.dims and self.shared else scale
 
 
 def _as_float(x: Any, what: str) -> jax.Array:

@@ -9,6 +9,7 @@ reference for audits (Salmon et al., "Parallel random numbers: as easy as 1, 2, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -36,11 +37,23 @@ def _avalanche(h: Any) -> Any:
 
 
 def mix(key: Key, number: Any) -> Key:
-    """A key for ``number`` (uint32 scalar or array) under ``key``: two uint32 of number's shape."""
-    return _mix(key, np.uint32(number) if isinstance(number, int) else number)
+    """A key for ``number`` (uint32 scalar or array) under ``key``: two uint32 of number's shape.
+
+    XLA:CPU compiles equal kernels once, and the kernels of all sites are equal if no site's number
+    is in them. It puts scalar constants into kernels but not arrays; the barrier is so that this
+    array does not become a scalar.
+    """
+    if isinstance(number, int):
+        return _mix_first(key, np.array([number, 0], np.uint32))
+    return _mix(key, number)
 
 
 @jax.jit  # traced once, whatever the number: programs have a thousand of these
+def _mix_first(key: Key, numbers: Any) -> Key:
+    return _mix(key, lax.optimization_barrier(numbers)[0])
+
+
+@jax.jit
 def _mix(key: Key, number: Any) -> Key:
     a, b = key
     b = b ^ _avalanche(a ^ jnp.asarray(number, jnp.uint32))
@@ -71,16 +84,26 @@ def random_bits(key: Key, like: jax.Array, rng: Rng = "hash") -> jax.Array:
     """uint32 bits of ``like``'s shape, functions of (key, position of the element in ``like``).
 
     Under ``jax.vmap`` the batch counts as a leading dimension, so examples do not share noise;
-    inside ``shard_map`` each shard of a sharded ``like`` has noise of its own.
+    inside ``shard_map`` shards do, unless the key is ``of_shards``.
     """
     if rng not in _GENERATORS:
         raise unknown_name("rng", rng, _GENERATORS)
-    for axis in _compat.varying_axes(like):
-        key = mix(key, lax.axis_index(axis))
     rows = _leading_rows(like.shape)
     if rows:
         key = mix(key, _linear_index(like.shape, rows=rows))
     return _GENERATORS[rng](key, element_index_p.bind(like))
+
+
+def of_shards(key: Key, axes: Iterable[str]) -> Key:
+    """A key of its own for every shard along mesh ``axes``, inside ``shard_map``."""
+    for axis in sorted(axes):
+        key = mix(key, lax.axis_index(axis))
+    return key
+
+
+def of_typed_shards(key: Key, like: jax.Array) -> Key:
+    """``of_shards`` along the axes over which ``like`` differs by its type."""
+    return of_shards(key, _compat.varying_axes(like))
 
 
 def _leading_rows(shape: tuple[int, ...]) -> int:
@@ -167,7 +190,6 @@ def int_words(step: Any) -> tuple[np.uint32, np.uint32]:
 def mix_words(words: Any) -> Key:
     """Any number of uint32 words as one key."""
     words = jnp.asarray(words, jnp.uint32).reshape(-1)
-    start: Key = (jnp.uint32(0x243F6A88), jnp.uint32(0x85A308D3))  # the digits of pi
-    for i in range(words.size):
-        start = mix(start, words[i])
-    return start
+    # A loop, so that XLA computes the key once, not again in every kernel that draws noise.
+    a, b = (jnp.full_like(words, digits, shape=()) for digits in (0x243F6A88, 0x85A308D3))  # of pi
+    return lax.scan(lambda key, word: (mix(key, word), None), (a, b), words)[0]

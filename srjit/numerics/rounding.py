@@ -23,6 +23,7 @@ _LAYOUTS: dict[Any, tuple[Any, int, int]] = {
     jnp.dtype(jnp.float32): (jnp.uint32, 23, 127),
     jnp.dtype(jnp.float64): (jnp.uint64, 52, 1023),
 }
+_TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
 
 
 def working_dtype(dtype: Any) -> Any:
@@ -37,10 +38,8 @@ def uniform(bits: jax.Array, dtype: Any) -> jax.Array:
     return lax.convert_element_type((bits >> 8).astype(jnp.int32), dtype) * dtype.type(2.0**-24)
 
 
-def _round_units(t: jax.Array, bits: jax.Array | None) -> jax.Array:
-    """t >= 0 to an integer: to nearest even, or up with the probability of its fraction."""
-    if bits is None:
-        return lax.round(t, lax.RoundingMethod.TO_NEAREST_EVEN)
+def _round_units(t: jax.Array, bits: jax.Array) -> jax.Array:
+    """t >= 0 to an integer, up with the probability of its fraction."""
     down = jnp.floor(t)
     return down + (uniform(bits, t.dtype) < t - down).astype(t.dtype)
 
@@ -57,16 +56,16 @@ def round_to_grid(y: jax.Array, element: Element, bits: jax.Array | None = None)
       Values of the grid in y's dtype and shape. Magnitudes beyond ``element.max`` saturate; NaN
       stays NaN; the sign of zero is kept.
     """
-    if element.is_integer and bits is None:
-        return jnp.clip(lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN), -element.max, element.max)
     if element.min_exponent == jnp.finfo(y.dtype).minexp:
         return _round_bits(y, element, bits)
-    unsigned, mantissa, bias = _LAYOUTS[jnp.dtype(y.dtype)]
+    if bits is None:
+        return _nearest(y, element)
     # Capped first: M is of the grid, so nothing is rounded beyond it, and Inf is in no product.
     magnitude = jnp.minimum(jnp.abs(y), y.dtype.type(element.max))
     if element.is_integer:
         rounded = _round_units(magnitude, bits)
     else:
+        unsigned, mantissa, bias = _LAYOUTS[jnp.dtype(y.dtype)]
         # The exponent field alone is 2^floor(log2|y|); the step's reciprocal is exact bit work.
         field = lax.bitcast_convert_type(magnitude, unsigned) & unsigned(2 * bias + 1 << mantissa)
         smallest = unsigned(element.min_exponent + bias << mantissa)
@@ -75,11 +74,20 @@ def round_to_grid(y: jax.Array, element: Element, bits: jax.Array | None = None)
         step = lax.bitcast_convert_type(field - unsigned(m << mantissa), y.dtype)
         per_step = lax.bitcast_convert_type(unsigned(2 * bias + m << mantissa) - field, y.dtype)
         rounded = _round_units(magnitude * per_step, bits) * step
-    sign = unsigned(1 << (jnp.finfo(y.dtype).bits - 1))
-    signed = lax.bitcast_convert_type(rounded, unsigned) | (
-        lax.bitcast_convert_type(y, unsigned) & sign
-    )
-    return lax.bitcast_convert_type(signed, y.dtype)
+    return rounded * lax.sign(y)
+
+
+def _nearest(y: jax.Array, element: Element) -> jax.Array:
+    """To nearest even, in the fewest operations."""
+    limit = y.dtype.type(element.max)
+    if element.is_integer:
+        return lax.clamp(-limit, lax.round(y, _TIES_TO_EVEN), limit)
+    y = lax.clamp(-limit, y, limit)
+    m = element.mantissa_bits or 0
+    normal = lax.reduce_precision(y, jnp.finfo(y.dtype).nexp, m)
+    step = y.dtype.type(2.0 ** (element.min_exponent - m))  # of the subnormal numbers
+    subnormal = lax.round(y * (1 / step), _TIES_TO_EVEN) * step
+    return jnp.where(jnp.abs(y) < y.dtype.type(2.0**element.min_exponent), subnormal, normal)
 
 
 def _round_bits(y: jax.Array, element: Element, bits: jax.Array | None) -> jax.Array:

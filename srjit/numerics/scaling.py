@@ -31,7 +31,7 @@ class Scales(NamedTuple):
 
     Attributes:
       encode: factor that takes the (lifted) tensor to the grid, in the shape of the amax.
-      scale: factor of the codes, in the format's scale dtype.
+      scale: factor of the codes, in the format's scale dtype (or such values in float32).
       tensor_scale: NVFP4's float32 second level, else None.
       lift: power of two by which to lift a block first, in the shape of the amax; None for 1.
     """
@@ -65,11 +65,20 @@ def float_scales(amax: jax.Array, element: Element) -> Scales:
     return Scales(encode, scale)
 
 
-def e8m0_scales(amax: jax.Array, element: Element, rounding: ScaleRounding) -> Scales:
-    """2^(floor(log2 amax) - emax): OCP Microscaling Formats v1.0, section 6.3.
+def e8m0_scales(
+    amax: jax.Array, element: Element, rounding: ScaleRounding, subnormal: bool
+) -> Scales:
+    """2^(floor(log2 amax) - emax), at least 2^-127: OCP Microscaling Formats v1.0, section 6.3.
 
     With ``rounding="up"`` the exponent is one higher where the largest element would be clipped.
     NaN and Inf give the NaN scale.
+
+    Args:
+      amax: of every block.
+      element: the grid.
+      rounding: of the scale.
+      subnormal: whether elements and scales that are subnormal floats count, which takes lifted
+        blocks; without it scales are at least 2^-126, the smallest that targets do not flush.
     """
     amax = amax.astype(jnp.float32)
     word = lax.bitcast_convert_type(amax, jnp.int32)
@@ -77,10 +86,22 @@ def e8m0_scales(amax: jax.Array, element: Element, rounding: ScaleRounding) -> S
     if rounding == "up":
         clipped = (word & 0x7FFFFF) > np.float32(element.max).view(np.int32) & 0x7FFFFF
         exponent = exponent + clipped.astype(jnp.int32)
-    exponent = jnp.maximum(exponent, 0)
+    exponent = jnp.maximum(exponent, 0 if subnormal else 1)
     encode = lax.bitcast_convert_type((254 - exponent) << 23, jnp.float32)
     code = jnp.where(word >= 0x7F800000, 255, exponent).astype(jnp.uint8)
-    return Scales(encode, lax.bitcast_convert_type(code, jnp.float8_e8m0fnu))
+    scale = lax.bitcast_convert_type(code, jnp.float8_e8m0fnu)
+    if not subnormal:
+        return Scales(encode, scale)
+    lift = _lift_where(amax < _TINY)
+    return Scales(encode / lift, scale, lift=lift)
+
+
+def lifted_e8m0(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """E8M0 scales as float32, lifted where they are tiny, and the lift."""
+    word = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.int32)
+    lift = word < 64
+    power = lax.bitcast_convert_type((word + 64 * lift) << 23, jnp.float32)
+    return jnp.where(word == 255, jnp.nan, power), _lift_where(lift)
 
 
 def nvfp4_scales(
@@ -88,7 +109,7 @@ def nvfp4_scales(
 ) -> Scales:
     """NVFP4's two levels: E4M3 per block under float32 per tensor (arXiv 2509.25149, appendix).
 
-    S = min(2688/A, FLT_MAX), or 1 if A = 0; sf = e4m3(min(b * (S * (1/6)), 448));
+    S = min(2688/A, FLT_MAX), or 1 if A = 0 or S = 0; sf = e4m3(min(b * (S * (1/6)), 448));
     encode = min(1 / (sf * (1/S)), FLT_MAX); tensor_scale = A / 2688. With ``rounding="up"`` sf is
     rounded up instead of to nearest, so that no element is clipped.
 
@@ -98,21 +119,27 @@ def nvfp4_scales(
       rounding: of sf.
       subnormal: whether elements, blocks and tensors down to 2^-149 count. XLA's targets flush
         subnormal floats, so that takes integers and three times the operations; without it,
-        tensors below 2^-100 may come out as zeros; the others come out the same.
+        tensors below 2^-100 may come out smaller than they are; the others come out the same, but
+        for sf, which stays in float32.
     """
     if subnormal:
         return _subnormal_nvfp4_scales(block, tensor, rounding)
-    s = jnp.minimum(2688.0 / tensor, _FLT_MAX)
-    s = jnp.where((tensor == 0) | (s == 0), jnp.float32(1), s)
+    # XLA stores quotients, and computes what follows them in every reader: so there is little. The
+    # minimum is always the quotient; without one, XLA makes 1 / (2688 / a) another division.
+    a = jnp.where(tensor == jnp.inf, jnp.float32(2688), jnp.maximum(tensor, 2.0**-112))
+    s = jnp.minimum(2688.0 / a, _FLT_MAX)
     sf = _nvfp4_block_scale(block, s, rounding)
-    encode = jnp.minimum(1.0 / (sf * (1.0 / s)), _FLT_MAX)
-    return Scales(encode, sf.astype(_E4M3.dtype), _divide(tensor, 2688.0))
+    d = 1.0 / jnp.where(jnp.isnan(block), block, s)  # of every block: a scalar is a kernel more
+    encode = jnp.minimum(1.0 / (sf * d), _FLT_MAX)
+    return Scales(encode, sf, _divide(tensor, 2688.0))
 
 
 def _nvfp4_block_scale(block: jax.Array, s: jax.Array, rounding: ScaleRounding) -> jax.Array:
-    target = jnp.minimum(block * (s * np.float32(1 / 6)), 448.0)
+    target = block * (s * np.float32(1 / 6))
     sf = round_to_grid(target, _E4M3)
-    return jnp.where(sf < target, _next_up(sf), sf) if rounding == "up" else sf
+    if rounding == "up":
+        sf = jnp.where(sf < jnp.minimum(target, _E4M3.max), _next_up(sf), sf)
+    return sf
 
 
 def _subnormal_nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: ScaleRounding) -> Scales:
@@ -183,3 +210,13 @@ def lifted(x: jax.Array, lift: jax.Array) -> jax.Array:
     normal = lax.bitcast_convert_type(bits, jnp.float32) * lift
     magnitude = jnp.where((bits < 0x800000) & (lift > 1), subnormal, normal)
     return jnp.where(word < 0, -magnitude, magnitude)
+
+
+def lowered(x: jax.Array, lift: jax.Array) -> jax.Array:
+    """x / lift, for a lift of 1 or 2^64; exact also where it is a subnormal that float32 has."""
+    if x.dtype == jnp.float64:
+        return x / lift.astype(x.dtype)
+    units = jnp.abs(x) * np.float32(1 / (_UNIT * _LIFT))
+    sign = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(2**31))
+    subnormal = lax.bitcast_convert_type(units.astype(jnp.int32) | sign, jnp.float32)
+    return jnp.where((units < 2.0**23) & (lift > 1), subnormal, x / lift)

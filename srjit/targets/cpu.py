@@ -45,12 +45,13 @@ def multiply(
     # XLA would fold transpositions of operands and result into the dot after it has checked that
     # its runtime supports the dot, and then fail when it runs: barriers keep the dot as it is.
     fixed = lax.optimization_barrier
+    dot = product.untransposed()
     parts = [
-        fixed(product(*fixed((a.astype(bf16), b.astype(bf16))), dtype=jnp.float32)) for a, b in cuts
+        fixed(dot(*fixed((a.astype(bf16), b.astype(bf16))), dtype=jnp.float32)) for a, b in cuts
     ]
-    if len(parts) == 1:
-        return parts[0]
-    return functools.reduce(jnp.add, [p.astype(jnp.int32) for p in parts])
+    if len(parts) > 1:
+        parts = [functools.reduce(jnp.add, [p.astype(jnp.int32) for p in parts])]
+    return product.transposed(parts[0])
 
 
 def _contraction_last(lhs: jax.Array, product: DotProduct) -> tuple[jax.Array, DotProduct]:

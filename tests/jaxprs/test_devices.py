@@ -186,3 +186,42 @@ def test_what_a_collective_makes_equal_has_the_same_noise_on_every_device():
     grads = srjit.srjit(step, recipe=noisy)(normal(8, 8), normal(16, 8), sr_key=0)
     for other in np.asarray(grads)[1:]:
         np.testing.assert_array_equal(other, np.asarray(grads)[0])
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
+def test_what_shards_compute_is_not_taken_for_what_the_whole_is(check: bool):
+    mesh = _mesh(AxisType.Auto)
+    rows = PartitionSpec("d")
+
+    def step(w: jax.Array, x: jax.Array) -> Any:
+        local = jax.shard_map(
+            lambda x: jnp.cumsum(x, 0), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=check
+        )
+        return jnp.cumsum(x, 0) @ w, local(x) @ w
+
+    whole, local = srjit.srjit(step, recipe="int8")(W, X, sr_key=0)
+    for got, expected in zip((whole, local), jax.jit(step)(W, X), strict=True):
+        assert jnp.linalg.norm(got - expected) < 0.03 * jnp.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
+def test_a_copy_that_meets_a_shard_has_the_same_noise_on_every_device(check: bool):
+    """JAX types the copy as varying (pvary) where it is multiplied with a shard."""
+    noisy = srjit.recipes.get("int8").with_rounding(activations="stochastic", weights="stochastic")
+
+    def step(w: jax.Array, x: jax.Array) -> jax.Array:
+        rows = PartitionSpec("d")
+        f = jax.shard_map(
+            lambda w, x: x @ w,
+            mesh=_mesh(AxisType.Auto),
+            in_specs=(WHOLE, rows),
+            out_specs=rows,
+            check_vma=check,
+        )
+        return f(w, x)
+
+    unit = jnp.zeros((8, 24)).at[:, 0].set(1.0)  # every shard reads the codes of w's first row
+    rounded = np.asarray(srjit.srjit(step, recipe=noisy)(W, unit, sr_key=0))
+    assert (rounded[0] != W[0]).any()
+    for other in rounded[1:]:
+        np.testing.assert_array_equal(other, rounded[0])

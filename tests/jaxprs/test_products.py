@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +105,72 @@ def test_any_dot_general_multiplies_what_its_codes_stand_for(product: Any, name:
         check(got, fun, *operands, terms)
 
 
+# Results whose labels are not in the order of a dot_general, batch dimensions in odd places.
+ORDERS = ("bi,oi->bo", "ib,oi->ob", "bti,oi->tob", "ihb,bhj->jbi")
+AXES = {"b": 8, "i": 6, "o": 7, "t": 5, "h": 4, "j": 3}
+RUNS: dict[str, Callable[..., Any]] = {
+    "gradient of a quantized loss": lambda fun, recipe: jax.grad(srjit.srjit(fun, recipe=recipe)),
+    "quantized step": lambda fun, recipe: srjit.srjit(jax.grad(fun), recipe=recipe),
+    "under jit and vmap": lambda fun, recipe: jax.jit(
+        lambda w, x, **key: jax.tree.map(
+            lambda leaf: leaf[0],
+            jax.vmap(jax.grad(functools.partial(srjit.transform(fun, recipe=recipe), **key)))(
+                *jax.tree.map(lambda leaf: leaf[None], (w, x))
+            ),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        (name, "gradient of a quantized loss")
+        for name in srjit.recipes.names()
+        if "delay" not in name
+    ]
+    + [(name, run) for name in ("int8", "nvfp4") for run in RUNS if run.split()[0] != "gradient"],
+)
+def test_results_may_have_their_dimensions_in_any_order(name: str, run: str):
+    """XLA:CPU may not fold the transposition of a result into a dot that it then cannot run."""
+    shapes = [[[AXES[d] for d in side] for side in o.split("->")[0].split(",")] for o in ORDERS]
+    x = [normal(*a, seed=i) for i, (a, _) in enumerate(shapes)]
+    w = [normal(*b, seed=i + 9) for i, (_, b) in enumerate(shapes)]
+
+    def loss(w: Any, x: Any) -> jax.Array:
+        return sum(jnp.sum(jnp.einsum(o, *xw) ** 2) for o, *xw in zip(ORDERS, x, w, strict=True))
+
+    rules = tuple(r for r in srjit.recipes.get(name).rules if not r.keep)
+    got = RUNS[run](loss, srjit.Recipe(name=name, rules=rules))(w, x, sr_key=0)
+    for g, e in zip(jax.block_until_ready(got), jax.grad(loss)(w, x), strict=True):
+        assert jnp.vdot(g, e) / (jnp.linalg.norm(g) * jnp.linalg.norm(e)) > 0.9
+
+
+def test_long_contractions_may_have_their_result_in_any_order():
+    x, w = normal(4, 3000), normal(5, 3000, seed=1)  # cut on CPUs, and the parts added
+    f = srjit.srjit(lambda w, x: jnp.einsum("bi,oi->ob", x, w), recipe="int8")
+    q = srjit.recipes.get("int8").rules[-1].fprop.weight
+    check(f(w, x), lambda a, b: b @ a.T, rounded(x, q, ()), rounded(w, q, ()), 3000)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+import srjit
+jax.set_mesh(jax.make_mesh((2,), ("a",), axis_types=(AxisType.Explicit,)))
+x, w = jax.device_put(jnp.ones((8, 16)), P("a", None)), jnp.ones((32, 16))
+f = srjit.srjit(lambda w, x: jnp.einsum("bi,oi->bo", x, w), recipe="int8")
+dw, dx = jax.grad(lambda w, x: jnp.sum(f(w, x, sr_key=0) ** 2), (0, 1))(w, x)
+assert (jax.typeof(dw).sharding.spec, jax.typeof(dx).sharding.spec) == (P(None, None), P("a", None))
+assert jnp.allclose(dw, 8 * 2 * 16) and jnp.allclose(dx, 32 * 2 * 16)
+"""
+
+
+def test_explicit_shardings_of_a_transposed_gradient_are_those_of_the_weight():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", SHARDED], check=True, env=env)
+
+
 @pytest.mark.parametrize("name", ["fp8", "mxfp8", "nvfp4"])
 def test_blocks_run_along_the_contraction_of_each_product(name: str):
     """Sizes no multiple of a block: padded, never refused."""
@@ -174,6 +242,29 @@ def test_element_types_and_precision_are_those_of_the_program(
     check(value, np.matmul, a, b, 9)
     check(dx, lambda a, b: a @ b.T, ones, b, 3)
     check(dw, lambda a, b: a.T @ b, a, ones, 4)
+
+
+@pytest.mark.parametrize("precision", ["default", "high"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_backward_products_in_high_precision_are_as_precise_as_the_user_says(
+    precision: str, dtype: Any
+):
+    def loss(fun: Callable[..., Any], **key: Any) -> Any:
+        return jax.jit(jax.grad(lambda w, x: jnp.sum(fun(w, x, **key) ** 2), (0, 1)))
+
+    def dot(w: jax.Array, x: jax.Array) -> jax.Array:
+        return lax.dot(x, w, precision=precision, preferred_element_type=jnp.float32)
+
+    def dots(step: Any) -> list[Any]:
+        """Precision and element types of dgrad and wgrad, which come last."""
+        lines = [d for d in step.lower(w, x).as_text().splitlines() if "dot_general" in d][-2:]
+        return [
+            (re.findall("DEFAULT|HIGH(?:EST)?", d), re.findall("x(b?f[0-9]+)>", d)) for d in lines
+        ]
+
+    x, w = normal(4, 9, dtype=dtype), normal(9, 3, seed=1, dtype=dtype)
+    quantized = srjit.transform(dot, recipe="int8-qat")
+    assert dots(loss(quantized, sr_key=0)) == dots(loss(dot))
 
 
 CONVOLUTIONS = {
@@ -319,8 +410,12 @@ def test_small_operands_are_quantized_too(x: Any, w: Any, recipe: str):
 @pytest.mark.parametrize(
     ("x", "w", "reason"),
     [
-        (jnp.ones((2, 3), jnp.int32), jnp.ones((3, 2), jnp.int32), "only floating-point"),
-        (jnp.ones((2, 3), jnp.complex64), jnp.ones((3, 2), jnp.complex64), "only floating-point"),
+        (jnp.ones((2, 3), jnp.int32), jnp.ones((3, 2), jnp.int32), "only float16, bfloat16"),
+        (
+            jnp.ones((2, 3), jnp.complex64),
+            jnp.ones((3, 2), jnp.complex64),
+            "only float16, bfloat16",
+        ),
         (jnp.ones((2, 0)), jnp.ones((0, 2)), "zero-size"),
     ],
 )

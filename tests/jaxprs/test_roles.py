@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -18,6 +19,7 @@ from .programs import (
     PARAMS,
     X,
     Y,
+    count,
     explain,
     loss,
     mlp,
@@ -486,3 +488,71 @@ def test_a_rule_that_matches_nothing_is_reported_unless_every_model_may_lack_it(
     notes = explain(loss, *STEP, recipe=mine).notes
     assert len([n for n in notes if "matched no site" in n]) == 1
     assert not [n for n in explain(loss, *STEP, recipe="nvfp4").notes if "matched no site" in n]
+
+
+def test_forward_products_that_a_rule_computes_again_are_forward_ones():
+    def layers(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = x @ params["a"]
+        return h, jnp.tanh(h) @ params["b"]
+
+    @jax.custom_vjp
+    def two(params: Any, x: jax.Array) -> jax.Array:
+        return layers(params, x)[1]
+
+    def backward(saved: Any, ct: jax.Array) -> Any:
+        params, x = saved
+        t = jnp.tanh(x @ params["a"])
+        g = (ct @ params["b"].T) * (1 - t**2)
+        return {"a": x.T @ g, "b": t.T @ ct}, g @ params["a"].T
+
+    two.defvjp(lambda params, x: (two(params, x), (params, x)), backward)
+    params = {"a": SQUARE, "b": SQUARE + 1}
+    step = jax.grad(lambda params, x: (two(params, x) ** 2).sum(), (0, 1))
+    assert roles(step, params, ROWS) == {"fprop": 3, "dgrad": 2, "wgrad": 2}
+    again = [s for s in explain(step, params, ROWS).sites if "again" in s.why]
+    assert [(s.role, s.lhs_kind, s.rhs_kind) for s in again] == [("fprop", "activation", "weight")]
+
+
+def test_a_cotangent_from_outside_makes_gradients():
+    def step(w: jax.Array, x: jax.Array, ct: jax.Array) -> Any:
+        out, pullback = jax.vjp(lambda w, x: x @ w, w, x)
+        return out, pullback(ct)
+
+    assert roles(step, SQUARE, ROWS, ROWS + 1) == {"fprop": 1, "dgrad": 1, "wgrad": 1}
+
+
+@pytest.mark.parametrize("recipe", ["int8", "nvfp4"])
+def test_what_an_inner_srjit_has_rewritten_is_left_alone(recipe: str):
+    def inner(w: jax.Array, x: jax.Array) -> jax.Array:
+        return (srjit.transform(lambda w, x: x @ w, recipe=recipe)(w, x, sr_key=1) ** 2).sum()
+
+    report = explain(jax.grad(inner), SQUARE, ROWS, recipe=recipe)
+    assert not report.sites
+    assert any("already rewritten by an inner srjit" in note for note in report.notes)
+
+
+def test_two_calls_of_a_stateful_generator_are_two_values():
+    def fun(w: jax.Array) -> jax.Array:
+        a, b = (lax.rng_uniform(0.0, 1.0, (8, w.shape[0])) for _ in range(2))
+        return a @ w - b @ w
+
+    jaxpr = srjit.srjit(fun, recipe="int8-qat").rewritten(SQUARE)
+    assert count(jaxpr, "srjit_quantize_int8") == 3  # two of data, one of the weight
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_rules_know_the_size_of_every_kind_of_product(size: int):
+    def fun(params: Any, x: jax.Array, image: jax.Array) -> Any:
+        conv = lax.conv_general_dilated(image, params["kernel"], (1, 1), "SAME")
+        ragged = lax.ragged_dot(x, params["experts"], jnp.array([3, 5]))
+        return conv, ragged, x @ params["w"]
+
+    params = {
+        "kernel": jnp.ones((4, 3, 3, 3)), "experts": jnp.ones((2, 8, 4)), "w": jnp.ones((8, 4)),
+    }  # fmt: skip
+    (rule,) = (r for r in srjit.recipes.get("int8").rules if r.fprop)
+    recipe = srjit.Recipe(name="mine", rules=(dataclasses.replace(rule, min_size=size),))
+    report = explain(fun, params, jnp.ones((8, 8)), jnp.ones((1, 3, 5, 5)), recipe=recipe)
+    forward = [s for s in report.sites if s.role == "fprop"]
+    assert len(forward) == 3
+    assert all((s.status != "kept") == (size == 4) for s in forward)

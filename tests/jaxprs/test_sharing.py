@@ -114,7 +114,7 @@ def test_what_is_recomputed_is_quantized_again_and_not_saved():
     block = jax.checkpoint(layer)
     scan = _scan_loss(block)
     jaxpr = srjit.srjit(jax.value_and_grad(scan), recipe="int8").rewritten(STACK, H)
-    forward, backward = equations(jaxpr, "scan")
+    _, forward, backward = equations(jaxpr, "scan")  # the first is over the key's words
     # Out of the forward loop come the carry, its trip count, and one stack: the inputs of blocks.
     stacks = [v.aval for v in forward.outvars if v.aval.ndim == 3]
     floats = [a for a in stacks if a.dtype == jnp.float32]

@@ -4,8 +4,8 @@
 
 Every ``.mlir`` (split at ``// -----``), bytecode or portable artifact below the folders. A module
 that starts with @main goes through the pipelines as it is; one that does not, once for each of its
-functions, called @main in a copy. Each has to come out valid, whole in a text that parses again, and
-unchanged where nothing was multiplied; or as an error that a pass reports. Modules run in
+functions, called @main in a copy. Each has to come out valid, whole in a text that parses again,
+and unchanged where nothing was multiplied; or as an error that a pass reports. Modules run in
 subprocesses, so that one that kills its process is counted, and the others still run.
 """
 

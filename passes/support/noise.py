@@ -1,8 +1,9 @@
 """Keys and numbers of noise, brought to where they are needed: through calls and into loops.
 
-The jaxpr door's rule: a quantization's key is mix(mix(... mix(key, trip) ..., number), slot), trips of
-the loops around it, outermost first. Here @main has the key as an argument; a group of chains gets
-as arguments the key with the trips of the loops outside of it, and what its numbers differ by.
+The jaxpr door's rule: a quantization's key is mix(mix(... mix(key, trip) ..., number), slot), with
+the trips of the loops around it, outermost first. Here @main has the key as an argument; a group of
+chains gets as arguments the key with the trips of the loops outside of it, and what its numbers
+differ by.
 """
 
 from __future__ import annotations

@@ -1,0 +1,90 @@
+"""One process that has imported everything, and forks for each command of the tests.
+
+Importing JAX takes most of the time of a command that needs it. A test still gets a process for
+each command, with its own arguments, streams and exit status: ``forked.py`` sends them here.
+"""
+
+import importlib
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import traceback
+import warnings
+
+MODULES = {"srjit-opt": "srjit.tools.opt", "filecheck": "filecheck.main"}
+
+
+def preload() -> None:
+    """Imports what commands import; they fail by themselves if this cannot."""
+    # Libraries have threads, but children run nothing that waits for those.
+    warnings.filterwarnings("ignore", message="os.fork|This process .* is multi-threaded")
+    try:
+        for module in (*MODULES.values(), "jax"):  # passes import jax when they run
+            importlib.import_module(module)
+        registry = importlib.import_module("srjit.passes.registry")
+        for name in registry.builtin_names():
+            registry.find(name)
+    except Exception:
+        traceback.print_exc()
+
+
+def run(argv: list[str]) -> int:
+    """Runs a command in this process."""
+    sys.argv = argv
+    try:
+        module = sys.modules.get(MODULES[argv[0]])
+        if module is None:
+            runpy.run_module(MODULES[argv[0]], run_name="__main__")
+            return 0
+        return module.main() or 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def serve(connection: socket.socket) -> None:
+    """Runs the command that a client sends, in a child process that answers with its status."""
+    data, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    folder, *argv = data.decode().split("\0")
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    # The old ones remember what could be done with the server's own.
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.chdir(folder)
+    status = run(argv)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            status = status or 1
+    connection.sendall(bytes([status & 255]))
+    os._exit(0)
+
+
+def main(address: str) -> None:
+    """Serves until standard input ends, which is when lit does."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{address}.new")
+    listener.listen(128)
+    os.rename(f"{address}.new", address)  # clients may come now, and wait
+    preload()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    while 0 not in select.select([listener, 0], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            serve(connection)
+        connection.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,95 @@
+"""Where the results of a command line go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+
+class OutputError(Exception):
+    """The output cannot be written; the message says where the result is, if there is one."""
+
+
+class Output:
+    """Where results go: standard output at once, a file only when everything went well.
+
+    A file's old content stays until then, and if it cannot be written after all, the result goes to
+    a temporary file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.parts = name, list[bytes]()
+
+    def __enter__(self) -> Output:
+        # Before the work rather than after it.
+        if self.name != "-":
+            path = Path(self.name)
+            folder = path.resolve().parent
+            if path.is_dir():
+                self._refuse("it is a folder")
+            if not folder.is_dir():
+                self._refuse(f"there is no folder {str(folder)!r}")
+            if not os.access(path if path.exists() else folder, os.W_OK):
+                self._refuse("permission denied")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def separate(self, mark: bytes) -> None:
+        """Puts a mark between two results."""
+        self.write(mark)
+
+    def write(self, data: bytes) -> None:
+        """Adds to the output."""
+        if self.name == "-":
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            self.parts.append(data)
+
+    def keep(self) -> None:
+        """Writes the file."""
+        if self.name == "-":
+            return
+        data = b"".join(self.parts)
+        path = Path(os.path.realpath(self.name))
+        try:
+            if path.exists() and not path.is_file():  # a device or a pipe
+                path.write_bytes(data)
+            else:
+                _replace(path, data)
+        except OSError as error:
+            with tempfile.NamedTemporaryFile("wb", prefix="srjit-opt-", delete=False) as saved:
+                saved.write(data)
+            self._refuse(f"{error.strerror}; the result is in {saved.name!r}")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise OutputError(f"cannot write {self.name!r}: {reason}")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file as a whole or not at all, keeping its permissions."""
+    if not os.access(path.parent, os.W_OK):
+        path.write_bytes(data)
+        return
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as new:
+        try:
+            new.write(data)
+            new.close()
+            os.chmod(new.name, path.stat().st_mode & 0o7777 if path.exists() else _default_mode())
+            os.replace(new.name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new.name)
+            raise
+
+
+def _default_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

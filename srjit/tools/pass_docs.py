@@ -1,0 +1,61 @@
+"""``docs/passes.md``, from the docstrings of the passes: ``python -m srjit.tools.pass_docs``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+
+from srjit.passes import pipeline, registry
+
+_HEAD = """\
+<!-- Generated from the passes by `make docs`; a test fails when it is stale. -->
+
+# Passes
+
+Each runs on a whole module, by name, among MLIR's own (`canonicalize`, `cse`, `symbol-dce`, ...):
+`srjit-opt module.mlir -p 'srjit-inline-calls,canonicalize'`, or
+`srjit.passes.parse("srjit-inline-calls,canonicalize").run(module)`.
+"""
+_SNIPPET = "Before ==> after:"
+_OPTIONS = "Attributes:"
+_SECTION = re.compile(rf"^({re.escape(_SNIPPET)}|{_OPTIONS})\n", re.MULTILINE)
+
+
+def document() -> str:
+    """The page of all of srjit's own passes."""
+    return "\n".join([_HEAD, *(_section(registry.find(n)) for n in registry.builtin_names())])
+
+
+def _section(cls: type[registry.Pass]) -> str:
+    prose, *sections = _SECTION.split(inspect.cleandoc(cls.__doc__ or ""))
+    named = dict(zip(sections[::2], sections[1::2], strict=True))
+    lines = [f"## {cls.name}\n", f"{_markdown(prose.strip())}\n"]
+    if _SNIPPET in named:
+        lines.append(f"```mlir\n{textwrap.dedent(named[_SNIPPET]).strip()}\n```\n")
+    options = registry.options_of(cls)
+    if options:
+        described = _described(named.get(_OPTIONS, ""))
+        lines += ["| option | default | value | |", "| --- | --- | --- | --- |"]
+        for option in options.values():
+            default = pipeline.text_of_value(option, option.default)
+            meaning = _markdown(described.get(option.field, "")).replace("|", "\\|")
+            lines.append(f"| `{option.name}` | `{default}` | {option.wants} | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _described(section: str) -> dict[str, str]:
+    """What the section says of each field."""
+    text = textwrap.dedent(section)
+    entries = re.split(r"^(\w+): ", text, flags=re.MULTILINE)[1:]
+    pairs = zip(entries[::2], entries[1::2], strict=True)
+    return {field: " ".join(meaning.split()) for field, meaning in pairs}
+
+
+def _markdown(text: str) -> str:
+    return text.replace("``", "`")
+
+
+if __name__ == "__main__":
+    print(document(), end="")
