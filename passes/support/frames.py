@@ -124,7 +124,7 @@ def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
             if eqn.op.name == "func.call" and "jaxpr" in params:
                 name = editing.callee_of(eqn.op) or ""
                 yield Item(here, eqn, loops, frame_of(params["jaxpr"], functions[name]))
-            elif eqn.op.name == "sdy.manual_computation":
+            elif eqn.op.name == "sdy.manual_computation" and "jaxpr" in params:
                 yield Item(here, eqn, loops, frame_of(params["jaxpr"], eqn.op))
             elif eqn.loop is not None and "jaxpr" in params:
                 yield from items(params["jaxpr"], here, (*loops, (eqn, "body")))
@@ -231,7 +231,7 @@ def _order(path: Path) -> tuple[tuple[int, str], ...]:
 def clone_function(frame: Frame, name: str) -> Any:
     """A private copy of a function behind it."""
     with ir.InsertionPoint(frame.op):
-        new = frame.op.clone()
+        new = frame.op.clone().operation  # its view has another idea of `name`
     new.move_after(frame.op)
     new.attributes["sym_name"] = ir.StringAttr.get(name)
     new.attributes["sym_visibility"] = ir.StringAttr.get("private")

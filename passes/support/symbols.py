@@ -12,6 +12,11 @@ from srjit.passes.support.editing import attribute_of
 
 _IN_TEXT = re.compile(r'@(?:([\w$.-]+)|"((?:[^"\\]|\\.)*)")')
 
+_WITHOUT_SYMBOLS = (
+    ir.StringAttr, ir.IntegerAttr, ir.FloatAttr, ir.BoolAttr, ir.UnitAttr, ir.TypeAttr,
+    ir.DenseElementsAttr,
+)  # fmt: skip
+
 
 def text(op: ir.Operation, attribute: str) -> str:
     """The value of a string attribute; empty if there is none."""
@@ -52,36 +57,17 @@ def used(op: ir.Operation) -> list[str]:
 
 
 def mentioned(op: ir.Operation) -> list[str]:
-    """Symbols that an operation itself mentions in any attribute, in order."""
+    """Symbols that an operation itself mentions in any attribute, in order.
+
+    What only looks like a symbol, in a string inside of another attribute, counts too.
+    """
     found: dict[str, None] = {}
-
-    def read(attribute: Any) -> None:
-        match attribute:
-            case ir.FlatSymbolRefAttr():
-                found[attribute.value] = None
-            case ir.SymbolRefAttr():
-                found[attribute.value[0]] = None
-            case ir.ArrayAttr():
-                for inner in attribute:
-                    read(inner)
-            case ir.DictAttr():
-                for named in attribute:
-                    read(named.attr)
-            case _ if type(attribute) is ir.Attribute:  # of a dialect: it may mention some too
-                read_text(str(attribute))
-            case _:
-                pass
-
-    def read_text(text: str) -> None:
-        if "@" in text:
-            found.update((plain or quoted, None) for plain, quoted in _IN_TEXT.findall(text))
-
     for name in op.attributes:
         value = attribute_of(op, name)
-        try:
-            read(value)
-        except TypeError:  # something in it that the bindings have no class for
-            read_text(str(value))
+        if isinstance(value, ir.FlatSymbolRefAttr):
+            found[value.value] = None
+        elif not isinstance(value, _WITHOUT_SYMBOLS) and "@" in (text := str(value)):
+            found.update((plain or quoted, None) for plain, quoted in _IN_TEXT.findall(text))
     return list(found)
 
 
