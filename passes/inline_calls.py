@@ -10,7 +10,7 @@ from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.diagnostics import emit_remark
 from srjit.passes.registry import Pass, register
-from srjit.passes.support import symbols
+from srjit.passes.support import editing, symbols
 from srjit.passes.support.raising import why_closed
 
 # What a function says of itself that is true of its body wherever that goes.
@@ -85,9 +85,10 @@ def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
     for attributes in ("arg_attrs", "res_attrs"):
         if attributes in function.attributes:
             for each in ir.ArrayAttr(function.attributes[attributes]):
-                for named in ir.DictAttr(each):
-                    if not named.name.startswith(("srjit.", "jax.")):
-                        return f"an argument or result of @{name} has {named.name!r}"
+                found = editing.entries(each)
+                for key in ["a complex constant"] if found is None else found:
+                    if not key.startswith(("srjit.", "jax.")):
+                        return f"an argument or result of @{name} has {key!r}"
     return ""
 
 

@@ -65,9 +65,8 @@ class Legalize(Pass):
                 unknown[name] = None
                 continue
             used[decomposition] = None
-        if target.name == "portable":
-            _inline(module)
-            used |= dict.fromkeys(n for n in symbols.functions(module) if n.startswith(_OURS))
+        if target.name == "portable" and used:
+            used |= dict.fromkeys(_inline(module))
         symbols.erase_unused(module, used)
         header = annotation.header_of(module)
         if header is not None:
@@ -109,30 +108,39 @@ def _called(op: Any, symbol: str) -> None:
     op.erase()
 
 
-def _inline(module: Any) -> None:
-    """Puts what functions of srjit do in place of the calls, and of the calls in them."""
+def _inline(module: Any) -> set[str]:
+    """Puts what functions of srjit do in place of the calls, in these functions first; which."""
+    known = symbols.functions(module)
+    inlined: set[str] = set()
+    done: dict[str, bool] = {}  # False: while it is being done, as of one that calls itself
+
+    def flatten(name: str) -> None:
+        done[name] = False
+        calls = [op for op in annotation.operations(known[name]) if _calls_ours(op)]
+        for call in calls:
+            called = editing.callee_of(call) or ""
+            if called not in done:
+                flatten(called)
+            if done[called] and not why_closed(known[called]):
+                _inline_one(call, known[called])
+                inlined.add(called)
+        done[name] = True
+
+    for name in known:
+        if name not in done:
+            flatten(name)
+    return inlined
+
+
+def _inline_one(call: Any, callee: Any) -> None:
     from srjit._mlir import inlined_func_call
 
-    known = symbols.functions(module)
-    todo = [op for op in annotation.operations(module) if _calls_ours(op)]
-    while todo:
-        call = todo.pop()
-        inside = call.parent
-        while inside.operation.name != "func.func":
-            inside = inside.operation.parent
-        if ir.StringAttr(inside.operation.attributes["sym_name"]).value.startswith(_OURS):
-            continue  # unused, once all calls of it are inlined
-        callee = known[editing.callee_of(call) or ""]
-        if why_closed(callee):
-            continue
-        before = set(_calls_in(call.block))
-        with ir.InsertionPoint(call), call.location:
-            results = inlined_func_call(callee, list(call.operands))
-        for old, new in zip(call.results, results, strict=True):
-            old.replace_all_uses_with(new)
-        todo += [op for op in _calls_in(call.block) if op not in before]
-        _pass_on_sites(call, results)
-        call.erase()
+    with ir.InsertionPoint(call), call.location:
+        results = inlined_func_call(callee, list(call.operands))
+    for old, new in zip(call.results, results, strict=True):
+        old.replace_all_uses_with(new)
+    _pass_on_sites(call, results)
+    call.erase()
 
 
 def _pass_on_sites(call: Any, results: Sequence[Any]) -> None:
@@ -147,7 +155,3 @@ _OURS = "srjit."
 
 def _calls_ours(op: Any) -> bool:
     return (editing.callee_of(op) or "").startswith(_OURS)
-
-
-def _calls_in(block: Any) -> list[Any]:
-    return [op.operation for op in block.operations if _calls_ours(op.operation)]

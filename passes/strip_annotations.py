@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, register
+from srjit.passes.support import editing
 
 _OURS = "srjit."
 _INTERFACE = ("srjit.key", "srjit.state")
@@ -48,15 +49,15 @@ class StripAnnotations(Pass):
         module.walk(strip)
 
     def _without_ours(self, of_each: ir.Attribute) -> ir.Attribute:
-        kept = [
-            ir.DictAttr.get(
-                {
-                    named.name: named.attr
-                    for named in ir.DictAttr(each)
-                    if not named.name.startswith(_OURS)
-                    or (named.name in _INTERFACE and not self.interface)
-                }
-            )
-            for each in ir.ArrayAttr(of_each)
-        ]
-        return ir.ArrayAttr.get(kept)
+        return ir.ArrayAttr.get([self._kept(each) for each in ir.ArrayAttr(of_each)])
+
+    def _kept(self, attributes: ir.Attribute) -> ir.Attribute:
+        entries = editing.entries(attributes)
+        if entries is None:  # not ours: we write no complex numbers
+            return attributes
+        kept = {
+            name: value
+            for name, value in entries.items()
+            if not name.startswith(_OURS) or (name in _INTERFACE and not self.interface)
+        }
+        return ir.DictAttr.get(kept)

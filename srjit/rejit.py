@@ -574,6 +574,8 @@ def _read(program: Any) -> tuple[Any, str]:
     given = module.operation.attributes
     if "sym_name" in given and name == "the module":
         name = ir.StringAttr(given["sym_name"]).value
+    if "sym_name" not in given:  # JAX compiles none without
+        given["sym_name"] = ir.StringAttr.get("rejitted", module.context)
     return module, name
 
 

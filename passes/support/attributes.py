@@ -9,6 +9,7 @@ import typing
 from typing import Any, TypeVar
 
 from srjit._mlir import ir
+from srjit.passes.support import editing
 
 T = TypeVar("T")
 
@@ -49,15 +50,18 @@ def decode(cls: type[T], attribute: Any) -> T:
     """
     if not isinstance(attribute, ir.DictAttr):
         raise ValueError(f"expected a dictionary, got {attribute}")
+    entries = editing.entries(attribute)
+    if entries is None:
+        raise ValueError(f"unexpected {attribute}")
     hints, absent = _fields(cls)
     given = dict(absent)
-    for entry in attribute:
-        if entry.name not in hints:
-            raise ValueError(f"{cls.__name__} has no field {entry.name!r}")
+    for name, value in entries.items():
+        if name not in hints:
+            raise ValueError(f"{cls.__name__} has no field {name!r}")
         try:
-            given[entry.name] = _decode(hints[entry.name], entry.attr)
+            given[name] = _decode(hints[name], value)
         except ValueError as error:
-            raise ValueError(f"{entry.name}: {error}") from None
+            raise ValueError(f"{name}: {error}") from None
     try:
         return cls(**given)
     except TypeError as error:

@@ -207,7 +207,7 @@ class ScaledDot:
         pair = [values[0], values[counts[0]], *values[sum(counts) :]]
         primitive, params = products.equation_from(
             name,
-            {a.name: a.attr for a in parameters},
+            editing.entries(parameters) or {},
             signature_of(pair),
             signature_of(op.results)[0][1],
         )

@@ -56,6 +56,13 @@ def attributes_of(op: Any) -> dict[str, Any]:
     return found
 
 
+def entries(attribute: Any) -> dict[str, Any] | None:
+    """What is in a dictionary attribute; None if something is that the bindings abort at."""
+    if "complex<" in str(attribute):
+        return None
+    return {named.name: named.attr for named in ir.DictAttr(attribute)}
+
+
 def attribute_of(op: Any, name: str) -> Any:
     """An attribute; its text where the bindings have no class for it: dense complex numbers."""
     try:

@@ -17,6 +17,8 @@ from srjit._mlir import ir
 from srjit.passes.support import editing
 from srjit.passes.support.raising import Equation, Program, programs_of
 
+# What holds a program that is not in the frame itself.
+_FRAMES = ("func.call", "stablehlo.composite", "sdy.manual_computation")
 Path = tuple[Any, ...]
 Local = tuple[Equation, Any]  # a loop, and which of its regions: "body" or "cond"
 
@@ -83,7 +85,9 @@ class Group:
         return self.chains == [()]
 
     def __post_init__(self) -> None:
-        if self.op is not self.frame.op:  # a copy; now, while both are alike
+        # A copy; now, while both are alike, and by equation: an operation's hash is that of its
+        # attributes and operands, and changes with them.
+        if self.op is not self.frame.op:
             copies = dict(zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True))
             self.replaced = {e: copies[e.op] for e in _equations(self.frame.program)}
 
@@ -96,7 +100,7 @@ def _equations(program: Program) -> Iterator[Equation]:
     """The equations of a frame, also those in loops and branches."""
     for eqn in program.eqns:
         yield eqn
-        if eqn.op.name not in ("func.call", "sdy.manual_computation"):
+        if eqn.op.name not in _FRAMES:
             for inner in programs_of(eqn):
                 yield from _equations(inner)
 
@@ -120,7 +124,7 @@ def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
             if eqn.op.name == "func.call" and "jaxpr" in params:
                 name = editing.callee_of(eqn.op) or ""
                 yield Item(here, eqn, loops, frame_of(params["jaxpr"], functions[name]))
-            elif eqn.op.name == "sdy.manual_computation":
+            elif eqn.op.name == "sdy.manual_computation" and "jaxpr" in params:
                 yield Item(here, eqn, loops, frame_of(params["jaxpr"], eqn.op))
             elif eqn.loop is not None and "jaxpr" in params:
                 yield from items(params["jaxpr"], here, (*loops, (eqn, "body")))

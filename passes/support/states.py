@@ -210,13 +210,15 @@ class Histories:
 def _index(history: Any, index: Any) -> Any:
     from jax import lax
 
+    if not history.shape[0]:  # of a loop without iterations: nobody reads it
+        return lax.full(history.shape[1:], 0, history.dtype)
     return lax.dynamic_index_in_dim(history, index, keepdims=False)
 
 
 def _update(stack: Any, value: Any, index: Any) -> Any:
     from jax import lax
 
-    return lax.dynamic_update_index_in_dim(stack, value, index, 0)
+    return lax.dynamic_update_index_in_dim(stack, value, index, 0) if stack.shape[0] else stack
 
 
 def history_type(dims: tuple[int, ...], steps: int) -> Any:

@@ -10,7 +10,12 @@ from typing import Any
 from srjit._mlir import ir
 from srjit.passes.support.editing import attribute_of
 
-_IN_TEXT = re.compile(r"@([\w$.-]+)")
+_IN_TEXT = re.compile(r'@(?:([\w$.-]+)|"((?:[^"\\]|\\.)*)")')
+
+_WITHOUT_SYMBOLS = (
+    ir.StringAttr, ir.IntegerAttr, ir.FloatAttr, ir.BoolAttr, ir.UnitAttr, ir.TypeAttr,
+    ir.DenseElementsAttr,
+)  # fmt: skip
 
 
 def text(op: ir.Operation, attribute: str) -> str:
@@ -52,30 +57,17 @@ def used(op: ir.Operation) -> list[str]:
 
 
 def mentioned(op: ir.Operation) -> list[str]:
-    """Symbols that an operation itself mentions in any attribute, in order."""
+    """Symbols that an operation itself mentions in any attribute, in order.
+
+    What only looks like a symbol, in a string inside of another attribute, counts too.
+    """
     found: dict[str, None] = {}
-
-    def read(attribute: Any) -> None:
-        match attribute:
-            case ir.FlatSymbolRefAttr():
-                found[attribute.value] = None
-            case ir.SymbolRefAttr():
-                found[attribute.value[0]] = None
-            case ir.ArrayAttr():
-                for inner in attribute:
-                    read(inner)
-            case ir.DictAttr():
-                for named in attribute:
-                    read(named.attr)
-            case _:
-                pass
-
     for name in op.attributes:
         value = attribute_of(op, name)
-        try:
-            read(value)
-        except TypeError:  # something in it that the bindings have no class for
-            found.update(dict.fromkeys(_IN_TEXT.findall(str(value))))
+        if isinstance(value, ir.FlatSymbolRefAttr):
+            found[value.value] = None
+        elif not isinstance(value, _WITHOUT_SYMBOLS) and "@" in (text := str(value)):
+            found.update((plain or quoted, None) for plain, quoted in _IN_TEXT.findall(text))
     return list(found)
 
 

@@ -414,8 +414,11 @@ class Provenance:
 
     def _cond(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
         chooser, *operands = values
+        count = len(eqn.params["branches"])
         branches = [
-            self._run(branch, [self._chosen(v, chooser, i) for v in operands], scope.inside(i))
+            self._run(
+                branch, [self._chosen(v, chooser, i, count) for v in operands], scope.inside(i)
+            )
             for i, branch in enumerate(eqn.params["branches"])
         ]
         return [self._merged(outs, chooser) for outs in zip(*branches, strict=True)]
@@ -433,10 +436,10 @@ class Provenance:
         self._merges[token] = chooser.token, outs
         return Value(labels, token, origin, varies)
 
-    def _chosen(self, value: Value, chooser: Value, branch: int) -> Value:
-        """A value as one branch sees it: what that branch of a conditional on the same made."""
+    def _chosen(self, value: Value, chooser: Value, branch: int, count: int) -> Value:
+        """A value as one of ``count`` branches sees it: what it made in one on the same."""
         by, outs = self._merges.get(value.token, (None, ()))
-        return outs[branch] if by == chooser.token else value
+        return outs[branch] if by == chooser.token and len(outs) == count else value
 
     _rules: ClassVar[dict[Any, Callable[..., list[Value]]]] = {
         jex_primitives.scan_p: _scan,

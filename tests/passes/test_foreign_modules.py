@@ -1,0 +1,547 @@
+"""Modules that JAX did not write: nothing falls over, what is left alone says why, all is valid."""
+
+import dataclasses
+
+import pytest
+from srjit import passes
+from srjit._mlir import ir
+from srjit.passes.report import report_of
+
+from . import corpus
+
+DOT = "stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]"
+TYPES = "(tensor<4x8xf32>, tensor<8x8xf32>) -> tensor<4x8xf32>"
+ARGUMENTS = "%w: tensor<8x8xf32>, %x: tensor<4x8xf32>"
+SPARSE = "#sparse_tensor.encoding<{map = (i, j) -> (i : dense, j : compressed)}>"
+# One multiplication that the recipe quantizes, for modules of which something else is odd.
+PLAIN = f"%plain = {DOT} : {TYPES}"
+
+
+@dataclasses.dataclass
+class Foreign:
+    """A module; how many multiplications are quantized; what the report or the error says."""
+
+    text: str
+    rewritten: int = 0
+    says: str = ""
+
+
+def main(body: str, arguments: str = ARGUMENTS, results: str = "tensor<4x8xf32>") -> str:
+    return f"func.func public @main({arguments}) -> ({results}) {{\n{body}\n}}\n"
+
+
+LEFT_ALONE = {
+    "dynamic shape": Foreign(
+        main(
+            """%0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]
+              : (tensor<?x8xf32>, tensor<8x8xf32>) -> tensor<?x8xf32>
+            return %0 : tensor<?x8xf32>""",
+            "%w: tensor<8x8xf32>, %x: tensor<?x8xf32>",
+            "tensor<?x8xf32>",
+        ),
+        says="static shape",
+    ),
+    "bounded shape": Foreign(
+        main(
+            """%0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]
+              : (tensor<?x8xf32, #stablehlo.bounds<4, ?>>, tensor<8x8xf32>)
+              -> tensor<?x8xf32, #stablehlo.bounds<4, ?>>
+            return %0 : tensor<?x8xf32, #stablehlo.bounds<4, ?>>""",
+            "%w: tensor<8x8xf32>, %x: tensor<?x8xf32, #stablehlo.bounds<4, ?>>",
+            "tensor<?x8xf32, #stablehlo.bounds<4, ?>>",
+        ),
+        says="static shape",
+    ),
+    "integers": Foreign(
+        main(
+            f"""%0 = {DOT} : (tensor<4x8xi8>, tensor<8x8xi8>) -> tensor<4x8xi32>
+            return %0 : tensor<4x8xi32>""",
+            "%w: tensor<8x8xi8>, %x: tensor<4x8xi8>",
+            "tensor<4x8xi32>",
+        ),
+        says="product: only",
+    ),
+    "complex, with a constant of them": Foreign(
+        main(
+            f"""%c = stablehlo.constant dense<(1.0, 2.0)> : tensor<8x8xcomplex<f32>>
+            %s = stablehlo.add %w, %c : tensor<8x8xcomplex<f32>>
+            %0 = stablehlo.dot_general %x, %s, contracting_dims = [1] x [0]
+              : (tensor<4x8xcomplex<f32>>, tensor<8x8xcomplex<f32>>) -> tensor<4x8xcomplex<f32>>
+            return %0 : tensor<4x8xcomplex<f32>>""",
+            "%w: tensor<8x8xcomplex<f32>>, %x: tensor<4x8xcomplex<f32>>",
+            "tensor<4x8xcomplex<f32>>",
+        ),
+        says="product: only",
+    ),
+    "an encoding": Foreign(
+        main(
+            f"""%0 = {DOT} : (tensor<4x8xf32, {SPARSE}>, tensor<8x8xf32>) -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>""",
+            f"%w: tensor<8x8xf32>, %x: tensor<4x8xf32, {SPARSE}>",
+        ),
+        says="encoding",
+    ),
+    "nothing to multiply: a zero-size operand": Foreign(
+        main(
+            """%0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]
+              : (tensor<0x8xf32>, tensor<8x8xf32>) -> tensor<0x8xf32>
+            return %0 : tensor<0x8xf32>""",
+            "%w: tensor<8x8xf32>, %x: tensor<0x8xf32>",
+            "tensor<0x8xf32>",
+        ),
+        says="zero-size",
+    ),
+    "a reversed window": Foreign(
+        main(
+            """%0 = "stablehlo.convolution"(%x, %w) {dimension_numbers = #stablehlo.conv<
+              [b, f, 0]x[o, i, 0]->[b, f, 0]>, window_reversal = array<i1: true>,
+              feature_group_count = 1 : i64, batch_group_count = 1 : i64}
+              : (tensor<1x2x8xf32>, tensor<4x2x3xf32>) -> tensor<1x4x6xf32>
+            return %0 : tensor<1x4x6xf32>""",
+            "%w: tensor<4x2x3xf32>, %x: tensor<1x2x8xf32>",
+            "tensor<1x4x6xf32>",
+        ),
+        says="reversed window",
+    ),
+    "@main of several blocks": Foreign(
+        main(
+            f"""{PLAIN}
+              %t = arith.constant true
+              cf.cond_br %t, ^bb1, ^bb2
+            ^bb1:
+              return %plain : tensor<4x8xf32>
+            ^bb2:
+              return %x : tensor<4x8xf32>"""
+        ),
+        says="@main has more than one block",
+    ),
+    "a call of several blocks": Foreign(
+        main("%0 = call @f(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>\n"
+             "return %0 : tensor<4x8xf32>")
+        + f"""func.func private @f({ARGUMENTS}) -> tensor<4x8xf32> {{
+            {PLAIN}
+            %t = arith.constant true
+            cf.cond_br %t, ^bb1(%plain : tensor<4x8xf32>), ^bb1(%x : tensor<4x8xf32>)
+          ^bb1(%y: tensor<4x8xf32>):
+            return %y : tensor<4x8xf32>
+        }}""",
+        says="@f has more than one block",
+    ),
+    "a function that is only declared": Foreign(
+        main("%0 = call @f(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>\n"
+             "return %0 : tensor<4x8xf32>")
+        + f"func.func private @f({ARGUMENTS.replace('%w: ', '').replace('%x: ', '')})"
+        " -> tensor<4x8xf32>",
+        says="@f is only declared",
+    ),
+    "@main that calls itself": Foreign(
+        main(
+            "%0 = call @main(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>\n"
+            "return %0 : tensor<4x8xf32>"
+        ),
+        says="@main calls itself",
+    ),
+    "a multiplication in the region of a reduction": Foreign(
+        main(
+            f"""%c = stablehlo.constant dense<0.0> : tensor<f32>
+            %0 = "stablehlo.reduce"(%x, %c) ({{
+              ^bb0(%a: tensor<f32>, %b: tensor<f32>):
+                %d = stablehlo.dot_general %a, %b, contracting_dims = [] x []
+                  : (tensor<f32>, tensor<f32>) -> tensor<f32>
+                stablehlo.return %d : tensor<f32>
+              }}) {{dimensions = array<i64: 1>}} : (tensor<4x8xf32>, tensor<f32>) -> tensor<4xf32>
+            return %0 : tensor<4xf32>""",
+            results="tensor<4xf32>",
+        ),
+        says="inside this operation's region",
+    ),
+    "a multiplication of an unknown dialect": Foreign(
+        main(
+            """%0 = "alien.dot_general"(%x, %w) : (tensor<4x8xf32>, tensor<8x8xf32>)
+              -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>"""
+        ),
+        says="this kind of multiplication",
+    ),
+    "a multiplication deep in regions of an unknown dialect": Foreign(
+        main(
+            f"""%0 = "alien.region"() ({{
+              "alien.region"() ({{ {PLAIN} "alien.yield"() : () -> () }}) : () -> ()
+              "alien.yield"(%x) : (tensor<4x8xf32>) -> ()
+            }}) : () -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>"""
+        ),
+        says="inside this operation's region",
+    ),
+    "a kernel": Foreign(
+        main(
+            """%0 = stablehlo.custom_call @tpu_custom_call(%x, %w) : (tensor<4x8xf32>,
+              tensor<8x8xf32>) -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>"""
+        ),
+        says="kernels",
+    ),
+    "another's composite": Foreign(
+        main(
+            f"""%0 = stablehlo.composite "alien.linear" %x, %w {{decomposition = @linear}} : {TYPES}
+            return %0 : tensor<4x8xf32>"""
+        )
+        + f"""func.func private @linear(%x: tensor<4x8xf32>, %w: tensor<8x8xf32>) -> tensor<4x8xf32> {{
+            {PLAIN}
+            return %plain : tensor<4x8xf32>
+        }}""",
+        says="inside composites",
+    ),
+    "a ragged product of another": Foreign(
+        main(
+            """%0 = "chlo.ragged_dot"(%x, %w, %n) {ragged_dot_dimension_numbers =
+              #chlo.ragged_dot<lhs_contracting_dimensions = [1], rhs_contracting_dimensions = [1],
+              lhs_ragged_dimensions = [0], rhs_group_dimensions = [0]>}
+              : (tensor<4x8xf32>, tensor<2x8x8xf32>, tensor<2xi32>) -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>""",
+            "%w: tensor<2x8x8xf32>, %x: tensor<4x8xf32>, %n: tensor<2xi32>",
+        ),
+        says="ragged product that was lowered elsewhere",
+    ),
+    "a mesh whose devices are in an order of their own": Foreign(
+        'sdy.mesh @mesh = <["x"=2], device_ids=[1, 0]>\n'
+        + main(
+            f"""%0 = sdy.manual_computation(%w, %y) in_shardings=[<@mesh, [{{}}, {{}}]>,
+              <@mesh, [{{"x"}}, {{}}]>] out_shardings=[<@mesh, [{{"x"}}, {{}}]>] manual_axes={{"x"}}
+              (%v: tensor<8x8xf32>, %x: tensor<4x8xf32>) {{ {PLAIN.replace("%w", "%v")}
+                sdy.return %plain : tensor<4x8xf32>
+              }} : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
+            return %0 : tensor<8x8xf32>""",
+            "%w: tensor<8x8xf32>, %y: tensor<8x8xf32>",
+            "tensor<8x8xf32>",
+        ),
+        says="devices in an order of its own",
+    ),
+    "a mesh with a name that only quotes hold": Foreign(
+        'sdy.mesh @"the mesh" = <["x"=2]>\n'
+        + main(
+            f"""%0 = sdy.manual_computation(%w, %y) in_shardings=[<@"the mesh", [{{}}, {{}}]>,
+              <@"the mesh", [{{"x"}}, {{}}]>] out_shardings=[<@"the mesh", [{{"x"}}, {{}}]>]
+              manual_axes={{"x"}} (%v: tensor<8x8xf32>, %x: tensor<4x8xf32>) {{ {PLAIN.replace("%w", "%v")}
+                sdy.return %plain : tensor<4x8xf32>
+              }} : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
+            return %0 : tensor<8x8xf32>""",
+            "%w: tensor<8x8xf32>, %y: tensor<8x8xf32>",
+            "tensor<8x8xf32>",
+        ),
+        says="shardings srjit cannot read",
+    ),
+    "no multiplication at all": Foreign(main("return %x : tensor<4x8xf32>")),
+    "no result": Foreign(main("return", results="")),
+    "tuples and tokens": Foreign(
+        main(
+            """%t = stablehlo.create_token : !stablehlo.token
+            %u = stablehlo.tuple %x, %t : tuple<tensor<4x8xf32>, !stablehlo.token>
+            %0 = stablehlo.get_tuple_element %u[0]
+              : (tuple<tensor<4x8xf32>, !stablehlo.token>) -> tensor<4x8xf32>
+            %1 = "stablehlo.infeed"(%t) {infeed_config = ""}
+              : (!stablehlo.token) -> !stablehlo.token
+            return %0 : tensor<4x8xf32>"""
+        )
+    ),
+    "a loop that counts with the number of the next iteration": Foreign(
+        main(
+            """%zero = stablehlo.constant dense<0> : tensor<i32>
+            %n = stablehlo.constant dense<5> : tensor<i32>
+            %one = stablehlo.constant dense<1> : tensor<i32>
+            %0:2 = stablehlo.while(%i = %zero, %a = %zero) : tensor<i32>, tensor<i32>
+            cond {
+              %p = stablehlo.compare LT, %i, %n : (tensor<i32>, tensor<i32>) -> tensor<i1>
+              stablehlo.return %p : tensor<i1>
+            } do {
+              %next = stablehlo.add %i, %one : tensor<i32>
+              %b = stablehlo.multiply %a, %next : tensor<i32>
+              stablehlo.return %next, %b : tensor<i32>, tensor<i32>
+            }
+            return %0#1 : tensor<i32>""",
+            results="tensor<i32>",
+        )
+    ),
+    "a collective over the axes of a mesh": Foreign(
+        'sdy.mesh @mesh = <["x"=2]>\n'
+        + main(
+            """%0 = "stablehlo.all_gather"(%x) {all_gather_dim = 0 : i64, replica_groups =
+              #stablehlo.replica_group_mesh_axes<mesh = @mesh, axes = [
+              #stablehlo.axis_ref<name = "x">]>, channel_handle = #stablehlo.channel_handle<
+              handle = 1, type = 0>} : (tensor<4x8xf32>) -> tensor<8x8xf32>
+            return %0 : tensor<8x8xf32>""",
+            results="tensor<8x8xf32>",
+        )
+    ),
+    "a symbol and attributes with our prefix": Foreign(
+        "module @srjit.module attributes {mhlo.num_replicas = 1 : i32} {\n"
+        + main("%0 = call @srjit.mine(%x) : (tensor<4x8xf32>) -> tensor<4x8xf32>\n"
+               "return %0 : tensor<4x8xf32>")
+        + """func.func private @srjit.mine(%x: tensor<4x8xf32>) -> tensor<4x8xf32> {
+            return %x : tensor<4x8xf32>
+        }
+        func.func private @srjit.unused(%x: tensor<4x8xf32>) -> tensor<4x8xf32> {
+            return %x : tensor<4x8xf32>
+        }}"""
+    ),
+}  # fmt: skip
+
+REWRITTEN = {
+    "odd locations": Foreign(
+        main(
+            "\n".join(
+                f"%{i} = {DOT.replace('%x', f'%{i - 1}' if i else '%x')} : {TYPES} loc({location})"
+                for i, location in enumerate(
+                    [
+                        "unknown",
+                        '"a \\22quoted\\22 (name"',
+                        '"line\\0Abreak/)("("f.py":1:2)',
+                        'fused<"data">["a"("f":1:1), unknown]',
+                        'fused[callsite("x"("f":1:1) at unknown), "jit(f)/jvp(a)/dot"]',
+                        'callsite(fused["a", "b"] at callsite("c" at "d":3:4))',
+                        '"\\FF\\FE"',
+                        '""',
+                    ]
+                )
+            )
+            + "\nreturn %7 : tensor<4x8xf32>"
+        ),
+        rewritten=8,
+    ),
+    "odd names": Foreign(
+        main('%0 = call @"a b/\\22c\\22(d)@"(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>)'
+             " -> tensor<4x8xf32>\nreturn %0 : tensor<4x8xf32>")
+        + f"""func.func private @"a b/\\22c\\22(d)@"({ARGUMENTS}) -> tensor<4x8xf32> {{
+            {PLAIN}
+            return %plain : tensor<4x8xf32>
+        }}""",
+        rewritten=1,
+    ),
+    "names that srjit would take": Foreign(
+        main(f"{PLAIN}\nreturn %plain : tensor<4x8xf32>")
+        + "".join(
+            f"func.func private @{name}(%x: tensor<f32>) -> tensor<f32> {{ return %x : tensor<f32> }}\n"
+            for name in ("srjit.mix", "srjit.quantize_int8_stochastic", "srjit.scaled_dot_int8_int8")
+        ),
+        rewritten=1,
+    ),
+    "a private @main": Foreign(
+        main(f"{PLAIN}\nreturn %plain : tensor<4x8xf32>").replace("public", "private"), rewritten=1
+    ),
+    "arguments with attributes": Foreign(
+        main(
+            f"{PLAIN}\nreturn %plain : tensor<4x8xf32>",
+            '%w: tensor<8x8xf32> {alien.c = dense<(1.0, 2.0)> : tensor<complex<f32>>}, '
+            "%x: tensor<4x8xf32> {tf.aliasing_output = 0 : i32}",
+        ),
+        rewritten=1,
+    ),
+    "modules in the module": Foreign(
+        main(f"{PLAIN}\nreturn %plain : tensor<4x8xf32>")
+        + f"module @inner {{ func.func @main({ARGUMENTS}) -> tensor<4x8xf32> {{ {PLAIN}\n"
+        "return %plain : tensor<4x8xf32> } }",
+        rewritten=1,
+    ),
+    "unknown dialects around": Foreign(
+        "alien.global @g\n".replace("alien.global @g", '"alien.global"() {sym_name = "g"} : () -> ()')
+        + main(
+            f"""%y = "alien.op"(%x) {{to = @g}} : (tensor<4x8xf32>) -> tensor<4x8xf32>
+            {PLAIN}
+            "alien.keep"(%plain, %y) : (tensor<4x8xf32>, tensor<4x8xf32>) -> ()
+            return %plain : tensor<4x8xf32>"""
+        ),
+        rewritten=1,
+    ),
+    "a public function that @main calls too": Foreign(
+        main("%0 = call @f(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>\n"
+             "return %0 : tensor<4x8xf32>")
+        + f"func.func public @f({ARGUMENTS}) -> tensor<4x8xf32> {{ {PLAIN}\n"
+        "return %plain : tensor<4x8xf32> }",
+        rewritten=1,
+    ),
+    "@main that another function calls": Foreign(
+        main(f"{PLAIN}\nreturn %plain : tensor<4x8xf32>")
+        + main("%0 = call @main(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>\n"
+               "return %0 : tensor<4x8xf32>").replace("public @main(", "public @serve("),
+        rewritten=1,
+    ),
+    "a function that a custom call and another dialect's region use too": Foreign(
+        main(
+            """%0 = call @f(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>
+            %1 = stablehlo.custom_call @alien(%x) {called_computations = [@f]}
+              : (tensor<4x8xf32>) -> tensor<4x8xf32>
+            %t = arith.constant true
+            %2 = scf.if %t -> (tensor<4x8xf32>) {
+              %3 = func.call @f(%w, %1) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>
+              scf.yield %3 : tensor<4x8xf32>
+            } else {
+              scf.yield %1 : tensor<4x8xf32>
+            }
+            %4 = stablehlo.add %0, %2 : tensor<4x8xf32>
+            return %4 : tensor<4x8xf32>"""
+        )
+        + f"func.func private @f({ARGUMENTS}) -> tensor<4x8xf32> {{ {PLAIN}\n"
+        "return %plain : tensor<4x8xf32> }",
+        rewritten=1,
+        says="inside this operation's region",
+    ),
+    "a function that calls itself": Foreign(
+        main("%0 = call @f(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>\n"
+             "return %0 : tensor<4x8xf32>")
+        + f"""func.func private @f({ARGUMENTS}) -> tensor<4x8xf32> {{
+            {PLAIN}
+            %0 = call @f(%w, %plain) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>
+        }}""",
+        rewritten=1,
+        says="@f calls itself",
+    ),
+    "a case of many branches": Foreign(
+        main(
+            """%i = stablehlo.constant dense<2> : tensor<i32>
+            %0 = "stablehlo.case"(%i) ("""
+            + ", ".join(
+                f"{{ %b = {DOT} : {TYPES}\nstablehlo.return %b : tensor<4x8xf32> }}"
+                for _ in range(5)
+            )
+            + """) : (tensor<i32>) -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>"""
+        ),
+        rewritten=5,
+    ),
+    "a loop over a token, without a counter": Foreign(
+        main(
+            f"""%t = stablehlo.create_token : !stablehlo.token
+            %c = stablehlo.constant dense<9.0> : tensor<f32>
+            %z = stablehlo.constant dense<0.0> : tensor<f32>
+            %0:3 = stablehlo.while(%token = %t, %y = %x, %s = %z)
+              : !stablehlo.token, tensor<4x8xf32>, tensor<f32>
+            cond {{
+              %p = stablehlo.compare LT, %s, %c : (tensor<f32>, tensor<f32>) -> tensor<i1>
+              stablehlo.return %p : tensor<i1>
+            }} do {{
+              %d = stablehlo.dot_general %y, %w, contracting_dims = [1] x [0] : {TYPES}
+              %u = stablehlo.add %s, %c : tensor<f32>
+              stablehlo.return %token, %d, %u : !stablehlo.token, tensor<4x8xf32>, tensor<f32>
+            }}
+            return %0#1 : tensor<4x8xf32>"""
+        ),
+        rewritten=1,
+    ),
+    "an algorithm": Foreign(
+        main(
+            f"""%0 = {DOT}, algorithm = <lhs_precision_type = bf16, rhs_precision_type = bf16,
+              accumulation_type = f32, lhs_component_count = 1, rhs_component_count = 1,
+              num_primitive_operations = 1, allow_imprecise_accumulation = false> : {TYPES}
+            return %0 : tensor<4x8xf32>"""
+        ),
+        rewritten=1,
+    ),
+    "a result without dimensions": Foreign(
+        main(
+            """%0 = stablehlo.dot_general %w, %x, contracting_dims = [0] x [0]
+              : (tensor<8xf32>, tensor<8xf32>) -> tensor<f32>
+            return %0 : tensor<f32>""",
+            "%w: tensor<8xf32>, %x: tensor<8xf32>",
+            "tensor<f32>",
+        ),
+        rewritten=1,
+    ),
+    "negative padding": Foreign(
+        main(
+            """%0 = "stablehlo.convolution"(%x, %w) {dimension_numbers = #stablehlo.conv<
+              [b, f, 0]x[o, i, 0]->[b, f, 0]>, padding = dense<[[-1, -2]]> : tensor<1x2xi64>,
+              feature_group_count = 1 : i64, batch_group_count = 1 : i64}
+              : (tensor<1x2x8xf32>, tensor<4x2x3xf32>) -> tensor<1x4x3xf32>
+            return %0 : tensor<1x4x3xf32>""",
+            "%w: tensor<4x2x3xf32>, %x: tensor<1x2x8xf32>",
+            "tensor<1x4x3xf32>",
+        ),
+        rewritten=1,
+    ),
+    "a narrow result of a convolution": Foreign(
+        main(
+            """%0 = "stablehlo.convolution"(%x, %w) {dimension_numbers = #stablehlo.conv<
+              [b, f, 0]x[o, i, 0]->[b, f, 0]>,
+              feature_group_count = 1 : i64, batch_group_count = 1 : i64}
+              : (tensor<1x2x8xf32>, tensor<4x2x3xf32>) -> tensor<1x4x6xbf16>
+            return %0 : tensor<1x4x6xbf16>""",
+            "%w: tensor<4x2x3xf32>, %x: tensor<1x2x8xf32>",
+            "tensor<1x4x6xbf16>",
+        ),
+        rewritten=1,
+    ),
+    "no spatial dimension": Foreign(
+        main(
+            """%0 = "stablehlo.convolution"(%x, %w) {dimension_numbers = #stablehlo.conv<
+              [b, f]x[i, o]->[b, f]>, feature_group_count = 1 : i64, batch_group_count = 1 : i64}
+              : (tensor<4x8xf32>, tensor<8x8xf32>) -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>"""
+        ),
+        rewritten=1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pipeline", corpus.PIPELINES)
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_what_cannot_be_quantized_comes_out_as_it_was_and_the_report_says_why(
+    name: str, pipeline: str
+) -> None:
+    foreign = LEFT_ALONE[name]
+    module = corpus.parsed(foreign.text)
+    outcome = corpus.run_pipeline(module, corpus.PIPELINES[pipeline])
+    assert (outcome.status, outcome.message, outcome.rewritten) == ("alone", "", 0)
+    assert foreign.says in "\n".join(outcome.reasons)
+
+
+@pytest.mark.parametrize("pipeline", corpus.PIPELINES)
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_what_is_odd_around_a_multiplication_does_not_stop_it_from_being_quantized(
+    name: str, pipeline: str
+) -> None:
+    foreign = REWRITTEN[name]
+    module = corpus.parsed(foreign.text)
+    outcome = corpus.run_pipeline(module, corpus.PIPELINES[pipeline])
+    assert (outcome.status, outcome.message) == ("alone", "")
+    assert outcome.rewritten == foreign.rewritten
+    assert foreign.says in "\n".join(outcome.reasons)
+
+
+ERRORS = {
+    "no @main": ("func.func @f() { return }", "no function @main; it has @f"),
+    "nothing": ("", "no function @main"),
+    "@main that is declared": ("func.func private @main()", "only declared"),
+    "versioned": (
+        """vhlo.func_v1 @main(%x: !vhlo.tensor_v1<2x!vhlo.f32_v1>) -> (!vhlo.tensor_v1<2x!vhlo.f32_v1>)
+        { "vhlo.return_v1"(%x) : (!vhlo.tensor_v1<2x!vhlo.f32_v1>) -> () } {arg_attrs =
+        #vhlo.array_v1<[]>, res_attrs = #vhlo.array_v1<[]>, sym_visibility = #vhlo.string_v1<"">}""",
+        "VHLO",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_module_that_starts_nowhere_is_an_error_that_says_so(name: str) -> None:
+    text, message = ERRORS[name]
+    for first in ("srjit-eliminate-dead-code", "srjit-annotate-matmuls"):
+        with pytest.raises(passes.PipelineError, match=message):
+            passes.parse(first).run(corpus.parsed(text))
+
+
+def test_callers_that_are_not_rewritten_get_what_they_got_before() -> None:
+    module = corpus.parsed(REWRITTEN["@main that another function calls"].text)
+    passes.parse(corpus.DELAYED).run(module)
+    functions = {ir.StringAttr(op.attributes["sym_name"]).value: op for op in module.body}
+    serve = str(functions["serve"])
+    assert "call @main_srjit(" in serve
+    assert "stablehlo.dot_general %arg1, %arg0" in str(functions["main_srjit"])
+    assert len(report_of(module.operation).sites) == 1
+
+
+def test_dead_code_goes_without_what_lives_in_other_blocks() -> None:
+    text = LEFT_ALONE["@main of several blocks"].text
+    module = corpus.parsed(text)
+    before = corpus.generic(module)
+    passes.parse("srjit-eliminate-dead-code").run(module)
+    assert corpus.generic(module) == before
