@@ -14,6 +14,7 @@ from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, frames, symbols
 from srjit.passes.support.composites import SCALED_DOT, Masked, ScaledDot, composite, quantize
 from srjit.passes.support.lowering import Library, type_of
+from srjit.passes.support.meshes import SHARDINGS, manual_axes_of, meshes_of
 from srjit.passes.support.noise import Needs, Noise, Threads, count_trips, split_flips
 from srjit.passes.support.states import (
     Histories,
@@ -112,11 +113,11 @@ class _Insertion:
     """Rewrites the multiplications of a module as a plan says."""
 
     def __init__(self, module: Any, program: Any, plan: ProgramPlan) -> None:
-        from srjit.passes.support.raising import functions, main_of, meshes
+        from srjit.passes.support.raising import functions, main_of
 
         self.module, self.plan = module, plan
         self.library = Library(module)
-        self.meshes = meshes(module)
+        self.meshes = meshes_of(module)
         self.slots: dict[Group, list[Slot]] = {}
         self.frames = frames.frames_of(program, main_of(module), functions(module))
         occurrences = plan.provenance.occurrences
@@ -320,7 +321,7 @@ class _GroupInsertion:
         names: list[str] = []
         with ir.InsertionPoint(editing.terminator(block)), op.location:
             if op.name == "sdy.manual_computation":
-                axes = _manual_axes(op)
+                axes = manual_axes_of(op)
                 seen = [largest_of_shards(v, self.whole.meshes, axes) for v in seen]
             elif self.group.is_main:
                 names, seen = self._remembered(seen)
@@ -448,16 +449,8 @@ def _named(op: Any, name: str) -> Any:
     return ir.Location.name(name, op.location)
 
 
-def _manual_axes(op: Any) -> tuple[str, ...]:
-    from srjit.passes.support.names import QUOTED
-
-    return tuple(QUOTED.findall(str(op.attributes["manual_axes"])))
-
-
 def _replicated(op: Any, which: str, types: list[Any]) -> Any:
     """The shardings of a manual computation with more values, which all devices have."""
-    from srjit.passes.support.names import SHARDINGS
-
     text = str(op.attributes[which])
     both = text + str(op.attributes["in_shardings"]) + str(op.attributes["out_shardings"])
     found = SHARDINGS.search(both)

@@ -163,10 +163,15 @@ def axis_names(eqn: Any) -> frozenset[str]:
     return frozenset(given if isinstance(given, (tuple, list)) else (given,))
 
 
-def axes_of(spec: Any) -> tuple[str, ...]:
-    """The mesh axes in a PartitionSpec, or in a tuple of tuples of them, in order."""
-    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec)
-    return tuple(name for entry in entries for name in entry if name is not None)
+def axes_of(spec: Any) -> tuple[tuple[str, ...], ...]:
+    """For each dimension, the mesh axes in a PartitionSpec, or in a tuple of tuples of them."""
+    found = [
+        tuple(entry) if isinstance(entry, (tuple, list)) else () if entry is None else (entry,)
+        for entry in spec
+    ]
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
 
 
 def is_float(dtype: Any) -> bool:

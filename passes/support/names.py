@@ -22,10 +22,6 @@ STRUCTURE = frozenset(
 )  # fmt: skip
 _REMAT = ("checkpoint", "remat2")
 _BRANCH = re.compile(r"branch_\d+_fun$")
-# Pieces of Shardy's attributes, which its bindings do not take apart.
-AXES = re.compile(r'"([^"]+)"=(\d+)')
-QUOTED = re.compile(r'"([^"]+)"')
-SHARDINGS = re.compile(r"<(@\w+, \[[^<>]*\])[^<>]*>")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
-from srjit.passes.support import names, products
+from srjit.passes.support import meshes, names, products
 from srjit.passes.support.editing import attribute_of, callee_of, is_dense, terminator, walk
 from srjit.passes.support.loops import Loop
 from srjit.passes.support.names import Names
@@ -36,9 +36,7 @@ _NAMES = {
     "stablehlo.scatter": "scatter_add",
     "stablehlo.rng": "rng_uniform",
     "stablehlo.rng_bit_generator": "rng_bit_generator",
-    "stablehlo.all_gather": "all_gather",
-    "stablehlo.all_reduce": "psum",
-    "stablehlo.partition_id": "axis_index",
+    **meshes.COLLECTIVES,
 }
 _VIEW_CALLS = ("Sharding", "annotate_device_placement", "LayoutConstraint")
 _EFFECTS = frozenset(
@@ -214,7 +212,7 @@ class Raiser:
 
     def __init__(self, module: Any) -> None:
         self.functions = functions(module)
-        self.meshes = meshes(module)
+        self.meshes = meshes.meshes_of(module)
         self.notes: dict[str, None] = {}
         self.products: dict[Any, products.Equation | str] = {}
         self._programs: dict[str, Program] = {}
@@ -367,10 +365,8 @@ class _BlockReader:
         }
         if len(op.regions):
             params["regions"] = _structure(op, {v: i for i, v in enumerate(region)})
-        if op.name in ("stablehlo.all_reduce", "stablehlo.all_gather"):
-            params["axes"] = self._axes(op)
-        if op.name == "stablehlo.partition_id":
-            params["axes"] = tuple(a for mesh in self.raiser.meshes.values() for a in mesh)
+        if op.name in meshes.COLLECTIVES:
+            params["axes"] = meshes.axes_of_collective(op, self.raiser.meshes)
         inputs = [self.value(v) for v in (*op.operands, *region)]
         eqn = self.add(Primitive(str(name)), op, inputs, op.results, **params)
         eqn.effects = is_effectful(op)
@@ -390,9 +386,12 @@ class _BlockReader:
             return "srjit does not look inside this operation's region"
         return ""
 
-    def _axes(self, op: Any) -> tuple[str, ...]:
-        """The mesh axes that a collective is over."""
-        return collective_axes(op, self.raiser.meshes)
+    def _remainder(self, op: Any) -> bool:
+        """The place of a device along one axis of its mesh, as JAX computes it."""
+        axis = meshes.axis_of_index(op, self.raiser.meshes)
+        if axis:
+            self.add(Primitive("axis_index"), op, [], op.results, axes=(axis,))
+        return bool(axis)
 
     def _constant(self, op: Any) -> bool:
         aval = aval_of(op.results[0])
@@ -494,19 +493,20 @@ class _BlockReader:
             op.results,
             jaxpr=program,
             check_vma=False,
-            in_specs=_axes_of_operands(op) + ((),) * len(reader.captured),
-            newly_manual_axes=_manual_axes(op),
+            in_specs=meshes.specs_of(op, "in_shardings") + ((),) * len(reader.captured),
+            out_specs=meshes.specs_of(op, "out_shardings"),
+            newly_manual_axes=meshes.manual_axes_of(op),
         )
         return True
 
     def _why_not_manual(self, op: Any) -> str:
         """Why a manual computation is left alone; nothing if it is not."""
         texts = [str(op.attributes[n]) for n in ("in_shardings", "out_shardings")]
-        entries = [entry for text in texts for entry in names.SHARDINGS.findall(text)]
-        meshes_ = {entry.partition(",")[0].removeprefix("@") for entry in entries}
+        entries = [entry for text in texts for entry in meshes.SHARDINGS.findall(text)]
+        named = {entry.partition(",")[0].removeprefix("@") for entry in entries}
         if not entries or len(entries) != len(op.operands) + len(op.results):
             return "a manual computation whose shardings srjit cannot read"
-        if not meshes_ <= self.raiser.meshes.keys():
+        if not named <= self.raiser.meshes.keys():
             return "a manual computation over a mesh with devices in an order of its own"
         return ""
 
@@ -610,6 +610,7 @@ class _BlockReader:
         "stablehlo.case": _case,
         "stablehlo.if": _case,
         "stablehlo.while": _while,
+        "stablehlo.remainder": _remainder,
         "sdy.manual_computation": _manual,
     }
 
@@ -643,54 +644,6 @@ def programs_of(eqn: Equation) -> list[Program]:
             if isinstance(item, Program):
                 found.append(item)
     return found
-
-
-def collective_axes(op: Any, meshes: dict[str, dict[str, int]]) -> tuple[str, ...]:
-    """The mesh axes that a collective is over, from its first group of devices; none if unknown."""
-    import numpy as np
-
-    given = op.attributes["replica_groups"]
-    if "replica_group_mesh_axes" in str(given):  # from jax 0.12 on, they are named
-        return tuple(names.QUOTED.findall(str(given)))
-    if not isinstance(given, ir.DenseIntElementsAttr):
-        return ()
-    groups = np.array(given)
-    if not groups.size:
-        return ()
-    group = [int(d) for d in np.asarray(groups).reshape(groups.shape)[0]]
-    for axes in meshes.values():
-        sizes = tuple(axes.values())
-        if math.prod(sizes) > max(group):
-            places = np.array(np.unravel_index(group, sizes))
-            return tuple(a for a, p in zip(axes, places, strict=True) if len(set(p)) > 1)
-    return ()
-
-
-def meshes(module: Any) -> dict[str, dict[str, int]]:
-    """The sizes of the axes of every mesh, of devices in order, that the module declares."""
-    found: dict[str, dict[str, int]] = {}
-    for op in module.regions[0].blocks[0].operations:
-        if op.operation.name == "sdy.mesh":
-            text = str(op.operation.attributes["mesh"])
-            if "device_ids" in text:
-                continue  # which place on an axis a device has, its number does not tell
-            axes = {name: int(size) for name, size in names.AXES.findall(text)}
-            found[ir.StringAttr(op.operation.attributes["sym_name"]).value] = axes
-    return found
-
-
-def _axes_of_operands(op: Any) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """For each operand of a manual computation, the axes that shard each dimension."""
-    text = str(op.attributes["in_shardings"])
-    manual = set(_manual_axes(op))
-    return tuple(
-        (tuple(a for a in names.QUOTED.findall(entry) if a in manual),)
-        for entry in names.SHARDINGS.findall(text)
-    )
-
-
-def _manual_axes(op: Any) -> tuple[str, ...]:
-    return tuple(names.QUOTED.findall(str(op.attributes["manual_axes"])))
 
 
 def _attributes(op: Any) -> tuple[tuple[str, Any], ...]:

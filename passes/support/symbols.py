@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from srjit._mlir import ir
 from srjit.passes.support.editing import attribute_of

@@ -208,6 +208,7 @@ def plan_of(
             mode=settings.mode,
             notes=(
                 *_opaque_notes(provenance),
+                *_argument_notes(provenance, classified, plans),
                 *_random_notes(provenance, settings.mode),
                 *_unused_notes(recipe, used),
             ),
@@ -249,10 +250,34 @@ def _ends(classified: Sequence[Classified], recipe: Recipe) -> set[int]:
 
 
 def _opaque_notes(provenance: Provenance) -> list[str]:
+    places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    for o in provenance.opaque:
+        place = "/".join(visible(o.scope.names)) or o.location or "top level"
+        if place not in places[o.name, o.why]:
+            places[o.name, o.why].append(place)
     return [
-        f"{o.name} at {'/'.join(visible(o.scope.names)) or o.location or 'top level'} left alone: "
-        f"{o.why}"
-        for o in provenance.opaque
+        f"{name} at {', '.join(at[:8])}{f' and {len(at) - 8} more' if len(at) > 8 else ''} "
+        f"left alone: {why}"
+        for (name, why), at in places.items()
+    ]
+
+
+def _argument_notes(
+    provenance: Provenance, classified: Sequence[Classified], plans: Sequence[SitePlan]
+) -> list[str]:
+    """Arguments that may hold weights: the frozen base of LoRA."""
+    kept = {p.site.number for p in plans if p.status == "kept" and p.rule and not p.asked}
+    found = [
+        str(c.number)
+        for c in classified
+        if c.number in kept and c.phase == "forward" and c.lhs_kind == c.rhs_kind == "activation"
+        if provenance.data & {v.origin for v in c.occurrence.operands}
+    ]
+    if not found:
+        return []
+    return [
+        f"kept as products of two activations, one of them an argument: sites {', '.join(found)}; "
+        "if the argument holds weights, frozen ones too, name it in params_argnums"
     ]
 
 

@@ -42,6 +42,7 @@ _VIEWS = {
     "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pcast",
     "sharding_constraint", "reduce_precision", "reshard", "broadcast_in_dim", "rev",
 }  # fmt: skip
+_SLICES = {"slice", "dynamic_slice", "stablehlo.slice", "stablehlo.dynamic_slice"}
 # What is the same value, whatever it is for; lowering drops all but the barrier.
 _IDENTITIES = {"copy", "copy_p", "name", "optimization_barrier", "pvary"}
 _ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
@@ -77,7 +78,7 @@ class Scope:
       names, transforms: names on its full name stack.
       loops: (length or None, reversed) of each enclosing loop, outermost first.
       ruled: whether it is inside a function with a derivative rule of its own.
-      manual: the sharded axes of enclosing shard_maps whose types do not tell what varies.
+      manual: the manual axes of enclosing shard_maps whose types do not tell what varies.
       record: whether its products are listed; not while a loop's labels are still being found.
     """
 
@@ -192,6 +193,7 @@ class Provenance:
         self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
+        self._forward: set[int] = set()  # what the forward pass made, or its recomputation
         self._stacks: dict[int, Value] = {}
         self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
         self._crossed: dict[tuple[str, int], tuple[Any, int]] = {}  # shard_maps, to cross back
@@ -202,6 +204,8 @@ class Provenance:
             if label == PARAMETER
         }
         inputs = [self._new(label, v) for v, label in zip(jaxpr.invars, labels, strict=True)]
+        # Origins of arguments that are data, and of their slices in loops.
+        self.data = {v.origin for v in inputs if v.labels == frozenset({DATA})}
         self._run(closed, inputs, Scope())
 
     def derived(self, *key: Any) -> int:
@@ -281,14 +285,17 @@ class Provenance:
         if eqn.effects or name in _STATEFUL:
             what = ("unique", next(self._fresh))
         labels = self._labels(eqn, values)
-        if scope.phase == "backward" and values and not view:  # a constant is no gradient
-            labels |= {BACKWARD}
         varies = _varying(eqn, values)
         tokens, origins = (tuple(getattr(v, f) for v in values) for f in ("token", "origin"))
         outs: list[Value] = []
         for i in range(len(eqn.outvars)):
             token = self.derived(what, tokens, i)
             origin = token if origins == tokens else self.derived(what, origins, i)
+            if scope.phase != "backward":
+                self._forward.add(token)
+            # A constant, a part of what was there and what the forward pass has are no gradients.
+            elif values and not view and name not in _SLICES and token not in self._forward:
+                labels |= {BACKWARD}
             known = varies & (scope.manual | _compat.typed_axes(eqn.outvars[i].aval))
             outs.append(Value(labels, token, values[i].origin if view else origin, known))
         return outs
@@ -304,7 +311,10 @@ class Provenance:
                 updated = any(BACKWARD in o.labels for o in others)
                 if value.labels == _PARAMETER and v.aval.shape == shape and updated:
                     return value.labels  # a parameter and what gradients became: a parameter
-        return frozenset[str]().union(*(v.labels for v in flowing))
+        labels = frozenset[str]().union(*(v.labels for v in flowing))
+        if name in _SLICES and BACKWARD not in values[0].labels:  # where a slice is makes none
+            labels -= {BACKWARD}
+        return labels
 
     # ------------------------------------------------------------------- one rule a primitive
 
@@ -317,39 +327,39 @@ class Provenance:
     def _shard_map(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
         params = eqn.params
         given = [_compat.axes_of(spec) for spec in params["in_specs"]]
+        sharded = [frozenset[str]().union(*spec) for spec in given]
         if not params["check_vma"]:
-            scope = dataclasses.replace(scope, manual=scope.manual.union(*given))
+            scope = dataclasses.replace(
+                scope, manual=scope.manual.union(params["newly_manual_axes"])
+            )
         inside, _ = _compat.open_jaxpr(params["jaxpr"])
         shards = [
             dataclasses.replace(
-                self._crossing("shard", value, axes, v.aval.shape), varies=value.varies.union(axes)
+                self._crossing("shard", value, spec, v.aval.shape), varies=value.varies | axes
             )
-            for value, axes, v in zip(values, given, inside.invars, strict=True)
+            for value, spec, axes, v in zip(values, given, sharded, inside.invars, strict=True)
         ]
         manual = params["newly_manual_axes"]
         outs = self._call(eqn, shards, scope)
-        if "out_specs" in params:
-            made = [_compat.axes_of(spec) for spec in params["out_specs"]]
-        else:  # a module read again: what differs along an axis is sharded along it
-            made = [tuple(a for a in manual if a in out.varies) for out in outs]
+        made = [_compat.axes_of(spec) for spec in params["out_specs"]]
         return [
             dataclasses.replace(
-                self._crossing("unshard", out, axes, v.aval.shape),
+                self._crossing("unshard", out, spec, v.aval.shape),
                 varies=out.varies.difference(manual),
             )
-            for out, axes, v in zip(outs, made, inside.outvars, strict=True)
+            for out, spec, v in zip(outs, made, inside.outvars, strict=True)
         ]
 
     def _crossing(
-        self, way: str, value: Value, axes: tuple[str, ...], shape: tuple[int, ...]
+        self, way: str, value: Value, spec: tuple[tuple[str, ...], ...], shape: tuple[int, ...]
     ) -> Value:
-        """A value on the other side of a shard_map, where shards along ``axes`` have ``shape``.
+        """A value on the other side of a shard_map, where shards by ``spec`` have ``shape``.
 
         It is what it was before if it crosses back the same way.
         """
-        if not axes:
+        if not spec:
             return value
-        how = axes, shape
+        how = spec, shape
         before, token = self._crossed.get((way, value.token), (None, 0))
         if before != how:
             token = self.derived(way, how, value.token)
@@ -405,6 +415,8 @@ class Provenance:
         if stacked.token not in self._stacks:
             token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
             self._stacks[stacked.token] = dataclasses.replace(stacked, token=token, origin=origin)
+            if stacked.origin in self.data:
+                self.data.add(origin)
         return self._stacks[stacked.token]
 
     def _stacked(self, value: Value) -> Value:

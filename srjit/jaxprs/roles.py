@@ -5,8 +5,9 @@ Where differentiation happened inside the function, roles are inferred: (1) an e
 a forward product also read; (4) that forward product says which gradient this is: of a weight (a
 wgrad) or of the other operand (a dgrad); (5) where the residual was changed on the way, the three
 shapes of the product have to be those of one forward product, of the same source line if there is
-one. Outside of what was differentiated, products of gradients or of parameters alone belong to an
-optimizer.
+one. A backward product that a forward one is too, or that no gradient reaches, is a recomputation
+by hand. Outside of what was differentiated, products of gradients or of parameters alone belong to
+an optimizer.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ ROLE_SCOPE = "srjit.role"
 _ROLE = re.compile(rf"{re.escape(ROLE_SCOPE)}=(fprop|dgrad|wgrad)(?:;gradient=(\d))?$")
 _FIRST_NOISE = {"forward": 0, "recompute": 1 << 29, "backward": 1 << 30}
 _UNKNOWN = ("unknown", "unknown", "unknown")
-_TWICE = (
-    "second derivative, or the derivative rule of a function that differentiates by itself: the "
-    "name stack does not tell which"
+_SECOND = (
+    "under two derivatives: a second derivative, or a custom_jvp or custom_vjp rule that "
+    "differentiates by itself: say srjit.role(...)"
 )
 _UPDATE = "outside the differentiated function, of gradients or parameters alone: an update's"
 
@@ -83,7 +84,7 @@ def classify(provenance: Provenance) -> list[Classified]:
     occurrences = provenance.occurrences
     forward = [o for o in occurrences if o.scope.phase != "backward"]
     differentiated = len(forward) < len(occurrences)
-    twice = any(_derivatives(o).count("jvp") > 1 for o in forward)
+    twice = any(_derivatives(o)[:1] == ["jvp"] != _derivatives(o) for o in occurrences)
     partners = _Partners(forward, provenance.parameter_shapes)
     classified = [_classify_one(o, partners, differentiated, twice) for o in occurrences]
     ordinals = {phase: itertools.count(first) for phase, first in _FIRST_NOISE.items()}
@@ -91,8 +92,7 @@ def classify(provenance: Provenance) -> list[Classified]:
         dataclasses.replace(
             c,
             number=i,
-            noise=next(ordinals[c.occurrence.scope.phase]),
-            phase=c.occurrence.scope.phase,
+            noise=next(ordinals[c.phase]),
             path="/".join(visible(c.occurrence.scope.names)),
             keep=KEEP_REASON if KEEP_SCOPE in c.occurrence.scope.names else c.keep,
         )
@@ -106,34 +106,39 @@ def _derivatives(o: Occurrence) -> list[str]:
 
 
 def _is_second_derivative(o: Occurrence, twice: bool) -> bool:
-    match _derivatives(o):
-        case ["transpose", *inner] if "transpose" not in inner and not twice:
-            return False  # jvp is there twice where a function has a rule of its own
-        case transforms:
-            return max(transforms.count("transpose"), transforms.count("jvp")) > 1
+    """Whether it may be one.
+
+    Where a derivative is differentiated, products stand under a jvp and another derivative inside
+    (``twice``). Elsewhere a second one is that of a rule which differentiates by itself.
+    """
+    transforms = _derivatives(o)
+    return twice and max(transforms.count("transpose"), transforms.count("jvp")) > 1
 
 
 def _classify_one(
     o: Occurrence, partners: _Partners, differentiated: bool, twice: bool
 ) -> Classified:
+    phase = o.scope.phase
     tagged = _tag(o)
     if tagged is not None:
-        return Classified(o, *tagged, "srjit.role")
+        return Classified(o, *tagged, "srjit.role", phase=phase)
     if _is_second_derivative(o, twice):
-        return Classified(o, *_UNKNOWN, _TWICE)
-    if o.scope.phase != "backward":
+        return Classified(o, *_UNKNOWN, _SECOND, phase=phase)
+    if phase != "backward":
         if differentiated and not _derivatives(o) and _is_update(o):
-            return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE)
-        return Classified(o, "fprop", *forward_kinds(o), "forward")
-    if partners.recomputes(o):
-        return Classified(o, "fprop", *forward_kinds(o), "a forward product, computed again")
+            return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE, phase=phase)
+        return Classified(o, "fprop", *forward_kinds(o), "forward", phase=phase)
+    return partners.recomputation(o) or _classify_gradient(o, partners)
+
+
+def _classify_gradient(o: Occurrence, partners: _Partners) -> Classified:
     match = partners.of(o)
     if match is None and (orphan := partners.orphan(o)) is not None:
         return orphan
     if match is None:
         why = "no operand of this backward product was read by a forward one: say srjit.role(...)"
-        return Classified(o, *_UNKNOWN, why)
-    return Classified(o, match.role, *match.kinds, match.why, match.partner)
+        return Classified(o, *_UNKNOWN, why, phase="backward")
+    return Classified(o, match.role, *match.kinds, match.why, match.partner, phase="backward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,30 +184,49 @@ class _Partners:
         self.parameters = {tuple(sorted(shape)) for shape in parameters if len(shape) > 1}
         self.readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         self.at_location: dict[str, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        self.everywhere: list[tuple[Occurrence, int]] = []
+        self.made: dict[int, Occurrence] = {}
         for o in forward:
-            for side, value in enumerate(o.operands):
-                self.readers[value.origin].append((o, side))
-                self.at_location[o.location].append((o, side))
-        self.made = {o.out.token for o in forward}
-        self.everywhere = [(o, side) for o in forward for side in (0, 1)]
+            self._add(o)
 
-    def recomputes(self, o: Occurrence) -> bool:
-        """Whether a backward product is a forward one again, as rules written by hand have it."""
-        # A cotangent from outside carries no label either, but no forward product reads it.
-        return o.out.token in self.made or all(
-            BACKWARD not in v.labels and v.origin in self.readers for v in o.operands
-        )
+    def _add(self, o: Occurrence) -> None:
+        self.made.setdefault(o.out.token, o)
+        for side, value in enumerate(o.operands):
+            self.readers[value.origin].append((o, side))
+            self.at_location[o.location].append((o, side))
+            self.everywhere.append((o, side))
+
+    def recomputation(self, o: Occurrence) -> Classified | None:
+        """The role of a backward product that is a forward one, in a rule written by hand."""
+        original = self.made.get(o.out.token)
+        if original is None:
+            if _derivatives(o).count("transpose") > 1 or any(map(_may_be_gradient, o.operands)):
+                return None
+            both = {v.origin for v in o.operands}
+            readers = (p for p, _ in self.readers.get(o.lhs.origin, ()))
+            original = next((p for p in readers if {v.origin for v in p.operands} == both), None)
+            if original is None and self.of(o) is not None:
+                return None
+        self._add(o)
+        why = "computed again in the backward pass"
+        return Classified(o, "fprop", *forward_kinds(o), why, original, phase="recompute")
 
     def of(self, o: Occurrence) -> _Match | None:
         """The match of a backward product, or None."""
+        # The cotangent may be an argument of the function; that it is one, shapes have to tell.
+        given = not any(map(_may_be_gradient, o.operands))
         # AD puts the cotangent on the left of what it makes: look for the residual on the right.
-        for residual in _residuals(o):
+        for residual in (1, 0):
             why = "the residual is read by this forward product"
             readers = self.readers.get(o.operands[residual].origin, ())
             found = [_Match(p, side, residual, why) for p, side in readers]
+            if given:
+                found = [m for m in found if m.fits(o)]
+            elif not _may_be_gradient(o.operands[1 - residual]):
+                continue
             if found:
                 return min(found, key=lambda m: _distance(m, o))
-        return self._by_shape(o)
+        return None if given else self._by_shape(o)
 
     def orphan(self, o: Occurrence) -> Classified | None:
         """The role of a product whose forward product nobody needed, as in the grad of a sum.
@@ -210,10 +234,13 @@ class _Partners:
         A product with one weight makes the gradient of an activation; one without, whose result has
         the shape of a parameter, makes that of the parameter.
         """
+        if not any(map(_may_be_gradient, o.operands)):
+            return None
         weights = [_rank(v) > 0 for v in o.operands]
         if sum(weights) == 1:
             kinds = ("weight", "gradient") if weights[0] else ("gradient", "weight")
-            return Classified(o, "dgrad", *kinds, "the gradient of a product that is dead code")
+            why = "the gradient of a product that is dead code"
+            return Classified(o, "dgrad", *kinds, why, phase="backward")
         residual = next(_residuals(o), None)
         if (
             not any(weights)
@@ -221,7 +248,8 @@ class _Partners:
             and tuple(_extents(o.eqn.outvars[0])) in (self.parameters)
         ):
             kinds = ("activation", "gradient") if residual == 0 else ("gradient", "activation")
-            return Classified(o, "wgrad", *kinds, "it has the shape of a parameter")
+            why = "it has the shape of a parameter"
+            return Classified(o, "wgrad", *kinds, why, phase="backward")
         return None
 
     def _by_shape(self, o: Occurrence) -> _Match | None:
@@ -257,6 +285,11 @@ def _residuals(o: Occurrence) -> Iterator[int]:
     for residual in (1, 0):
         if not computed[residual] or all(computed):
             yield residual
+
+
+def _may_be_gradient(value: Value) -> bool:
+    """What the backward pass made, or a constant: the cotangent of a sum."""
+    return BACKWARD in value.labels or not value.sources
 
 
 def _extents(v: Any) -> list[int]:

@@ -20,6 +20,7 @@ from .programs import (
     X,
     Y,
     count,
+    equations,
     explain,
     loss,
     mlp,
@@ -95,6 +96,59 @@ def _ruled_dot(a: jax.Array, b: jax.Array) -> jax.Array:
 def _(primals: Any, tangents: Any) -> Any:
     (a, b), (ta, tb) = primals, tangents
     return _ruled_dot(a, b), ta @ b + a @ tb
+
+
+def _by_hand_mlp(rule: Any) -> Any:
+    @jax.custom_vjp
+    def run(p: Any, x: jax.Array) -> jax.Array:
+        return mlp(p, x)
+
+    run.defvjp(lambda p, x: (mlp(p, x), (p, x)), rule)
+    return lambda p, x, y: ((run(p, x) - y) ** 2).mean()
+
+
+def _recomputing_rule(residuals: Any, g: jax.Array) -> Any:
+    p, x = residuals
+    h = jnp.tanh(x @ p["w1"])
+    dh = (g @ p["w2"].T) * (1 - h * h)
+    return {"w1": x.T @ dh, "w2": h.T @ g}, dh @ p["w1"].T
+
+
+def _differentiating_rule(residuals: Any, g: jax.Array) -> Any:
+    return jax.vjp(mlp, *residuals)[1](g)
+
+
+@jax.custom_vjp
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return jax.nn.softmax(q @ k.T) @ v
+
+
+def _flash_backward(residuals: Any, g: jax.Array) -> Any:
+    """In blocks of two keys, as the forward pass did not."""
+    q, k, v, top, total = residuals
+    delta = (g * _flash(q, k, v)).sum(-1, keepdims=True)
+
+    def block(dq: jax.Array, i: jax.Array) -> Any:
+        kb, vb = (lax.dynamic_slice_in_dim(x, 2 * i, 2) for x in (k, v))
+        a = jnp.exp(q @ kb.T - top) / total
+        ds = a * (g @ vb.T - delta)
+        return dq + ds @ kb, (ds.T @ q, a.T @ g)
+
+    dq, (dk, dv) = lax.scan(block, jnp.zeros_like(q), jnp.arange(3))
+    return dq, dk.reshape(k.shape), dv.reshape(v.shape)
+
+
+def _flash_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+    s = q @ k.T
+    top = s.max(-1, keepdims=True)
+    return _flash(q, k, v), (q, k, v, top, jnp.exp(s - top).sum(-1, keepdims=True))
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
+
+
+def _flash_attention(p: Any, x: jax.Array) -> jax.Array:
+    return (_flash(*(x @ p[name] for name in "qkv")) ** 2).sum()
 
 
 def _mlp_of(dot: Any) -> Any:
@@ -240,6 +294,14 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
     "an explicit cotangent": (*_with(_explicit_cotangent, *STEP), BOTH),
     "custom_vjp": (*_with(jax.grad(_mlp_of(_dot)), *STEP), MLP),
     "custom_vjp with other residuals": (*_with(jax.grad(_mlp_of(_scaled_dot)), *STEP), MLP),
+    "custom_vjp that computes its forward products again": (
+        *_with(jax.grad(_by_hand_mlp(_recomputing_rule), (0, 1)), *STEP),
+        BOTH | {"recomputed fprop": 1},
+    ),
+    "custom_vjp that differentiates by itself": (
+        *_with(jax.grad(_by_hand_mlp(_differentiating_rule), (0, 1)), *STEP),
+        BOTH | {"recomputed fprop": 1},
+    ),
     "custom_jvp": (*_with(jax.grad(_mlp_of(_ruled_dot)), *STEP), MLP),
     "shard_map": (*_with(jax.grad(_shard_mapped), *STEP), MLP),
     "weights cast to bfloat16": (*_with(jax.grad(_bfloat16), *STEP), MLP),
@@ -262,6 +324,27 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
         {"fprop": 2, "wgrad": 2, "dgrad": 1},
     ),
 }  # fmt: skip
+
+
+def test_attention_in_blocks_knows_scores_from_their_gradients():
+    args = {name: normal(D, D, seed=i) for i, name in enumerate("qkv")}, normal(6, D)
+    sites = explain(jax.grad(_flash_attention), *args).sites
+    scores = [s for s in sites if s.phase == "recompute"]
+    assert {s.role for s in scores} == {"fprop"}
+    assert (6, 2) in {s.out_shape for s in scores}  # q @ kb.T
+    inside = [s for s in sites if s.trips == 3 and s not in scores]
+    # In a.T @ g both were computed backward, and neither as it was forward: nobody can tell.
+    assert sorted(s.role for s in inside) == ["dgrad", "dgrad", "dgrad", "unknown"]
+
+
+def test_what_a_rule_computes_again_is_rounded_as_it_was_forward():
+    noisy = srjit.recipes.get("int8").with_rounding(activations="stochastic")
+    f = srjit.srjit(jax.value_and_grad(_by_hand_mlp(_recomputing_rule)), recipe=noisy)
+    (again,) = [s for s in f.explain(*STEP).sites if s.phase == "recompute"]
+    assert (again.lhs.rounding, again.rhs.rounding) == ("stochastic", "nearest")
+    calls = equations(f.rewritten(*STEP), "int8_stochastic")
+    shapes = [v.aval.shape for e in calls for v in e.invars if v.aval.ndim]
+    assert shapes.count(X.shape) == 1  # one draw serves both
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[2]])
@@ -313,6 +396,23 @@ def test_an_argument_that_is_no_parameter_makes_an_activation():
         "wgrad": 1,
         "dgrad": 1,
     }
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["a layer", "a stack of layers"])
+def test_a_frozen_base_beside_adapters_is_asked_for(scanned: bool):
+    def step(adapters: Any, base: Any, x: jax.Array) -> Any:
+        layer = lambda h, w: jnp.tanh(h @ w + (h @ adapters["a"]) @ adapters["b"])  # noqa: E731
+        out = lax.scan(lambda h, w: (layer(h, w), None), x, base)[0] if scanned else layer(x, base)
+        return (out**2).sum()
+
+    base = jnp.stack([SQUARE] * 3) if scanned else SQUARE
+    args = {k: v for k, v in ADAPTERS.items() if k != "w"}, base, ROWS
+    asked = lambda **options: [  # noqa: E731
+        n for n in explain(jax.grad(step), *args, **options).notes if "params_argnums" in n
+    ]
+    assert len(asked()) == 1
+    assert not asked(params_argnums=(0, 1))
+    assert not [n for n in explain(_attention, ATTENTION, TOKENS).notes if "argument" in n]
 
 
 # ------------------------------------------------------------------------ what is not inferred
@@ -373,6 +473,24 @@ def test_second_derivatives_inside_are_unknown_kept_and_reported(fun: Any):
     assert seconds and all(s.status == "kept" and "second derivative" in s.reason for s in seconds)
     with pytest.raises(srjit.UnsupportedSiteError, match="second derivative"):
         srjit.srjit(fun, recipe="int8", strict=True).lower(*STEP)
+
+
+def test_a_hessian_whose_forward_pass_is_dead_code_is_not_taken_for_a_gradient():
+    loss = lambda w, x: ((x @ w) ** 2).sum()  # noqa: E731
+
+    def hvp(w: jax.Array, v: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.grad(lambda w: jnp.vdot(jax.grad(loss)(w, x), v))(w)
+
+    sites = explain(hvp, normal(D, 3), normal(D, 3, seed=1), ROWS).sites
+    assert "fprop" not in {s.role for s in sites} and sites[0].role == "unknown"
+
+
+def test_a_jvp_rule_that_differentiates_by_itself_may_be_a_second_derivative_and_is_told_so():
+    rule = jax.custom_jvp(mlp)
+    rule.defjvp(lambda primals, tangents: jax.jvp(mlp, primals, tangents))
+    sites = explain(jax.grad(lambda p, x, y: ((rule(p, x) - y) ** 2).mean()), *STEP).sites
+    assert {s.status for s in sites} == {"kept"}
+    assert all("rule that differentiates by itself" in s.reason for s in sites)
 
 
 def _by_hand(tagged: bool) -> Any:
@@ -488,29 +606,6 @@ def test_a_rule_that_matches_nothing_is_reported_unless_every_model_may_lack_it(
     notes = explain(loss, *STEP, recipe=mine).notes
     assert len([n for n in notes if "matched no site" in n]) == 1
     assert not [n for n in explain(loss, *STEP, recipe="nvfp4").notes if "matched no site" in n]
-
-
-def test_forward_products_that_a_rule_computes_again_are_forward_ones():
-    def layers(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        h = x @ params["a"]
-        return h, jnp.tanh(h) @ params["b"]
-
-    @jax.custom_vjp
-    def two(params: Any, x: jax.Array) -> jax.Array:
-        return layers(params, x)[1]
-
-    def backward(saved: Any, ct: jax.Array) -> Any:
-        params, x = saved
-        t = jnp.tanh(x @ params["a"])
-        g = (ct @ params["b"].T) * (1 - t**2)
-        return {"a": x.T @ g, "b": t.T @ ct}, g @ params["a"].T
-
-    two.defvjp(lambda params, x: (two(params, x), (params, x)), backward)
-    params = {"a": SQUARE, "b": SQUARE + 1}
-    step = jax.grad(lambda params, x: (two(params, x) ** 2).sum(), (0, 1))
-    assert roles(step, params, ROWS) == {"fprop": 3, "dgrad": 2, "wgrad": 2}
-    again = [s for s in explain(step, params, ROWS).sites if "again" in s.why]
-    assert [(s.role, s.lhs_kind, s.rhs_kind) for s in again] == [("fprop", "activation", "weight")]
 
 
 def test_a_cotangent_from_outside_makes_gradients():

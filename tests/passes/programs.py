@@ -154,6 +154,42 @@ def _sharded(params: Any, x: jax.Array, *, check: bool) -> jax.Array:
     return mapped(params["layers"]["q"][0], x).sum()
 
 
+def _collectives(params: Any, x: jax.Array, *, check: bool) -> Any:
+    """Values that differ along one axis, along both, and not at all, laid out in several ways."""
+
+    def shard(w: jax.Array, x: jax.Array) -> Any:
+        mine = jnp.tanh(x @ w) + lax.axis_index("d")
+        turned = lax.ppermute(mine, "d", [(i, (i + 1) % 4) for i in range(4)])
+        swapped = lax.all_to_all(jnp.tanh(turned), "m", 1, 1, tiled=True)
+        parts = lax.psum_scatter(swapped @ w, "m", scatter_dimension=1, tiled=True)
+        whole = lax.all_gather(parts, "d", axis=0, tiled=True)
+        return mine @ w, parts, whole, (whole.T @ whole)[None]
+
+    mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(AxisType.Auto,) * 2)
+    rows, both = PartitionSpec("d"), PartitionSpec("d", "m")
+    outs = rows, both, PartitionSpec("d", "m"), PartitionSpec(("d", "m"))
+    if check:
+        outs = PartitionSpec("d"), both, both, PartitionSpec(("d", "m"))
+    specs = PartitionSpec(), rows
+    mapped = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=check)
+    return mapped(params["layers"]["q"][0], x)
+
+
+def _two_layouts(params: Any, x: jax.Array) -> Any:
+    """What two shard_maps made alike, and put together along other axes or dimensions."""
+
+    def of(*spec: Any) -> jax.Array:
+        mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(AxisType.Auto,) * 2)
+        return jax.shard_map(
+            jnp.tanh, mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec(*spec),
+            check_vma=False,
+        )(x)  # fmt: skip
+
+    w = params["layers"]["q"][0]
+    square = of("d") @ w, of(("d", "m"))[:8] @ w
+    return *square, of(None, "d") @ jnp.concatenate([w] * 4)
+
+
 def _two_versions(params: Any, x: jax.Array) -> jax.Array:
     """A function with shards, of a weight here and of an activation there: it becomes two."""
 
@@ -188,6 +224,9 @@ PROGRAMS: dict[str, tuple[Step, tuple[Any, ...]]] = {
     "dead code": (_dead, (PARAMS, X)),
     "bfloat16": (sgd(_half), (PARAMS, X)),
     "shard_map": (sgd(functools.partial(_sharded, check=True)), (PARAMS, X)),
+    "collectives": (functools.partial(_collectives, check=True), (PARAMS, X)),
+    "unchecked collectives": (functools.partial(_collectives, check=False), (PARAMS, X)),
+    "two layouts": (_two_layouts, (PARAMS, X)),
     "two versions": (sgd(_two_versions), (PARAMS, X)),
     "unchecked shard_map": (sgd(functools.partial(_sharded, check=False)), (PARAMS, X)),
 }

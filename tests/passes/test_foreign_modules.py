@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from srjit import passes
 from srjit._mlir import ir
 from srjit.passes.report import report_of
@@ -63,7 +64,7 @@ LEFT_ALONE = {
     ),
     "complex, with a constant of them": Foreign(
         main(
-            f"""%c = stablehlo.constant dense<(1.0, 2.0)> : tensor<8x8xcomplex<f32>>
+            """%c = stablehlo.constant dense<(1.0, 2.0)> : tensor<8x8xcomplex<f32>>
             %s = stablehlo.add %w, %c : tensor<8x8xcomplex<f32>>
             %0 = stablehlo.dot_general %x, %s, contracting_dims = [1] x [0]
               : (tensor<4x8xcomplex<f32>>, tensor<8x8xcomplex<f32>>) -> tensor<4x8xcomplex<f32>>
@@ -143,13 +144,13 @@ LEFT_ALONE = {
     ),
     "a multiplication in the region of a reduction": Foreign(
         main(
-            f"""%c = stablehlo.constant dense<0.0> : tensor<f32>
-            %0 = "stablehlo.reduce"(%x, %c) ({{
+            """%c = stablehlo.constant dense<0.0> : tensor<f32>
+            %0 = "stablehlo.reduce"(%x, %c) ({
               ^bb0(%a: tensor<f32>, %b: tensor<f32>):
                 %d = stablehlo.dot_general %a, %b, contracting_dims = [] x []
                   : (tensor<f32>, tensor<f32>) -> tensor<f32>
                 stablehlo.return %d : tensor<f32>
-              }}) {{dimensions = array<i64: 1>}} : (tensor<4x8xf32>, tensor<f32>) -> tensor<4xf32>
+              }) {dimensions = array<i64: 1>} : (tensor<4x8xf32>, tensor<f32>) -> tensor<4xf32>
             return %0 : tensor<4xf32>""",
             results="tensor<4xf32>",
         ),

@@ -12,8 +12,9 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-import srjit
 from hypothesis import strategies as st
+
+import srjit
 from srjit import passes, recipes
 from srjit.passes.annotate_matmuls import AnnotateMatmuls
 from srjit.passes.insert_quantize import InsertQuantize
