@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from srjit.jaxprs.provenance import Occurrence, Path, Provenance, visible
+from srjit.jaxprs.provenance import DATA, Occurrence, Path, Provenance, visible
 from srjit.jaxprs.roles import Classified, classify
 from srjit.jaxprs.site import Backward, SiteParams, oriented, quantize_operand
 from srjit.numerics.products import DotProduct, PrimitiveProduct, Product
@@ -56,6 +56,8 @@ class PlannedSite:
       draws: of both operands.
       varies: mesh axes over which the operands differ, and a gradient where types do not tell.
       states: names of the histories that delayed scales of the operands come from.
+      in_memory: whether the operands are there before the program starts: no operation makes them
+        that could do some of the quantizing.
     """
 
     params: SiteParams
@@ -65,6 +67,7 @@ class PlannedSite:
     draws: tuple[Draw, Draw]
     varies: tuple[frozenset[str], frozenset[str], frozenset[str]]
     states: tuple[str | None, str | None] = (None, None)
+    in_memory: tuple[bool, bool] = (False, False)
 
     def operands(self) -> list[Shared]:
         """The operands that are quantized."""
@@ -81,11 +84,19 @@ class ProgramPlan:
     settings: Settings
 
     def quantize(
-        self, x: jax.Array, spec: Quantization, key: Key | None, amax: jax.Array | None = None
+        self,
+        x: jax.Array,
+        spec: Quantization,
+        key: Key | None,
+        amax: jax.Array | None = None,
+        *,
+        in_memory: bool = False,
     ) -> ScaledValues:
         """An operand's codes."""
         target, rng = self.settings.target.name, self.settings.rng
-        return quantize_operand(x, spec, key, rng=rng, target=target, amax=amax)
+        return quantize_operand(
+            x, spec, key, rng=rng, target=target, amax=amax, in_memory=in_memory
+        )
 
     @functools.cached_property
     def histories(self) -> dict[str, tuple[int, ...]]:
@@ -271,7 +282,7 @@ def _argument_notes(
         str(c.number)
         for c in classified
         if c.number in kept and c.phase == "forward" and c.lhs_kind == c.rhs_kind == "activation"
-        if provenance.data & {v.origin for v in c.occurrence.operands}
+        if any(provenance.given.get(v.origin) == DATA for v in c.occurrence.operands)
     ]
     if not found:
         return []
@@ -457,6 +468,7 @@ class _SitePlanner:
             (draws[0], draws[1]),
             varies,
             (states[0], states[1]),
+            (o.lhs.origin in provenance.given, o.rhs.origin in provenance.given),
         )
 
     def _gradient_sites(self) -> list[Site]:

@@ -204,8 +204,8 @@ class Provenance:
             if label == PARAMETER
         }
         inputs = [self._new(label, v) for v, label in zip(jaxpr.invars, labels, strict=True)]
-        # Origins of arguments that are data, and of their slices in loops.
-        self.data = {v.origin for v in inputs if v.labels == frozenset({DATA})}
+        # Origins of what is in memory before the program starts, and of its slices in loops.
+        self.given = {v.origin: label for v, label in zip(inputs, labels, strict=True)}
         self._run(closed, inputs, Scope())
 
     def derived(self, *key: Any) -> int:
@@ -415,8 +415,8 @@ class Provenance:
         if stacked.token not in self._stacks:
             token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
             self._stacks[stacked.token] = dataclasses.replace(stacked, token=token, origin=origin)
-            if stacked.origin in self.data:
-                self.data.add(origin)
+            if stacked.origin in self.given:
+                self.given[origin] = self.given[stacked.origin]
         return self._stacks[stacked.token]
 
     def _stacked(self, value: Value) -> Value:

@@ -139,7 +139,9 @@ class _Frame:
                 key = of_shards(key, site.varies[side])
             history = site.states[side]
             amax = None if history is None else self._delayed_amax(history, x)
-            self.codes[shared] = self.plan.quantize(x, spec, key, amax)
+            self.codes[shared] = self.plan.quantize(
+                x, spec, key, amax, in_memory=site.in_memory[side]
+            )
         return self.codes[shared]
 
     def _delayed_amax(self, name: str, x: Any) -> jax.Array:
@@ -198,7 +200,9 @@ class _Frame:
             for shared in self.plan.uses.get(path, ()):
                 spec = shared[1]
                 if shared[0] == token and shared not in self.codes and spec.is_hoistable:
-                    self.codes[shared] = self.plan.quantize(values[position], spec, None)
+                    self.codes[shared] = self.plan.quantize(
+                        values[position], spec, None, in_memory=True
+                    )
 
 
 def remembered(history: jax.Array, amax: jax.Array) -> jax.Array:

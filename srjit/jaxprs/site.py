@@ -28,9 +28,10 @@ from srjit.jaxprs.provenance import QUANTIZER, REWRITTEN
 from srjit.numerics import hadamard
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
-from srjit.numerics.quantization import Quantization, ScaledValues, emulated
+from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.random_bits import Key, Rng, mix, of_typed_shards
 from srjit.numerics.scaled_dot import scaled_dot
+from srjit.targets.base import Target, emulate
 
 LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL = range(5)  # the quantizations of one site
 
@@ -101,10 +102,10 @@ def oriented(
 
 
 @functools.cache
-def _quantizer(spec: Quantization, rng: Rng, target: str) -> Any:
+def _quantizer(spec: Quantization, rng: Rng, target: Target, in_memory: bool) -> Any:
     def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
-        q = emulated(lax.stop_gradient(x), spec, key, amax=amax, rng=rng)
-        carrier = targets.get(target).carrier(spec, q.values.dtype)
+        q = target.quantize(lax.stop_gradient(x), spec, key, amax, rng, in_memory)
+        carrier = target.carrier(spec, q.values.dtype)
         return dataclasses.replace(q, values=q.values.astype(carrier))
 
     def named(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
@@ -145,10 +146,13 @@ def quantize_operand(
     rng: Rng,
     target: str,
     amax: jax.Array | None = None,
+    in_memory: bool = False,
 ) -> ScaledValues:
     """x's codes in the target's carrier dtype; one function a spec, traced once a shape."""
     key = key if spec.rounding == "stochastic" else None
-    return _quantizer(spec, rng, target)(x, key, amax)
+    chosen = targets.get(target)
+    in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
+    return _quantizer(spec, rng, chosen, in_memory)(x, key, amax)
 
 
 # ----------------------------------------------------------------------------- the two primitives

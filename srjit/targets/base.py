@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import Quantization
+from srjit.numerics.quantization import Quantization, ScaledValues, emulated
+from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaled_dot import Multiply, multiply_values
+
+
+class Quantize(Protocol):
+    """How a target quantizes an operand: the numbers are always those of ``emulated``."""
+
+    def __call__(
+        self,
+        x: jax.Array,
+        spec: Quantization,
+        key: Key | None,
+        amax: jax.Array | None,
+        rng: Rng,
+        in_memory: bool,
+    ) -> ScaledValues:
+        """See ``emulated``; ``in_memory``: whether nothing in the program makes x."""
+        ...
+
+
+def emulate(
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    amax: jax.Array | None,
+    rng: Rng,
+    in_memory: bool,
+) -> ScaledValues:
+    """The portable Quantize: plain operations."""
+    return emulated(x, spec, key, amax=amax, rng=rng)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +53,7 @@ class Target:
       native: pairs of formats whose products a site has been seen to run natively; a site of any
         other pair is emulated.
       multiply: how values are multiplied.
+      quantize: how operands are quantized.
     """
 
     name: str
@@ -30,6 +61,7 @@ class Target:
     recipe: str
     native: frozenset[tuple[str, str]] = frozenset()
     multiply: Multiply = multiply_values
+    quantize: Quantize = emulate
 
     def carrier(self, spec: Quantization, work: Any) -> Any:
         """The dtype that holds an operand's values inside a program.

@@ -1,0 +1,62 @@
+"""Copies of operands whose dimensions stand in the order that a chip's multiplications want."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from srjit.numerics.products import DotProduct
+
+# Of both operands: N where the contraction is where a plain matrix product has it (the last
+# dimensions of the left operand, the first of the right), T where it is at the other end.
+Order = Literal["NN", "NT", "TN", "TT"]
+
+
+def order_of(product: DotProduct) -> Order | None:
+    """The order of both operands' dimensions; None where the contraction is at neither end."""
+    found = ""
+    for side, labels in enumerate((product.lhs, product.rhs)):
+        batch = [d for d in labels if d in product.out and d in product.lhs and d in product.rhs]
+        rest = [d for d in labels if d not in batch]
+        summed = [d for d in rest if d not in product.out]
+        if not summed or tuple(batch + rest) != labels:
+            return None
+        ends = rest[-len(summed) :] == summed, rest[: len(summed)] == summed
+        if not any(ends):
+            return None
+        found += "N" if ends[side] else "T"
+    return found  # type: ignore[return-value]
+
+
+def turned(
+    product: DotProduct, side: int, operand: jax.Array, last: bool
+) -> tuple[jax.Array, DotProduct]:
+    """An operand with its contraction at the other end, in memory too, and the product of it.
+
+    Args:
+      product: of the operands as they are.
+      side: which operand.
+      operand: that operand.
+      last: whether the contraction becomes the last dimensions, or the first after the batch's.
+    """
+    labels = product.lhs if side == 0 else product.rhs
+    batch = [d for d in labels if d in product.out and d in product.lhs and d in product.rhs]
+    summed = [d for d in labels if d not in product.out]
+    free = [d for d in labels if d not in batch and d not in summed]
+    order = tuple(batch + (free + summed if last else summed + free))
+    if order == labels:
+        return operand, product
+    # The barrier keeps the codes that are saved for the backward pass the untransposed ones, and
+    # the layout keeps XLA from folding the transposition into the multiplication.
+    copy = lax.transpose(lax.optimization_barrier(operand), [labels.index(d) for d in order])
+    name = "lhs" if side == 0 else "rhs"
+    return lax.optimization_barrier(pinned(copy)), dataclasses.replace(product, **{name: order})
+
+
+def pinned(x: jax.Array) -> jax.Array:
+    """x with its dimensions in memory in their own order, whatever else XLA would choose."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
