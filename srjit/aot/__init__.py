@@ -1,0 +1,1 @@
+"""Programs compiled for hardware that is not attached, and what their compilers made of them."""
