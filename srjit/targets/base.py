@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +11,19 @@ import jax.numpy as jnp
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.scaled_dot import Multiply, multiply_values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """What compiles for a target without its hardware.
+
+    Attributes:
+      platform: as JAX calls it.
+      topologies: by number of devices, what the compiler calls a slice of that many.
+    """
+
+    platform: str
+    topologies: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +37,7 @@ class Target:
       native: pairs of formats whose products a site has been seen to run natively; a site of any
         other pair is emulated.
       multiply: how values are multiplied.
+      compiler: what compiles for it without it; None: nothing that srjit knows.
     """
 
     name: str
@@ -30,6 +45,7 @@ class Target:
     recipe: str
     native: frozenset[tuple[str, str]] = frozenset()
     multiply: Multiply = multiply_values
+    compiler: Compiler | None = None
 
     def carrier(self, spec: Quantization, work: Any) -> Any:
         """The dtype that holds an operand's values inside a program.
