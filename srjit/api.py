@@ -393,7 +393,7 @@ class SrjitFunction:
             with naming_sites():
                 after = copy.lower(*args, sr_key=sr_key, sr_state=sr_state, **kwargs)
             before = jax.jit(self._fun, **moved).lower(*args, **kwargs)
-            return aot.reported(before, after, planned, place)
+        return aot.reported(before, after, planned, place)
 
     def _key_to_look_with(self, sr_key: Any) -> Any:
         """What stands for a call's key where nothing runs; it does not count as a call."""

@@ -17,8 +17,8 @@ from jax.sharding import AxisType, Mesh
 from srjit import targets
 from srjit.targets.base import Compiler, Target
 
-# What libtpu reads when it is loaded: neither to look for a TPU of this machine, nor to lock it, nor
-# to ask a metadata server what it is.
+# What libtpu reads when it is loaded: neither to look for a TPU of this machine, nor to lock it,
+# nor to ask a metadata server what it is.
 _LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

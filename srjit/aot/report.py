@@ -13,8 +13,7 @@ from srjit.plan import SitePlan, cells, html_page, html_table, reasons, table, w
 
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
 
-# A unit that multiplies a pair of types at less than this, relative to bfloat16, does not have them.
-FASTER = 1.1
+FASTER = 1.1  # than bfloat16: what a unit has to be with a pair of types to have them
 _MIB = 2**20
 
 
@@ -100,8 +99,8 @@ class Report:
         """The report as a JSON object.
 
         Its keys are ``recipe``, ``target``, ``mode``, ``devices``, ``speedup``, ``notes``;
-        ``before`` and ``after``, objects with the attributes of a ``Program`` but for ``sites``; and
-        ``sites``, a list of objects with the attributes of a ``Site`` and of a ``SiteCost``, with
+        ``before`` and ``after``, objects with the attributes of a ``Program`` except ``sites``;
+        and ``sites``, a list of objects with the attributes of a ``Site`` and a ``SiteCost``, with
         ``status`` and ``reason`` (as planned), ``verdict`` and ``became``.
         """
         sites = [
