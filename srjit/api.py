@@ -123,6 +123,7 @@ class SrjitFunction:
 
     Attributes:
       name: what messages call it.
+      target: what it is rewritten for.
       calls: how many calls have taken their noise from the base key; can be set, to resume.
     """
 
@@ -133,6 +134,7 @@ class SrjitFunction:
         self.name = name_of(fun)
         self.__signature__ = signature_with_key(fun)
         self._fun, self._options = fun, options
+        self.target = options.target
         self._transformation = Transformation(fun, options, is_traced)
         self._base = key
         if key is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,8 +135,18 @@ def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Rep
         target=planned.target,
         mode=planned.mode,
         devices=place.count,
-        notes=planned.notes,
+        notes=(*planned.notes, *_notes(sites)),
     )
+
+
+def _notes(sites: Sequence[CompiledSite]) -> list[str]:
+    unseen = [str(s.plan.site.number) for s in sites if s.verdict == "unseen"]
+    if not unseen:
+        return []
+    return [
+        f"no product in the optimized program tells that it is of site {', '.join(unseen)}: it was "
+        "removed, became something else, or layer='stablehlo' made it, which names no sites"
+    ]
 
 
 def _compiled(lowered: Any) -> Program:
