@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srjit import _compat, recipes
+from srjit import _compat, aot, recipes, targets
 from srjit.arguments import Changed, Objects
+from srjit.jaxprs.rewrite import naming_sites
 from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
 from srjit.keys import (
     Counted,
@@ -122,6 +123,7 @@ class SrjitFunction:
 
     Attributes:
       name: what messages call it.
+      target: what it is rewritten for.
       calls: how many calls have taken their noise from the base key; can be set, to resume.
     """
 
@@ -132,6 +134,7 @@ class SrjitFunction:
         self.name = name_of(fun)
         self.__signature__ = signature_with_key(fun)
         self._fun, self._options = fun, options
+        self.target = options.target
         self._transformation = Transformation(fun, options, is_traced)
         self._base = key
         if key is not None:
@@ -353,6 +356,46 @@ class SrjitFunction:
             key = Stateful(key, sr_state)
         out = self._jit_for(args).eval_shape(key, *args, **kwargs)
         return out.out if type(out) is Changed else out
+
+    def aot(
+        self,
+        *args: Any,
+        target: str | Target | None = None,
+        mesh: Any = None,
+        sr_key: Any = None,
+        sr_state: Any = None,
+        **kwargs: Any,
+    ) -> aot.Report:
+        """Compiles for hardware that is not attached, and reports what its compiler made of it.
+
+        Args:
+          *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
+          target: a name or a Target; the decorator's own if None. ``recipe="auto"`` is its.
+          mesh: for several devices: sizes of the mesh's axes by name, or a Mesh or AbstractMesh;
+            by default, that of the arguments' shardings, or of ``in_shardings``. Shardings,
+            PartitionSpecs too, are about axes of the same names.
+          sr_key, sr_state: as of a call; not needed.
+
+        Returns:
+          A report of every site, and of the program beside the one that was not rewritten.
+
+        Raises:
+          MissingCompilerError: the target's compiler is not installed.
+          ValueError: no such target, none that srjit can compile for, or no mesh of such a size.
+        """
+        chosen = self._options.target if target is None else targets.get(target)
+        options, given = self._options.on(chosen), self._jit_options
+        shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves((args, kwargs))]
+        place = aot.Placement.of(chosen, mesh, given.get("in_shardings"), shardings)
+        moved = place.options(given)
+        args, kwargs = place.arguments((args, kwargs), "in_shardings" in moved)
+        copy = SrjitFunction(self._fun, dataclasses.replace(options, dump=None), None, moved)
+        with place.entered():
+            planned = copy.explain(*args, **kwargs)
+            with naming_sites():
+                after = copy.lower(*args, sr_key=sr_key, sr_state=sr_state, **kwargs)
+            before = jax.jit(self._fun, **moved).lower(*args, **kwargs)
+        return aot.reported(before, after, planned, place)
 
     def _key_to_look_with(self, sr_key: Any) -> Any:
         """What stands for a call's key where nothing runs; it does not count as a call."""

@@ -116,11 +116,11 @@ class Report:
             f"{len(self.sites)} sites, {100 * self.coverage():.1f} % of FLOPs quantized"
         )
         width = shutil.get_terminal_size((100, 24)).columns
-        table = _table([_HEADER, *map(_row, self.sites)], width)
-        remarks = [*_reasons(self.sites), *(f"note: {n}" for n in self.notes)]
-        wrapped = [line for r in remarks for line in _wrap(r, width)]
+        rows = table([_HEADER, *map(_row, self.sites)], width)
+        remarks = [*reasons(self.sites), *(f"note: {n}" for n in self.notes)]
+        wrapped = [line for r in remarks for line in wrap(r, width)]
         legend = [_LEGEND] if any(s.lhs or s.rhs for s in self.sites) else []
-        return "\n".join([*_wrap(title, width), *table, *legend, *wrapped])
+        return "\n".join([*wrap(title, width), *rows, *legend, *wrapped])
 
     def to_json(self) -> str:
         """The report as a JSON object.
@@ -154,45 +154,52 @@ class Report:
 
     def to_html(self) -> str:
         """The report as one HTML page, which needs nothing from elsewhere."""
-        header = "".join(f"<th>{h}</th>" for h in [*_HEADER, "why"])
-        rows = "\n".join(
-            f'<tr class="{s.status}">'
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in _full_row(s))
-            + "</tr>"
-            for s in self.sites
+        lead = (
+            f"Target {self.target}, mode {self.mode}: {len(self.sites)} sites, "
+            f"{100 * self.coverage():.1f} % of matrix-multiplication FLOPs quantized."
         )
-        return _PAGE.format(
-            recipe=html.escape(self.recipe),
-            target=html.escape(self.target),
-            mode=self.mode,
-            coverage=100 * self.coverage(),
-            count=len(self.sites),
-            header=header,
-            rows=rows,
-            notes="".join(f"<li>{html.escape(n)}</li>\n" for n in self.notes),
-        )
+        rows = [(s.status, _full_row(s)) for s in self.sites]
+        sites = html_table([*_HEADER, "why"], rows)
+        return html_page(f"recipe {self.recipe}", lead, [sites], self.notes)
 
     def _repr_html_(self) -> str:
         return self.to_html()
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>srjit: {recipe}</title><style>
+<html lang="en"><head><meta charset="utf-8"><title>srjit: {title}</title><style>
 body {{ font: 14px system-ui, sans-serif; margin: 2em; }}
-table {{ border-collapse: collapse; }}
+table {{ border-collapse: collapse; margin-bottom: 2em; }}
 td, th {{ border-bottom: 1px solid #ddd; padding: 3px 10px; text-align: left; }}
 tr.kept td {{ color: #777; }} tr.native td {{ background: #eefaee; }}
 </style></head><body>
-<h1>srjit: recipe {recipe}</h1>
-<p>Target {target}, mode {mode}: {count} sites, {coverage:.1f} % of matrix-multiplication FLOPs
-quantized.</p>
-<table><thead><tr>{header}</tr></thead><tbody>
-{rows}
-</tbody></table>
+<h1>srjit: {title}</h1>
+<p>{lead}</p>
+{tables}
 <ul>
 {notes}</ul>
 </body></html>
 """
+
+
+def html_page(title: str, lead: str, tables: Sequence[str], notes: Sequence[str]) -> str:
+    """A page that needs nothing from elsewhere: what is said first, tables, notes."""
+    return _PAGE.format(
+        title=html.escape(title),
+        lead=html.escape(lead),
+        tables="\n".join(tables),
+        notes="".join(f"<li>{html.escape(n)}</li>\n" for n in notes),
+    )
+
+
+def html_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A table of rows, each with its class, under a header."""
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
+    body = "\n".join(
+        f'<tr class="{kind}">' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>"
+        for kind, cells in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
 def describe(spec: Quantization | None, kind: str) -> str:
@@ -240,6 +247,11 @@ _NARROWEST = 12  # that a column is cut to
 
 
 def _row(plan: SitePlan) -> list[str]:
+    return [*cells(plan), plan.status]
+
+
+def cells(plan: SitePlan) -> list[str]:
+    """A site in a table: number, path, role, operation, and what is planned for its operands."""
     site = plan.site
     where = site.path or "/".join(site.location.rsplit("/", 2)[-2:]) or "-"
     return [
@@ -249,7 +261,6 @@ def _row(plan: SitePlan) -> list[str]:
         _OPS.get(site.op, site.op) + (f" x{site.trips}" if site.trips > 1 else ""),
         _operand(plan.lhs, site.lhs_kind, site.lhs_shape),
         _operand(plan.rhs, site.rhs_kind, site.rhs_shape),
-        plan.status,
     ]
 
 
@@ -261,11 +272,11 @@ def _operand(spec: Quantization | None, kind: str, shape: Sequence[int]) -> str:
     return " ".join(words)
 
 
-def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Aligned columns; the widest of those that can be cut are, until a line fits ``width``."""
+def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Aligned columns under a header; path, lhs and rhs are cut until a line fits ``width``."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    flexible = [_HEADER.index(name) for name in ("path", "lhs", "rhs")]
-    while sum(widths) + 2 * (len(widths) - 1) > width:
+    flexible = [i for i, name in enumerate(rows[0]) if name in ("path", "lhs", "rhs")]
+    while flexible and sum(widths) + 2 * (len(widths) - 1) > width:
         widest = max(flexible, key=lambda i: widths[i])
         if widths[widest] <= _NARROWEST:
             break
@@ -285,7 +296,7 @@ def _cut(text: str, width: int) -> str:
     return text[:head] + ".." + text[len(text) - (width - 2 - head) :]
 
 
-def _reasons(sites: Sequence[SitePlan]) -> list[str]:
+def reasons(sites: Sequence[SitePlan]) -> list[str]:
     """Why sites are kept, one line a reason; and what is not as the recipe says."""
     numbers: dict[str, list[str]] = {}
     for s in sites:
@@ -300,5 +311,6 @@ def _reasons(sites: Sequence[SitePlan]) -> list[str]:
     ]
 
 
-def _wrap(text: str, width: int) -> list[str]:
+def wrap(text: str, width: int) -> list[str]:
+    """A remark in lines of at most ``width``."""
     return textwrap.wrap(text, max(width, 40), subsequent_indent="  ", break_on_hyphens=False)

@@ -56,6 +56,7 @@ class Options:
     strict: bool
     dump: Dump | None
     layer: Layer = "jaxpr"
+    has_targets_recipe: bool = False
 
     @classmethod
     def of(
@@ -90,7 +91,13 @@ class Options:
             strict=strict,
             dump=Dump(folder, name_of(fun)) if folder else None,
             layer=layer,
+            has_targets_recipe=recipe == "auto",
         )
+
+    def on(self, target: Target) -> Options:
+        """The same for another target, with its recipe if this one has its target's."""
+        recipe = recipes.get(target.recipe) if self.has_targets_recipe else self.recipe
+        return dataclasses.replace(self, target=target, recipe=recipe)
 
 
 def name_of(fun: Callable[..., Any]) -> str:

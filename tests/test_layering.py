@@ -17,7 +17,7 @@ ORDER = [
     ["recipes", "targets"],
     ["plan"],
     ["diagnostics", "jaxprs", "passes"],
-    ["stages"],
+    ["aot", "stages"],
     ["rejit"],
     ["hlo_call"],
     ["transformation"],

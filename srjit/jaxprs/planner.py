@@ -116,6 +116,11 @@ class ProgramPlan:
         return list(dict.fromkeys(names))
 
     @functools.cached_property
+    def numbers(self) -> dict[Path, int]:
+        """The number of every site, also of those that are kept."""
+        return {o.path: number for number, o in enumerate(self.provenance.occurrences)}
+
+    @functools.cached_property
     def scopes(self) -> frozenset[Path]:
         """Paths of the equations that have sites inside."""
         return frozenset(path[:n] for path in self.sites for n in range(1, len(path)))

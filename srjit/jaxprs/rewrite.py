@@ -6,9 +6,11 @@ take codes in and hand codes out where a site on the other side reads the same v
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ from srjit.numerics.random_bits import Key, mix, of_shards
 
 Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name
+SITE_SCOPE = "srjit.site="  # what is before a site's number in the name of its scope
 UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
 
 
@@ -49,6 +52,23 @@ def evaluate(
     frame = _Frame(plan, key, (), (), histories)
     outs = frame.run(jaxpr, consts, args)
     return outs, frame.seen(())
+
+
+_naming_sites = contextvars.ContextVar("naming_sites", default=False)
+
+
+@contextlib.contextmanager
+def naming_sites() -> Generator[None]:
+    """Where programs are rewritten, a name scope tells the site that each operation is of.
+
+    Compilers keep such names, so that what they made of a site can be found. Codes that sites share
+    are of the first one.
+    """
+    token = _naming_sites.set(True)
+    try:
+        yield
+    finally:
+        _naming_sites.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +121,12 @@ class _Frame:
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+        if _naming_sites.get() and path in self.plan.numbers:
+            with jax.named_scope(f"{SITE_SCOPE}{self.plan.numbers[path]}"):
+                return self._evaluated(eqn, path, values)
+        return self._evaluated(eqn, path, values)
+
+    def _evaluated(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
         if path in self.plan.sites:
             return [self._site(eqn, self.plan.sites[path], values)]
         rule = _RULES.get(eqn.primitive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -43,6 +44,19 @@ def emulate(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """What compiles for a target without its hardware.
+
+    Attributes:
+      platform: as JAX calls it.
+      topologies: by number of devices, what the compiler calls a slice of that many.
+    """
+
+    platform: str
+    topologies: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
     """One chip.
 
@@ -54,6 +68,7 @@ class Target:
         other pair is emulated.
       multiply: how values are multiplied.
       quantize: how operands are quantized.
+      compiler: what compiles for it without it; None: nothing that srjit knows.
     """
 
     name: str
@@ -62,6 +77,7 @@ class Target:
     native: frozenset[tuple[str, str]] = frozenset()
     multiply: Multiply = multiply_values
     quantize: Quantize = emulate
+    compiler: Compiler | None = None
 
     def carrier(self, spec: Quantization, work: Any) -> Any:
         """The dtype that holds an operand's values inside a program.

@@ -22,7 +22,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from srjit.numerics.products import DotProduct, Product
 from srjit.numerics.scaled_dot import multiply_values
-from srjit.targets.base import Target
+from srjit.targets.base import Compiler, Target
 
 _EXACT = 2**24 // 127**2  # products of int8 codes that float32 adds without rounding
 _MOST_PIECES = 4  # beyond, an int8 dot is as fast and one operation
@@ -84,4 +84,12 @@ def _cuts(product: DotProduct, lhs: jax.Array, rhs: jax.Array) -> list[tuple[jax
     ]
 
 
-TARGETS = (Target(name="cpu", kinds=("cpu",), recipe="int8", multiply=multiply),)
+TARGETS = (
+    Target(
+        name="cpu",
+        kinds=("cpu",),
+        recipe="int8",
+        multiply=multiply,
+        compiler=Compiler(platform="cpu"),
+    ),
+)

@@ -21,7 +21,7 @@ from srjit.numerics.products import DotProduct, Product
 from srjit.numerics.quantization import Quantization, ScaledValues, emulated
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaled_dot import multiply_values
-from srjit.targets.base import Target
+from srjit.targets.base import Compiler, Target
 from srjit.targets.layouts import Order, order_of, pinned, turned
 
 _SLICES = 16  # of a tensor in memory whose amax is found
@@ -141,6 +141,11 @@ def _amax_of_slices(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(jnp.max(parts[0]), x.dtype).astype(jnp.float32)
 
 
+def _slices(name: str, one: str, four: str, eight: str) -> Compiler:
+    sizes = {1: one, 4: four, 8: eight}
+    return Compiler(platform="tpu", topologies={n: f"{name}:{size}" for n, size in sizes.items()})
+
+
 TARGETS = tuple(
     Target(
         name=name,
@@ -148,11 +153,13 @@ TARGETS = tuple(
         recipe=recipe,
         multiply=functools.partial(multiply, CHIPS[name]),
         quantize=quantize,
+        compiler=_slices(name, *slices),
     )
-    for name, kinds, recipe in (
-        ("v5e", ("v5 lite", "v5e"), "int8"),
-        ("v5p", ("tpu v5", "v5p"), "int8"),
-        ("v6e", ("v6 lite", "v6e"), "int8"),
-        ("tpu7x", ("tpu7x", "tpu v7"), "fp8"),
+    for name, kinds, recipe, slices in (
+        ("v5e", ("v5 lite", "v5e"), "int8", ("1x1", "2x2", "2x4")),
+        ("v5p", ("tpu v5", "v5p"), "int8", ("1x1x1", "2x2x1", "2x2x2")),
+        ("v6e", ("v6 lite", "v6e"), "int8", ("1x1", "2x2", "2x4")),
+        # A chip of it has two cores, each a device of its own.
+        ("tpu7x", ("tpu7x", "tpu v7"), "fp8", ("1x1x1", "1x2x1", "2x2x1")),
     )
 )

@@ -1,0 +1,121 @@
+"""The devices that a target's compiler compiles for, without them: one function a platform."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from srjit import targets
+from srjit.targets.base import Compiler, Target
+
+# What libtpu reads when it is loaded: neither to look for a TPU of this machine, nor to lock it,
+# nor to ask a metadata server what it is.
+_LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+class MissingCompilerError(ImportError):
+    """What compiles for a target is not installed; the message says how to install it."""
+
+
+def devices_of(target: Target, count: int = 1) -> Sequence[Any]:
+    """Devices to compile for; programs cannot run on them unless they are attached.
+
+    Args:
+      target: a target with a compiler.
+      count: how many.
+
+    Raises:
+      MissingCompilerError: its compiler is not installed.
+      ValueError: srjit knows no compiler for it, or the compiler no slice of that many devices.
+    """
+    compiler = target.compiler
+    if compiler is None or compiler.platform not in _PLATFORMS:
+        known = [n for n in targets.names() if targets.get(n).compiler]
+        raise ValueError(
+            f"srjit cannot compile for {target.name} without it yet: it can for {', '.join(known)}"
+        )
+    return _PLATFORMS[compiler.platform](target.name, compiler, count)
+
+
+def mesh_of(target: Target, like: Any) -> Mesh:
+    """A mesh of devices to compile for.
+
+    Args:
+      target: as of ``devices_of``.
+      like: sizes of its axes by name, or a Mesh or an AbstractMesh.
+
+    Raises:
+      TypeError: ``like`` is neither.
+    """
+    if isinstance(like, Mapping):
+        axes = {str(name): int(size) for name, size in like.items()}
+        types = (AxisType.Auto,) * len(axes)
+    elif hasattr(like, "axis_names"):
+        axes = dict(zip(like.axis_names, like.axis_sizes, strict=True))
+        types = like.axis_types
+    else:
+        raise TypeError(
+            f"mesh is sizes by name, such as {{'data': 4}}, a Mesh or an AbstractMesh: got {like!r}"
+        )
+    devices = devices_of(target, math.prod(axes.values()))
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), types, devices=devices)
+
+
+def _libtpu(name: str, compiler: Compiler, count: int) -> Sequence[Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise MissingCompilerError(
+            f"compiling for {name} needs libtpu, which holds the compiler of TPUs (for Linux on "
+            "x86-64, about 0.2 GB): pip install 'srjit[aot]', or libtpu alone"
+        )
+    if count not in compiler.topologies:
+        sizes = ", ".join(map(str, compiler.topologies))
+        raise ValueError(f"srjit compiles for {sizes} devices of {name}, not for {count}")
+    return _topology(compiler.platform, compiler.topologies[count]).devices
+
+
+@functools.cache
+def _topology(platform: str, name: str) -> Any:
+    with _environment(_LIBTPU_ENVIRONMENT):
+        return topologies.get_topology_desc(platform=platform, topology_name=name)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Generator[None]:
+    """The environment with these values where it has none; afterwards, as it was."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _attached(name: str, compiler: Compiler, count: int) -> Sequence[Any]:
+    there = jax.devices(compiler.platform)
+    if count > len(there):
+        raise ValueError(
+            f"a mesh of {count} devices, and {len(there)} of {name} here: set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before jax starts"
+        )
+    return there[:count]
+
+
+_PLATFORMS: dict[str, Callable[[str, Compiler, int], Sequence[Any]]] = {
+    "tpu": _libtpu,
+    "cpu": _attached,
+}

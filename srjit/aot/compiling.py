@@ -1,0 +1,160 @@
+"""Where a program's arguments go when it is compiled for devices that are not attached."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from srjit.aot import hlo
+from srjit.aot.compilers import devices_of, mesh_of
+from srjit.aot.rates import rate
+from srjit.aot.reading import Program, SiteCost, program_of
+from srjit.aot.report import CompiledSite, Report
+from srjit.plan import Report as Planned
+from srjit.targets import Target
+
+_SHARDINGS = ("in_shardings", "out_shardings")
+_PLACES = ("device", "backend")  # options of jax.jit that say where, as a placement does
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The devices that a program is compiled for, and what becomes of shardings there.
+
+    Attributes:
+      target: whose they are.
+      mesh: how they are arranged; None: a single one.
+    """
+
+    target: Target
+    mesh: Mesh | None
+
+    @classmethod
+    def of(cls, target: Target, mesh: Any, *shardings: Any) -> Placement:
+        """Of a mesh as ``mesh_of`` takes it; without one, of the mesh that ``shardings`` name."""
+        if mesh is None:
+            named = [s for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding)]
+            mesh = next((s.mesh for s in named if s.mesh.size > 1), None)
+        return cls(target, None if mesh is None else mesh_of(target, mesh))
+
+    @property
+    def count(self) -> int:
+        """How many devices there are."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def entered(self) -> contextlib.AbstractContextManager[Any]:
+        """Where programs are traced: the mesh is the one that their PartitionSpecs are about."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def sharding(self, given: Any) -> Any:
+        """What stands here for a sharding, a PartitionSpec, or None.
+
+        Raises:
+          ValueError: it names axes that the mesh lacks.
+          TypeError: it is of another kind.
+        """
+        if self.mesh is None:
+            return SingleDeviceSharding(devices_of(self.target)[0])
+        if given is None or isinstance(given, SingleDeviceSharding):
+            return NamedSharding(self.mesh, PartitionSpec())
+        if isinstance(given, (NamedSharding, PartitionSpec)):
+            spec = given.spec if isinstance(given, NamedSharding) else given
+            unknown = {a for a in jax.tree.leaves(tuple(spec)) if a not in self.mesh.axis_names}
+            if unknown:
+                raise ValueError(
+                    f"{given} names axes that the mesh to compile for lacks: "
+                    f"{', '.join(map(str, sorted(unknown)))}; it has {dict(self.mesh.shape)}"
+                )
+            return NamedSharding(self.mesh, spec)
+        raise TypeError(
+            f"aot moves a NamedSharding or a PartitionSpec to the mesh it compiles for, not {given}"
+        )
+
+    def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of ``jax.jit``, for here; arguments carry their shardings themselves."""
+        moved = {k: v for k, v in options.items() if k not in (*_SHARDINGS, *_PLACES)}
+        for name in _SHARDINGS:
+            if self.mesh is not None and options.get(name) is not None:
+                moved[name] = _mapped(self._or_none, options[name])
+        return moved
+
+    def _or_none(self, given: Any) -> Any:
+        return None if given is None else self.sharding(given)
+
+    def arguments(self, tree: Any, are_sharded: bool = False) -> Any:
+        """Arguments without their values, for here; what is no array stays what it is.
+
+        Args:
+          tree: of arrays, ``jax.ShapeDtypeStruct`` and anything else.
+          are_sharded: whether options of ``jax.jit`` say how.
+        """
+        return jax.tree.map(lambda leaf: self._argument(leaf, are_sharded), tree)
+
+    def _argument(self, leaf: Any, is_sharded: bool) -> Any:
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            return leaf
+        given = getattr(leaf, "sharding", None)
+        if is_sharded and self.mesh is not None:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(given))
+
+
+def _mapped(fun: Any, tree: Any) -> Any:
+    is_leaf = lambda x: x is None or isinstance(x, PartitionSpec)  # noqa: E731
+    return jax.tree.map(fun, tree, is_leaf=is_leaf)
+
+
+def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Report:
+    """Compiles a program as it was and as it is now, and reads what became of it.
+
+    Args:
+      before, after: lowered for ``place``, as ``jax.stages.Lowered``.
+      planned: what was planned for its sites.
+      place: the devices.
+    """
+    was, now = (_compiled(lowered) for lowered in (before, after))
+    plans = {p.site.number: p for p in reversed(planned.sites)}  # without gradients not taken
+    sites = tuple(
+        CompiledSite(
+            plan=plan,
+            cost=(cost := now.sites.get(number, SiteCost())),
+            rates=_rates(cost, now, place.target),
+        )
+        for number, plan in sorted(plans.items())
+    )
+    return Report(
+        sites=sites,
+        before=was,
+        after=now,
+        recipe=planned.recipe,
+        target=planned.target,
+        mode=planned.mode,
+        devices=place.count,
+        notes=(*planned.notes, *_notes(sites)),
+    )
+
+
+def _notes(sites: Sequence[CompiledSite]) -> list[str]:
+    unseen = [str(s.plan.site.number) for s in sites if s.verdict == "unseen"]
+    if not unseen:
+        return []
+    return [
+        f"no product in the optimized program tells that it is of site {', '.join(unseen)}: it was "
+        "removed, became something else, or layer='stablehlo' made it, which names no sites"
+    ]
+
+
+def _compiled(lowered: Any) -> Program:
+    compiled = lowered.compile()
+    return program_of(hlo.read(compiled.as_text()), compiled.memory_analysis())
+
+
+def _rates(cost: SiteCost, program: Program, target: Target) -> dict[Any, float | None]:
+    if program.cycles is None:
+        return {}
+    return {p.kind: rate(target, *p.kind) for p in cost.products if p.is_narrow}

@@ -1,0 +1,266 @@
+"""What an optimized program shows: what became of each site, its cost, kernels, collectives."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
+from srjit.jaxprs.rewrite import SITE_SCOPE
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A product that the program computes.
+
+    Attributes:
+      lhs, rhs: what is multiplied, as it enters the unit.
+      order: for each operand, whether it contracts its last and its first dimension (``NN``), as
+        memory holds them, or the other one (``T``). Empty if the program does not tell.
+    """
+
+    lhs: Shape
+    rhs: Shape
+    order: str
+
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """What its rate depends on: element types and order."""
+        return self.lhs.dtype, self.rhs.dtype, self.order
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether both operands have elements of 8 bits at most."""
+        return all(
+            s.dtype.startswith(("s8", "u8", "s4", "u4", "f8", "f4")) for s in (self.lhs, self.rhs)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.lhs.dtype} x {self.rhs.dtype}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteCost:
+    """What became of one site.
+
+    Attributes:
+      products: those found, at most one an instruction.
+      cycles: of the instructions with these products, and what is fused with them; loops counted.
+      around: of the site's other instructions: quantization, scales, transposes.
+      kernels: of its kernels, by their own estimate.
+    """
+
+    products: tuple[Product, ...] = ()
+    cycles: int = 0
+    around: int = 0
+    kernels: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel that a program calls.
+
+    Attributes:
+      name: what the program calls it.
+      site: the site that it is of; None if it is of none.
+      times: how often a run executes it.
+      cycles: of all executions, by the estimate of its own schedule; None if there is none.
+    """
+
+    name: str
+    site: int | None
+    times: int
+    cycles: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collective:
+    """Collectives of one kind: how many a run executes, and what they return, in bytes a device."""
+
+    count: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a program needs of one device's memory, in bytes, as the compiler reports it."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporary: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a compiler made of a program.
+
+    Attributes:
+      cycles: estimates of all instructions but kernels, added up, loops counted; None if the
+        compiler makes none.
+      sites: by number, those that were found.
+      kernels: in the order of the program.
+      collectives: by kind.
+      memory: of one device.
+      unknown_loops: how many loops have a trip count that is not known, and are counted once.
+    """
+
+    cycles: int | None
+    sites: Mapping[int, SiteCost]
+    kernels: tuple[Kernel, ...]
+    collectives: Mapping[str, Collective]
+    memory: Memory
+    unknown_loops: int
+
+
+def program_of(module: Module, analysis: Any) -> Program:
+    """What an optimized module shows.
+
+    Args:
+      module: the module.
+      analysis: what ``jax.stages.Compiled.memory_analysis()`` returns.
+    """
+    executed = list(module.executed())
+    costs = [e.instruction.cycles * e.times for e in executed if e.instruction.cycles is not None]
+    loops = [e for e in executed if e.instruction.opcode == "while"]
+    return Program(
+        cycles=sum(costs) if costs else None,
+        sites=_sites(module, executed),
+        kernels=tuple(_kernel(e) for e in executed if e.instruction.target in _KERNELS),
+        collectives=_collectives(module, executed),
+        memory=Memory(
+            arguments=analysis.argument_size_in_bytes,
+            outputs=analysis.output_size_in_bytes,
+            aliased=analysis.alias_size_in_bytes,
+            temporary=analysis.temp_size_in_bytes,
+            peak=analysis.peak_memory_in_bytes,
+        ),
+        unknown_loops=sum(module.trips(e.instruction, e.computation) is None for e in loops),
+    )
+
+
+_KERNELS = frozenset({"tpu_custom_call"})
+_SITE = re.compile(rf"{re.escape(SITE_SCOPE)}(\d+)")
+
+
+def site_of(op_name: str) -> int | None:
+    """The number of the site that a name stack tells, the innermost one."""
+    found = _SITE.findall(op_name)
+    return int(found[-1]) if found else None
+
+
+def products_of(module: Module, executed: Executed) -> list[tuple[Product, int | None]]:
+    """The products that an instruction computes, fused ones too, and the sites they are of."""
+    candidates = [
+        (executed.computation, executed.instruction),
+        *module.inside(executed.instruction),
+    ]
+    return [
+        (_product(where, i), site_of(i.op_name))
+        for where, i in candidates
+        if i.opcode in ("dot", "convolution")
+    ]
+
+
+def _product(where: Computation, instruction: Instruction) -> Product:
+    lhs, rhs = (o.shapes[0] for o in where.operands(instruction)[:2])
+    return Product(lhs, rhs, _order(instruction, lhs, rhs))
+
+
+def _order(instruction: Instruction, lhs: Shape, rhs: Shape) -> str:
+    labels = instruction.attributes.get("dim_labels")
+    if labels is not None:
+        left, right = labels.partition("->")[0].split("_")
+        contracting = left.index("f"), right.index("i")
+    else:
+        names = ("lhs_contracting_dims", "rhs_contracting_dims")
+        given = [re.findall(r"\d+", instruction.attributes.get(name, "")) for name in names]
+        if not all(given):
+            return ""
+        contracting = int(given[0][-1]), int(given[1][-1])
+    last = [d == _minor(s) for d, s in zip(contracting, (lhs, rhs), strict=True)]
+    return ("N" if last[0] else "T") + ("T" if last[1] else "N")
+
+
+def _minor(shape: Shape) -> int:
+    """The dimension whose elements lie side by side in memory."""
+    found = re.match(r"\{(\d+)", shape.layout)
+    return int(found.group(1)) if found else len(shape.dims) - 1
+
+
+def _sites(module: Module, executed: Sequence[Executed]) -> dict[int, SiteCost]:
+    costs: dict[int, SiteCost] = collections.defaultdict(SiteCost)
+    for e in executed:
+        i = e.instruction
+        products = products_of(module, e)
+        site = next((s for _, s in products if s is not None), None)
+        if site is not None:
+            cost = costs[site]
+            found = tuple(p for p, s in products if s == site)
+            costs[site] = dataclasses.replace(
+                cost,
+                products=(*cost.products, *found),
+                cycles=cost.cycles + (i.cycles or 0) * e.times,
+            )
+            continue
+        site = site_of(i.op_name) if i.op_name else _site_inside(module, i)
+        if site is None or not (i.cycles or i.profiled_cycles):
+            continue
+        cost = costs[site]
+        costs[site] = dataclasses.replace(
+            cost,
+            around=cost.around + (i.cycles or 0) * e.times,
+            kernels=cost.kernels + (i.profiled_cycles or 0) * e.times,
+        )
+    return dict(costs)
+
+
+def _site_inside(module: Module, instruction: Instruction) -> int | None:
+    """The site of a fusion that has no name: that of the last instruction in it that has one."""
+    found = [site_of(inner.op_name) for _, inner in module.inside(instruction)]
+    return next((site for site in reversed(found) if site is not None), None)
+
+
+def _kernel(e: Executed) -> Kernel:
+    cycles = e.instruction.profiled_cycles
+    return Kernel(
+        name=e.instruction.name,
+        site=site_of(e.instruction.op_name),
+        times=e.times,
+        cycles=None if cycles is None else cycles * e.times,
+    )
+
+
+_COLLECTIVE = re.compile(
+    r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|"
+    r"collective-broadcast)(-start)?"
+)
+
+
+def _collectives(module: Module, executed: Sequence[Executed]) -> dict[str, Collective]:
+    found: dict[str, Collective] = {}
+    for e in executed:
+        inside = (inner for _, inner in module.inside(e.instruction))
+        for instruction in (e.instruction, *inside):
+            match = _COLLECTIVE.fullmatch(instruction.opcode)
+            if match is None:
+                continue
+            kind = match.group(1)
+            before = found.get(kind, Collective(count=0, size=0))
+            # What starts a collective returns its operands too.
+            shapes = instruction.shapes[len(instruction.operands) if match.group(2) else 0 :]
+            found[kind] = Collective(
+                count=before.count + e.times,
+                size=before.size + e.times * sum(map(_size, shapes or instruction.shapes)),
+            )
+    return found
+
+
+def _size(shape: Shape) -> int:
+    bits = re.search(r"\d+", shape.dtype)
+    return math.prod(shape.dims) * (int(bits.group()) if bits else 8) // 8

@@ -1,0 +1,240 @@
+"""What a compiler made of a program and its sites, beside the program that is not rewritten."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from srjit.aot.reading import Program, SiteCost
+from srjit.plan import SitePlan, cells, html_page, html_table, reasons, table, wrap
+
+Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
+
+FASTER = 1.1  # than bfloat16: what a unit has to be with a pair of types to have them
+_MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledSite:
+    """What became of one site.
+
+    Attributes:
+      plan: the site, and what srjit planned.
+      cost: what the optimized program shows of it.
+      rates: by kind of product, how many times faster than bfloat16 the unit multiplies, by the
+        compiler's estimate of a large product of that kind; None if it does not tell.
+      verdict: ``native``: elements of 8 bits at most enter a unit that is faster with them, in this
+        order; ``narrow``: they do, and it is not; ``emulated``: wider ones enter it; ``kept``: as
+        planned, in high precision; ``unseen``: no product in the optimized program tells that it is
+        this site's.
+    """
+
+    plan: SitePlan
+    cost: SiteCost
+    rates: Mapping[tuple[str, str, str], float | None]
+
+    @property
+    def verdict(self) -> Verdict:
+        """See the class."""
+        if self.plan.status == "kept":
+            return "kept"
+        if not self.cost.products:
+            return "unseen"
+        if not all(p.is_narrow for p in self.cost.products):
+            return "emulated"
+        rates = [self.rates.get(p.kind) or 0 for p in self.cost.products]
+        return "native" if min(rates) > FASTER else "narrow"
+
+    def became(self) -> str:
+        """What is multiplied, in which order, at which rate: ``s8 x s8 NN 2.0x``."""
+        parts: dict[str, None] = {}
+        for product in self.cost.products:
+            rate = self.rates.get(product.kind)
+            told = f"{rate:.1f}x" if rate else ""
+            parts[" ".join(filter(None, (str(product), product.order, told)))] = None
+        return ", ".join(parts) or "-"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What ``aot`` returns.
+
+    Attributes:
+      sites: in execution order.
+      before, after: the program as it was, and rewritten.
+      recipe, target, mode: names.
+      devices: how many the program is compiled for.
+      notes: what else a user should know.
+    """
+
+    sites: tuple[CompiledSite, ...]
+    before: Program
+    after: Program
+    recipe: str
+    target: str
+    mode: str
+    devices: int = 1
+    notes: tuple[str, ...] = ()
+
+    def speedup(self) -> float | None:
+        """Estimated cycles of the program before over those after; None if there is no estimate.
+
+        Kernels' are not among them: nothing that has kernels has a speedup by one model.
+        """
+        if self.after.kernels or self.before.kernels or not self.before.cycles:
+            return None
+        return self.before.cycles / self.after.cycles if self.after.cycles else None
+
+    def __str__(self) -> str:
+        width = shutil.get_terminal_size((100, 24)).columns
+        sites = table([_HEADER, *map(_row, self.sites)], width)
+        totals = table([_TOTALS, *self._totals()], width)
+        remarks = [line for note in self._remarks() for line in wrap(f"note: {note}", width)]
+        return "\n".join([*wrap(self._title(), width), *sites, "", *totals, "", *remarks])
+
+    def to_json(self) -> str:
+        """The report as a JSON object.
+
+        Its keys are ``recipe``, ``target``, ``mode``, ``devices``, ``speedup``, ``notes``;
+        ``before`` and ``after``, objects with the attributes of a ``Program`` except ``sites``;
+        and ``sites``, a list of objects with the attributes of a ``Site`` and a ``SiteCost``, with
+        ``status`` and ``reason`` (as planned), ``verdict`` and ``became``.
+        """
+        sites = [
+            {
+                **dataclasses.asdict(s.plan.site),
+                "lhs": s.plan.lhs and dataclasses.asdict(s.plan.lhs),
+                "rhs": s.plan.rhs and dataclasses.asdict(s.plan.rhs),
+                "status": s.plan.status,
+                "reason": s.plan.reason,
+                "verdict": s.verdict,
+                "became": s.became(),
+                **dataclasses.asdict(s.cost),
+            }
+            for s in self.sites
+        ]
+        report = {
+            "recipe": self.recipe,
+            "target": self.target,
+            "mode": self.mode,
+            "devices": self.devices,
+            "speedup": self.speedup(),
+            "before": _as_json(self.before),
+            "after": _as_json(self.after),
+            "notes": self._remarks(),
+            "sites": sites,
+        }
+        return json.dumps(report, indent=1, default=str)
+
+    def to_html(self) -> str:
+        """The report as one HTML page, which needs nothing from elsewhere."""
+        tables = [
+            html_table(_HEADER, [(s.verdict, _row(s)) for s in self.sites]),
+            html_table(_TOTALS, [("total", row) for row in self._totals()]),
+        ]
+        return html_page(f"{self.recipe} for {self.target}", self._title(), tables, self._remarks())
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    # --------------------------------------------------------------------------------- its parts
+
+    def _title(self) -> str:
+        found = [s.verdict for s in self.sites]
+        counts = ", ".join(f"{found.count(v)} {v}" for v in dict.fromkeys(found)) or "none"
+        many = f" x {self.devices}" if self.devices > 1 else ""
+        return (
+            f"srjit: recipe {self.recipe}, compiled for {self.target}{many}, mode {self.mode}: "
+            f"{len(self.sites)} sites: {counts}"
+        )
+
+    def _totals(self) -> list[list[str]]:
+        before, after = self.before, self.after
+        rows: list[list[str]] = []
+        if before.cycles and after.cycles:
+            rows.append(_compared("estimated cycles", before.cycles, after.cycles, _count))
+            dots = sum(s.cost.cycles for s in self.sites)
+            around = sum(s.cost.around for s in self.sites)
+            rows.append(["  of sites' products", "", _count(dots), ""])
+            rows.append(["  of what is around them", "", _count(around), ""])
+            rows.append(["  of everything else", "", _count(after.cycles - dots - around), ""])
+        for kernel in after.kernels:
+            told = "no estimate" if kernel.cycles is None else f"{_count(kernel.cycles)} (schedule)"
+            name = f"kernel {kernel.name}" + (f" x{kernel.times}" if kernel.times > 1 else "")
+            where = "" if kernel.site is None else f", site {kernel.site}"
+            rows.append([name + where, "", told, ""])
+        for name, now in dataclasses.asdict(after.memory).items():
+            rows.append(_compared(f"memory: {name}", getattr(before.memory, name), now, _mib))
+        for kind in dict.fromkeys((*before.collectives, *after.collectives)):
+            one, two = (
+                f"{c.count} of {_mib(c.size)}" if c else "none"
+                for c in (before.collectives.get(kind), after.collectives.get(kind))
+            )
+            rows.append([kind, one, two, ""])
+        return rows
+
+    def _remarks(self) -> list[str]:
+        remarks = [*reasons([s.plan for s in self.sites]), *self.notes]
+        if self.after.cycles:
+            remarks.append(
+                "cycles are the compiler's estimate of every instruction alone, added up, loops by "
+                "their trip counts: no run, and without what collectives and copies wait for; the "
+                "rate is of one large product of the same kind, relative to bfloat16; around a "
+                "product are quantizations, scales and transposes, at the first site if several "
+                "share them"
+            )
+        else:
+            remarks.append(f"the compiler of {self.target} estimates no cycles")
+        if self.after.kernels:
+            remarks.append(
+                "kernels are not in the estimated cycles: their own estimate is of their schedule, "
+                "by another model, without what waits for memory; to have it, set "
+                "LIBTPU_INIT_ARGS=--xla_jf_dump_static_llo_profile_to=DIR before libtpu is loaded"
+            )
+        loops = max(self.before.unknown_loops, self.after.unknown_loops)
+        if loops:
+            remarks.append(f"{loops} loops have a trip count that is not known: counted once")
+        return remarks
+
+
+def _as_json(program: Program) -> dict[str, object]:
+    return {k: v for k, v in dataclasses.asdict(program).items() if k != "sites"}
+
+
+_HEADER = ["#", "path", "role", "op", "lhs", "rhs", "became", "status", "cycles", "around"]
+_TOTALS = ["", "as it was", "rewritten", "ratio"]
+
+
+def _row(site: CompiledSite) -> list[str]:
+    cost = site.cost
+    around = [_count(cost.around)] if cost.around or not cost.kernels else []
+    if cost.kernels:
+        around.append(f"{_count(cost.kernels)} (schedule)")
+    number, path, role, op, lhs, rhs = cells(site.plan)
+    return [
+        *(number, path, role, op),
+        *(operand.partition(" ")[2] for operand in (lhs, rhs)),  # the role tells what they are
+        site.became(),
+        site.verdict,
+        _count(cost.cycles) if cost.cycles else "-",
+        " + ".join(around) if cost.around or cost.kernels else "-",
+    ]
+
+
+def _compared(name: str, before: int, after: int, shown: Callable[[int], str]) -> list[str]:
+    ratio = f"{before / after:.3f}x" if before and after else ""
+    return [name, shown(before), shown(after), ratio]
+
+
+def _count(number: int) -> str:
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.{2 if number < 100 * size else 1}f}{unit}"
+    return str(number)
+
+
+def _mib(size: int) -> str:
+    return f"{size / _MIB:.{1 if size >= 10 * _MIB else 3}f} MiB"

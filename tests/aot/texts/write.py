@@ -1,0 +1,71 @@
+"""Writes the modules beside it: small programs, as compilers print them. Needs libtpu.
+
+Left out is what locates them in the Python that made them. Run it to renew them:
+
+    python tests/aot/texts/write.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.update(
+    TPU_SKIP_MDS_QUERY="1",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    JAX_PLATFORMS="cpu",
+    LIBTPU_INIT_ARGS=f"--xla_jf_dump_static_llo_profile_to={tempfile.mkdtemp()}",
+)  # before jax looks
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+FOLDER = Path(__file__).parent
+CHIPS = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+ONE = SingleDeviceSharding(CHIPS[0])
+MESH = Mesh(np.array(CHIPS), ("data",))
+Shape = jax.ShapeDtypeStruct
+
+
+def loop(ws: jax.Array, x: jax.Array) -> jax.Array:
+    def layer(x: jax.Array, w: jax.Array) -> Any:
+        with jax.named_scope("srjit.site=3"):
+            y = jax.lax.dot(x, w, preferred_element_type=jnp.int32)
+        return jnp.clip(y, -127, 127).astype(jnp.int8), None
+
+    return jax.lax.scan(layer, x, ws)[0]
+
+
+def while_positive(x: jax.Array) -> jax.Array:
+    return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x)
+
+
+def kernel(x: jax.Array) -> jax.Array:
+    def double(x_ref: Any, out_ref: Any) -> None:
+        out_ref[...] = x_ref[...] * 2
+
+    return pl.pallas_call(double, out_shape=Shape(x.shape, x.dtype), name="double")(x)
+
+
+def write(name: str, fun: Callable[..., Any], *shapes: Any, shardings: Any = None) -> None:
+    text = jax.jit(fun, in_shardings=shardings).lower(*shapes).compile().as_text()
+    text = re.sub(r"\nFileNames\n.*?\n\n\n", "\n", text, flags=re.DOTALL)
+    (FOLDER / f"{name}.hlo").write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+codes = Shape((4, 256, 256), jnp.int8), Shape((128, 256), jnp.int8)
+square = Shape((256, 256), jnp.bfloat16)
+write("v5e_loop", loop, *codes, shardings=ONE)
+write("v5e_while", while_positive, square, shardings=ONE)
+write("v5e_kernel", kernel, Shape((256, 256), jnp.float32), shardings=ONE)
+rows, columns = (NamedSharding(MESH, PartitionSpec(*p)) for p in (("data",), (None, "data")))
+write("v5e_mesh", lambda x, w: (x @ w).sum(), square, square, shardings=(columns, rows))
+write("cpu_loop", loop, *codes)
