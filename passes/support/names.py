@@ -60,7 +60,8 @@ def _names(text: str) -> list[str]:
     if text.startswith("loc("):
         text = text[4:]
     head = text
-    while (wrapper := re.match(r"(?:callsite\(|fused(?:<[^>]*>)?\[)", head)) is not None:
+    # JAX's inlining writes an empty name around what a call without a name stands for.
+    while (wrapper := re.match(r"(?:callsite\(|fused(?:<[^>]*>)?\[|\"\"\()", head)) is not None:
         head = head[wrapper.end() :]
     name = _NAME.match(head)
     # Around what JAX has inlined it writes what that was part of, with a colon.

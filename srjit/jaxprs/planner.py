@@ -429,6 +429,8 @@ class _SitePlanner:
         """The site primitive's parameters, and what its codes and its noise are."""
         product, o, number = self.product, self.o, self.c.noise
         assert product is not None
+        if isinstance(product, DotProduct) and o.is_turned:
+            product = dataclasses.replace(product, is_turned=True)
         specs = [
             q and oriented(q, product, side, self.avals[side].shape)
             for side, q in enumerate((plan.lhs, plan.rhs))

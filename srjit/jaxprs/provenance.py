@@ -114,7 +114,10 @@ class Scope:
 
 @dataclasses.dataclass(frozen=True)
 class Occurrence:
-    """One product, where it stands in the program, and the provenance of its operands."""
+    """One product, where it stands in the program, and the provenance of its operands.
+
+    ``is_turned``: whether its result is a matrix of which only the transpose is read.
+    """
 
     scope: Scope
     eqn: Any
@@ -123,6 +126,7 @@ class Occurrence:
     extras: tuple[Value, ...]
     out: Value
     location: str
+    is_turned: bool = False
 
     @property
     def path(self) -> Path:
@@ -247,11 +251,18 @@ class Provenance:
             self.inputs[scope.path] = {*tokens, *map(self.unstacked, tokens)}
             for i, value in enumerate(inputs):
                 self.tokens[scope.path, i] = value.token
+        first = len(self.occurrences)
         for index, eqn in enumerate(jaxpr.eqns):
             outs = self._equation(
                 eqn, [read(v) for v in eqn.invars], scope.at(index, *self._source.name_stack(eqn))
             )
             env.update(zip(eqn.outvars, outs, strict=True))
+        if len(self.occurrences) > first:
+            turned = _turned(jaxpr)
+            self.occurrences[first:] = [
+                dataclasses.replace(o, is_turned=True) if o.eqn.outvars[0] in turned else o
+                for o in self.occurrences[first:]
+            ]
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
@@ -464,6 +475,19 @@ class Provenance:
         jex_primitives.custom_vjp_call_p: _ruled,
         _compat.shard_map_p: _shard_map,
     }
+
+
+def _turned(jaxpr: Any) -> set[Any]:
+    """The matrices among the values of a jaxpr of which nothing but one transpose is read."""
+    readers: dict[Any, list[str]] = {v: ["return"] for v in jaxpr.outvars if _is_var(v)}
+    for eqn in jaxpr.eqns:
+        for v in filter(_is_var, eqn.invars):
+            readers.setdefault(v, []).append(eqn.primitive.name)
+    return {v for v, names in readers.items() if names == ["transpose"] and v.aval.ndim == 2}
+
+
+def _is_var(v: Any) -> bool:
+    return not isinstance(v, jex_core.Literal)
 
 
 def visible(names: Sequence[str]) -> list[str]:

@@ -71,6 +71,8 @@ class DotProduct:
         contracted.
       precision: as of ``lax.dot_general``.
       out_sharding: of the result, for explicitly sharded programs.
+      is_turned: whether all that the program does with the result, a matrix, is to transpose it:
+        compilers then multiply the other way around.
     """
 
     lhs: Labels
@@ -78,6 +80,7 @@ class DotProduct:
     out: Labels
     precision: Any = None
     out_sharding: Any = None
+    is_turned: bool = False
 
     @classmethod
     def of(
@@ -153,6 +156,7 @@ class DotProduct:
             rhs=new * mapped[1] + self.rhs,
             out=new + self.out,
             out_sharding=None,
+            is_turned=False,
         )
 
     def contracting(self, side: int) -> tuple[int, ...]:

@@ -84,23 +84,28 @@ def multiply(
 def _in_best_order(
     chip: Chip, product: DotProduct, lhs: jax.Array, rhs: jax.Array
 ) -> tuple[jax.Array, jax.Array, DotProduct]:
-    order = order_of(product)
-    if order is None:
-        return lhs, rhs, product
+    """The operands as the chip multiplies them in the fewest cycles, copies included."""
     columns = math.prod(
         n for d, n in zip(product.rhs, rhs.shape, strict=True) if d not in product.lhs
     )
     cycles = 2 * lhs.size * columns / chip.rate
+    if product.is_turned:  # the left operand is the one that the result's rows come from
+        lhs, rhs = rhs, lhs
+        product = dataclasses.replace(product, lhs=product.rhs, rhs=product.lhs)
+    order = order_of(product)
+    if order is None:
+        return lhs, rhs, product
 
     def cost(wanted: Order) -> float:
-        copies = sum(x.size for x, a, b in zip((lhs, rhs), order, wanted, strict=True) if a != b)
-        return cycles * chip.orders[wanted] + copies * chip.turning
+        pairs = zip((lhs, rhs), order, wanted, strict=True)
+        copied = sum(x.size for x, a, b in pairs if a != b)
+        return cycles * chip.orders[wanted] + copied * chip.turning
 
-    best = min(chip.orders, key=lambda wanted: (cost(wanted), wanted != order))
-    if best[0] != order[0]:
-        lhs, product = turned(product, 0, lhs, last=best[0] == "N")
-    if best[1] != order[1]:
-        rhs, product = turned(product, 1, rhs, last=best[1] == "T")
+    wanted = min(chip.orders, key=cost)
+    if wanted[0] != order[0]:
+        lhs, product = turned(product, 0, lhs, last=wanted[0] == "N")
+    if wanted[1] != order[1]:
+        rhs, product = turned(product, 1, rhs, last=wanted[1] == "T")
     return lhs, rhs, product
 
 
