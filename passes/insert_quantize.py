@@ -12,7 +12,14 @@ from srjit._mlir import ir
 from srjit.passes.annotate_matmuls import provenance_of
 from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, frames, symbols
-from srjit.passes.support.composites import SCALED_DOT, Masked, ScaledDot, composite, quantize
+from srjit.passes.support.composites import (
+    QUANTIZE,
+    SCALED_DOT,
+    Masked,
+    Quantizer,
+    ScaledDot,
+    composite,
+)
 from srjit.passes.support.lowering import Library, type_of
 from srjit.passes.support.meshes import SHARDINGS, manual_axes_of, meshes_of
 from srjit.passes.support.noise import Needs, Noise, Threads, count_trips, split_flips
@@ -409,16 +416,30 @@ class _GroupInsertion:
                         (s for s in self.histories.slots if s.item is item and s.place == side),
                         None,
                     )
-                    values = quantize(
-                        self.whole.library,
-                        x,
+                    quantizer = Quantizer(
                         shared[1],
-                        keys[side],
-                        rng=params.rng,
+                        params.rng,
+                        draws=keys[side] is not None,
+                        remembers=slot is not None,
+                        in_memory=planned.in_memory[side],
                         masked=masked,
-                        extras=extras,
-                        history=slot and self.histories.history(slot),
                     )
+                    given = [
+                        x,
+                        *(extras if masked else ()),
+                        *([keys[side]] if quantizer.draws else ()),
+                        *([self.histories.history(slot)] if slot else ()),
+                    ]
+                    new = composite(
+                        QUANTIZE,
+                        self.whole.library,
+                        quantizer,
+                        quantizer.on("portable"),
+                        given,
+                        quantizer.label,
+                        quantizer.described(),
+                    )
+                    values = list(new.results)
                     if slot:
                         self.histories.see(slot, values.pop())
                 operands.append(values)

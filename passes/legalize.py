@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, symbols
-from srjit.passes.support.composites import QUANTIZE, SCALED_DOT, ScaledDot
+from srjit.passes.support.composites import QUANTIZE, SCALED_DOT, Quantizer, ScaledDot
 from srjit.passes.support.lowering import Library, signature_of
 from srjit.passes.support.products import RAGGED
 from srjit.passes.support.raising import why_closed
+
+if TYPE_CHECKING:
+    from srjit.targets import Target
 
 
 @register
@@ -20,7 +23,8 @@ from srjit.passes.support.raising import why_closed
 class Legalize(Pass):
     """Replaces composites of srjit by the operations that a target runs.
 
-    Every number is defined once: a target's products are those that the decorator uses there.
+    Every number is defined once: a target's products and quantizations are those that the
+    decorator uses there.
     ``target=portable`` inlines the decompositions that the composites carry. A composite that
     srjit does not know stays, and the report says so.
 
@@ -57,8 +61,8 @@ class Legalize(Pass):
         for op in composites:
             name = symbols.text(op, "name")
             decomposition = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
-            if name == SCALED_DOT and target.name != "portable":
-                _product(op, target, library, known)
+            if name in _READERS and target.name != "portable":
+                _called(op, _on(target, op, library, known) or decomposition)
             elif name in (QUANTIZE, SCALED_DOT, RAGGED):
                 _called(op, decomposition)
             else:
@@ -75,20 +79,49 @@ class Legalize(Pass):
             module.attributes[annotation.REPORT] = attributes.encode(header)
 
 
-def _product(op: Any, target: Any, library: Library, known: dict[Any, str]) -> None:
-    """A composite of a product as a call of what the target runs; ``known``: for equal ones."""
+_READERS = {QUANTIZE: Quantizer.read, SCALED_DOT: ScaledDot.read}
+
+
+def _on(target: Target, op: Any, library: Library, known: dict[Any, str]) -> str | None:
+    """The function that a target runs for a composite, if it has one of its own.
+
+    Args:
+      target: what is compiled for.
+      op: the composite.
+      library: to lower into.
+      known: those that were found before.
+    """
+    from srjit.targets.base import emulate
+
+    name = symbols.text(op, "name")
+    if name == QUANTIZE and target.quantize is emulate:
+        return None
     types = tuple(v.type for v in (*op.operands, *op.results))
-    key = (op.attributes["composite_attributes"], types)
+    key = (name, op.attributes["composite_attributes"], types, _is_turned(op))
     if key not in known:
         try:
-            dot = ScaledDot.read(op)
+            found = _READERS[name](op)
         except (ValueError, TypeError, LookupError) as error:
-            why = f"a composite {SCALED_DOT!r} that srjit did not write: {error}"
+            why = f"a composite {name!r} that srjit did not write: {error}"
             raise PassError(op, why) from None
-        label = f"{dot.label}_{target.name}"
+        if found is None:
+            return None
+        if isinstance(found, ScaledDot) and _is_turned(op):
+            found = found.turned()
         signature = signature_of(op.operands)
-        known[key], _ = library.lowered(label, dot, dot.on(target.name), signature)
-    _called(op, known[key])
+        label = f"{found.label}_{target.name}"
+        platform = target.compiler.platform if target.compiler else None
+        known[key], _ = library.lowered(
+            label, found, found.on(target.name), signature, platform=platform
+        )
+    return known[key]
+
+
+def _is_turned(op: Any) -> bool:
+    """Whether of a result that is a matrix only the transpose is read."""
+    uses = [use.owner.operation for use in op.results[0].uses]
+    is_matrix = ir.RankedTensorType(op.results[0].type).rank == 2
+    return is_matrix and [u.name for u in uses] == ["stablehlo.transpose"]
 
 
 def _called(op: Any, symbol: str) -> None:

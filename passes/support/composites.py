@@ -62,68 +62,93 @@ class Masked:
     side: int
 
 
-def quantize(
-    library: Library,
-    x: Any,
-    spec: Quantization,
-    key: Any,
-    *,
-    rng: Rng,
-    masked: Masked | None = None,
-    extras: Sequence[Any] = (),
-    history: Any = None,
-) -> list[Any]:
-    """An operand's values and, if it has one left, their scale.
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """Everything static about the quantization of an operand.
 
-    Args:
-      library: to lower into.
-      x: the operand.
+    A function of the operand, of what its mask takes, of ``tensor<2xui32>`` if it draws noise, and
+    of the history of a delayed scale. Its results are the values, their scale if they have one
+    left, and the amax that was seen if there is a history.
+
+    Attributes:
       spec: how it is quantized.
-      key: ``tensor<2xui32>``; None where nothing is drawn.
       rng: the generator.
-      masked: for ragged products; then ``extras`` are the group sizes.
-      extras: operands of the mask.
-      history: of a delayed scale; the last result is then the amax that was seen.
+      draws: whether it takes a key.
+      remembers: whether it takes a history.
+      in_memory: see ``PlannedSite``.
+      masked: for ragged products.
     """
-    given = [x, *([] if masked is None else extras)]
-    operands = [*given, *([] if key is None else [key]), *([] if history is None else [history])]
-    what = (spec, rng, masked, key is None, history is None)
 
-    def fun(x: Any, *rest: Any) -> Any:
-        return _quantize(x, rest, *what)
+    spec: Quantization
+    rng: Rng
+    draws: bool
+    remembers: bool = False
+    in_memory: bool = False
+    masked: Masked | None = None
 
-    label = f"srjit.quantize_{spec.format}_{spec.rounding}"
-    described = {"spec": attributes.encode(spec), "rng": attributes.encode(rng)}
-    return list(composite(QUANTIZE, library, what, fun, operands, label, described).results)
+    def on(self, target: str) -> Callable[..., tuple[Any, ...]]:
+        """The JAX function that a target runs."""
 
+        def fun(x: Any, *rest: Any) -> tuple[Any, ...]:
+            import jax.numpy as jnp
 
-def _quantize(
-    x: Any,
-    rest: Sequence[Any],
-    spec: Quantization,
-    rng: Rng,
-    masked: Masked | None,
-    keyless: bool,
-    dynamic: bool,
-) -> tuple[Any, ...]:
-    import jax.numpy as jnp
+            from srjit.jaxprs.site import quantize_operand
+            from srjit.numerics.quantization import tensor_amax
 
-    from srjit.jaxprs.site import quantize_operand
-    from srjit.numerics.quantization import tensor_amax
+            extras = list(rest)
+            history = extras.pop() if self.remembers else None
+            words = extras.pop() if self.draws else None
+            if self.masked is not None:
+                x = self.masked.product.mask(self.masked.side, x, *extras)
+            key = None if words is None else (words[0], words[1])
+            amax, seen = None, ()
+            if history is not None:
+                now = tensor_amax(x)
+                before = jnp.max(history)
+                amax, seen = jnp.where(before > 0, before, now), (now,)
+            q = quantize_operand(
+                x, self.spec, key, rng=self.rng, target=target, amax=amax, in_memory=self.in_memory
+            )
+            return (q.values, *(() if q.scale is None else (q.scale,)), *seen)
 
-    rest = list(rest)
-    history = None if dynamic else rest.pop()
-    words = None if keyless else rest.pop()
-    if masked is not None:
-        x = masked.product.mask(masked.side, x, *rest)
-    key = None if words is None else (words[0], words[1])
-    amax, seen = None, ()
-    if history is not None:
-        now = tensor_amax(x)
-        before = jnp.max(history)
-        amax, seen = jnp.where(before > 0, before, now), (now,)
-    q = quantize_operand(x, spec, key, rng=rng, target="portable", amax=amax)
-    return (q.values, *(() if q.scale is None else (q.scale,)), *seen)
+        return fun
+
+    @property
+    def label(self) -> str:
+        """What functions of it are called."""
+        return f"srjit.quantize_{self.spec.format}_{self.spec.rounding}"
+
+    def described(self) -> dict[str, Any]:
+        """The composite's attributes."""
+        found: dict[str, Any] = {
+            "spec": attributes.encode(self.spec), "rng": attributes.encode(self.rng),
+        }  # fmt: skip
+        for name in ("draws", "remembers", "in_memory"):
+            if getattr(self, name):
+                found[name] = ir.UnitAttr.get()
+        if self.masked is not None:
+            found["masked"] = ir.UnitAttr.get()
+        return found
+
+    @classmethod
+    def read(cls, op: Any) -> Quantizer | None:
+        """From a composite; None if it masks, which its attributes do not say how.
+
+        Raises:
+          ValueError: its attributes are not what srjit writes.
+        """
+        from srjit.numerics.quantization import Quantization
+
+        given = ir.DictAttr(op.attributes["composite_attributes"])
+        if "masked" in given:
+            return None
+        try:
+            rng = ir.StringAttr(given["rng"]).value
+            spec = attributes.decode(Quantization, given["spec"])
+        except KeyError as error:
+            raise ValueError(f"it has no {error}") from None
+        flags = (name in given for name in ("draws", "remembers", "in_memory"))
+        return cls(spec, rng, *flags)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------- scaled_dot
@@ -166,6 +191,14 @@ class ScaledDot:
             return (out,)
 
         return fun
+
+    def turned(self) -> ScaledDot:
+        """The same, of a result of which only the transpose is read."""
+        from srjit.numerics.products import DotProduct
+
+        if not isinstance(self.product, DotProduct):
+            return self
+        return dataclasses.replace(self, product=dataclasses.replace(self.product, is_turned=True))
 
     @property
     def label(self) -> str:

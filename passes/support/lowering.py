@@ -37,7 +37,12 @@ class Library:
         }
 
     def lowered(
-        self, name: str, key: Hashable, fun: Callable[..., Any], signature: Signature
+        self,
+        name: str,
+        key: Hashable,
+        fun: Callable[..., Any],
+        signature: Signature,
+        platform: str | None = None,
     ) -> tuple[str, list[Any]]:
         """The symbol of a function, and the types of its results.
 
@@ -46,14 +51,15 @@ class Library:
           key: with ``name`` and ``signature``, equal for equal functions.
           fun: a JAX function of arrays.
           signature: of its arguments.
+          platform: that it is lowered for, as JAX calls it; None: the attached one.
         """
-        known = (name, key, signature)
+        known = (name, key, signature, platform)
         if known not in self._symbols:
-            self._symbols[known] = self._lower(name, fun, signature)
+            self._symbols[known] = self._lower(name, fun, signature, platform)
         return self._symbols[known]
 
     def _lower(
-        self, name: str, fun: Callable[..., Any], signature: Signature
+        self, name: str, fun: Callable[..., Any], signature: Signature, platform: str | None
     ) -> tuple[str, list[Any]]:
         import jax
 
@@ -64,7 +70,8 @@ class Library:
         wide = any(dtype.itemsize == 8 for _, dtype in signature)
         with jax.enable_x64(wide):
             structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in signature]
-            lowered = jax.jit(named, keep_unused=True).trace(*structs).lower()
+            traced = jax.jit(named, keep_unused=True).trace(*structs)
+            lowered = traced.lower(lowering_platforms=(platform,) if platform else None)
             module: Any = lowered.compiler_ir()
         text = module.operation.get_asm(enable_debug_info=True)
         inner = ir.Module.parse(text, self.module.context)
