@@ -85,7 +85,7 @@ def classify(provenance: Provenance) -> list[Classified]:
     forward = [o for o in occurrences if o.scope.phase != "backward"]
     differentiated = len(forward) < len(occurrences)
     twice = any(_derivatives(o)[:1] == ["jvp"] != _derivatives(o) for o in occurrences)
-    partners = _Partners(forward, provenance.parameter_shapes)
+    partners = _Partners(forward, provenance)
     classified = [_classify_one(o, partners, differentiated, twice) for o in occurrences]
     ordinals = {phase: itertools.count(first) for phase, first in _FIRST_NOISE.items()}
     return [
@@ -180,8 +180,10 @@ class _Match:
 class _Partners:
     """Finds the forward product whose gradient a backward product is."""
 
-    def __init__(self, forward: list[Occurrence], parameters: set[tuple[int, ...]]) -> None:
-        self.parameters = {tuple(sorted(shape)) for shape in parameters if len(shape) > 1}
+    def __init__(self, forward: list[Occurrence], provenance: Provenance) -> None:
+        shapes = provenance.parameter_shapes
+        self.parameters = {tuple(sorted(shape)) for shape in shapes if len(shape) > 1}
+        self.data = {origin for origin, label in provenance.given.items() if label == DATA}
         self.readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         self.at_location: dict[str, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         self.everywhere: list[tuple[Occurrence, int]] = []
@@ -196,11 +198,28 @@ class _Partners:
             self.at_location[o.location].append((o, side))
             self.everywhere.append((o, side))
 
+    def _residuals(self, o: Occurrence) -> Iterator[int]:
+        """Which operands can be the residual: if the backward pass computed one, only the other."""
+        computed = [BACKWARD in v.labels or self._is_cotangent(v) for v in o.operands]
+        for residual in (1, 0):
+            if not computed[residual] or all(computed):
+                yield residual
+
+    def _is_cotangent(self, value: Value) -> bool:
+        """Whether it is an argument that no forward product reads."""
+        return value.origin in self.data and value.origin not in self.readers
+
+    def _may_be_gradient(self, value: Value) -> bool:
+        """What the backward pass made, a constant (the cotangent of a sum), or a cotangent."""
+        return BACKWARD in value.labels or not value.sources or self._is_cotangent(value)
+
     def recomputation(self, o: Occurrence) -> Classified | None:
         """The role of a backward product that is a forward one, in a rule written by hand."""
         original = self.made.get(o.out.token)
         if original is None:
-            if _derivatives(o).count("transpose") > 1 or any(map(_may_be_gradient, o.operands)):
+            if _derivatives(o).count("transpose") > 1 or any(
+                map(self._may_be_gradient, o.operands)
+            ):
                 return None
             both = {v.origin for v in o.operands}
             readers = (p for p, _ in self.readers.get(o.lhs.origin, ()))
@@ -214,7 +233,7 @@ class _Partners:
     def of(self, o: Occurrence) -> _Match | None:
         """The match of a backward product, or None."""
         # The cotangent may be an argument of the function; that it is one, shapes have to tell.
-        given = not any(map(_may_be_gradient, o.operands))
+        given = not any(map(self._may_be_gradient, o.operands))
         # AD puts the cotangent on the left of what it makes: look for the residual on the right.
         for residual in (1, 0):
             why = "the residual is read by this forward product"
@@ -222,7 +241,7 @@ class _Partners:
             found = [_Match(p, side, residual, why) for p, side in readers]
             if given:
                 found = [m for m in found if m.fits(o)]
-            elif not _may_be_gradient(o.operands[1 - residual]):
+            elif not self._may_be_gradient(o.operands[1 - residual]):
                 continue
             if found:
                 return min(found, key=lambda m: _distance(m, o))
@@ -234,14 +253,14 @@ class _Partners:
         A product with one weight makes the gradient of an activation; one without, whose result has
         the shape of a parameter, makes that of the parameter.
         """
-        if not any(map(_may_be_gradient, o.operands)):
+        if not any(map(self._may_be_gradient, o.operands)):
             return None
         weights = [_rank(v) > 0 for v in o.operands]
         if sum(weights) == 1:
             kinds = ("weight", "gradient") if weights[0] else ("gradient", "weight")
             why = "the gradient of a product that is dead code"
             return Classified(o, "dgrad", *kinds, why, phase="backward")
-        residual = next(_residuals(o), None)
+        residual = next(self._residuals(o), None)
         if (
             not any(weights)
             and residual is not None
@@ -260,7 +279,7 @@ class _Partners:
             why = f"its shapes are those of a forward product of {where}"
             found = [
                 m
-                for residual in _residuals(o)
+                for residual in self._residuals(o)
                 for p, side in candidates
                 if (m := _Match(p, side, residual, why)).fits(o)
                 and (m.kinds[residual] == "weight") == (_rank(o.operands[residual]) > 0)
@@ -277,19 +296,6 @@ def _distance(match: _Match, o: Occurrence) -> tuple[bool, ...]:
         match.partner.location != o.location,
         "weight" not in forward_kinds(match.partner),
     )
-
-
-def _residuals(o: Occurrence) -> Iterator[int]:
-    """Which operands can be the residual: if the backward pass computed one, only the other."""
-    computed = [BACKWARD in v.labels for v in o.operands]
-    for residual in (1, 0):
-        if not computed[residual] or all(computed):
-            yield residual
-
-
-def _may_be_gradient(value: Value) -> bool:
-    """What the backward pass made, or a constant: the cotangent of a sum."""
-    return BACKWARD in value.labels or not value.sources
 
 
 def _extents(v: Any) -> list[int]:

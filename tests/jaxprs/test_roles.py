@@ -608,6 +608,18 @@ def test_a_rule_that_matches_nothing_is_reported_unless_every_model_may_lack_it(
     assert not [n for n in explain(loss, *STEP, recipe="nvfp4").notes if "matched no site" in n]
 
 
+def test_the_cotangent_of_a_product_that_is_dead_code_is_its_gradient():
+    def step(params: Any, x: jax.Array, ct: jax.Array) -> Any:
+        _, pullback = jax.vjp(mlp, params, x)
+        return pullback(ct)
+
+    sites = explain(step, PARAMS, X, jnp.ones_like(Y)).sites
+    assert sorted(s.role for s in sites) == ["dgrad", "dgrad", "fprop", "wgrad", "wgrad"]
+    last = next(s for s in sites if s.role == "wgrad")
+    assert (last.lhs_kind, last.rhs_kind) == ("gradient", "activation")
+    assert (last.lhs.rounding, last.rhs.rounding) == ("stochastic", "nearest")
+
+
 def test_a_cotangent_from_outside_makes_gradients():
     def step(w: jax.Array, x: jax.Array, ct: jax.Array) -> Any:
         out, pullback = jax.vjp(lambda w, x: x @ w, w, x)
