@@ -1,0 +1,290 @@
+"""Mosaic kernels for TPUs: what XLA's fusions read twice, or wider than memory holds it.
+
+Each draws the bits of ``numerics.random_bits`` and rounds as ``numerics.rounding`` does, so that a
+chip gives the codes of the emulation, whatever the tiles. On another platform, and under ``vmap``,
+the same call is the formula itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from srjit.numerics import random_bits, rounding, scaling
+from srjit.numerics.formats import Element
+from srjit.numerics.random_bits import Key
+
+# Elements whose codes Mosaic can store, and the dtype that holds them.
+CARRIERS: dict[str, Any] = {
+    "int8": jnp.dtype(jnp.int8),
+    "int4": jnp.dtype(jnp.int8),
+    "float8_e4m3fn": jnp.dtype(jnp.float8_e4m3fn),
+    "float8_e5m2": jnp.dtype(jnp.float8_e5m2),
+    "bfloat16": jnp.dtype(jnp.bfloat16),
+}
+_INPUTS = ("float32", "bfloat16")
+_TILE = 256, 2048  # of every grid step; 1 MB of bfloat16 read and half of that written, twice each
+_STRIP = 32  # rows worked on at a time, the height of a vector of 8-bit codes
+_SCALAR = pl.BlockSpec(memory_space=pltpu.SMEM)
+
+
+def fits(shape: tuple[int, ...], dtype: Any, element: Element) -> bool:
+    """Whether a kernel can quantize such an array, seen as a matrix without moving it."""
+    is_matrix = len(shape) == 2 or (len(shape) > 2 and shape[-2] % _STRIP == 0)
+    known = jnp.dtype(dtype).name in _INPUTS and element.name in CARRIERS
+    return is_matrix and known and 0 < math.prod(shape) < 2**31
+
+
+def quantize(
+    x: jax.Array,
+    element: Element,
+    encode: jax.Array,
+    key: Key | None = None,
+    *,
+    transposed: bool = False,
+) -> Any:
+    """``round_to_grid(x * encode)`` in the dtype that holds the codes.
+
+    Integers have no NaN: what it becomes there is seen by nobody, since its scale is NaN.
+
+    Args:
+      x: float32 or bfloat16, of a shape that ``fits``.
+      element: the grid.
+      encode: float32 scalar.
+      key: two uint32 scalars, for stochastic rounding; None for nearest.
+      transposed: also the codes with their last dimension first, from the same read.
+
+    Returns:
+      Codes, or codes and transposed codes.
+    """
+    words = () if key is None else key
+    return _on_tpu(
+        functools.partial(_quantize_kernel, element=element, transposed=transposed),
+        functools.partial(_quantize_formula, element=element, transposed=transposed),
+    )(x, encode, *words)
+
+
+def amax(x: jax.Array) -> jax.Array:
+    """max|x| as a float32 scalar, NaN if any is NaN: ``scaling.amax``, by a kernel."""
+    return _on_tpu(_amax_kernel, lambda x: scaling.amax(x.astype(jnp.float32)))(x)
+
+
+def transpose(codes: jax.Array) -> jax.Array:
+    """The codes with their last dimension first, as a copy that XLA cannot fold into its reader.
+
+    Args:
+      codes: of 8 bits and a shape that ``fits``.
+    """
+    return _on_tpu(_transpose_kernel, _last_first)(codes)
+
+
+def _on_tpu(kernel: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel where a TPU runs it and nothing batches it, else the formula."""
+
+    @jax.custom_batching.custom_vmap
+    def call(*args: Any) -> Any:
+        return lax.platform_dependent(*args, tpu=kernel, default=formula)
+
+    @call.def_vmap
+    def _batched(_: Any, batched: Any, *args: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
+        axes = [0 if is_batched else None for is_batched in batched]
+        result = jax.vmap(formula, in_axes=axes)(*args)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return call
+
+
+# --------------------------------------------------------------------------------- the same, plainly
+
+
+def _last_first(codes: jax.Array) -> jax.Array:
+    return jnp.moveaxis(codes, -1, 0)
+
+
+def _quantize_formula(
+    x: jax.Array, encode: jax.Array, *words: jax.Array, element: Element, transposed: bool
+) -> Any:
+    bits = random_bits.random_bits((words[0], words[1]), x) if words else None
+    rounded = rounding.round_to_grid(x.astype(jnp.float32) * encode, element, bits)
+    codes = rounded.astype(CARRIERS[element.name])
+    return (codes, _last_first(codes)) if transposed else codes
+
+
+# ------------------------------------------------------------------------------------------ kernels
+
+
+def _quantize_kernel(
+    x: jax.Array,
+    encode: jax.Array,
+    *words: jax.Array,
+    element: Element,
+    transposed: bool,
+    tile: tuple[int, int] = _TILE,
+    interpret: bool = False,
+) -> Any:
+    matrix = x.reshape(-1, x.shape[-1])
+    rows, columns = matrix.shape
+
+    def kernel(encode_ref: Any, *refs: Any) -> None:
+        *word_refs, x_ref, codes_ref = refs[: len(refs) - transposed]
+        key = tuple(lax.bitcast_convert_type(ref[0], jnp.uint32) for ref in word_refs)
+        top, left = (pl.program_id(d) * n for d, n in enumerate(x_ref.shape))
+
+        def quantize_strip(strip: Any, first: Any) -> None:
+            y = x_ref[strip, :].astype(jnp.float32) * encode_ref[0]
+            bits = None
+            if key:
+                index: Any = _Index(y.shape, (top + first) * columns + left, columns)
+                bits = random_bits.hash_bits((key[0], key[1]), index)
+            codes_ref[strip, :] = _round(y, element, bits).astype(codes_ref.dtype)
+
+        _for_strips(x_ref.shape[0], quantize_strip)
+        if transposed:
+            refs[-1][...] = codes_ref[...].T
+
+    block, at = _tiles(tile, matrix.shape)
+    dtype = CARRIERS[element.name]
+    outs = [((rows, columns), pl.BlockSpec(block, at))]
+    if transposed:
+        turned = pl.BlockSpec(block[::-1], lambda i, j: at(i, j)[::-1])
+        outs.append(((columns, rows), turned))
+    scalars = [encode, *(lax.bitcast_convert_type(word, jnp.int32) for word in words)]
+    codes = pl.pallas_call(
+        kernel,
+        out_shape=[_result(matrix, shape, dtype) for shape, _ in outs],
+        grid=_grid(block, matrix.shape),
+        in_specs=[*(_SCALAR for _ in scalars), pl.BlockSpec(block, at)],
+        out_specs=[spec for _, spec in outs],
+        interpret=interpret,
+    )(*(s.reshape(1) for s in scalars), matrix)
+    if transposed:
+        return codes[0].reshape(x.shape), codes[1].reshape(x.shape[-1], *x.shape[:-1])
+    return codes[0].reshape(x.shape)
+
+
+class _Index:
+    """Positions in a matrix, of which each factor is a row's plus a column's.
+
+    ``hash_bits`` multiplies them first: distributed over the sum, that is next to nothing.
+    """
+
+    def __init__(self, shape: tuple[int, ...], origin: jax.Array, columns: int):
+        self.shape, self.origin, self.columns = shape, origin, columns
+
+    def __mul__(self, factor: np.uint32) -> jax.Array:
+        rows, columns = (
+            lax.broadcasted_iota(jnp.int32, [n if d == kept else 1 for d, n in enumerate(self.shape)], kept)
+            for kept in (0, 1)
+        )
+        parts = self.origin + rows * self.columns, columns
+        left, right = (lax.bitcast_convert_type(part, jnp.uint32) * factor for part in parts)
+        return left + right
+
+
+def _round(y: jax.Array, element: Element, bits: jax.Array | None) -> jax.Array:
+    """``round_to_grid``; stochastically to integers in fewer operations than TPUs take for it.
+
+    With k the upper 24 bits and C = ceil(|y| * 2^24), which both are exact, k * 2^-24 is less than
+    the fraction of |y| if and only if (k - C) >> 24 is not -floor(|y|) but one less.
+    """
+    if bits is None or not element.is_integer:
+        return rounding.round_to_grid(y, element, bits)
+    magnitude = jnp.minimum(jnp.abs(y), jnp.float32(element.max))
+    ceiling = jnp.ceil(magnitude * jnp.float32(2.0**24)).astype(jnp.int32)
+    negative = (lax.bitcast_convert_type(bits >> 8, jnp.int32) - ceiling) >> 24
+    return jnp.where(y < 0, negative, -negative)
+
+
+def _amax_kernel(
+    x: jax.Array, *, tile: tuple[int, int] = _TILE, interpret: bool = False
+) -> jax.Array:
+    matrix = x.reshape(-1, x.shape[-1])
+    block, at = _tiles(tile, matrix.shape)
+    height = _strip_height(block[0])
+
+    def kernel(x_ref: Any, largest_ref: Any) -> None:
+        @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
+        def _() -> None:
+            largest_ref[...] = jnp.zeros_like(largest_ref)
+
+        left = [n - pl.program_id(d) * b for d, (n, b) in enumerate(zip(matrix.shape, block))]
+
+        def add_strip(strip: Any, first: Any) -> None:
+            x = x_ref[strip, :].astype(jnp.float32)
+            word = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(0x7FFFFFFF)
+            for d, limit in enumerate((left[0] - first, left[1])):
+                if matrix.shape[d] % block[d]:  # the last tile hangs over the edge
+                    inside = lax.broadcasted_iota(jnp.int32, word.shape, d) < limit
+                    word = jnp.where(inside, word, 0)
+            largest_ref[...] = jnp.maximum(largest_ref[...], word)
+
+        _for_strips(block[0], add_strip)
+
+    shape = height, block[1]
+    largest = pl.pallas_call(
+        kernel,
+        out_shape=_result(matrix, shape, jnp.int32),
+        grid=_grid(block, matrix.shape),
+        in_specs=[pl.BlockSpec(block, at)],
+        out_specs=pl.BlockSpec(shape, lambda i, j: (0, 0)),
+        interpret=interpret,
+    )(matrix)
+    return scaling.amax(lax.bitcast_convert_type(largest, jnp.float32))
+
+
+def _transpose_kernel(
+    codes: jax.Array, *, tile: tuple[int, int] = _TILE, interpret: bool = False
+) -> jax.Array:
+    matrix = codes.reshape(-1, codes.shape[-1])
+    block, at = _tiles(tile, matrix.shape)
+
+    def kernel(codes_ref: Any, turned_ref: Any) -> None:
+        turned_ref[...] = codes_ref[...].T
+
+    turned = pl.pallas_call(
+        kernel,
+        out_shape=_result(matrix, matrix.shape[::-1], codes.dtype),
+        grid=_grid(block, matrix.shape),
+        in_specs=[pl.BlockSpec(block, at)],
+        out_specs=pl.BlockSpec(block[::-1], lambda i, j: at(i, j)[::-1]),
+        interpret=interpret,
+    )(matrix)
+    return turned.reshape(codes.shape[-1], *codes.shape[:-1])
+
+
+def _tiles(tile: tuple[int, int], shape: tuple[int, ...]) -> Any:
+    """A tile's shape, no larger than the matrix, and which tile a grid step has."""
+    return tuple(map(min, tile, shape)), lambda i, j: (i, j)
+
+
+def _grid(block: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(pl.cdiv(n, b) for n, b in zip(shape, block, strict=True))
+
+
+def _result(like: jax.Array, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A type, which differs over the same mesh axes as ``like``."""
+    return jax.eval_shape(lambda x: lax.full_like(x, 0, dtype, shape), like)
+
+
+def _strip_height(rows: int) -> int:
+    return rows if rows % _STRIP else _STRIP
+
+
+def _for_strips(rows: int, do: Callable[[Any, Any], None]) -> None:
+    """``do(slice of rows, first row)`` for every strip of a tile, so that the code stays short."""
+    height = _strip_height(rows)
+
+    def step(i: Any, carry: None) -> None:
+        first = i * height
+        do(pl.ds(pl.multiple_of(first, height), height), first)
+
+    lax.fori_loop(0, rows // height, step, None)
