@@ -42,13 +42,13 @@ def typed_axes(aval: Any) -> frozenset[str]:
     return frozenset(getattr(getattr(aval, "manual_axis_type", None), "varying", ()))
 
 
-def result_type(fun: Any, *avals: Any) -> Any:
-    """The aval of ``fun``'s one result, with its sharding and the mesh axes it varies over."""
+def result_types(fun: Any, *avals: Any) -> Sequence[Any]:
+    """The avals of ``fun``'s results, with their sharding and the mesh axes they vary over."""
     structs = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=_typed_sharding(a), **_vma(a))
         for a in avals
     ]
-    return jax.make_jaxpr(fun)(*structs).out_avals[0]
+    return jax.make_jaxpr(fun)(*structs).out_avals
 
 
 def _typed_sharding(aval: Any) -> Any:
@@ -228,6 +228,20 @@ def bind_shard_map(eqn: Any, fun: Any, scalars: Any, values: Sequence[Any]) -> A
         axis_names=frozenset(params["newly_manual_axes"]),
         check_vma=params["check_vma"],
     )(scalars, *values)
+
+
+def runs_alone(context: Any) -> bool:
+    """Whether what is lowered runs on one device, or on each device of a mesh by itself.
+
+    Args:
+      context: a ``LoweringRuleContext``. JAX keeps private for how many devices it lowers.
+    """
+    axes = context.module_context.axis_context
+    mesh = getattr(axes, "mesh", None)
+    if mesh is None:
+        return getattr(axes, "num_devices", 0) == 1
+    manual = set(axes.manual_axes) | set(getattr(mesh, "manual_axes", ()))
+    return bool(axes.manual_axes) and manual == set(mesh.axis_names)
 
 
 # ------------------------------------------------------------------------------ the running program

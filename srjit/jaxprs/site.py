@@ -227,7 +227,7 @@ def _site_type(*args: Any, site: SiteParams) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _result_type(product: Product, dtype: Any, *avals: Any) -> Any:
-    return _compat.result_type(functools.partial(product, dtype=dtype), *avals)
+    return _compat.result_types(functools.partial(product, dtype=dtype), *avals)[0]
 
 
 def _lin_impl(*args: Any, site: SiteParams, wrt: tuple[bool, bool]) -> jax.Array:

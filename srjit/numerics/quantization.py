@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -305,18 +304,15 @@ def emulated(
     *,
     amax: jax.Array | None = None,
     rng: Rng = "hash",
-    largest: Callable[[jax.Array], jax.Array] = scaling.amax,
 ) -> ScaledValues:
     """``encode`` with block scales multiplied in; arguments as there.
 
-    A target may have its own way to the ``largest`` magnitude of a whole tensor, as
-    ``scaling.amax`` finds it.
     NVFP4 tensors below 2^-100 may come out smaller than they are, and MX scales are at least
     2^-126: see ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
     """
     if spec.rounding == "none":
         return ScaledValues(_prepared(x, spec), None, spec)
-    codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=False, largest=largest)
+    codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=False)
     if not spec.is_blocked:
         left = None if get_format(spec.format).scale == "none" else scales.scale
         return ScaledValues(view.merge(codes), left, spec)
@@ -338,7 +334,6 @@ def _codes(
     rng: Rng,
     *,
     subnormal: bool,
-    largest: Callable[[jax.Array], jax.Array] = scaling.amax,
 ) -> tuple[jax.Array, scaling.Scales, _BlockView]:
     """Codes in the view that has blocks as dimensions, with the scales."""
     fmt = get_format(spec.format)
@@ -350,7 +345,7 @@ def _codes(
         one = jnp.ones((), x.dtype)
         return rounded, scaling.Scales(one, one), view
     blocks = view.split(x)
-    scales = _scales(blocks, view, spec, fmt, amax, subnormal, largest)
+    scales = _scales(blocks, view, spec, fmt, amax, subnormal)
     lift = scales.lift
     raised = blocks if lift is None else scaling.lifted(blocks, view.spread(lift))
     noise = None if bits is None else view.split(bits)
@@ -364,7 +359,6 @@ def _scales(
     fmt: Format,
     known: jax.Array | None,
     subnormal: bool,
-    largest: Callable[[jax.Array], jax.Array],
 ) -> scaling.Scales:
     if spec.scaling == "static":
         known = jnp.asarray(spec.amax, blocks.dtype)
@@ -372,16 +366,20 @@ def _scales(
         block = scaling.amax(blocks.astype(jnp.float32), view.shared)
         tensor = scaling.amax(block)
         return scaling.nvfp4_scales(block, tensor, spec.scale_rounding, subnormal)
-    if view.shared is None:
-        amax = largest(blocks)
-    else:
-        amax = scaling.amax(blocks, view.shared, keepdims=spec.shared == "channel")
+    amax = scaling.amax(blocks, view.shared, keepdims=spec.shared == "channel")
     if fmt.scale == "e8m0":
         return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding, subnormal)
+    return tensor_scales(amax, known, fmt.element)
+
+
+def tensor_scales(amax: jax.Array, known: jax.Array | None, element: Element) -> scaling.Scales:
+    """Scales of a tensor that has ``amax``, made of an amax that is ``known`` if that is given.
+
+    A scale from elsewhere must not hide NaN and Inf; the codes need not wait for that.
+    """
     if known is None:
-        return scaling.float_scales(amax, fmt.element)
-    # A scale from elsewhere must not hide NaN and Inf; the codes need not wait for that.
-    scales = scaling.float_scales(known.astype(amax.dtype), fmt.element)
+        return scaling.float_scales(amax, element)
+    scales = scaling.float_scales(known.astype(amax.dtype), element)
     return scales._replace(scale=jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan))
 
 

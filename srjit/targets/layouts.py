@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -32,8 +33,22 @@ def order_of(product: DotProduct) -> Order | None:
     return found  # type: ignore[return-value]
 
 
+def pinned(x: jax.Array) -> jax.Array:
+    """x with its dimensions in memory in their own order, whatever else XLA would choose."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def transposed(x: jax.Array, permutation: Sequence[int]) -> jax.Array:
+    """``lax.transpose``, as a copy in memory."""
+    return pinned(lax.transpose(x, permutation))
+
+
 def turned(
-    product: DotProduct, side: int, operand: jax.Array, last: bool
+    product: DotProduct,
+    side: int,
+    operand: jax.Array,
+    last: bool,
+    transpose: Callable[[jax.Array, Sequence[int]], jax.Array] = transposed,
 ) -> tuple[jax.Array, DotProduct]:
     """An operand with its contraction at the other end, in memory too, and the product of it.
 
@@ -42,6 +57,7 @@ def turned(
       side: which operand.
       operand: that operand.
       last: whether the contraction becomes the last dimensions, or the first after the batch's.
+      transpose: how a chip copies.
     """
     labels = product.lhs if side == 0 else product.rhs
     batch = [d for d in labels if d in product.out and d in product.lhs and d in product.rhs]
@@ -52,11 +68,9 @@ def turned(
         return operand, product
     # The barrier keeps the codes that are saved for the backward pass the untransposed ones, and
     # the layout keeps XLA from folding the transposition into the multiplication.
-    copy = lax.transpose(lax.optimization_barrier(operand), [labels.index(d) for d in order])
+    moved = lax.optimization_barrier(operand)
+    permutation = tuple(labels.index(d) for d in order)
     name = "lhs" if side == 0 else "rhs"
-    return lax.optimization_barrier(pinned(copy)), dataclasses.replace(product, **{name: order})
-
-
-def pinned(x: jax.Array) -> jax.Array:
-    """x with its dimensions in memory in their own order, whatever else XLA would choose."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return lax.optimization_barrier(transpose(moved, permutation)), dataclasses.replace(
+        product, **{name: order}
+    )

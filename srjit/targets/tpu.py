@@ -11,18 +11,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from srjit import _compat
+from srjit.numerics.formats import get_format
 from srjit.numerics.products import DotProduct, Product
-from srjit.numerics.quantization import Quantization, ScaledValues, emulated
+from srjit.numerics.quantization import (
+    Quantization,
+    ScaledValues,
+    emulated,
+    tensor_amax,
+    tensor_scales,
+)
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaled_dot import multiply_values
+from srjit.targets import tpu_kernels
 from srjit.targets.base import Compiler, Target
-from srjit.targets.layouts import Order, order_of, pinned, turned
+from srjit.targets.layouts import Order, order_of, pinned, transposed, turned
 
 _SLICES = 16  # of a tensor in memory whose amax is found
 _LANES = 128
@@ -103,10 +113,19 @@ def _in_best_order(
 
     wanted = min(chip.orders, key=cost)
     if wanted[0] != order[0]:
-        lhs, product = turned(product, 0, lhs, last=wanted[0] == "N")
+        lhs, product = turned(product, 0, lhs, last=wanted[0] == "N", transpose=_transposed)
     if wanted[1] != order[1]:
-        rhs, product = turned(product, 1, rhs, last=wanted[1] == "T")
+        rhs, product = turned(product, 1, rhs, last=wanted[1] == "T", transpose=_transposed)
     return lhs, rhs, product
+
+
+def _transposed(codes: jax.Array, permutation: Sequence[int]) -> jax.Array:
+    """A transposed copy of codes, by a kernel where it is the last dimension that comes first."""
+    plain = functools.partial(transposed, permutation=permutation)
+    last = codes.ndim - 1
+    if permutation != (last, *range(last)) or not tpu_kernels.can_transpose(codes):
+        return plain(codes)
+    return tpu_kernels.transpose(codes, plain)
 
 
 def quantize(
@@ -119,23 +138,31 @@ def quantize(
 ) -> ScaledValues:
     """See targets.Quantize.
 
-    The amax of what another operation makes costs next to nothing: XLA finds it there. A tensor in
-    memory has to be read for it, which XLA does faster in slices.
+    What another operation makes is best quantized by that operation: its amax costs next to
+    nothing, and its codes, if the scale is known. What is in memory, or has to wait there for its
+    amax, is read by kernels. Both know one float32 scale a tensor; anything else is plain.
     """
-    if not in_memory or spec.hadamard or not _can_be_sliced(x):
+    element = get_format(spec.format).element
+    is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none"
+    if is_plain or rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
         return emulated(x, spec, key, amax=amax, rng=rng)
-    return emulated(x, spec, key, amax=amax, rng=rng, largest=lambda _: _amax_of_slices(x))
-
-
-def _can_be_sliced(x: jax.Array) -> bool:
-    return x.ndim > 1 and x.shape[-1] % (_SLICES * _LANES) == 0 and x.dtype in _WORDS
+    seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
+    if spec.scaling == "static":
+        amax = jnp.asarray(spec.amax, jnp.float32)
+    scales = tensor_scales(seen, amax, element)
+    if amax is not None and not in_memory:
+        return emulated(x, spec, key, amax=amax, rng=rng)
+    codes = tpu_kernels.quantize(x, element, scales.encode, key)
+    return ScaledValues(codes, scales.scale, spec)
 
 
 _WORDS = {jnp.dtype(jnp.bfloat16): jnp.int16, jnp.dtype(jnp.float32): jnp.int32}
 
 
-def _amax_of_slices(x: jax.Array) -> jax.Array:
-    """``scaling.amax``."""
+def _amax_of_memory(x: jax.Array) -> jax.Array:
+    """``tensor_amax`` of what is in memory, by XLA: it reads it faster in slices."""
+    if x.shape[-1] % (_SLICES * _LANES) or _compat.explicit_sharding(jax.typeof(x)) is not None:
+        return tensor_amax(x)
     word = _WORDS[x.dtype]
     parts = [
         lax.bitcast_convert_type(part, word) & jnp.iinfo(word).max

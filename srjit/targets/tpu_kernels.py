@@ -21,7 +21,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from srjit.numerics import random_bits, rounding, scaling
 from srjit.numerics.formats import Element
+from srjit.numerics.quantization import tensor_amax
 from srjit.numerics.random_bits import Key
+from srjit.targets.kernel_call import kernel_call
 
 # Elements whose codes Mosaic can store, and the dtype that holds them.
 CARRIERS: dict[str, Any] = {
@@ -42,6 +44,12 @@ def fits(shape: tuple[int, ...], dtype: Any, element: Element) -> bool:
     is_matrix = len(shape) == 2 or (len(shape) > 2 and shape[-2] % _STRIP == 0)
     known = jnp.dtype(dtype).name in _INPUTS and element.name in CARRIERS
     return is_matrix and known and 0 < math.prod(shape) < 2**31
+
+
+def can_transpose(codes: jax.Array) -> bool:
+    """Whether a kernel can transpose codes."""
+    is_matrix = codes.ndim == 2 or (codes.ndim > 2 and codes.shape[-2] % _STRIP == 0)
+    return is_matrix and codes.dtype.itemsize == 1 and 0 < codes.size < 2**31
 
 
 def quantize(
@@ -66,48 +74,45 @@ def quantize(
     Returns:
       Codes, or codes and transposed codes.
     """
-    words = () if key is None else key
-    return _on_tpu(
-        functools.partial(_quantize_kernel, element=element, transposed=transposed),
-        functools.partial(_quantize_formula, element=element, transposed=transposed),
-    )(x, encode, *words)
+    options = {"element": element, "transposed": transposed}
+    return kernel_call(
+        x,
+        encode,
+        *(() if key is None else key),
+        kernel=functools.partial(_quantize_kernel, **options),
+        formula=functools.partial(_quantize_formula, **options),
+        platform="tpu",
+    )
 
 
-def amax(x: jax.Array) -> jax.Array:
-    """max|x| as a float32 scalar, NaN if any is NaN: ``scaling.amax``, by a kernel."""
-    return _on_tpu(_amax_kernel, lambda x: scaling.amax(x.astype(jnp.float32)))(x)
+def amax(x: jax.Array, formula: Callable[[jax.Array], jax.Array] = tensor_amax) -> jax.Array:
+    """max|x| as a float32 scalar, NaN if any is NaN: ``scaling.amax``, by a kernel.
+
+    Args:
+      x: of a shape that ``fits``.
+      formula: the same in plain operations.
+    """
+    return kernel_call(x, kernel=_amax_kernel, formula=formula, platform="tpu")
 
 
-def transpose(codes: jax.Array) -> jax.Array:
-    """The codes with their last dimension first, as a copy that XLA cannot fold into its reader.
+def last_first(codes: jax.Array) -> jax.Array:
+    """The codes with their last dimension first."""
+    return jnp.moveaxis(codes, -1, 0)
+
+
+def transpose(
+    codes: jax.Array, formula: Callable[[jax.Array], jax.Array] = last_first
+) -> jax.Array:
+    """``last_first``, as a copy that XLA cannot fold into its reader.
 
     Args:
       codes: of 8 bits and a shape that ``fits``.
+      formula: the same in plain operations.
     """
-    return _on_tpu(_transpose_kernel, _last_first)(codes)
+    return kernel_call(codes, kernel=_transpose_kernel, formula=formula, platform="tpu")
 
 
-def _on_tpu(kernel: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel where a TPU runs it and nothing batches it, else the formula."""
-
-    @jax.custom_batching.custom_vmap
-    def call(*args: Any) -> Any:
-        return lax.platform_dependent(*args, tpu=kernel, default=formula)
-
-    @call.def_vmap
-    def _batched(_: Any, batched: Any, *args: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
-        axes = [0 if is_batched else None for is_batched in batched]
-        result = jax.vmap(formula, in_axes=axes)(*args)
-        return result, jax.tree.map(lambda _: True, result)
-
-    return call
-
-
-# --------------------------------------------------------------------------------- the same, plainly
-
-
-def _last_first(codes: jax.Array) -> jax.Array:
-    return jnp.moveaxis(codes, -1, 0)
+# -------------------------------------------------------------------------------- the same, plainly
 
 
 def _quantize_formula(
@@ -116,7 +121,7 @@ def _quantize_formula(
     bits = random_bits.random_bits((words[0], words[1]), x) if words else None
     rounded = rounding.round_to_grid(x.astype(jnp.float32) * encode, element, bits)
     codes = rounded.astype(CARRIERS[element.name])
-    return (codes, _last_first(codes)) if transposed else codes
+    return (codes, last_first(codes)) if transposed else codes
 
 
 # ------------------------------------------------------------------------------------------ kernels
@@ -182,7 +187,9 @@ class _Index:
 
     def __mul__(self, factor: np.uint32) -> jax.Array:
         rows, columns = (
-            lax.broadcasted_iota(jnp.int32, [n if d == kept else 1 for d, n in enumerate(self.shape)], kept)
+            lax.broadcasted_iota(
+                jnp.int32, [n if d == kept else 1 for d, n in enumerate(self.shape)], kept
+            )
             for kept in (0, 1)
         )
         parts = self.origin + rows * self.columns, columns
@@ -216,7 +223,10 @@ def _amax_kernel(
         def _() -> None:
             largest_ref[...] = jnp.zeros_like(largest_ref)
 
-        left = [n - pl.program_id(d) * b for d, (n, b) in enumerate(zip(matrix.shape, block))]
+        left = [
+            n - pl.program_id(d) * b
+            for d, (n, b) in enumerate(zip(matrix.shape, block, strict=True))
+        ]
 
         def add_strip(strip: Any, first: Any) -> None:
             x = x_ref[strip, :].astype(jnp.float32)

@@ -1,0 +1,80 @@
+"""A kernel where a chip runs it, and everywhere else the formula that it computes.
+
+Kernels do not partition: they are used where a program runs on one device, and inside of a
+``shard_map`` over all axes of a mesh. Whether it does is known when the program is lowered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Generator
+from typing import Any
+
+import jax
+from jax.extend import core as jex_core
+from jax.interpreters import batching, mlir
+
+from srjit import _compat
+
+_allowed = contextvars.ContextVar("allowed", default=True)
+
+
+@contextlib.contextmanager
+def without_kernels() -> Generator[None]:
+    """What is lowered here has no kernels: it becomes a part of a program on several devices."""
+    token = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def kernel_call(
+    *args: jax.Array, kernel: Callable[..., Any], formula: Callable[..., Any], platform: str
+) -> Any:
+    """``kernel(*args)`` or, if it is lowered for something else, ``formula(*args)``.
+
+    Args:
+      *args: arrays.
+      kernel: a function with the results of ``formula``, to the bit.
+      formula: plain operations; what vmap maps.
+      platform: that the kernel is for, as JAX calls it.
+    """
+    tree = jax.tree.structure(jax.eval_shape(formula, *args))
+    outs = kernel_call_p.bind(*args, kernel=kernel, formula=formula, platform=platform)
+    return jax.tree.unflatten(tree, outs)
+
+
+kernel_call_p = jex_core.Primitive("srjit_kernel")
+kernel_call_p.multiple_results = True
+
+
+def _flat(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
+    return lambda *args: jax.tree.leaves(fun(*args))
+
+
+@kernel_call_p.def_impl
+def _run(*args: Any, **params: Any) -> Any:
+    return jax.jit(lambda *args: kernel_call_p.bind(*args, **params))(*args)
+
+
+@kernel_call_p.def_abstract_eval
+def _types(*args: Any, formula: Callable[..., Any], **_: Any) -> Any:
+    return _compat.result_types(_flat(formula), *args)
+
+
+def _batch(args: Any, dims: Any, *, formula: Callable[..., Any], **_: Any) -> Any:
+    outs = jax.vmap(_flat(formula), in_axes=dims)(*args)
+    return outs, [0] * len(outs)
+
+
+def _lowered(context: Any, *args: Any, kernel: Any, formula: Any, platform: str) -> Any:
+    given = context.platforms or context.module_context.platforms
+    fits = tuple(given) == (platform,) and _allowed.get() and _compat.runs_alone(context)
+    fun = _flat(kernel if fits else formula)
+    return mlir.lower_fun(fun, multiple_results=True)(context, *args)
+
+
+batching.primitive_batchers[kernel_call_p] = _batch
+mlir.register_lowering(kernel_call_p, _lowered)
