@@ -389,12 +389,13 @@ class SrjitFunction:
         place = aot.Placement.of(chosen, mesh, given.get("in_shardings"), shardings)
         moved = place.options(given)
         args, kwargs = place.arguments((args, kwargs), "in_shardings" in moved)
+        sr_key, sr_state = place.arguments((sr_key, sr_state))
         copy = SrjitFunction(self._fun, dataclasses.replace(options, dump=None), None, moved)
         with place.entered():
             planned = copy.explain(*args, **kwargs)
+            before = jax.jit(self._fun, **moved).lower(*args, **kwargs)
             with naming_sites():
                 after = copy.lower(*args, sr_key=sr_key, sr_state=sr_state, **kwargs)
-            before = jax.jit(self._fun, **moved).lower(*args, **kwargs)
         return aot.reported(before, after, planned, place)
 
     def _key_to_look_with(self, sr_key: Any) -> Any:

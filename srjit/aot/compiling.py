@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,10 +36,14 @@ class Placement:
 
     @classmethod
     def of(cls, target: Target, mesh: Any, *shardings: Any) -> Placement:
-        """Of a mesh as ``mesh_of`` takes it; without one, of the mesh that ``shardings`` name."""
+        """Of a mesh as ``mesh_of`` takes it.
+
+        Without one, of the mesh that ``shardings`` name, or else of the one in use.
+        """
         if mesh is None:
-            named = [s for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding)]
-            mesh = next((s.mesh for s in named if s.mesh.size > 1), None)
+            named = [s.mesh for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding)]
+            named.append(jax.sharding.get_abstract_mesh())
+            mesh = next((m for m in named if not m.empty and m.size > 1), None)
         return cls(target, None if mesh is None else mesh_of(target, mesh))
 
     @property
@@ -47,9 +51,20 @@ class Placement:
         """How many devices there are."""
         return 1 if self.mesh is None else self.mesh.size
 
-    def entered(self) -> contextlib.AbstractContextManager[Any]:
-        """Where programs are traced: the mesh is the one that their PartitionSpecs are about."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+    @contextlib.contextmanager
+    def entered(self) -> Generator[None]:
+        """Where programs are lowered: the mesh is the one that their PartitionSpecs are about."""
+        try:
+            with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+                yield
+        except ValueError as error:
+            if "incompatible devices" in str(error):
+                error.add_note(
+                    "aot moves arguments and the shardings of jit's options to the devices that it "
+                    "compiles for. Shardings inside of the function have to be PartitionSpecs, or "
+                    "of an AbstractMesh"
+                )
+            raise
 
     def sharding(self, given: Any) -> Any:
         """What stands here for a sharding, a PartitionSpec, or None.

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
+from srjit.jaxprs.provenance import QUANTIZER
 from srjit.jaxprs.rewrite import SITE_SCOPE
 
 
@@ -163,7 +164,8 @@ def products_of(module: Module, executed: Executed) -> list[tuple[Product, int |
     return [
         (_product(where, i), site_of(i.op_name))
         for where, i in candidates
-        if i.opcode in ("dot", "convolution")
+        # A quantization multiplies too, by the Hadamard matrix.
+        if i.opcode in ("dot", "convolution") and QUANTIZER not in i.op_name
     ]
 
 
