@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -166,7 +168,20 @@ def _notes(sites: Sequence[CompiledSite]) -> list[str]:
 
 def _compiled(lowered: Any) -> Program:
     compiled = lowered.compile()
-    return program_of(hlo.read(compiled.as_text()), compiled.memory_analysis())
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # a jaxlib older than the compiler may not understand it
+        text = _dumped(lowered)
+    return program_of(hlo.read(text), compiled.memory_analysis())
+
+
+def _dumped(lowered: Any) -> str:
+    """The optimized program as the compiler itself writes it, from compiling once more."""
+    with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
+        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        # The one that has estimates: they are made while code is generated.
+        (path,) = Path(folder).glob("*.after_codegen.txt")
+        return path.read_text(encoding="utf-8")
 
 
 def _rates(cost: SiteCost, program: Program, target: Target) -> dict[Any, float | None]:

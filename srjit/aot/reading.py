@@ -102,8 +102,8 @@ class Program:
     """What a compiler made of a program.
 
     Attributes:
-      cycles: estimates of all instructions but kernels, added up, loops counted; None if the
-        compiler makes none.
+      cycles: estimates of all instructions added up, loops counted, without kernels and without
+        what runs beside the rest; None if the compiler makes none.
       sites: by number, those that were found.
       kernels: in the order of the program.
       collectives: by kind.
@@ -127,7 +127,7 @@ def program_of(module: Module, analysis: Any) -> Program:
       analysis: what ``jax.stages.Compiled.memory_analysis()`` returns.
     """
     executed = list(module.executed())
-    costs = [e.instruction.cycles * e.times for e in executed if e.instruction.cycles is not None]
+    costs = [c for e in executed if (c := _cycles(e)) is not None]
     loops = [e for e in executed if e.instruction.opcode == "while"]
     return Program(
         cycles=sum(costs) if costs else None,
@@ -143,6 +143,12 @@ def program_of(module: Module, analysis: Any) -> Program:
         ),
         unknown_loops=sum(module.trips(e.instruction, e.computation) is None for e in loops),
     )
+
+
+def _cycles(e: Executed) -> int | None:
+    """What an instruction adds to the program's cycles."""
+    cycles = None if e.is_beside else e.instruction.cycles
+    return None if cycles is None else cycles * e.times
 
 
 _KERNELS = frozenset({"tpu_custom_call"})
@@ -207,16 +213,16 @@ def _sites(module: Module, executed: Sequence[Executed]) -> dict[int, SiteCost]:
             costs[site] = dataclasses.replace(
                 cost,
                 products=(*cost.products, *found),
-                cycles=cost.cycles + (i.cycles or 0) * e.times,
+                cycles=cost.cycles + (_cycles(e) or 0),
             )
             continue
         site = site_of(i.op_name) if i.op_name else _site_inside(module, i)
-        if site is None or not (i.cycles or i.profiled_cycles):
+        if site is None or not (_cycles(e) or i.profiled_cycles):
             continue
         cost = costs[site]
         costs[site] = dataclasses.replace(
             cost,
-            around=cost.around + (i.cycles or 0) * e.times,
+            around=cost.around + (_cycles(e) or 0),
             kernels=cost.kernels + (i.profiled_cycles or 0) * e.times,
         )
     return dict(costs)
