@@ -20,8 +20,8 @@ from srjit.aot.report import CompiledSite, Report
 from srjit.plan import Report as Planned
 from srjit.targets import Target
 
-_SHARDINGS = ("in_shardings", "out_shardings")
-_PLACES = ("device", "backend")  # options of jax.jit that say where, as a placement does
+# Options of jax.jit that say where, as a placement does.
+_PLACES = ("in_shardings", "out_shardings", "device", "backend")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,10 @@ class Placement:
           TypeError: it is of another kind.
         """
         if self.mesh is None:
+            if isinstance(given, PartitionSpec) and any(given):
+                raise ValueError(
+                    f"{given} names axes, and there is no mesh: give aot one, as mesh={{'data': 4}}"
+                )
             return SingleDeviceSharding(devices_of(self.target)[0])
         if given is None or isinstance(given, SingleDeviceSharding):
             return NamedSharding(self.mesh, PartitionSpec())
@@ -94,36 +98,34 @@ class Placement:
 
     def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options of ``jax.jit``, for here; arguments carry their shardings themselves."""
-        moved = {k: v for k, v in options.items() if k not in (*_SHARDINGS, *_PLACES)}
-        for name in _SHARDINGS:
-            if self.mesh is not None and options.get(name) is not None:
-                moved[name] = _mapped(self._or_none, options[name])
+        moved = {k: v for k, v in options.items() if k not in _PLACES}
+        if self.mesh is not None and options.get("out_shardings") is not None:
+            given = options["out_shardings"]
+            moved["out_shardings"] = jax.tree.map(self._or_none, given, is_leaf=_is_sharding)
         return moved
 
     def _or_none(self, given: Any) -> Any:
         return None if given is None else self.sharding(given)
 
-    def arguments(self, tree: Any, are_sharded: bool = False) -> Any:
+    def arguments(self, tree: Any, shardings: Any = None) -> Any:
         """Arguments without their values, for here; what is no array stays what it is.
 
         Args:
           tree: of arrays, ``jax.ShapeDtypeStruct`` and anything else.
-          are_sharded: whether options of ``jax.jit`` say how.
+          shardings: theirs, a prefix of ``tree``; None: an argument's own.
         """
-        return jax.tree.map(lambda leaf: self._argument(leaf, are_sharded), tree)
+        given = jax.tree.broadcast(shardings, tree, is_leaf=_is_sharding)
+        return jax.tree.map(self._argument, tree, given)
 
-    def _argument(self, leaf: Any, is_sharded: bool) -> Any:
+    def _argument(self, leaf: Any, given: Any) -> Any:
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             return leaf
-        given = getattr(leaf, "sharding", None)
-        if is_sharded and self.mesh is not None:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(given))
+        sharding = self.sharding(getattr(leaf, "sharding", None) if given is None else given)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _mapped(fun: Any, tree: Any) -> Any:
-    is_leaf = lambda x: x is None or isinstance(x, PartitionSpec)  # noqa: E731
-    return jax.tree.map(fun, tree, is_leaf=is_leaf)
+def _is_sharding(x: Any) -> bool:
+    return x is None or isinstance(x, (PartitionSpec, jax.sharding.Sharding))
 
 
 def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Report:

@@ -239,6 +239,15 @@ def test_a_step_is_sharded_as_its_user_said(options: dict[str, Any], x: Any, mes
     assert set(report.before.collectives) == set(report.after.collectives) == {"all-reduce"}
 
 
+def test_a_static_argument_has_no_sharding():
+    def scaled(n: int, w: jax.Array, x: jax.Array) -> jax.Array:
+        return loss(w, x) * n
+
+    fun = srjit(scaled, recipe="int8", static_argnums=0, **shardings(AUTO))
+    (product,) = fun.aot(2, W, X, target="cpu").sites[0].cost.products
+    assert product.lhs.dims == (128, 256)
+
+
 @needs_libtpu
 def test_the_mesh_in_use_is_the_mesh():
     with jax.set_mesh(ATTACHED):
@@ -312,6 +321,8 @@ def test_a_mesh_of_a_size_that_is_not_known_is_an_error():
 
 def test_axes_that_the_mesh_lacks_are_an_error():
     fun = srjit(loss, recipe="int8", in_shardings=(P(), P("rows")))
+    with pytest.raises(ValueError, match="there is no mesh"):
+        fun.aot(W, X, target="cpu")
     with pytest.raises(ValueError, match=r"lacks: rows; it has \{'data': 4\}"):
         fun.aot(W, X, target="cpu", mesh={"data": 4})
 
