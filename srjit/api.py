@@ -18,7 +18,7 @@ import numpy as np
 
 from srjit import _compat, aot, recipes, targets
 from srjit.arguments import Changed, Objects
-from srjit.jaxprs.rewrite import naming_sites
+from srjit.diagnostics.naming import naming_sites
 from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
 from srjit.keys import (
     Counted,

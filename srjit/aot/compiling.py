@@ -163,8 +163,8 @@ def _notes(sites: Sequence[CompiledSite]) -> list[str]:
     if not unseen:
         return []
     return [
-        f"no product in the optimized program tells that it is of site {', '.join(unseen)}: it was "
-        "removed, became something else, or layer='stablehlo' made it, which names no sites"
+        f"no product in the optimized program tells that it is of site {', '.join(unseen)}: the "
+        "compiler removed it, or made something else of it, or joined it with another site's"
     ]
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
+from srjit.diagnostics.naming import site_of
 from srjit.jaxprs.provenance import QUANTIZER
-from srjit.jaxprs.rewrite import SITE_SCOPE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,13 +152,6 @@ def _cycles(e: Executed) -> int | None:
 
 
 _KERNELS = frozenset({"tpu_custom_call"})
-_SITE = re.compile(rf"{re.escape(SITE_SCOPE)}(\d+)")
-
-
-def site_of(op_name: str) -> int | None:
-    """The number of the site that a name stack tells, the innermost one."""
-    found = _SITE.findall(op_name)
-    return int(found[-1]) if found else None
 
 
 def products_of(module: Module, executed: Executed) -> list[tuple[Product, int | None]]:

@@ -174,9 +174,10 @@ def test_a_function_is_called_as_ever(options: dict[str, Any], call: dict[str, A
 
 @needs_libtpu
 def test_names_of_sites_are_only_there_while_aot_compiles():
-    fun = srjit(step, recipe="int8")
-    fun.aot(W, X, target="v5e")
-    assert "srjit.site" not in fun.lower(W, X).as_text(debug_info=True)
+    for layer in ("jaxpr", "stablehlo"):
+        fun = srjit(step, recipe="int8", layer=layer)
+        fun.aot(W, X, target="v5e")
+        assert "srjit.site=" not in fun.lower(W, X).as_text(debug_info=True)
 
 
 @needs_libtpu
@@ -188,9 +189,20 @@ def test_the_environment_stays_as_it_was():
 
 @needs_libtpu
 def test_a_site_that_cannot_be_found_is_not_guessed():
-    report = srjit(loss, recipe="int8", layer="stablehlo").aot(W, X, target="v5e")
+    """The compiler multiplies and adds up here, without the unit for products."""
+    report = srjit(loss, recipe="int8").aot(Shape((256, 1), jnp.bfloat16), X, target="v5e")
     assert verdicts(report) == ["unseen"]
     assert "no product in the optimized program tells that it is of site 0" in str(report)
+
+
+@needs_libtpu
+def test_both_doors_name_their_sites():
+    reports = [
+        srjit(deep, recipe="int8", layer=layer).aot(WS, X, target="v5e")
+        for layer in ("jaxpr", "stablehlo")
+    ]
+    one, other = ([(s.plan.role, s.verdict, s.became()) for s in r.sites] for r in reports)
+    assert one == other and "unseen" not in verdicts(reports[1])
 
 
 def test_the_cpu_compiles_for_itself():
