@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from srjit import srjit, targets
+from srjit import recipes, srjit, targets
 from srjit.aot import MissingCompilerError, hlo
 from srjit.aot.reading import program_of
 
@@ -209,6 +209,18 @@ def test_the_cpu_compiles_for_itself():
     report = srjit(step, recipe="int8").aot(W, X, target="cpu")
     assert verdicts(report) == ["emulated"] * 2
     assert report.speedup() is None and "estimates no cycles" in str(report)
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_every_recipe_compiles_and_what_is_planned_as_native_is(recipe: str, chip: str):
+    report = srjit(deep, recipe=recipe).aot(WS, X, target=chip)
+    assert report.sites and "unseen" not in verdicts(report)
+    for site in report.sites:
+        if site.plan.status == "native":
+            assert site.verdict == "native", (site.plan.described(), site.became())
 
 
 # -------------------------------------------------------------------------------------- meshes
