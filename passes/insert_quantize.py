@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from srjit._mlir import ir
+from srjit.diagnostics.naming import scope_of
 from srjit.passes.annotate_matmuls import provenance_of
 from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, frames, symbols
@@ -403,6 +404,7 @@ class _GroupInsertion:
         keys = [n and self.threads.key_of(n, item, self.outside) for n in noises]
         params = planned.params
         extras = list(op.operands)[2:]
+        site = entries[0].site.number  # of those that are this operation, the first
         with ir.InsertionPoint(op):
             operands: list[list[Any]] = []
             for side, shared in enumerate((planned.lhs, planned.rhs)):
@@ -411,7 +413,8 @@ class _GroupInsertion:
                     operands.append([x])
                     continue
                 masked = Masked(params.product, side) if params.product.masks(side) else None
-                with _named(op, f"srjit_quantize_{shared[1].format}_{shared[1].rounding}"):
+                quantizer = f"srjit_quantize_{shared[1].format}_{shared[1].rounding}"
+                with _named(op, quantizer, site):
                     slot = next(
                         (s for s in self.histories.slots if s.item is item and s.place == side),
                         None,
@@ -446,7 +449,7 @@ class _GroupInsertion:
             counts = (len(operands[0]), len(operands[1]))
             specs = [s and s[1] for s in (planned.lhs, planned.rhs)]
             dot = ScaledDot(params.product, params.dtype, specs[0], specs[1], counts)
-            with _named(op, f"srjit_{params.label}"):
+            with _named(op, f"srjit_{params.label}", site):
                 new = composite(
                     SCALED_DOT,
                     self.whole.library,
@@ -465,9 +468,10 @@ def _draws(spec: Any) -> bool:
     return spec.rounding == "stochastic"
 
 
-def _named(op: Any, name: str) -> Any:
+def _named(op: Any, name: str, site: int) -> Any:
     """The location of what stands for an operation, with a name that profilers show."""
-    return ir.Location.name(name, op.location)
+    scope = scope_of(site)
+    return ir.Location.name(f"{scope}/{name}" if scope else name, op.location)
 
 
 def _replicated(op: Any, which: str, types: list[Any]) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 
 from srjit import _compat, aot, recipes, targets
 from srjit.arguments import Changed, Objects
-from srjit.jaxprs.rewrite import naming_sites
+from srjit.diagnostics.naming import naming_sites
 from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
 from srjit.keys import (
     Counted,
@@ -384,18 +384,27 @@ class SrjitFunction:
           ValueError: no such target, none that srjit can compile for, or no mesh of such a size.
         """
         chosen = self._options.target if target is None else targets.get(target)
-        options, given = self._options.on(chosen), self._jit_options
-        shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves((args, kwargs))]
-        place = aot.Placement.of(chosen, mesh, given.get("in_shardings"), shardings)
-        moved = place.options(given)
-        args, kwargs = place.arguments((args, kwargs), "in_shardings" in moved)
+        options, given = self._options.on(chosen), self._in_shardings(len(args))
+        own = [getattr(x, "sharding", None) for x in jax.tree.leaves((args, kwargs))]
+        place = aot.Placement.of(chosen, mesh, given, own)
+        moved = place.options(self._jit_options)
+        args = place.arguments(args, given)
+        kwargs, sr_key, sr_state = place.arguments((kwargs, sr_key, sr_state))
         copy = SrjitFunction(self._fun, dataclasses.replace(options, dump=None), None, moved)
         with place.entered():
             planned = copy.explain(*args, **kwargs)
+            before = jax.jit(self._fun, **moved).lower(*args, **kwargs)
             with naming_sites():
                 after = copy.lower(*args, sr_key=sr_key, sr_state=sr_state, **kwargs)
-            before = jax.jit(self._fun, **moved).lower(*args, **kwargs)
         return aot.reported(before, after, planned, place)
+
+    def _in_shardings(self, count: int) -> tuple[Any, ...]:
+        """What the options of ``jax.jit`` say of each of ``count`` positional arguments."""
+        given = self._jit_options.get("in_shardings")
+        if not isinstance(given, (tuple, list)):
+            return (given,) * count
+        static, rest = self._static_positions(count), iter(given)
+        return tuple(None if i in static else next(rest, None) for i in range(count))
 
     def _key_to_look_with(self, sr_key: Any) -> Any:
         """What stands for a call's key where nothing runs; it does not count as a call."""

@@ -18,12 +18,13 @@ from srjit import targets
 from srjit.targets.base import Compiler, Target
 
 # What libtpu reads when it is loaded: neither to look for a TPU of this machine, nor to lock it,
-# nor to ask a metadata server what it is.
+# nor to ask a metadata server what it is, nor to keep a log.
 _LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_LOG_DIR": "disabled",
 }
 
 

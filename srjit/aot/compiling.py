@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +20,8 @@ from srjit.aot.report import CompiledSite, Report
 from srjit.plan import Report as Planned
 from srjit.targets import Target
 
-_SHARDINGS = ("in_shardings", "out_shardings")
-_PLACES = ("device", "backend")  # options of jax.jit that say where, as a placement does
+# Options of jax.jit that say where, as a placement does.
+_PLACES = ("in_shardings", "out_shardings", "device", "backend")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +38,14 @@ class Placement:
 
     @classmethod
     def of(cls, target: Target, mesh: Any, *shardings: Any) -> Placement:
-        """Of a mesh as ``mesh_of`` takes it; without one, of the mesh that ``shardings`` name."""
+        """Of a mesh as ``mesh_of`` takes it.
+
+        Without one, of the mesh that ``shardings`` name, or else of the one in use.
+        """
         if mesh is None:
-            named = [s for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding)]
-            mesh = next((s.mesh for s in named if s.mesh.size > 1), None)
+            named = [s.mesh for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding)]
+            named.append(jax.sharding.get_abstract_mesh())
+            mesh = next((m for m in named if not m.empty and m.size > 1), None)
         return cls(target, None if mesh is None else mesh_of(target, mesh))
 
     @property
@@ -47,9 +53,20 @@ class Placement:
         """How many devices there are."""
         return 1 if self.mesh is None else self.mesh.size
 
-    def entered(self) -> contextlib.AbstractContextManager[Any]:
-        """Where programs are traced: the mesh is the one that their PartitionSpecs are about."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+    @contextlib.contextmanager
+    def entered(self) -> Generator[None]:
+        """Where programs are lowered: the mesh is the one that their PartitionSpecs are about."""
+        try:
+            with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+                yield
+        except ValueError as error:
+            if "incompatible devices" in str(error):
+                error.add_note(
+                    "aot moves arguments and the shardings of jit's options to the devices that it "
+                    "compiles for. Shardings inside of the function have to be PartitionSpecs, or "
+                    "of an AbstractMesh"
+                )
+            raise
 
     def sharding(self, given: Any) -> Any:
         """What stands here for a sharding, a PartitionSpec, or None.
@@ -59,6 +76,10 @@ class Placement:
           TypeError: it is of another kind.
         """
         if self.mesh is None:
+            if isinstance(given, PartitionSpec) and any(given):
+                raise ValueError(
+                    f"{given} names axes, and there is no mesh: give aot one, as mesh={{'data': 4}}"
+                )
             return SingleDeviceSharding(devices_of(self.target)[0])
         if given is None or isinstance(given, SingleDeviceSharding):
             return NamedSharding(self.mesh, PartitionSpec())
@@ -77,36 +98,34 @@ class Placement:
 
     def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options of ``jax.jit``, for here; arguments carry their shardings themselves."""
-        moved = {k: v for k, v in options.items() if k not in (*_SHARDINGS, *_PLACES)}
-        for name in _SHARDINGS:
-            if self.mesh is not None and options.get(name) is not None:
-                moved[name] = _mapped(self._or_none, options[name])
+        moved = {k: v for k, v in options.items() if k not in _PLACES}
+        if self.mesh is not None and options.get("out_shardings") is not None:
+            given = options["out_shardings"]
+            moved["out_shardings"] = jax.tree.map(self._or_none, given, is_leaf=_is_sharding)
         return moved
 
     def _or_none(self, given: Any) -> Any:
         return None if given is None else self.sharding(given)
 
-    def arguments(self, tree: Any, are_sharded: bool = False) -> Any:
+    def arguments(self, tree: Any, shardings: Any = None) -> Any:
         """Arguments without their values, for here; what is no array stays what it is.
 
         Args:
           tree: of arrays, ``jax.ShapeDtypeStruct`` and anything else.
-          are_sharded: whether options of ``jax.jit`` say how.
+          shardings: theirs, a prefix of ``tree``; None: an argument's own.
         """
-        return jax.tree.map(lambda leaf: self._argument(leaf, are_sharded), tree)
+        given = jax.tree.broadcast(shardings, tree, is_leaf=_is_sharding)
+        return jax.tree.map(self._argument, tree, given)
 
-    def _argument(self, leaf: Any, is_sharded: bool) -> Any:
+    def _argument(self, leaf: Any, given: Any) -> Any:
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             return leaf
-        given = getattr(leaf, "sharding", None)
-        if is_sharded and self.mesh is not None:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(given))
+        sharding = self.sharding(getattr(leaf, "sharding", None) if given is None else given)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _mapped(fun: Any, tree: Any) -> Any:
-    is_leaf = lambda x: x is None or isinstance(x, PartitionSpec)  # noqa: E731
-    return jax.tree.map(fun, tree, is_leaf=is_leaf)
+def _is_sharding(x: Any) -> bool:
+    return x is None or isinstance(x, (PartitionSpec, jax.sharding.Sharding))
 
 
 def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Report:
@@ -144,14 +163,27 @@ def _notes(sites: Sequence[CompiledSite]) -> list[str]:
     if not unseen:
         return []
     return [
-        f"no product in the optimized program tells that it is of site {', '.join(unseen)}: it was "
-        "removed, became something else, or layer='stablehlo' made it, which names no sites"
+        f"no product in the optimized program tells that it is of site {', '.join(unseen)}: the "
+        "compiler removed it, or made something else of it, or joined it with another site's"
     ]
 
 
 def _compiled(lowered: Any) -> Program:
     compiled = lowered.compile()
-    return program_of(hlo.read(compiled.as_text()), compiled.memory_analysis())
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # a jaxlib older than the compiler may not understand it
+        text = _dumped(lowered)
+    return program_of(hlo.read(text), compiled.memory_analysis())
+
+
+def _dumped(lowered: Any) -> str:
+    """The optimized program as the compiler itself writes it, from compiling once more."""
+    with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
+        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        # The one that has estimates: they are made while code is generated.
+        (path,) = Path(folder).glob("*.after_codegen.txt")
+        return path.read_text(encoding="utf-8")
 
 
 def _rates(cost: SiteCost, program: Program, target: Target) -> dict[Any, float | None]:

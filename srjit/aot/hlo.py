@@ -129,12 +129,14 @@ class Executed:
       instruction, computation: which, and where it stands.
       times: product of the trip counts of the loops around it; an unknown one counts once.
       is_known: whether all of them are known.
+      is_beside: whether it runs beside the rest, on another unit: inside of an ``async-start``.
     """
 
     instruction: Instruction
     computation: Computation
     times: int = 1
     is_known: bool = True
+    is_beside: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,7 @@ class Module:
                 here,
                 times=place.times * (trips or 1),
                 is_known=place.is_known and trips is not None,
+                is_beside=place.is_beside or instruction.opcode == "async-start",
             )
             for name in instruction.calls:
                 yield from self._executed(
@@ -172,7 +175,7 @@ class Module:
 
     def inside(self, instruction: Instruction) -> Generator[tuple[Computation, Instruction]]:
         """Every instruction that runs as one with ``instruction``, with where it stands."""
-        for name in () if instruction.opcode in _SEQUENTIAL else instruction.calls:
+        for name in () if instruction.opcode in (_SEQUENTIAL | _STARTED) else instruction.calls:
             computation = self.computations[name]
             for inner in computation:
                 yield computation, inner
@@ -274,6 +277,7 @@ _CALLS = (
     "async_computation",
 )
 _SEQUENTIAL = frozenset({"while", "call", "conditional", "async-start"})
+_STARTED = frozenset({"async-update", "async-done"})
 _COPIES = frozenset({"copy", "bitcast", "copy-done", "copy-start"})
 
 

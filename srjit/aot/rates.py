@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit.aot import hlo
-from srjit.aot.compilers import devices_of
+from srjit.aot.compilers import mesh_of
 from srjit.aot.reading import products_of
 from srjit.targets import Target
 
@@ -49,9 +50,10 @@ def rate(target: Target, lhs: str, rhs: str, order: str) -> float | None:
 
 @functools.cache
 def _cycles(target: Target, lhs: str, rhs: str, order: str) -> int | None:
-    device = jax.sharding.SingleDeviceSharding(devices_of(target)[0])
+    one = mesh_of(target, {"one": 1})
+    place = NamedSharding(one, PartitionSpec())
     shapes = [
-        jax.ShapeDtypeStruct((SIZE, SIZE), _DTYPES[name], sharding=device) for name in (lhs, rhs)
+        jax.ShapeDtypeStruct((SIZE, SIZE), _DTYPES[name], sharding=place) for name in (lhs, rhs)
     ]
     dimensions = (((1 if order[0] == "N" else 0,), (0 if order[1] == "N" else 1,)), ((), ()))
     integers = all(jnp.issubdtype(s.dtype, jnp.integer) for s in shapes)
@@ -61,7 +63,9 @@ def _cycles(target: Target, lhs: str, rhs: str, order: str) -> int | None:
         out = jax.lax.dot_general(a, b, dimensions, preferred_element_type=wide)
         return out.astype(jnp.bfloat16)
 
-    module = hlo.read(jax.jit(product).lower(*shapes).compile().as_text() or "")
+    with jax.set_mesh(one):  # not the mesh that a caller may have set
+        lowered = jax.jit(product).lower(*shapes)
+    module = hlo.read(lowered.compile().as_text() or "")
     for executed in module.executed():
         for found, _ in products_of(module, executed):
             if found.kind == (lhs, rhs, order):

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
-from srjit.jaxprs.rewrite import SITE_SCOPE
+from srjit.diagnostics.naming import site_of
+from srjit.jaxprs.provenance import QUANTIZER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,8 @@ class Program:
     """What a compiler made of a program.
 
     Attributes:
-      cycles: estimates of all instructions but kernels, added up, loops counted; None if the
-        compiler makes none.
+      cycles: estimates of all instructions added up, loops counted, without kernels and without
+        what runs beside the rest; None if the compiler makes none.
       sites: by number, those that were found.
       kernels: in the order of the program.
       collectives: by kind.
@@ -126,7 +127,7 @@ def program_of(module: Module, analysis: Any) -> Program:
       analysis: what ``jax.stages.Compiled.memory_analysis()`` returns.
     """
     executed = list(module.executed())
-    costs = [e.instruction.cycles * e.times for e in executed if e.instruction.cycles is not None]
+    costs = [c for e in executed if (c := _cycles(e)) is not None]
     loops = [e for e in executed if e.instruction.opcode == "while"]
     return Program(
         cycles=sum(costs) if costs else None,
@@ -144,14 +145,13 @@ def program_of(module: Module, analysis: Any) -> Program:
     )
 
 
+def _cycles(e: Executed) -> int | None:
+    """What an instruction adds to the program's cycles."""
+    cycles = None if e.is_beside else e.instruction.cycles
+    return None if cycles is None else cycles * e.times
+
+
 _KERNELS = frozenset({"tpu_custom_call"})
-_SITE = re.compile(rf"{re.escape(SITE_SCOPE)}(\d+)")
-
-
-def site_of(op_name: str) -> int | None:
-    """The number of the site that a name stack tells, the innermost one."""
-    found = _SITE.findall(op_name)
-    return int(found[-1]) if found else None
 
 
 def products_of(module: Module, executed: Executed) -> list[tuple[Product, int | None]]:
@@ -163,7 +163,8 @@ def products_of(module: Module, executed: Executed) -> list[tuple[Product, int |
     return [
         (_product(where, i), site_of(i.op_name))
         for where, i in candidates
-        if i.opcode in ("dot", "convolution")
+        # A quantization multiplies too, by the Hadamard matrix.
+        if i.opcode in ("dot", "convolution") and QUANTIZER not in i.op_name
     ]
 
 
@@ -205,16 +206,16 @@ def _sites(module: Module, executed: Sequence[Executed]) -> dict[int, SiteCost]:
             costs[site] = dataclasses.replace(
                 cost,
                 products=(*cost.products, *found),
-                cycles=cost.cycles + (i.cycles or 0) * e.times,
+                cycles=cost.cycles + (_cycles(e) or 0),
             )
             continue
         site = site_of(i.op_name) if i.op_name else _site_inside(module, i)
-        if site is None or not (i.cycles or i.profiled_cycles):
+        if site is None or not (_cycles(e) or i.profiled_cycles):
             continue
         cost = costs[site]
         costs[site] = dataclasses.replace(
             cost,
-            around=cost.around + (i.cycles or 0) * e.times,
+            around=cost.around + (_cycles(e) or 0),
             kernels=cost.kernels + (i.profiled_cycles or 0) * e.times,
         )
     return dict(costs)

@@ -191,8 +191,7 @@ class Report:
         if self.after.kernels:
             remarks.append(
                 "kernels are not in the estimated cycles: their own estimate is of their schedule, "
-                "by another model, without what waits for memory; to have it, set "
-                "LIBTPU_INIT_ARGS=--xla_jf_dump_static_llo_profile_to=DIR before libtpu is loaded"
+                "by another model, without what waits for memory; to have it, see docs/aot.md"
             )
         loops = max(self.before.unknown_loops, self.after.unknown_loops)
         if loops:

@@ -6,11 +6,9 @@ take codes in and hand codes out where a site on the other side reads the same v
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +19,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
+from srjit.diagnostics.naming import scope_of
 from srjit.jaxprs.planner import PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.provenance import Path
 from srjit.jaxprs.site import bind_site, site_p
@@ -29,7 +28,6 @@ from srjit.numerics.random_bits import Key, mix, of_shards
 
 Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name
-SITE_SCOPE = "srjit.site="  # what is before a site's number in the name of its scope
 UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
 
 
@@ -52,23 +50,6 @@ def evaluate(
     frame = _Frame(plan, key, (), (), histories)
     outs = frame.run(jaxpr, consts, args)
     return outs, frame.seen(())
-
-
-_naming_sites = contextvars.ContextVar("naming_sites", default=False)
-
-
-@contextlib.contextmanager
-def naming_sites() -> Generator[None]:
-    """Where programs are rewritten, a name scope tells the site that each operation is of.
-
-    Compilers keep such names, so that what they made of a site can be found. Codes that sites share
-    are of the first one.
-    """
-    token = _naming_sites.set(True)
-    try:
-        yield
-    finally:
-        _naming_sites.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +102,11 @@ class _Frame:
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-        if _naming_sites.get() and path in self.plan.numbers:
-            with jax.named_scope(f"{SITE_SCOPE}{self.plan.numbers[path]}"):
-                return self._evaluated(eqn, path, values)
-        return self._evaluated(eqn, path, values)
+        scope = scope_of(self.plan.numbers.get(path))
+        if scope is None:
+            return self._evaluated(eqn, path, values)
+        with jax.named_scope(scope):
+            return self._evaluated(eqn, path, values)
 
     def _evaluated(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
         if path in self.plan.sites:

@@ -1,0 +1,401 @@
+"""``.aot``: what a compiler made of each site, for hardware that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import importlib.util
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from srjit import recipes, srjit, targets
+from srjit.aot import CompiledSite, MissingCompilerError, hlo
+from srjit.aot.rates import rate
+from srjit.aot.reading import Product, SiteCost, program_of
+
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu, TPUs' compiler, is not installed")
+CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
+Shape = jax.ShapeDtypeStruct
+W, X = Shape((256, 256), jnp.bfloat16), Shape((512, 256), jnp.bfloat16)
+
+
+def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+
+def step(w: jax.Array, x: jax.Array, rate: float = 0.1, *, n: int = 1) -> jax.Array:
+    return w - n * rate * jax.grad(loss)(w, x)
+
+
+def deep(ws: Any, x: jax.Array) -> jax.Array:
+    """Two sites of the same shapes, and four in a loop, forward and backward."""
+
+    def run(ws: Any) -> jax.Array:
+        hidden = jax.nn.relu(jax.nn.relu(x @ ws["first"]) @ ws["second"])
+        hidden, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), hidden, ws["loop"])
+        return jnp.sum(hidden.astype(jnp.float32))
+
+    return jax.grad(run)(ws)
+
+
+WS = {"first": W, "second": W, "loop": Shape((4, 256, 256), jnp.bfloat16)}
+
+
+KEPT = srjit(loss, recipe="bf16-sr").explain(W, X).sites[0]
+
+
+def verdicts(report: Any) -> list[str]:
+    return [s.verdict for s in report.sites]
+
+
+# ------------------------------------------------------------------------------------- one chip
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_chips_own_recipe_is_native_where_its_compiler_says_so(chip: str):
+    report = srjit(loss).aot(W, X, target=chip)
+    (site,) = report.sites
+    assert report.recipe == targets.get(chip).recipe
+    assert site.verdict == "native" and site.cost.cycles > 1000
+    assert {p.lhs.dtype for p in site.cost.products} == {"f8e4m3fn" if chip == "tpu7x" else "s8"}
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("chip", "recipe", "possible"),
+    [
+        ("v5e", "fp8", {"narrow", "emulated"}),  # it multiplies E4M3 as bfloat16
+        ("tpu7x", "int8", {"narrow", "emulated"}),
+        ("v5e", "mxfp8", {"emulated"}),  # blocks' scales are multiplied in
+        ("v5e", "bf16-sr", {"kept"}),
+    ],
+)
+def test_what_is_not_native_is_not_called_so(chip: str, recipe: str, possible: set[str]):
+    (site,) = srjit(loss, recipe=recipe).aot(W, X, target=chip).sites
+    assert site.verdict in possible
+
+
+@needs_libtpu
+def test_an_operand_order_that_loses_the_rate_is_told():
+    v5e = targets.get("v5e")
+    rates = {order: rate(v5e, "s8", "s8", order) for order in ("NN", "TN")}
+    assert rates == {"NN": pytest.approx(2, abs=0.1), "TN": pytest.approx(1, abs=0.1)}
+    shape = hlo.Shape("s8", (8, 8))
+    for order, verdict in (("NN", "native"), ("TN", "narrow")):
+        product = Product(shape, shape, order)
+        site = CompiledSite(
+            plan=dataclasses.replace(KEPT, status="emulated"),
+            cost=SiteCost(products=(product,), cycles=1),
+            rates={product.kind: rates[order]},
+        )
+        assert site.verdict == verdict
+
+
+@needs_libtpu
+def test_every_site_is_found_and_loops_count():
+    report = srjit(deep, recipe="int8").aot(WS, X, target="v5e")
+    assert [s.plan.number for s in report.sites] == list(range(len(report.sites)))
+    assert "unseen" not in verdicts(report) and report.after.unknown_loops == 0
+    first, second, looped = (s.cost for s in report.sites[:3])
+    assert [len(c.products) for c in (first, second, looped)] == [1, 1, 1]
+    assert 0.5 < second.cycles / first.cycles < 2
+    assert report.sites[2].plan.trips == 4 and looped.cycles % 4 == 0
+    assert looped.cycles > 2 * first.cycles
+    parts = sum(s.cost.cycles + s.cost.around for s in report.sites)
+    assert report.after.cycles is not None and 0 < parts < report.after.cycles
+    assert report.before.cycles is not None and report.before.cycles > 0
+
+
+@needs_libtpu
+def test_memory_is_the_compilers():
+    report = srjit(step, recipe="int8", donate_argnums=0).aot(W, X, target="v5e")
+    for program in (report.before, report.after):
+        assert program.memory.outputs == program.memory.aliased == 2 * 256 * 256
+        assert program.memory.peak > 0
+    extra = report.after.memory.arguments - report.before.memory.arguments
+    assert 0 < extra < 2048  # the key
+
+
+class Balanced(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@needs_libtpu
+def test_a_report_is_a_table_json_and_html(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    report = srjit(step, recipe="int8").aot(W, X, target="v5e")
+    text = str(report)
+    assert "compiled for v5e, mode train: 2 sites: " in text
+    assert "estimated cycles" in text and "memory: peak" in text
+    assert max(map(len, text.splitlines())) <= 120
+    told = json.loads(report.to_json())
+    assert [s["verdict"] for s in told["sites"]] == verdicts(report)
+    assert told["sites"][0]["products"][0]["lhs"]["dtype"] == "s8"
+    assert told["speedup"] == told["before"]["cycles"] / told["after"]["cycles"]
+    page = Balanced()
+    page.feed(report.to_html())
+    assert not page.open
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        ({}, {"rate": 0.3, "n": 2}),
+        ({"static_argnames": "n", "donate_argnums": 0}, {"n": 2}),
+        ({}, {"sr_key": 7}),
+        ({}, {"sr_key": jax.device_put(jax.random.key(1), jax.devices()[1])}),
+        ({"key": jax.random.key(1)}, {}),
+        ({"mode": "inference"}, {}),
+        ({"recipe": "fp8-delayed"}, {}),
+    ],
+)
+def test_a_function_is_called_as_ever(options: dict[str, Any], call: dict[str, Any]):
+    fun = srjit(step, **{"recipe": "int8", **options})
+    w, x = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (W, X))
+    found = verdicts(fun.aot(w, x, target="v5e", **call))
+    assert set(found) <= {"native", "narrow", "emulated"}
+    assert fun.calls == 0
+
+
+@needs_libtpu
+def test_names_of_sites_are_only_there_while_aot_compiles():
+    for layer in ("jaxpr", "stablehlo"):
+        fun = srjit(step, recipe="int8", layer=layer)
+        fun.aot(W, X, target="v5e")
+        assert "srjit.site=" not in fun.lower(W, X).as_text(debug_info=True)
+
+
+@needs_libtpu
+def test_the_environment_stays_as_it_was():
+    before = dict(os.environ)
+    srjit(loss, recipe="int8").aot(W, X, target="v5e")
+    assert dict(os.environ) == before
+
+
+@needs_libtpu
+def test_a_site_that_cannot_be_found_is_not_guessed():
+    """The compiler multiplies and adds up here, without the unit for products."""
+    report = srjit(loss, recipe="int8").aot(Shape((256, 1), jnp.bfloat16), X, target="v5e")
+    assert verdicts(report) == ["unseen"]
+    assert "no product in the optimized program tells that it is of site 0" in str(report)
+
+
+@needs_libtpu
+def test_both_doors_name_their_sites():
+    reports = [
+        srjit(deep, recipe="int8", layer=layer).aot(WS, X, target="v5e")
+        for layer in ("jaxpr", "stablehlo")
+    ]
+    one, other = ([(s.plan.role, s.verdict, s.became()) for s in r.sites] for r in reports)
+    assert one == other and "unseen" not in verdicts(reports[1])
+
+
+def test_the_cpu_compiles_for_itself():
+    report = srjit(step, recipe="int8").aot(W, X, target="cpu")
+    assert verdicts(report) == ["emulated"] * 2
+    assert report.speedup() is None and "estimates no cycles" in str(report)
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_every_recipe_compiles_and_what_is_planned_as_native_is(recipe: str, chip: str):
+    report = srjit(deep, recipe=recipe).aot(WS, X, target=chip)
+    assert report.sites and "unseen" not in verdicts(report)
+    for site in report.sites:
+        if site.plan.status == "native":
+            assert site.verdict == "native", (site.plan.described(), site.became())
+
+
+# -------------------------------------------------------------------------------------- meshes
+
+AUTO = AbstractMesh((4,), ("data",))
+EXPLICIT = AbstractMesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+ATTACHED = jax.make_mesh((4,), ("data",), (AxisType.Auto,))
+X_SHARDED = {
+    name: Shape(X.shape, X.dtype, sharding=NamedSharding(mesh, P("data")))
+    for name, mesh in {"abstract": AUTO, "attached": ATTACHED, "explicit": EXPLICIT}.items()
+}
+
+
+def shardings(mesh: Any) -> dict[str, Any]:
+    if mesh is None:
+        return {"in_shardings": (P(), P("data"))}
+    return {"in_shardings": tuple(NamedSharding(mesh, p) for p in (P(), P("data")))}
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("options", "x", "mesh"),
+    [
+        ({}, X_SHARDED["abstract"], None),
+        ({}, X_SHARDED["attached"], None),
+        ({}, X_SHARDED["explicit"], None),
+        (shardings(AUTO), X, None),
+        (shardings(ATTACHED), X, None),
+        (shardings(None), X, {"data": 4}),
+        (shardings(None), X, AUTO),
+        ({**shardings(AUTO), "out_shardings": NamedSharding(AUTO, P())}, X, None),
+        (shardings(ATTACHED), X, {"data": 8}),
+    ],
+)
+def test_a_step_is_sharded_as_its_user_said(options: dict[str, Any], x: Any, mesh: Any):
+    report = srjit(loss, recipe="int8", **options).aot(W, x, target="v5e", mesh=mesh)
+    assert report.devices == (8 if mesh == {"data": 8} else 4)
+    (product,) = report.sites[0].cost.products
+    assert product.lhs.dims == (512 // report.devices, 256)
+    assert set(report.before.collectives) == set(report.after.collectives) == {"all-reduce"}
+
+
+def test_a_static_argument_has_no_sharding():
+    def scaled(n: int, w: jax.Array, x: jax.Array) -> jax.Array:
+        return loss(w, x) * n
+
+    fun = srjit(scaled, recipe="int8", static_argnums=0, **shardings(AUTO))
+    (product,) = fun.aot(2, W, X, target="cpu").sites[0].cost.products
+    assert product.lhs.dims == (128, 256)
+
+
+@needs_libtpu
+def test_the_mesh_in_use_is_the_mesh():
+    with jax.set_mesh(ATTACHED):
+        report = srjit(step, recipe="int8", **shardings(None)).aot(W, X, target="v5e")
+    assert report.devices == 4 and "unseen" not in verdicts(report)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("mesh", [{"data": 4}, {"data": 8}, {"data": 4, "model": 2}], ids=str)
+def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: dict[str, int]):
+    weight = P(None, "model" if "model" in mesh else None)
+    fun = srjit(step, in_shardings=(weight, P("data")))
+    report = fun.aot(W, X, target=chip, mesh=mesh)
+    assert report.devices == len(jax.devices()[: 4 if len(mesh) == 1 and mesh["data"] == 4 else 8])
+    before, after = (p.collectives.get("all-gather") for p in (report.before, report.after))
+    assert after is None or (before is not None and after.count <= before.count)
+    assert report.after.collectives["all-reduce"].count > 0
+
+
+@needs_libtpu
+def test_collectives_inside_of_the_function_are_counted():
+    def inside(w: jax.Array, x: jax.Array) -> jax.Array:
+        y = jax.lax.with_sharding_constraint(x @ w, P("data"))
+        total = lambda y: jax.lax.psum(y.sum(0), "data")  # noqa: E731
+        return jax.shard_map(total, in_specs=P("data"), out_specs=P())(y)
+
+    report = srjit(inside, recipe="int8").aot(W, X, target="v5e", mesh={"data": 4})
+    assert verdicts(report) == ["native"]
+    assert report.before.collectives["all-reduce"].count == 1
+
+
+@needs_libtpu
+def test_shardings_of_other_devices_inside_are_explained():
+    def inside(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x @ w, NamedSharding(ATTACHED, P("data")))
+
+    with pytest.raises(ValueError, match="incompatible devices") as caught:
+        srjit(inside, recipe="int8").aot(W, X, target="v5e", mesh={"data": 4})
+    assert "PartitionSpecs, or of an AbstractMesh" in caught.value.__notes__[-1]
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+def test_a_missing_compiler_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingCompilerError, match=r"pip install 'srjit\[aot\]'"):
+        srjit(loss, recipe="int8").aot(W, X, target="v5e")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"target": "v6"}, ValueError, "did you mean 'v6e'"),
+        ({"target": "b200"}, ValueError, "cannot compile for b200 .* yet: it can for v5e"),
+        ({"target": "cpu", "mesh": 4}, TypeError, "mesh is sizes by name"),
+        ({"target": "cpu", "mesh": {"data": 16}}, ValueError, "xla_force_host_platform"),
+    ],
+)
+def test_what_cannot_be_compiled_is_an_error(options: Any, error: Any, message: str):
+    with pytest.raises(error, match=message):
+        srjit(loss, recipe="int8").aot(W, X, **options)
+
+
+@needs_libtpu
+def test_a_mesh_of_a_size_that_is_not_known_is_an_error():
+    with pytest.raises(ValueError, match="compiles for 1, 4, 8 devices of v5e, not for 3"):
+        srjit(loss, recipe="int8").aot(W, X, target="v5e", mesh={"data": 3})
+
+
+def test_axes_that_the_mesh_lacks_are_an_error():
+    fun = srjit(loss, recipe="int8", in_shardings=(P(), P("rows")))
+    with pytest.raises(ValueError, match="there is no mesh"):
+        fun.aot(W, X, target="cpu")
+    with pytest.raises(ValueError, match=r"lacks: rows; it has \{'data': 4\}"):
+        fun.aot(W, X, target="cpu", mesh={"data": 4})
+
+
+# ----------------------------------------------------------------- what stored programs show
+
+ANALYSIS = SimpleNamespace(
+    argument_size_in_bytes=1,
+    output_size_in_bytes=2,
+    alias_size_in_bytes=3,
+    temp_size_in_bytes=4,
+    peak_memory_in_bytes=5,
+)
+
+
+def stored(name: str) -> Any:
+    text = (Path(__file__).parent / "texts" / f"{name}.hlo").read_text(encoding="utf-8")
+    return program_of(hlo.read(text), ANALYSIS)
+
+
+def test_sites_are_read_from_names():
+    program = stored("v5e_loop")
+    (site,) = program.sites.values()
+    assert list(program.sites) == [3]
+    assert str(site.products[0]) == "s8 x s8" and site.products[0].order == "NN"
+    assert site.cycles % 4 == 0 and 0 < site.cycles < program.cycles
+
+
+def test_kernels_are_apart_from_cycles():
+    program = stored("v5e_kernel")
+    (kernel,) = program.kernels
+    assert (kernel.site, kernel.times, kernel.cycles) == (None, 1, 2719)
+    assert program.cycles is None or program.cycles < 2719
+
+
+def test_collectives_are_counted_in_bytes():
+    program = stored("v5e_mesh")
+    (kind,) = program.collectives
+    assert kind == "all-reduce"
+    assert (program.collectives[kind].count, program.collectives[kind].size) == (1, 2 * 256 * 256)
+
+
+def test_a_program_without_estimates_has_none():
+    program = stored("cpu_loop")
+    assert program.cycles is None and program.memory.peak == 5
+    assert [str(p) for p in program.sites[3].products] in (["s8 x s8"], ["s32 x s32"])
