@@ -191,33 +191,34 @@ class _Index:
 
 
 def _codes(y: jax.Array, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:
-    """``round_to_grid`` as codes, in fewer operations where it is stochastic.
-
-    With t = |y| / step, k the upper 24 bits, and C = ceil(t * 2^24), all exact, k * 2^-24 is less
-    than the fraction of t if and only if (k - C) >> 24 is one less than -floor(t). A float's code
-    is the number of steps above the largest subnormal number's binade, and the steps in its own.
-    """
-    if element.name == "bfloat16":
-        return rounding.round_to_grid(y, element, bits).astype(dtype)
-    if bits is None and element.is_integer:
-        return rounding.round_to_grid(y, element).astype(dtype)
-    if bits is None:  # the conversion rounds to nearest even
-        return lax.clamp(jnp.float32(-element.max), y, jnp.float32(element.max)).astype(dtype)
-    magnitude = jnp.minimum(jnp.abs(y), jnp.float32(element.max))
-    units, below = jnp.float32(2.0**24), jnp.int32(0)
+    """``round_to_grid`` as codes, in fewer operations."""
     m = element.mantissa_bits
-    if m is not None:
-        power = lax.bitcast_convert_type(_word(magnitude) & 0x7F800000, jnp.float32)
-        power = _word(jnp.maximum(power, jnp.float32(2.0**element.min_exponent)))
-        reciprocal = np.uint32(254 + m + 24 << 23).view(np.int32)  # of power, in units of 2^-24
-        units = lax.bitcast_convert_type(reciprocal - power, jnp.float32)
-        below = (power - (element.min_exponent + 127 << 23)) >> 23 - m
-    ceiling = jnp.ceil(magnitude * units).astype(jnp.int32)
-    negative = (lax.bitcast_convert_type(bits >> 8, jnp.int32) - ceiling) >> 24
+    if element.name == "bfloat16" or m is None and bits is None:
+        return rounding.round_to_grid(y, element, bits).astype(dtype)
+    magnitude = jnp.minimum(jnp.abs(y), jnp.float32(element.max))
     if m is None:
+        negative = -_round_units(magnitude, bits)
         return jnp.where(y < 0, negative, -negative).astype(dtype)
-    code = below - negative | _word(y) >> 24 & -128
-    return pltpu.bitcast(code.astype(jnp.int8), dtype)
+    # A float's code counts the steps from 0: those below its binade, and those in it. By integers:
+    # the compiler's own conversion of float32 to FP8 stops it in kernels.
+    power = lax.bitcast_convert_type(_word(magnitude) & 0x7F800000, jnp.float32)
+    power = _word(jnp.maximum(power, jnp.float32(2.0**element.min_exponent)))
+    per_step = lax.bitcast_convert_type((254 << 23) - (power - (m << 23)), jnp.float32)
+    below = power - (element.min_exponent + 127 << 23) >> 23 - m
+    code = below + _round_units(magnitude * per_step, bits)
+    return pltpu.bitcast((code | _word(y) >> 24 & -128).astype(jnp.int8), dtype)
+
+
+def _round_units(t: jax.Array, bits: jax.Array | None) -> jax.Array:
+    """0 <= t < 128 to an int32, as ``round_to_grid`` does, in fewer operations.
+
+    With k the upper 24 bits and C = ceil(t * 2^24), both exact, k * 2^-24 is less than the
+    fraction of t if and only if (k - C) >> 24 is one less than -floor(t).
+    """
+    if bits is None:
+        return lax.round(t, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int32)
+    ceiling = jnp.ceil(t * jnp.float32(2.0**24)).astype(jnp.int32)
+    return -((lax.bitcast_convert_type(bits >> 8, jnp.int32) - ceiling) >> 24)
 
 
 def _word(x: jax.Array) -> jax.Array:
