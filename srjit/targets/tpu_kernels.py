@@ -34,6 +34,7 @@ CARRIERS: dict[str, Any] = {
 _INPUTS = ("float32", "bfloat16")
 _TILE = 256, 2048  # of every grid step; 1 MB of bfloat16 read and half of that written, twice each
 _STRIP = 32  # rows worked on at a time, the height of a vector of 8-bit codes
+_TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
 _SCALAR = pl.BlockSpec(memory_space=pltpu.SMEM)
 
 
@@ -200,24 +201,24 @@ def _codes(y: jax.Array, element: Element, bits: jax.Array | None, dtype: Any) -
         negative = -_round_units(magnitude, bits)
         return jnp.where(y < 0, negative, -negative).astype(dtype)
     # A float's code counts the steps from 0: those below its binade, and those in it. By integers:
-    # the compiler's own conversion of float32 to FP8 stops it in kernels.
-    power = lax.bitcast_convert_type(_word(magnitude) & 0x7F800000, jnp.float32)
-    power = _word(jnp.maximum(power, jnp.float32(2.0**element.min_exponent)))
-    per_step = lax.bitcast_convert_type((254 << 23) - (power - (m << 23)), jnp.float32)
-    below = power - (element.min_exponent + 127 << 23) >> 23 - m
-    code = below + _round_units(magnitude * per_step, bits)
-    return pltpu.bitcast((code | _word(y) >> 24 & -128).astype(jnp.int8), dtype)
+    # the compiler's own conversion of float32 to FP8 stops it in some kernels.
+    smallest = element.min_exponent + 127 << 23
+    power = jnp.maximum(_word(magnitude) & 0x7F800000, smallest)
+    twice_reciprocal = lax.bitcast_convert_type(power ^ 0x7F800000, jnp.float32)
+    steps = _round_units(magnitude * twice_reciprocal, bits, 2.0 ** (m - 1))
+    code = (power - smallest >> 23 - m) + steps | _word(y) >> 24 & -128
+    return pltpu.bitcast(code.astype(jnp.int8), dtype)
 
 
-def _round_units(t: jax.Array, bits: jax.Array | None) -> jax.Array:
-    """0 <= t < 128 to an int32, as ``round_to_grid`` does, in fewer operations.
+def _round_units(x: jax.Array, bits: jax.Array | None, factor: float = 1.0) -> jax.Array:
+    """0 <= t = x * factor < 128 to an int32, as ``round_to_grid`` does, in fewer operations.
 
     With k the upper 24 bits and C = ceil(t * 2^24), both exact, k * 2^-24 is less than the
     fraction of t if and only if (k - C) >> 24 is one less than -floor(t).
     """
     if bits is None:
-        return lax.round(t, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int32)
-    ceiling = jnp.ceil(t * jnp.float32(2.0**24)).astype(jnp.int32)
+        return lax.round(x * np.float32(factor), _TIES_TO_EVEN).astype(jnp.int32)
+    ceiling = jnp.ceil(x * np.float32(factor * 2**24)).astype(jnp.int32)
     return -((lax.bitcast_convert_type(bits >> 8, jnp.int32) - ceiling) >> 24)
 
 
