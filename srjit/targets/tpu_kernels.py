@@ -36,6 +36,7 @@ CARRIERS: dict[str, Any] = {
 _INPUTS = ("float32", "bfloat16")
 _TILE = 256, 2048  # of every grid step; 1 MB of bfloat16 read and half of that written, twice each
 _STRIP = 32  # rows worked on at a time, the height of a vector of 8-bit codes
+_TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
 _SCALAR = pl.BlockSpec(memory_space=pltpu.SMEM)
 
 
@@ -150,7 +151,7 @@ def _quantize_kernel(
             if key:
                 index: Any = _Index(y.shape, (top + first) * columns + left, columns)
                 bits = random_bits.hash_bits((key[0], key[1]), index)
-            codes_ref[strip, :] = _round(y, element, bits).astype(codes_ref.dtype)
+            codes_ref[strip, :] = _codes(y, element, bits, codes_ref.dtype)
 
         _for_strips(x_ref.shape[0], quantize_strip)
         if transposed:
@@ -197,18 +198,39 @@ class _Index:
         return left + right
 
 
-def _round(y: jax.Array, element: Element, bits: jax.Array | None) -> jax.Array:
-    """``round_to_grid``; stochastically to integers in fewer operations than TPUs take for it.
-
-    With k the upper 24 bits and C = ceil(|y| * 2^24), which both are exact, k * 2^-24 is less than
-    the fraction of |y| if and only if (k - C) >> 24 is not -floor(|y|) but one less.
-    """
-    if bits is None or not element.is_integer:
-        return rounding.round_to_grid(y, element, bits)
+def _codes(y: jax.Array, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:
+    """``round_to_grid`` as codes, in fewer operations."""
+    m = element.mantissa_bits
+    if element.name == "bfloat16" or m is None and bits is None:
+        return rounding.round_to_grid(y, element, bits).astype(dtype)
     magnitude = jnp.minimum(jnp.abs(y), jnp.float32(element.max))
-    ceiling = jnp.ceil(magnitude * jnp.float32(2.0**24)).astype(jnp.int32)
-    negative = (lax.bitcast_convert_type(bits >> 8, jnp.int32) - ceiling) >> 24
-    return jnp.where(y < 0, negative, -negative)
+    if m is None:
+        negative = -_round_units(magnitude, bits)
+        return jnp.where(y < 0, negative, -negative).astype(dtype)
+    # A float's code counts the steps from 0: those below its binade, and those in it. By integers:
+    # the compiler's own conversion of float32 to FP8 stops it in some kernels.
+    smallest = element.min_exponent + 127 << 23
+    power = jnp.maximum(_word(magnitude) & 0x7F800000, smallest)
+    twice_reciprocal = lax.bitcast_convert_type(power ^ 0x7F800000, jnp.float32)
+    steps = _round_units(magnitude * twice_reciprocal, bits, 2.0 ** (m - 1))
+    code = (power - smallest >> 23 - m) + steps | _word(y) >> 24 & -128
+    return pltpu.bitcast(code.astype(jnp.int8), dtype)
+
+
+def _round_units(x: jax.Array, bits: jax.Array | None, factor: float = 1.0) -> jax.Array:
+    """0 <= t = x * factor < 128 to an int32, as ``round_to_grid`` does, in fewer operations.
+
+    With k the upper 24 bits and C = ceil(t * 2^24), both exact, k * 2^-24 is less than the
+    fraction of t if and only if (k - C) >> 24 is one less than -floor(t).
+    """
+    if bits is None:
+        return lax.round(x * np.float32(factor), _TIES_TO_EVEN).astype(jnp.int32)
+    ceiling = jnp.ceil(x * np.float32(factor * 2**24)).astype(jnp.int32)
+    return -((lax.bitcast_convert_type(bits >> 8, jnp.int32) - ceiling) >> 24)
+
+
+def _word(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.int32)
 
 
 def _amax_kernel(
@@ -230,7 +252,7 @@ def _amax_kernel(
 
         def add_strip(strip: Any, first: Any) -> None:
             x = x_ref[strip, :].astype(jnp.float32)
-            word = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(0x7FFFFFFF)
+            word = _word(x) & jnp.int32(0x7FFFFFFF)
             for d, limit in enumerate((left[0] - first, left[1])):
                 if matrix.shape[d] % block[d]:  # the last tile hangs over the edge
                     inside = lax.broadcasted_iota(jnp.int32, word.shape, d) < limit

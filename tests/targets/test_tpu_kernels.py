@@ -1,0 +1,193 @@
+"""Kernels for TPUs give the emulation's codes bit for bit, and the TPU compiler takes them."""
+
+import functools
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from srjit.numerics import random_bits, rounding, scaling
+from srjit.numerics.formats import ELEMENTS
+from srjit.targets import tpu_kernels as kernels
+
+KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))
+TILES = [(32, 128), (64, 256), (256, 2048)]
+SHAPES = [(64, 256), (40, 300), (5, 7), (1, 1), (2, 64, 130)]
+ROUNDINGS = {"nearest": None, "stochastic": KEY}
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+
+
+def emulated(x, element, encode, key):
+    bits = None if key is None else random_bits.random_bits(key, x)
+    rounded = rounding.round_to_grid(x.astype(jnp.float32) * encode, element, bits)
+    return rounded.astype(kernels.CARRIERS[element.name])
+
+
+def kernel(x, element, encode, key, tile=TILES[0], transposed=False):
+    return kernels._quantize_kernel(
+        x,
+        jnp.float32(encode),
+        *(key or ()),
+        element=element,
+        transposed=transposed,
+        tile=tile,
+        interpret=True,
+    )
+
+
+def assert_same_bits(got, expected):
+    assert got.dtype == expected.dtype and got.shape == expected.shape
+    unsigned = np.dtype(f"u{got.dtype.itemsize}")
+    np.testing.assert_array_equal(
+        np.asarray(got).view(unsigned), np.asarray(expected).view(unsigned)
+    )
+
+
+@pytest.mark.parametrize("rounding_name", ROUNDINGS)
+@pytest.mark.parametrize("name", kernels.CARRIERS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_codes_are_the_emulations(dtype, shape, name, rounding_name):
+    element, key = ELEMENTS[name], ROUNDINGS[rounding_name]
+    x = jax.random.normal(jax.random.key(0), shape, dtype)
+    encode = jnp.float32(0.5 * element.max if element.max < 1e30 else 1.7)
+    assert_same_bits(kernel(x, element, encode, key), emulated(x, element, encode, key))
+
+
+@pytest.mark.parametrize("name", kernels.CARRIERS)
+def test_every_tiling_draws_the_same_bits(name):
+    x = jax.random.normal(jax.random.key(1), (96, 300), jnp.float32)
+    first, *others = (kernel(x, ELEMENTS[name], 40.0, KEY, tile) for tile in TILES)
+    for other in others:
+        assert_same_bits(other, first)
+
+
+@pytest.mark.parametrize("rounding_name", ROUNDINGS)
+@pytest.mark.parametrize("name", kernels.CARRIERS)
+def test_every_bfloat16_gets_the_emulations_code(name, rounding_name):
+    words = jnp.arange(2**16, dtype=jnp.uint16).reshape(256, 256)
+    x = jax.lax.bitcast_convert_type(words, jnp.bfloat16)
+    x = jnp.where(jnp.isnan(x), 0, x)  # the scale of a tensor that has one is NaN
+    element, key = ELEMENTS[name], ROUNDINGS[rounding_name]
+    for encode in (1.0, 0.7):
+        assert_same_bits(
+            kernel(x, element, encode, key), emulated(x, element, jnp.float32(encode), key)
+        )
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "float8_e4m3fn", "float8_e5m2"])
+def test_fractions_at_the_edge_of_the_noise_round_as_the_emulation(name):
+    # 0, the smallest noise and its neighbours, and all but one: where < and <= differ.
+    element = ELEMENTS[name]
+    step = 1.0 if element.mantissa_bits is None else 2.0 ** (
+        element.min_exponent - element.mantissa_bits
+    )
+    parts = [0, 2.0**-26, 2.0**-24, 2.0**-24 + 2.0**-40, 0.5, 1 - 2.0**-24, 1]
+    t = np.array([n + f for n in range(7) for f in parts], np.float32)
+    y, k = np.meshgrid(
+        np.concatenate([t, -t]) * np.float32(step), np.array([0, 1, 2, 2**23, 2**24 - 2, 2**24 - 1])
+    )
+    bits = jnp.asarray((k << 8 | 0x5A).astype(np.uint32))
+    y = jnp.asarray(y.astype(np.float32))
+    dtype = kernels.CARRIERS[name]
+    expected = rounding.round_to_grid(y, element, bits).astype(dtype)
+    got = kernels._codes(y, element, bits, jnp.dtype(jnp.int8) if element.is_integer else dtype)
+    assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("shape", [(96, 300), (2, 64, 128)])
+def test_both_orientations_hold_the_same_codes(shape):
+    x = jax.random.normal(jax.random.key(2), shape, jnp.bfloat16)
+    for name in kernels.CARRIERS:
+        codes, turned = kernel(x, ELEMENTS[name], 30.0, KEY, transposed=True)
+        assert_same_bits(turned, jnp.moveaxis(codes, -1, 0))
+
+
+def test_transpose_is_a_transposition():
+    codes = jax.random.randint(jax.random.key(3), (96, 300), -127, 127, jnp.int8)
+    assert_same_bits(kernels._transpose_kernel(codes, tile=TILES[0], interpret=True), codes.T)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("special", [0.0, 1e-42, -5.0, np.inf, np.nan])
+def test_amax_is_the_emulations(shape, special):
+    x = jnp.full(shape, 2.0**-140, jnp.float32).at[(-1,) * len(shape)].set(special)
+    got = kernels._amax_kernel(x, tile=TILES[0], interpret=True)
+    assert_same_bits(got, scaling.amax(x))
+
+
+def test_examples_of_a_batch_draw_bits_of_their_own():
+    x = jax.random.normal(jax.random.key(4), (3, 64, 128), jnp.bfloat16)
+    int8, encode = ELEMENTS["int8"], jnp.float32(40)
+    batched = jax.vmap(lambda x: kernels.quantize(x, int8, encode, KEY))(x)
+    assert_same_bits(batched, emulated(x, int8, encode, KEY))
+
+
+def test_shards_draw_the_bits_of_their_keys():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    x = jax.random.normal(jax.random.key(5), (64, 128), jnp.float32)
+    int8, encode = ELEMENTS["int8"], jnp.float32(40)
+    rows = PartitionSpec("data")
+
+    def shard(quantize, x):
+        return quantize(x, int8, encode, random_bits.of_shards(KEY, ["data"]))
+
+    run = functools.partial(jax.shard_map, mesh=mesh, in_specs=rows, out_specs=rows)
+    got, expected = (
+        jax.jit(run(functools.partial(shard, f)))(x) for f in (kernels.quantize, emulated)
+    )
+    assert_same_bits(got, expected)
+
+
+def test_what_does_not_fit_is_said():
+    int8 = ELEMENTS["int8"]
+    assert kernels.fits((8, 128), jnp.bfloat16, int8)
+    assert kernels.fits((2, 32, 7), jnp.float32, int8)
+    assert not kernels.fits((2, 31, 7), jnp.float32, int8)  # a copy, to make it a matrix
+    assert not kernels.fits((128,), jnp.float32, int8)
+    assert not kernels.fits((0, 128), jnp.float32, int8)
+    assert not kernels.fits((8, 128), jnp.float64, int8)
+    assert not kernels.fits((8, 128), jnp.float32, ELEMENTS["float4_e2m1fn"])
+
+
+@pytest.fixture(params=TOPOLOGIES)
+def tpu(request, monkeypatch):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs libtpu: pip install 'srjit[aot]'")
+    from jax.experimental import topologies
+
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=TOPOLOGIES[request.param]
+    )
+    return jax.sharding.SingleDeviceSharding(topology.devices[0])
+
+
+@pytest.mark.parametrize("shape", [(512, 4096), (40, 300)])
+def test_the_tpu_compiler_takes_every_kernel(tpu, shape):
+    x, encode = jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct((), jnp.float32)
+    words = (jax.ShapeDtypeStruct((), jnp.uint32),) * 2
+    codes = jax.ShapeDtypeStruct(shape, jnp.int8)
+
+    def compiles(fun, *args):
+        jitted = jax.jit(fun, in_shardings=tpu, out_shardings=tpu)
+        assert "tpu_custom_call" in jitted.lower(*args).compile().as_text()
+
+    compiles(kernels.amax, x)
+    compiles(kernels.transpose, codes)
+    for name in kernels.CARRIERS:
+        for key in ((), words):
+            for transposed in (False, True):
+                compiles(
+                    lambda x, encode, *key, name=name, transposed=transposed: kernels.quantize(
+                        x, ELEMENTS[name], encode, key or None, transposed=transposed
+                    ),
+                    x,
+                    encode,
+                    *key,
+                )
