@@ -207,7 +207,7 @@ def _codes(y: jax.Array, element: Element, bits: jax.Array | None, dtype: Any) -
     twice_reciprocal = lax.bitcast_convert_type(power ^ 0x7F800000, jnp.float32)
     steps = _round_units(magnitude * twice_reciprocal, bits, 2.0 ** (m - 1))
     code = (power - smallest >> 23 - m) + steps | _word(y) >> 24 & -128
-    return pltpu.bitcast(code.astype(jnp.int8), dtype)
+    return lax.bitcast_convert_type(code.astype(jnp.int8), dtype)
 
 
 def _round_units(x: jax.Array, bits: jax.Array | None, factor: float = 1.0) -> jax.Array:
