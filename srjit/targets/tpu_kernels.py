@@ -33,14 +33,15 @@ CARRIERS: dict[str, Any] = {
 }
 _INPUTS = ("float32", "bfloat16")
 _TILE = 256, 2048  # of every grid step; 1 MB of bfloat16 read and half of that written, twice each
-_STRIP = 32  # rows worked on at a time, the height of a vector of 8-bit codes
+_STRIP = 64  # rows worked on at a time
+_SUBLANES = 32  # rows of a vector of 8-bit codes
 _TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
 _SCALAR = pl.BlockSpec(memory_space=pltpu.SMEM)
 
 
 def fits(shape: tuple[int, ...], dtype: Any, element: Element) -> bool:
     """Whether a kernel can quantize such an array, seen as a matrix without moving it."""
-    is_matrix = len(shape) == 2 or (len(shape) > 2 and shape[-2] % _STRIP == 0)
+    is_matrix = len(shape) == 2 or (len(shape) > 2 and shape[-2] % _SUBLANES == 0)
     known = jnp.dtype(dtype).name in _INPUTS and element.name in CARRIERS
     return is_matrix and known and 0 < math.prod(shape) < 2**31
 
@@ -91,16 +92,16 @@ def transpose(codes: jax.Array) -> jax.Array:
 def _on_tpu(kernel: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel where a TPU runs it and nothing batches it, else the formula."""
 
-    @jax.custom_batching.custom_vmap
-    def call(*args: Any) -> Any:
+    def unbatched(*args: Any) -> Any:
         return lax.platform_dependent(*args, tpu=kernel, default=formula)
 
-    @call.def_vmap
-    def _batched(_: Any, batched: Any, *args: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
+    def batched(_: Any, batched: Any, *args: Any) -> Any:
         axes = [0 if is_batched else None for is_batched in batched]
         result = jax.vmap(formula, in_axes=axes)(*args)
         return result, jax.tree.map(lambda _: True, result)
 
+    call: Any = jax.custom_batching.custom_vmap(unbatched)
+    call.def_vmap(batched)
     return call
 
 
@@ -183,7 +184,9 @@ class _Index:
 
     def __mul__(self, factor: np.uint32) -> jax.Array:
         rows, columns = (
-            lax.broadcasted_iota(jnp.int32, [n if d == kept else 1 for d, n in enumerate(self.shape)], kept)
+            lax.broadcasted_iota(
+                jnp.int32, [n if d == kept else 1 for d, n in enumerate(self.shape)], kept
+            )
             for kept in (0, 1)
         )
         parts = self.origin + rows * self.columns, columns
@@ -194,7 +197,7 @@ class _Index:
 def _codes(y: jax.Array, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:
     """``round_to_grid`` as codes, in fewer operations."""
     m = element.mantissa_bits
-    if element.name == "bfloat16" or m is None and bits is None:
+    if element.name == "bfloat16" or (m is None and bits is None):
         return rounding.round_to_grid(y, element, bits).astype(dtype)
     magnitude = jnp.minimum(jnp.abs(y), jnp.float32(element.max))
     if m is None:
@@ -234,11 +237,15 @@ def _amax_kernel(
     height = _strip_height(block[0])
 
     def kernel(x_ref: Any, largest_ref: Any) -> None:
-        @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
-        def _() -> None:
+        def start() -> None:
             largest_ref[...] = jnp.zeros_like(largest_ref)
 
-        left = [n - pl.program_id(d) * b for d, (n, b) in enumerate(zip(matrix.shape, block))]
+        pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))(start)
+
+        left = [
+            n - pl.program_id(d) * b
+            for d, (n, b) in enumerate(zip(matrix.shape, block, strict=True))
+        ]
 
         def add_strip(strip: Any, first: Any) -> None:
             x = x_ref[strip, :].astype(jnp.float32)
