@@ -105,7 +105,7 @@ def _on_tpu(kernel: Callable[..., Any], formula: Callable[..., Any]) -> Callable
     return call
 
 
-# --------------------------------------------------------------------------------- the same, plainly
+# -------------------------------------------------------------------------------- the same, plainly
 
 
 def _last_first(codes: jax.Array) -> jax.Array:
