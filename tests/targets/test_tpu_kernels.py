@@ -83,8 +83,10 @@ def test_every_bfloat16_gets_the_emulations_code(name, rounding_name):
 def test_fractions_at_the_edge_of_the_noise_round_as_the_emulation(name):
     # 0, the smallest noise and its neighbours, and all but one: where < and <= differ.
     element = ELEMENTS[name]
-    step = 1.0 if element.mantissa_bits is None else 2.0 ** (
-        element.min_exponent - element.mantissa_bits
+    step = (
+        1.0
+        if element.mantissa_bits is None
+        else 2.0 ** (element.min_exponent - element.mantissa_bits)
     )
     parts = [0, 2.0**-26, 2.0**-24, 2.0**-24 + 2.0**-40, 0.5, 1 - 2.0**-24, 1]
     t = np.array([n + f for n in range(7) for f in parts], np.float32)
@@ -162,9 +164,7 @@ def tpu(request, monkeypatch):
 
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=TOPOLOGIES[request.param]
-    )
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[request.param])
     return jax.sharding.SingleDeviceSharding(topology.devices[0])
 
 
