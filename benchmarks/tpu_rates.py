@@ -9,14 +9,19 @@ operand (N: it contracts its last dimension), the second of the right (N: it con
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.targets import compilers
+import _measuring as measuring
+from srjit import targets
+from srjit.aot import hlo
+from srjit.aot.compilers import devices_of
 
 CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
 M, K, N = 4096, 8192, 16384
@@ -35,7 +40,15 @@ TYPES: dict[str, tuple[Any, Any]] = {
 }
 
 
-def cycles(chip: str, dtype: Any, out: Any, order: str) -> int:
+def cycles(chip: str, fun: Callable[..., Any], *shapes: tuple[tuple[int, ...], Any]) -> int:
+    """Estimated cycles of a function of arrays, compiled for one chip."""
+    device = jax.sharding.SingleDeviceSharding(devices_of(targets.get(chip))[0])
+    args = [jax.ShapeDtypeStruct(shape, dtype, sharding=device) for shape, dtype in shapes]
+    module = hlo.read(jax.jit(fun).lower(*args).compile().as_text() or "")
+    return sum(found.instruction.cycles or 0 for found in module.executed())
+
+
+def product(chip: str, dtype: Any, out: Any, order: str) -> int:
     """Estimated cycles of one product."""
     (lhs_dim, rhs_dim), lhs, rhs = ORDERS[order]
     numbers = (((lhs_dim,), (rhs_dim,)), ((), ()))
@@ -43,31 +56,32 @@ def cycles(chip: str, dtype: Any, out: Any, order: str) -> int:
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
         return lax.dot_general(a, b, numbers, preferred_element_type=out).astype(jnp.bfloat16)
 
-    args = jax.ShapeDtypeStruct(lhs, dtype), jax.ShapeDtypeStruct(rhs, dtype)
-    return compilers.estimated_cycles(compilers.compiled(chip, dot, args).as_text())
+    return cycles(chip, dot, (lhs, dtype), (rhs, dtype))
 
 
-def transposition(chip: str) -> int:
-    """Estimated cycles of a transposed copy of 8192 x 4096 codes."""
-    codes = jax.ShapeDtypeStruct((8192, 4096), jnp.int8)
-    compiled = compilers.compiled(chip, lambda x: lax.transpose(x, (1, 0)), (codes,))
-    return compilers.estimated_cycles(compiled.as_text())
-
-
-def main(chips: list[str]) -> None:
-    for chip in chips or CHIPS:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("chips", nargs="*", default=CHIPS, metavar="CHIP", help=", ".join(CHIPS))
+    parser.add_argument("--quick", action="store_true", help="bfloat16 and int8 alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    given = parser.parse_args()
+    types = ("bfloat16", "int8") if given.quick else tuple(TYPES)
+    figures: dict[str, dict[str, Any]] = {}
+    for chip in given.chips:
         print(f"{chip}: thousands of cycles")
-        print(
-            "  " + " " * 14 + "".join(f"{order:>9}" for order in ORDERS) + "   of bfloat16's best"
-        )
-        best = None
-        for name, (dtype, out) in TYPES.items():
-            found = [cycles(chip, dtype, out, order) for order in ORDERS]
-            best = best or min(found)
-            ratios = " ".join(f"{best / n:.2f}" for n in found)
-            print(f"  {name:14}" + "".join(f"{n / 1e3:9.0f}" for n in found) + f"   {ratios}")
-        print(f"  transposed copy of 33.6 million codes: {transposition(chip) / 1e3:.0f}")
+        print("  " + " " * 14 + "".join(f"{o:>9}" for o in ORDERS) + "   over bfloat16's best")
+        rows = {n: {o: product(chip, *TYPES[n], o) for o in ORDERS} for n in types}
+        best = min(rows["bfloat16"].values())
+        for name, row in rows.items():
+            ratios = " ".join(f"{best / n:.2f}" for n in row.values())
+            print(
+                f"  {name:14}" + "".join(f"{n / 1e3:9.0f}" for n in row.values()) + f"   {ratios}"
+            )
+        turned = cycles(chip, lambda x: lax.transpose(x, (1, 0)), ((8192, 4096), jnp.int8))
+        print(f"  a transposed copy of 33.6 million codes: {turned / 1e3:.0f}", flush=True)
+        figures[chip] = {**rows, "transposed copy": turned}
+    measuring.write_json(given.json, figures)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -64,6 +64,36 @@ def test_dispatch_measures_typed_keys_and_integers(tmp_path):
         assert row["srjit"] > 0
 
 
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler of TPUs, is missing"
+)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_rates_of_a_tpu_tell_which_orders_are_fast(tmp_path):
+    rows = _figures("tpu_rates", tmp_path, "v5e")["v5e"]
+    assert rows["int8"]["NN"] < 0.6 * rows["bfloat16"]["NN"] < rows["int8"]["TN"]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_kernels_of_a_tpu_have_a_profile(tmp_path):
+    figures = _figures("tpu_kernels", tmp_path, "--chips", "v5e", "--kernels", "amax")
+    (row,) = figures.values()
+    assert row["profile"] > 0
+    assert row["bytes"] > 0
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_steps_for_a_tpu_have_native_sites_and_fewer_cycles_of_xla(tmp_path):
+    (row,) = _figures("tpu_cycles", tmp_path, "v5e").values()
+    assert row["native"] == row["sites"] == 3
+    assert row["srjit"] < row["bf16"]
+    assert row["kernels"] > 0
+
+
 def test_every_benchmark_has_a_test():
     source = Path(__file__).read_text()
     missing = [p.stem for p in FOLDER.glob("[a-z]*.py") if f'"{p.stem}"' not in source]
