@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -92,6 +93,7 @@ def _on(target: Target, op: Any, library: Library, known: dict[Any, str]) -> str
       known: those that were found before.
     """
     from srjit.targets.base import emulate
+    from srjit.targets.kernel_call import without_kernels
 
     name = symbols.text(op, "name")
     if name == QUANTIZE and target.quantize is emulate:
@@ -111,10 +113,20 @@ def _on(target: Target, op: Any, library: Library, known: dict[Any, str]) -> str
         signature = signature_of(op.operands)
         label = f"{found.label}_{target.name}"
         platform = target.compiler.platform if target.compiler else None
-        known[key], _ = library.lowered(
-            label, found, found.on(target.name), signature, platform=platform
-        )
+        # Kernels do not partition.
+        alone = contextlib.nullcontext() if _runs_alone(library.module) else without_kernels()
+        with alone:
+            known[key], _ = library.lowered(
+                label, found, found.on(target.name), signature, platform=platform
+            )
     return known[key]
+
+
+def _runs_alone(module: Any) -> bool:
+    """Whether a module says that it is of a program on one device."""
+    counts = ("mhlo.num_partitions", "mhlo.num_replicas")
+    given = module.attributes
+    return all(n in given and ir.IntegerAttr(given[n]).value == 1 for n in counts)
 
 
 def _is_turned(op: Any) -> bool:

@@ -7,6 +7,7 @@ has passes rewrite that, and puts it back.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,11 +18,12 @@ from jax.core import Tracer
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
-from srjit import _compat
+from srjit import _compat, targets
 from srjit._mlir import func, ir, passmanager
 from srjit.keys import MissingKeyError
 from srjit.passes import Pipeline, registry
 from srjit.rejit import Signature, copy_of, text_of
+from srjit.targets.kernel_call import without_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +185,11 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
         table.erase(op)
 
     rewritten = copy_of(taken)
-    rewriting.run(rewritten, len(old.operands) - len(rewriting.parameters))
+    # For another platform than the target's, a kernel of the target would not compile.
+    compiler = targets.get(rewriting.target).compiler
+    is_for_it = compiler is not None and tuple(ctx.module_context.platforms) == (compiler.platform,)
+    with contextlib.nullcontext() if is_for_it else without_kernels():
+        rewriting.run(rewritten, len(old.operands) - len(rewriting.parameters))
     signature = Signature.of(rewritten, len(old.operands), len(old.results))
     if signature.has_key and not key:
         raise MissingKeyError.of(rewriting.name)
