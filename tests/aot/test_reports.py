@@ -151,7 +151,8 @@ def test_a_report_is_a_table_json_and_html(monkeypatch: pytest.MonkeyPatch):
     told = json.loads(report.to_json())
     assert [s["verdict"] for s in told["sites"]] == verdicts(report)
     assert told["sites"][0]["products"][0]["lhs"]["dtype"] == "s8"
-    assert told["speedup"] == told["before"]["cycles"] / told["after"]["cycles"]
+    # Kernels of srjit have no estimate: no ratio is made of what is left.
+    assert told["after"]["kernels"] and told["speedup"] is None
     page = Balanced()
     page.feed(report.to_html())
     assert not page.open
