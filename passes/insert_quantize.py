@@ -406,46 +406,7 @@ class _GroupInsertion:
         extras = list(op.operands)[2:]
         site = entries[0].site.number  # of those that are this operation, the first
         with ir.InsertionPoint(op):
-            operands: list[list[Any]] = []
-            for side, shared in enumerate((planned.lhs, planned.rhs)):
-                x = op.operands[side]
-                if shared is None:
-                    operands.append([x])
-                    continue
-                masked = Masked(params.product, side) if params.product.masks(side) else None
-                quantizer = f"srjit_quantize_{shared[1].format}_{shared[1].rounding}"
-                with _named(op, quantizer, site):
-                    slot = next(
-                        (s for s in self.histories.slots if s.item is item and s.place == side),
-                        None,
-                    )
-                    quantizer = Quantizer(
-                        shared[1],
-                        params.rng,
-                        draws=keys[side] is not None,
-                        remembers=slot is not None,
-                        in_memory=planned.in_memory[side],
-                        masked=masked,
-                    )
-                    given = [
-                        x,
-                        *(extras if masked else ()),
-                        *([keys[side]] if quantizer.draws else ()),
-                        *([self.histories.history(slot)] if slot else ()),
-                    ]
-                    new = composite(
-                        QUANTIZE,
-                        self.whole.library,
-                        quantizer,
-                        quantizer.on("portable"),
-                        given,
-                        quantizer.label,
-                        quantizer.described(),
-                    )
-                    values = list(new.results)
-                    if slot:
-                        self.histories.see(slot, values.pop())
-                operands.append(values)
+            operands = [self._operand(item, planned, side, keys[side], site) for side in (0, 1)]
             counts = (len(operands[0]), len(operands[1]))
             specs = [s and s[1] for s in (planned.lhs, planned.rhs)]
             dot = ScaledDot(params.product, params.dtype, specs[0], specs[1], counts)
@@ -462,6 +423,46 @@ class _GroupInsertion:
         annotation.write(new, entries)
         op.results[0].replace_all_uses_with(new.results[0])
         self.done.append(op)
+
+    def _operand(
+        self, item: Item, planned: PlannedSite, side: int, key: Any, site: int
+    ) -> list[Any]:
+        """An operand's values and, if they have one, their scale; itself in high precision."""
+        op = self.group.op_of(item.eqn)
+        x, extras = op.operands[side], list(op.operands)[2:]
+        shared, product = (planned.lhs, planned.rhs)[side], planned.params.product
+        if shared is None:
+            return [x]
+        here = (s for s in self.histories.slots if s.item is item and s.place == side)
+        slot = next(here, None)
+        quantizer = Quantizer(
+            shared[1],
+            planned.params.rng,
+            draws=key is not None,
+            remembers=slot is not None,
+            in_memory=planned.in_memory[side],
+            masked=Masked(product, side) if product.masks(side) else None,
+        )
+        with _named(op, f"srjit_quantize_{shared[1].format}_{shared[1].rounding}", site):
+            given = [
+                x,
+                *(extras if quantizer.masked else ()),
+                *([key] if quantizer.draws else ()),
+                *([self.histories.history(slot)] if slot else ()),
+            ]
+            new = composite(
+                QUANTIZE,
+                self.whole.library,
+                quantizer,
+                quantizer.on("portable"),
+                given,
+                quantizer.label,
+                quantizer.described(),
+            )
+            values = list(new.results)
+            if slot:
+                self.histories.see(slot, values.pop())
+        return values
 
 
 def _draws(spec: Any) -> bool:

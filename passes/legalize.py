@@ -25,9 +25,8 @@ class Legalize(Pass):
     """Replaces composites of srjit by the operations that a target runs.
 
     Every number is defined once: a target's products and quantizations are those that the
-    decorator uses there.
-    ``target=portable`` inlines the decompositions that the composites carry. A composite that
-    srjit does not know stays, and the report says so.
+    decorator uses there. ``target=portable`` inlines the decompositions that the composites carry.
+    A composite that srjit does not know stays, and the report says so.
 
     Attributes:
       target: a chip's name, `portable`, or `auto`: the attached device's.
@@ -99,7 +98,7 @@ def _on(target: Target, op: Any, library: Library, known: dict[Any, str]) -> str
     if name == QUANTIZE and target.quantize is emulate:
         return None
     types = tuple(v.type for v in (*op.operands, *op.results))
-    key = (name, op.attributes["composite_attributes"], types, _is_turned(op))
+    key = (name, op.attributes["composite_attributes"], types)
     if key not in known:
         try:
             found = _READERS[name](op)
@@ -108,14 +107,11 @@ def _on(target: Target, op: Any, library: Library, known: dict[Any, str]) -> str
             raise PassError(op, why) from None
         if found is None:
             return None
-        if isinstance(found, ScaledDot) and _is_turned(op):
-            found = found.turned()
         signature = signature_of(op.operands)
         label = f"{found.label}_{target.name}"
         platform = target.compiler.platform if target.compiler else None
-        # Kernels do not partition.
-        alone = contextlib.nullcontext() if _runs_alone(library.module) else without_kernels()
-        with alone:
+        partitions = not _runs_alone(library.module)  # which kernels do not
+        with without_kernels() if partitions else contextlib.nullcontext():
             known[key], _ = library.lowered(
                 label, found, found.on(target.name), signature, platform=platform
             )
@@ -127,13 +123,6 @@ def _runs_alone(module: Any) -> bool:
     counts = ("mhlo.num_partitions", "mhlo.num_replicas")
     given = module.attributes
     return all(n in given and ir.IntegerAttr(given[n]).value == 1 for n in counts)
-
-
-def _is_turned(op: Any) -> bool:
-    """Whether of a result that is a matrix only the transpose is read."""
-    uses = [use.owner.operation for use in op.results[0].uses]
-    is_matrix = ir.RankedTensorType(op.results[0].type).rank == 2
-    return is_matrix and [u.name for u in uses] == ["stablehlo.transpose"]
 
 
 def _called(op: Any, symbol: str) -> None:

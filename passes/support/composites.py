@@ -192,14 +192,6 @@ class ScaledDot:
 
         return fun
 
-    def turned(self) -> ScaledDot:
-        """The same, of a result of which only the transpose is read."""
-        from srjit.numerics.products import DotProduct
-
-        if not isinstance(self.product, DotProduct):
-            return self
-        return dataclasses.replace(self, product=dataclasses.replace(self.product, is_turned=True))
-
     @property
     def label(self) -> str:
         """What functions of it are called."""
@@ -217,6 +209,8 @@ class ScaledDot:
         for side in ("lhs", "rhs"):
             if (spec := getattr(self, side)) is not None:
                 found[side] = attributes.encode(spec)
+        if getattr(self.product, "is_turned", False):
+            found["is_turned"] = ir.UnitAttr.get()
         return found
 
     @classmethod
@@ -227,6 +221,7 @@ class ScaledDot:
           ValueError: its attributes are not what srjit writes.
         """
         from srjit.jaxprs.planner import product_from
+        from srjit.numerics.products import DotProduct
         from srjit.numerics.quantization import Quantization
 
         try:
@@ -252,6 +247,8 @@ class ScaledDot:
         product = product_from(primitive, params, ranks)
         if product is None:
             raise ValueError("srjit does not quantize such products")
+        if "is_turned" in given and isinstance(product, DotProduct):
+            product = dataclasses.replace(product, is_turned=True)
         dtype = signature_of(op.results)[0][1]
         return cls(product, dtype, specs[0], specs[1], (counts[0], counts[1]))
 

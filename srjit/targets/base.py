@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +14,10 @@ from srjit.numerics.quantization import Quantization, ScaledValues, emulated
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaled_dot import Multiply, multiply_values
 
-
-class Quantize(Protocol):
-    """How a target quantizes an operand: the numbers are always those of ``emulated``."""
-
-    def __call__(
-        self,
-        x: jax.Array,
-        spec: Quantization,
-        key: Key | None,
-        amax: jax.Array | None,
-        rng: Rng,
-        in_memory: bool,
-    ) -> ScaledValues:
-        """See ``emulated``; ``in_memory``: whether nothing in the program makes x."""
-        ...
+# How a target quantizes an operand: a function like ``emulate``, with the same numbers.
+Quantize = Callable[
+    [jax.Array, Quantization, Key | None, jax.Array | None, Rng, bool], ScaledValues
+]
 
 
 def emulate(
@@ -39,7 +28,12 @@ def emulate(
     rng: Rng,
     in_memory: bool,
 ) -> ScaledValues:
-    """The portable Quantize: plain operations."""
+    """``emulated``, in plain operations.
+
+    Args:
+      x, spec, key, amax, rng: as of ``emulated``.
+      in_memory: whether nothing in the program makes x.
+    """
     return emulated(x, spec, key, amax=amax, rng=rng)
 
 

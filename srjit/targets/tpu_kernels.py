@@ -43,15 +43,19 @@ _SCALAR = pl.BlockSpec(memory_space=pltpu.SMEM)
 
 def fits(shape: tuple[int, ...], dtype: Any, element: Element) -> bool:
     """Whether a kernel can quantize such an array, seen as a matrix without moving it."""
-    is_matrix = len(shape) == 2 or (len(shape) > 2 and shape[-2] % _SUBLANES == 0)
     known = jnp.dtype(dtype).name in _INPUTS and element.name in CARRIERS
-    return is_matrix and known and 0 < math.prod(shape) < 2**31
+    return known and _is_matrix(shape)
 
 
 def can_transpose(codes: jax.Array) -> bool:
     """Whether a kernel can transpose codes."""
-    is_matrix = codes.ndim == 2 or (codes.ndim > 2 and codes.shape[-2] % _STRIP == 0)
-    return is_matrix and codes.dtype.itemsize == 1 and 0 < codes.size < 2**31
+    return codes.dtype.itemsize == 1 and _is_matrix(codes.shape)
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether it is one, not too large, or can be seen as one without moving it."""
+    is_one = len(shape) == 2 or (len(shape) > 2 and shape[-2] % _SUBLANES == 0)
+    return is_one and 0 < math.prod(shape) < 2**31
 
 
 def quantize(

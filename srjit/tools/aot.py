@@ -20,7 +20,7 @@ from srjit.aot import MissingCompilerError, Report
 from srjit.aot.compilers import devices_of, mesh_of
 from srjit.api import SrjitFunction, srjit
 from srjit.numerics.formats import unknown_name
-from srjit.tools.output import Output, OutputError
+from srjit.tools.output import Failure, Output
 from srjit.transformation import UnsupportedSiteError
 
 _DTYPES = {
@@ -38,10 +38,6 @@ _FORMS = {
 }
 
 
-class _Failure(Exception):
-    """What was asked for cannot be had; srjit-aot says why and fails."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``srjit-aot``.
 
@@ -57,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = _report(options)
             output.write(_FORMS[options.form](report).encode())
             output.keep()
-    except (_Failure, OutputError, MissingCompilerError, UnsupportedSiteError) as error:
+    except (Failure, MissingCompilerError, UnsupportedSiteError) as error:
         print(f"srjit-aot: {error}", file=sys.stderr)
         return 1
     return 0
@@ -111,7 +107,7 @@ def _report(options: argparse.Namespace) -> Report:
         devices_of(target, math.prod((mesh or {}).values()))
         sharded_over = mesh_of(target, mesh) if mesh else None
     except (TypeError, ValueError, OSError) as error:
-        raise _Failure(str(error)) from error
+        raise Failure(str(error)) from error
     if options.example:
         args = _found(options.example)()
     else:
@@ -123,14 +119,14 @@ def _found(name: str) -> Any:
     """What MODULE:NAME names."""
     module, colon, attribute = name.partition(":")
     if not colon or not attribute:
-        raise _Failure(f"{name!r} is not of the form MODULE:FUNCTION")
+        raise Failure(f"{name!r} is not of the form MODULE:FUNCTION")
     try:
         value = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise _Failure(f"{name!r} cannot be imported: {error}") from error
+        raise Failure(f"{name!r} cannot be imported: {error}") from error
     for part in attribute.split("."):
         if not hasattr(value, part):
-            raise _Failure(str(unknown_name("function", attribute, _functions(value))))
+            raise Failure(str(unknown_name("function", attribute, _functions(value))))
         value = getattr(value, part)
     return value
 
@@ -142,27 +138,27 @@ def _functions(module: Any) -> list[str]:
 def _mesh(text: str) -> dict[str, int]:
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(name and size.isdigit() and int(size) for name, _, size in pairs):
-        raise _Failure(f"a mesh is sizes by name, such as data=4,model=2: got {text!r}")
+        raise Failure(f"a mesh is sizes by name, such as data=4,model=2: got {text!r}")
     return {name: int(size) for name, _, size in pairs}
 
 
 def _argument(text: str, mesh: Any) -> jax.ShapeDtypeStruct:
     found = _ARGUMENT.fullmatch(text)
     if found is None:
-        raise _Failure(f"{text!r} is no array: write f32[8,16], or f32[8,16]@data,- on a mesh")
+        raise Failure(f"{text!r} is no array: write f32[8,16], or f32[8,16]@data,- on a mesh")
     try:
         dtype = jnp.dtype(_DTYPES.get(found["dtype"], found["dtype"]))
     except TypeError:
-        raise _Failure(str(unknown_name("dtype", found["dtype"], _DTYPES))) from None
+        raise Failure(str(unknown_name("dtype", found["dtype"], _DTYPES))) from None
     shape = tuple(int(n) for n in found["dims"].split(",") if n)
     if found["axes"] is None:
         return jax.ShapeDtypeStruct(shape, dtype)
     if mesh is None:
-        raise _Failure(f"{text!r} is sharded: over which mesh? Give --mesh, such as data=4")
+        raise Failure(f"{text!r} is sharded: over which mesh? Give --mesh, such as data=4")
     axes = [tuple(a for a in part.split("+") if a != "-") for part in found["axes"].split(",")]
     unknown = [a for names in axes for a in names if a not in mesh.axis_names]
     if unknown:
-        raise _Failure(f"{text!r}: {unknown_name('axis', unknown[0], mesh.axis_names)}")
+        raise Failure(f"{text!r}: {unknown_name('axis', unknown[0], mesh.axis_names)}")
     spec = PartitionSpec(*(names or None for names in axes))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 

@@ -19,7 +19,7 @@ from srjit._mlir import ir
 from srjit.passes import diagnostics, pipeline, registry, running
 from srjit.passes.diagnostics import Diagnostic
 from srjit.tools import expected_diagnostics
-from srjit.tools.output import Output, OutputError
+from srjit.tools.output import Failure, Output
 
 _BYTECODE = b"ML\xefR"
 # Flags that may stand without a value, and the value that they then have.
@@ -30,10 +30,6 @@ _IMPLIED = {
     "--emit-portable-artifact": "current",
 }
 _BOOL = {"true": True, "1": True, "false": False, "0": False}
-
-
-class _Failure(Exception):
-    """Something outside of the program is wrong; srjit-opt says it and fails."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _list_passes()
             return 0
         return 0 if _optimize(args, _pipeline(args, flags)) else 1
-    except (_Failure, OutputError, pipeline.PipelineSyntaxError) as error:
+    except (Failure, pipeline.PipelineSyntaxError) as error:
         print(f"srjit-opt: {error}", file=sys.stderr)
     except BrokenPipeError:
         # Nobody reads any more; do not let Python say so when it flushes at exit.
@@ -160,7 +156,7 @@ def _of_flag(flag: str) -> pipeline.Pipeline:
             raise
         ours = [s for a in _parser()._actions for s in a.option_strings]  # pyright: ignore
         near = registry.nearest(f"--{name}", [*ours, *(f"--{n}" for n in registry.names())])
-        raise _Failure(f"--{name} is neither a flag nor a pass{near}") from None
+        raise Failure(f"--{name} is neither a flag nor a pass{near}") from None
 
 
 def _load_plugin(name: str) -> None:
@@ -176,7 +172,7 @@ def _load_plugin(name: str) -> None:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever it is, it is the plugin's
         said = f"{type(error).__name__}: {error}"
-        raise _Failure(f"the plugin {name!r} cannot be loaded: {said}") from error
+        raise Failure(f"the plugin {name!r} cannot be loaded: {said}") from error
 
 
 def _list_passes() -> None:
@@ -252,15 +248,15 @@ def _read(name: str, mark: str | None) -> list[_Part]:
     try:
         raw = Path(path).read_bytes() if path else sys.stdin.buffer.read()
     except OSError as error:
-        raise _Failure(f"cannot read {file!r}: {error.strerror}") from error
+        raise Failure(f"cannot read {file!r}: {error.strerror}") from error
     if raw.startswith(_BYTECODE):
         if mark is not None:
-            raise _Failure(f"{file!r} is bytecode, which --split-input-file cannot split")
+            raise Failure(f"{file!r} is bytecode, which --split-input-file cannot split")
         return [_Part(raw, file)]
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise _Failure(f"{file!r} is neither bytecode nor UTF-8 text: {error}") from error
+        raise Failure(f"{file!r} is neither bytecode nor UTF-8 text: {error}") from error
     if mark is None:
         return [_Part(text, file, path=path)]
     parts: list[_Part] = []
@@ -345,7 +341,7 @@ def _serialized(module: ir.Module, args: argparse.Namespace) -> bytes:
         try:
             return _mlir.stablehlo.serialize_portable_artifact(module, version)
         except ValueError as error:
-            raise _Failure(f"no portable artifact of version {version}: {error}") from error
+            raise Failure(f"no portable artifact of version {version}: {error}") from error
     if args.emit_bytecode:
         buffer = io.BytesIO()
         module.operation.write_bytecode(buffer)

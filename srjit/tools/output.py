@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 
 
-class OutputError(Exception):
+class Failure(Exception):
+    """What was asked for cannot be had; the command line says why and fails."""
+
+
+class OutputError(Failure):
     """The output cannot be written; the message says where the result is, if there is one."""
 
 
