@@ -13,7 +13,7 @@ from srjit.passes.support import annotation
 
 if TYPE_CHECKING:
     from srjit.jaxprs.provenance import Provenance
-    from srjit.passes.support.raising import Program
+    from srjit.passes.support.programs import Program
 
 
 @register
@@ -61,8 +61,10 @@ def provenance_of(
     Raises:
       PassError: it is not one program, or a parameter does not exist.
     """
-    from srjit.jaxprs.provenance import DATA, PARAMETER, Provenance
-    from srjit.passes.support.raising import MalformedProgram, Raiser, Source, main_of
+    from srjit.jaxprs.provenance import Provenance
+    from srjit.jaxprs.values import DATA, PARAMETER
+    from srjit.passes.support.programs import Source
+    from srjit.passes.support.raising import MalformedProgram, Raiser, main_of
 
     try:
         main = main_of(module)

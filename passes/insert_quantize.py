@@ -36,7 +36,7 @@ T = TypeVar("T")
 _FLOAT32 = np.dtype(np.float32)
 
 if TYPE_CHECKING:
-    from srjit.jaxprs.planner import PlannedSite, ProgramPlan
+    from srjit.jaxprs.program_plan import PlannedSite, ProgramPlan
     from srjit.passes.support.frames import Frame, Group, Item, Path
     from srjit.plan import SitePlan
 
@@ -74,7 +74,8 @@ class InsertQuantize(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Inserts."""
-        from srjit.jaxprs.planner import Settings, plan_of
+        from srjit.jaxprs.planner import plan_of
+        from srjit.jaxprs.program_plan import Settings
         from srjit.targets import get
 
         if annotation.REPORT in module.attributes:
@@ -265,7 +266,7 @@ class _Insertion:
         return [at[*chain, *item.path] for chain in group.chains]
 
     def _add_arguments(self, group: Group, needs: Needs) -> list[Any]:
-        from srjit.jaxprs.planner import HISTORY
+        from srjit.jaxprs.program_plan import HISTORY
 
         key, number = type_of((2,), np.dtype(np.uint32)), type_of((), np.dtype(np.uint32))
         slots = self.slots[group]

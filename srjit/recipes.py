@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import itertools
 import json
 import os
-import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Literal
 
 from srjit.numerics.formats import unknown_name
 from srjit.numerics.quantization import Quantization, Rounding
+from srjit.toml_lines import TomlLines
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 Kind = Literal["activation", "weight", "gradient"]
@@ -214,7 +213,7 @@ class Recipe:
             data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe is not TOML: {error}") from None
-        lines = _Lines(text)
+        lines = TomlLines(text)
         try:
             return _recipe(data)
         except RecipeError as error:
@@ -258,75 +257,6 @@ def _inline_table(q: Quantization) -> str:
         if f.name != "axis" and (v := getattr(q, f.name)) != f.default
     }
     return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in given.items()) + " }"
-
-
-_KEY = r"""(?:[\w-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
-_TOKEN = re.compile(
-    rf"""#[^\n]*|\"\"\"(?:\\.|[^\\])*?\"\"\"|\'\'\'.*?\'\'\'|{_KEY}|[\[\]{{}}=,\n]""", re.DOTALL
-)
-
-
-@dataclasses.dataclass
-class _Inline:
-    """An inline table (``index`` is None), or an array with the index of the element at hand."""
-
-    path: tuple[str, ...]
-    index: int | None = None
-
-
-class _Lines:
-    """Where the keys of a TOML text stand: the parser does not tell."""
-
-    def __init__(self, text: str) -> None:
-        self.found: list[tuple[tuple[str, ...], int]] = []
-        table: tuple[str, ...] = ()
-        inside: list[_Inline] = []
-        keys: list[str] | None = []  # None: where a value stands
-        header, rules = "", 0
-        path: tuple[str, ...] = ()  # of the value
-        for match in _TOKEN.finditer(text):
-            token, number = match[0], 1 + text.count("\n", 0, match.start())
-            if token == "\n":
-                keys, header = keys if inside else [], ""
-            elif token == "[" and keys is not None:
-                header += "["
-            elif token == "]" and header and keys:
-                rules += header == "[["
-                table = tuple(keys)
-                if table[0] == "rule" and rules:
-                    table = ("rule", str(rules - 1), *table[1:])
-                self.found.append((table, number))
-                keys, header = None, ""
-            elif token == "=" and keys:
-                path = (*(inside[-1].path if inside else table), *keys)
-                self.found.append((path, number))
-                keys = None
-            elif token in ("[", "{"):
-                if inside and (index := inside[-1].index) is not None:
-                    path = (*inside[-1].path, str(index))
-                    self.found.append((path, number))
-                inside.append(_Inline(path, 0 if token == "[" else None))
-                keys = [] if token == "{" else None
-            elif token in ("]", "}") and inside:
-                inside.pop()
-                keys = None
-            elif token == "," and inside:
-                if inside[-1].index is None:
-                    keys = []
-                else:
-                    inside[-1].index += 1
-            elif keys is not None and token[0] != "#":
-                keys.append(token.strip("\"'"))
-
-    def find(self, where: tuple[str, ...]) -> int:
-        """The line of the key at ``where``, or of what it would stand in."""
-
-        def common(path: tuple[str, ...]) -> int:
-            pairs = zip(path, where, strict=False)
-            return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-        best = max(self.found, key=lambda entry: common(entry[0]), default=((), 1))
-        return best[1] if common(best[0]) else 1
 
 
 def _recipe(data: dict[str, Any]) -> Recipe:

@@ -18,9 +18,10 @@ from jax.core import Tracer
 from srjit import _compat, hlo_call, recipes, targets
 from srjit.arguments import Arguments, Changed, Objects
 from srjit.diagnostics.dump import Dump
-from srjit.jaxprs.planner import ProgramPlan, Settings, make_plan
-from srjit.jaxprs.provenance import DATA, PARAMETER
+from srjit.jaxprs.planner import make_plan
+from srjit.jaxprs.program_plan import ProgramPlan, Settings
 from srjit.jaxprs.rewrite import State, evaluate, remembered
+from srjit.jaxprs.values import DATA, PARAMETER
 from srjit.keys import (
     IfNeeded,
     MissingKeyError,

@@ -14,7 +14,7 @@ ORDER = [
     ["_compat", "_mlir", "arguments"],
     ["numerics"],
     ["keys"],
-    ["recipes", "targets"],
+    ["recipes", "targets", "toml_lines"],
     ["plan"],
     ["diagnostics", "jaxprs", "passes"],
     ["aot", "stages"],

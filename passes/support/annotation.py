@@ -15,8 +15,9 @@ from srjit.passes.registry import PassError
 from srjit.passes.support import attributes, symbols
 
 if TYPE_CHECKING:
-    from srjit.jaxprs.provenance import Occurrence, Provenance
+    from srjit.jaxprs.provenance import Provenance
     from srjit.jaxprs.roles import Classified
+    from srjit.jaxprs.values import Occurrence
 
 SITES = "srjit.sites"
 REPORT = "srjit.report"

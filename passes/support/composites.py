@@ -220,7 +220,7 @@ class ScaledDot:
         Raises:
           ValueError: its attributes are not what srjit writes.
         """
-        from srjit.jaxprs.planner import product_from
+        from srjit.jaxprs.equations import product_from
         from srjit.numerics.products import DotProduct
         from srjit.numerics.quantization import Quantization
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from srjit._mlir import ir
 from srjit.passes.support import editing
-from srjit.passes.support.raising import Equation, Program, programs_of
+from srjit.passes.support.programs import Equation, Program, programs_of
 
 # What holds a program that is not in the frame itself.
 _FRAMES = ("func.call", "stablehlo.composite", "sdy.manual_computation")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -18,6 +17,14 @@ from srjit.passes.support import meshes, names, products
 from srjit.passes.support.editing import attribute_of, callee_of, is_dense, terminator, walk
 from srjit.passes.support.loops import Loop
 from srjit.passes.support.names import Names
+from srjit.passes.support.programs import (
+    Equation,
+    Primitive,
+    Program,
+    Var,
+    aval_of,
+    multiplies,
+)
 
 # What provenance knows these operations as.
 _NAMES = {
@@ -60,97 +67,6 @@ class MalformedProgram(Exception):
     def __init__(self, op: Any, message: str) -> None:
         super().__init__(message)
         self.op = op
-
-
-@dataclasses.dataclass(frozen=True)
-class Aval:
-    """Shape and dtype of a value; ``dtype`` is a NumPy dtype, or MLIR's text for others."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-
-class Var:
-    """A value of a program."""
-
-    __slots__ = ("aval",)
-
-    def __init__(self, aval: Aval) -> None:
-        self.aval = aval
-
-
-@dataclasses.dataclass(frozen=True)
-class Primitive:
-    """Stands for an operation that is no JAX primitive."""
-
-    name: str
-    multiple_results: bool = True
-
-
-@dataclasses.dataclass(eq=False)
-class Equation:
-    """One operation; the attributes that provenance reads of a jaxpr's equations.
-
-    Attributes:
-      op: the operation that it was read from.
-      opaque: why srjit leaves alone what it multiplies, if it does.
-      loop: of scans and whiles, how ``op`` counts.
-    """
-
-    primitive: Any
-    invars: Sequence[Var]
-    outvars: Sequence[Var]
-    params: dict[str, Any]
-    op: Any
-    names: Names
-    effects: bool = False
-    opaque: str = ""
-    loop: Loop | None = None
-
-
-@dataclasses.dataclass(eq=False)
-class Program:
-    """A function or a region, with the attributes that provenance reads of a jaxpr."""
-
-    invars: list[Var]
-    outvars: list[Var]
-    eqns: list[Equation]
-    constvars: list[Var]
-    consts: list[Any]
-
-    @property
-    def jaxpr(self) -> Program:
-        """Itself: there are no closed and open ones."""
-        return self
-
-
-class Source:
-    """Reads names and places off equations, for provenance."""
-
-    @staticmethod
-    def name_stack(eqn: Equation) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Scopes, and transformations."""
-        return eqn.names.scopes, eqn.names.transforms
-
-    @staticmethod
-    def location(eqn: Equation) -> str:
-        """file:line."""
-        return eqn.names.location
-
-    @staticmethod
-    def opaque(eqn: Equation) -> str:
-        """Why what an equation may multiply is left alone; nothing if it multiplies nothing."""
-        return eqn.opaque
 
 
 def functions(module: Any) -> dict[str, Any]:
@@ -618,34 +534,6 @@ class _BlockReader:
 # ---------------------------------------------------------------------------------------- pieces
 
 
-def aval_of(value: Any) -> Aval:
-    """Shape and dtype of a value; text in place of a dtype that JAX has no arrays of."""
-    kind = value.type
-    if not isinstance(kind, ir.RankedTensorType) or not kind.has_static_shape:
-        return Aval((), str(kind))
-    return Aval(tuple(kind.shape), products.dtype_of(kind.element_type))
-
-
-def multiplies(program: Program) -> bool:
-    """Whether any matrix multiplication stands in a program, however deep."""
-    return any(
-        eqn.opaque
-        or eqn.primitive.name in _PRODUCTS
-        or any(multiplies(p) for p in programs_of(eqn))
-        for eqn in program.eqns
-    )
-
-
-def programs_of(eqn: Equation) -> list[Program]:
-    """The programs that an equation holds."""
-    found: list[Program] = []
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, Program):
-                found.append(item)
-    return found
-
-
 def _attributes(op: Any) -> tuple[tuple[str, Any], ...]:
     found = ((name, attribute_of(op, name)) for name in op.attributes)
     return tuple((name, value) for name, value in found if not name.startswith("srjit."))
@@ -707,7 +595,6 @@ def _is_product(op: Any) -> bool:
     return not _MULTIPLICATIONS.isdisjoint(op.name.partition(".")[2].split("_"))
 
 
-_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
 # Words in the names of operations that multiply matrices, in StableHLO and elsewhere.
 _MULTIPLICATIONS = frozenset(
     {

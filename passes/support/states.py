@@ -20,7 +20,7 @@ from srjit.passes.support import editing
 from srjit.passes.support.frames import Item, Local
 from srjit.passes.support.lowering import signature_of, type_of
 from srjit.passes.support.noise import Threads
-from srjit.passes.support.raising import Equation, Program
+from srjit.passes.support.programs import Equation, Program
 
 _FLOAT32 = np.dtype(np.float32)
 

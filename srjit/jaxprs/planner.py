@@ -2,181 +2,25 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from srjit.jaxprs.provenance import DATA, Occurrence, Path, Provenance, visible
+from srjit.jaxprs.equations import extents_of, flops_of, product_of
+from srjit.jaxprs.notes import notes_of
+from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Settings, Shared
+from srjit.jaxprs.provenance import Provenance
 from srjit.jaxprs.roles import Classified, classify
-from srjit.jaxprs.site import Backward, SiteParams, oriented, quantize_operand
-from srjit.numerics.products import DotProduct, PrimitiveProduct, Product
-from srjit.numerics.quantization import Quantization, ScaledValues
-from srjit.numerics.random_bits import Key, Rng
+from srjit.jaxprs.site import Backward, SiteParams, oriented
+from srjit.jaxprs.values import Occurrence, Path
+from srjit.numerics.products import DotProduct
+from srjit.numerics.quantization import Quantization
 from srjit.plan import Report, Site, SitePlan
-from srjit.recipes import BUILTIN, Operands, Recipe, Rule
-from srjit.targets import Target
+from srjit.recipes import Operands, Recipe, Rule
 
-HISTORY = 16  # steps whose amax a delayed scale looks back on
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-Shared = tuple[int, Quantization]  # (token, quantization): equal ones are the same codes
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """Where the noise of one quantization comes from.
-
-    Attributes:
-      number: of the first site that quantizes the value so.
-      slot: which of that site's quantizations it is.
-      flips: for each loop around this site, whether its trips count the other way round than those
-        of the first site, whose value this one recomputes.
-    """
-
-    number: int
-    slot: int
-    flips: tuple[bool, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class PlannedSite:
-    """A site to be rewritten.
-
-    Attributes:
-      params: the static part of the site primitive.
-      number: what the noise of its gradients comes from, should they be taken.
-      lhs, rhs: what their codes are: sites of equal ones share them.
-      draws: of both operands.
-      varies: mesh axes over which the operands differ, and a gradient where types do not tell.
-      states: names of the histories that delayed scales of the operands come from.
-      in_memory: whether the operands are there before the program starts: no operation makes them
-        that could do some of the quantizing.
-    """
-
-    params: SiteParams
-    number: int
-    lhs: Shared | None
-    rhs: Shared | None
-    draws: tuple[Draw, Draw]
-    varies: tuple[frozenset[str], frozenset[str], frozenset[str]]
-    states: tuple[str | None, str | None] = (None, None)
-    in_memory: tuple[bool, bool] = (False, False)
-
-    def operands(self) -> list[Shared]:
-        """The operands that are quantized."""
-        return [s for s in (self.lhs, self.rhs) if s]
-
-
-@dataclasses.dataclass(frozen=True)
-class ProgramPlan:
-    """Every site of a program, by where it stands, and the report of it."""
-
-    sites: dict[Path, PlannedSite]
-    report: Report
-    provenance: Provenance
-    settings: Settings
-
-    def quantize(
-        self,
-        x: jax.Array,
-        spec: Quantization,
-        key: Key | None,
-        amax: jax.Array | None = None,
-        *,
-        in_memory: bool = False,
-    ) -> ScaledValues:
-        """An operand's codes."""
-        target, rng = self.settings.target.name, self.settings.rng
-        return quantize_operand(
-            x, spec, key, rng=rng, target=target, amax=amax, in_memory=in_memory
-        )
-
-    @functools.cached_property
-    def histories(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every history of delayed scales: lengths of the loops around it, steps."""
-        loops = {o.scope.path: o.scope.loops for o in self.provenance.occurrences}
-        return {
-            name: (*(n for n, _ in loops[path] if n is not None), HISTORY)
-            for path, site in self.sites.items()
-            for name in site.states
-            if name is not None
-        }
-
-    def states(self, scope: Path) -> list[str]:
-        """Names of the histories that sites inside ``scope`` need."""
-        inside = (s for path, s in self.sites.items() if path[: len(scope)] == scope)
-        names = (name for site in inside for name in site.states if name is not None)
-        return list(dict.fromkeys(names))
-
-    @functools.cached_property
-    def numbers(self) -> dict[Path, int]:
-        """The number of every site, also of those that are kept."""
-        return {o.path: number for number, o in enumerate(self.provenance.occurrences)}
-
-    @functools.cached_property
-    def scopes(self) -> frozenset[Path]:
-        """Paths of the equations that have sites inside."""
-        return frozenset(path[:n] for path in self.sites for n in range(1, len(path)))
-
-    @functools.cached_property
-    def uses(self) -> dict[Path, list[Shared]]:
-        """For each scope, what its sites read, in order."""
-        uses: dict[Path, dict[Shared, None]] = collections.defaultdict(dict)
-        for path, site in self.sites.items():
-            for n in range(len(path)):
-                uses[path[:n]].update((s, None) for s in site.operands())
-        return {scope: list(found) for scope, found in uses.items()}
-
-    @functools.cached_property
-    def _readers(self) -> dict[Shared, list[Path]]:
-        readers: dict[Shared, list[Path]] = collections.defaultdict(list)
-        for path, site in self.sites.items():
-            for shared in site.operands():
-                readers[shared].append(path)
-        return readers
-
-    def read_outside(self, shared: Shared, scope: Path) -> bool:
-        """Whether a site outside ``scope`` reads the same codes, and they can get there.
-
-        They can where the value itself enters every scope on the way, so nothing that a user chose
-        to recompute is saved instead.
-        """
-
-        def reaches(path: Path) -> bool:
-            enclosing = [path[:n] for n in range(1, len(path))]
-            inputs = self.provenance.inputs
-            return all(
-                shared[0] in inputs[e] for e in enclosing if e in inputs and e != scope[: len(e)]
-            )
-
-        return any(p[: len(scope)] != scope and reaches(p) for p in self._readers[shared])
-
-    @functools.cached_property
-    def draws_forward(self) -> bool:
-        """Whether the program itself draws noise."""
-        return any(q.rounding == "stochastic" for s in self.sites.values() for _, q in s.operands())
-
-    @functools.cached_property
-    def draws_backward(self) -> bool:
-        """Whether differentiating the program draws noise."""
-        return any(s.params.needs_key for s in self.sites.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a user chose."""
-
-    recipe: Recipe
-    target: Target
-    mode: str = "train"
-    rng: Rng = "hash"
 
 
 def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> ProgramPlan:
@@ -222,12 +66,7 @@ def plan_of(
             recipe=settings.recipe.name,
             target=settings.target.name,
             mode=settings.mode,
-            notes=(
-                *_opaque_notes(provenance),
-                *_argument_notes(provenance, classified, plans),
-                *_random_notes(provenance, settings.mode),
-                *_unused_notes(recipe, used),
-            ),
+            notes=notes_of(provenance, classified, plans, recipe, used, settings.mode),
         ),
         provenance,
         settings,
@@ -263,118 +102,6 @@ def _ends(classified: Sequence[Classified], recipe: Recipe) -> set[int]:
     ]
     last = weighted[len(weighted) - recipe.keep_last :] if recipe.keep_last else []
     return {*weighted[: recipe.keep_first], *last}
-
-
-def _opaque_notes(provenance: Provenance) -> list[str]:
-    places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    for o in provenance.opaque:
-        place = "/".join(visible(o.scope.names)) or o.location or "top level"
-        if place not in places[o.name, o.why]:
-            places[o.name, o.why].append(place)
-    return [
-        f"{name} at {', '.join(at[:8])}{f' and {len(at) - 8} more' if len(at) > 8 else ''} "
-        f"left alone: {why}"
-        for (name, why), at in places.items()
-    ]
-
-
-def _argument_notes(
-    provenance: Provenance, classified: Sequence[Classified], plans: Sequence[SitePlan]
-) -> list[str]:
-    """Arguments that may hold weights: the frozen base of LoRA."""
-    kept = {p.site.number for p in plans if p.status == "kept" and p.rule and not p.asked}
-    found = [
-        str(c.number)
-        for c in classified
-        if c.number in kept and c.phase == "forward" and c.lhs_kind == c.rhs_kind == "activation"
-        if any(provenance.given.get(v.origin) == DATA for v in c.occurrence.operands)
-    ]
-    if not found:
-        return []
-    return [
-        f"kept as products of two activations, one of them an argument: sites {', '.join(found)}; "
-        "if the argument holds weights, frozen ones too, name it in params_argnums"
-    ]
-
-
-def _random_notes(provenance: Provenance, mode: str) -> list[str]:
-    if mode != "inference" or not provenance.random:
-        return []
-    places = ", ".join(dict.fromkeys(provenance.random))
-    return [f"the function draws random numbers of its own, as in dropout, which stay: {places}"]
-
-
-# What built-in recipes keep, if a model has it, is not missed where it has not.
-_IF_THERE = frozenset(rule for r in BUILTIN.values() for rule in r.rules if rule.keep)
-
-
-def _unused_notes(recipe: Recipe, used: set[int]) -> list[str]:
-    return [
-        f"{recipe.name_of(rule)} matched no site"
-        for i, rule in enumerate(recipe.rules)
-        if i not in used and rule not in _IF_THERE
-    ]
-
-
-def product_of(eqn: Any) -> Product | None:
-    """The product that an equation computes; None where srjit has no rule for its form."""
-    ranks = tuple(v.aval.ndim for v in eqn.invars[:2])
-    return product_from(eqn.primitive, eqn.params, ranks)
-
-
-def product_from(primitive: Any, params: Any, ranks: tuple[int, ...]) -> Product | None:
-    """The product of a primitive with its parameters, for operands of these ranks."""
-    if primitive.name == "dot_general":
-        out_sharding = params.get("out_sharding")
-        return DotProduct.of(
-            params["dimension_numbers"], (ranks[0], ranks[1]), params["precision"], out_sharding
-        )
-    if primitive.name == "conv_general_dilated":
-        return PrimitiveProduct.convolution(primitive, dict(params))
-    return PrimitiveProduct.ragged(primitive, dict(params), ranks[0])
-
-
-def flops_of(eqn: Any) -> int:
-    """Multiplications and additions of one execution; rows past the groups are counted."""
-    lhs, rhs = (v.aval for v in eqn.invars[:2])
-    out = eqn.outvars[0].aval
-    params = eqn.params
-    if eqn.primitive.name == "conv_general_dilated":
-        kernel = params["dimension_numbers"].rhs_spec
-        return 2 * out.size * rhs.size // max(rhs.shape[kernel[0]], 1)
-    if eqn.primitive.name == "dot_general":
-        (contract, _), _ = params["dimension_numbers"]
-        return 2 * out.size * math.prod(lhs.shape[d] for d in contract)
-    numbers = params["ragged_dot_dimension_numbers"]
-    (contract, _), _ = numbers.dot_dimension_numbers
-    groups = out.shape[0] if set(numbers.lhs_ragged_dimensions) & set(contract) else 1
-    return 2 * out.size * math.prod(lhs.shape[d] for d in contract) // max(groups, 1)
-
-
-def extents_of(eqn: Any) -> tuple[int, int, int]:
-    """(rows, columns, contraction); of one group of a convolution, of all of a ragged product."""
-    lhs, rhs = (v.aval for v in eqn.invars[:2])
-    params = eqn.params
-    if eqn.primitive.name == "conv_general_dilated":
-        features = max(rhs.shape[params["dimension_numbers"].rhs_spec[0]], 1)
-        groups = params["feature_group_count"] * params["batch_group_count"]
-        return eqn.outvars[0].aval.size // features, features // groups, rhs.size // features
-    grouped: Sequence[int] = ()
-    if eqn.primitive.name == "dot_general":
-        (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = params["dimension_numbers"]
-    else:
-        numbers = params["ragged_dot_dimension_numbers"]
-        grouped = numbers.rhs_group_dimensions
-        (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
-
-    def free(shape: Sequence[int], *taken: int) -> int:
-        return math.prod(n for d, n in enumerate(shape) if d not in taken)
-
-    return (
-        free(lhs.shape, *lhs_contract, *lhs_batch),
-        free(rhs.shape, *rhs_contract, *rhs_batch, *grouped),
-        math.prod(lhs.shape[d] for d in lhs_contract),
-    )
 
 
 class _SitePlanner:

@@ -1,16 +1,10 @@
 """Where every operand of every matrix multiplication of a jaxpr comes from.
 
-An abstract interpretation, calls and loops included. A value carries:
-
-  labels    what flows into it: parameters, captured arrays, data, results of the backward pass
-  token     equal for values that are equal by construction: the same operation on the same inputs.
-            A recomputed value has its original's token; what a loop stacks, and another loop reads
-            again in the same positions, keeps the token that it had in the body; so does what a
-            branch makes, and the same branch of another conditional on the same value reads.
-            A shard has another token than the whole, unless it is all of it
-  origin    the same, seen as a tensor of a network: before casts, transposes, reshapes and shards
-  varies    mesh axes over which it differs, inside a shard_map; a copy on every device does not,
-            whatever its type says
+An abstract interpretation, calls and loops included: every equation makes values of values, as
+``values.py`` describes them. A recomputed value has its original's token; what a loop stacks, and
+another loop reads again in the same positions, keeps the token that it had in the body; so does
+what a branch makes, and the same branch of another conditional on the same value reads. A shard
+has another token than the whole, unless it is all of it.
 """
 
 from __future__ import annotations
@@ -18,21 +12,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
+from srjit.jaxprs.values import (
+    BACKWARD,
+    CAPTURED,
+    PARAMETER,
+    Occurrence,
+    Opaque,
+    Path,
+    Scope,
+    Source,
+    Value,
+    visible,
+)
 
-Path = tuple[Any, ...]
-PARAMETER, CAPTURED, DATA = "parameter", "captured", "data"
-BACKWARD = "backward"
 _PARAMETER = frozenset({PARAMETER})
 _STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
-SOURCES = frozenset({PARAMETER, CAPTURED, DATA})
 # What an inner srjit makes of a product, and calls what it quantizes an operand by.
 REWRITTEN = ("srjit_site", "srjit_lin")
 QUANTIZER = "srjit_quantize_"
@@ -52,117 +54,6 @@ _COLLECTIVES = {
 }  # fmt: skip
 # After these even a value that was the same may differ.
 _SPREADING = {"axis_index", "ppermute", "all_to_all", "ragged_all_to_all", "reduce_scatter"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """See the module's docstring."""
-
-    labels: frozenset[str]
-    token: int
-    origin: int
-    varies: frozenset[str] = frozenset()
-
-    @property
-    def sources(self) -> frozenset[str]:
-        """The labels that tell where it comes from."""
-        return self.labels & SOURCES
-
-
-@dataclasses.dataclass(frozen=True)
-class Scope:
-    """Where an equation stands.
-
-    Attributes:
-      path: indices of the equations that enclose it, and its own.
-      names, transforms: names on its full name stack.
-      loops: (length or None, reversed) of each enclosing loop, outermost first.
-      ruled: whether it is inside a function with a derivative rule of its own.
-      manual: the manual axes of enclosing shard_maps whose types do not tell what varies.
-      record: whether its products are listed; not while a loop's labels are still being found.
-    """
-
-    path: Path = ()
-    names: tuple[str, ...] = ()
-    transforms: tuple[str, ...] = ()
-    loops: tuple[tuple[int | None, bool], ...] = ()
-    ruled: bool = False
-    manual: frozenset[str] = frozenset()
-    record: bool = True
-
-    def at(self, index: Any, names: tuple[str, ...], transforms: tuple[str, ...]) -> Scope:
-        """The scope of the equation with that index in this one, by its own name stack."""
-        return dataclasses.replace(
-            self,
-            path=(*self.path, index),
-            names=self.names + names,
-            transforms=self.transforms + transforms,
-        )
-
-    def inside(self, *step: Any, loop: tuple[int | None, bool] | None = None) -> Scope:
-        """The scope of a jaxpr of this equation: a branch of it, or the body of a loop."""
-        loops = (*self.loops, loop) if loop else self.loops
-        return dataclasses.replace(self, path=(*self.path, *step), loops=loops)
-
-    @property
-    def phase(self) -> str:
-        """``forward``, ``recompute`` or ``backward``, as the typed name stack tells."""
-        if "transpose" not in self.transforms:
-            return "forward"
-        return "recompute" if "rematted_computation" in self.names else "backward"
-
-
-@dataclasses.dataclass(frozen=True)
-class Occurrence:
-    """One product, where it stands in the program, and the provenance of its operands.
-
-    ``is_turned``: whether its result is a matrix of which only the transpose is read.
-    """
-
-    scope: Scope
-    eqn: Any
-    lhs: Value
-    rhs: Value
-    extras: tuple[Value, ...]
-    out: Value
-    location: str
-    is_turned: bool = False
-
-    @property
-    def path(self) -> Path:
-        """Where it stands."""
-        return self.scope.path
-
-    @property
-    def operands(self) -> tuple[Value, Value]:
-        """Both operands' provenance."""
-        return self.lhs, self.rhs
-
-
-@dataclasses.dataclass(frozen=True)
-class Opaque:
-    """An equation that may multiply matrices where srjit does not look (a Pallas kernel, ...)."""
-
-    scope: Scope
-    name: str
-    location: str
-    why: str
-
-
-class Source(Protocol):
-    """Where names and places of equations are read from: a jaxpr's, unless it says otherwise."""
-
-    def name_stack(self, eqn: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the scopes, and of the transformations, on an equation's own name stack."""
-        ...
-
-    def location(self, eqn: Any) -> str:
-        """file:line of the user's code."""
-        ...
-
-    def opaque(self, eqn: Any) -> str:
-        """Why an equation may multiply matrices where srjit does not look; nothing if not."""
-        ...
 
 
 class JaxprSource:
@@ -488,15 +379,6 @@ def _turned(jaxpr: Any) -> set[Any]:
 
 def _is_var(v: Any) -> bool:
     return not isinstance(v, jex_core.Literal)
-
-
-def visible(names: Sequence[str]) -> list[str]:
-    """Scope names for people: without markers of ours, of transformations and of einsum."""
-    return [
-        n
-        for n in names
-        if not n.startswith("srjit.") and n != "rematted_computation" and "->" not in n
-    ]
 
 
 def _multiplies(jaxpr: Any) -> bool:

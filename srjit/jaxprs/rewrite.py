@@ -20,9 +20,9 @@ from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
 from srjit.diagnostics.naming import scope_of
-from srjit.jaxprs.planner import PlannedSite, ProgramPlan, Shared
-from srjit.jaxprs.provenance import Path
+from srjit.jaxprs.program_plan import PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.site import bind_site, site_p
+from srjit.jaxprs.values import Path
 from srjit.numerics.quantization import ScaledValues, tensor_amax
 from srjit.numerics.random_bits import Key, mix, of_shards
 

@@ -19,16 +19,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from srjit.jaxprs.provenance import (
-    BACKWARD,
-    CAPTURED,
-    DATA,
-    PARAMETER,
-    Occurrence,
-    Provenance,
-    Value,
-    visible,
-)
+from srjit.jaxprs.provenance import Provenance
+from srjit.jaxprs.values import BACKWARD, CAPTURED, DATA, PARAMETER, Occurrence, Value, visible
 
 KEEP_SCOPE = "srjit.keep_high_precision"
 KEEP_REASON = "srjit.keep_high_precision"

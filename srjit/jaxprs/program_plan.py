@@ -1,0 +1,172 @@
+"""The plan of a program: its sites by where they stand, and what rewriting them needs."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+
+import jax
+
+from srjit.jaxprs.provenance import Provenance
+from srjit.jaxprs.site import SiteParams, quantize_operand
+from srjit.jaxprs.values import Path
+from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.numerics.random_bits import Key, Rng
+from srjit.plan import Report
+from srjit.recipes import Recipe
+from srjit.targets import Target
+
+HISTORY = 16  # steps whose amax a delayed scale looks back on
+
+Shared = tuple[int, Quantization]  # (token, quantization): equal ones are the same codes
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Where the noise of one quantization comes from.
+
+    Attributes:
+      number: of the first site that quantizes the value so.
+      slot: which of that site's quantizations it is.
+      flips: for each loop around this site, whether its trips count the other way round than those
+        of the first site, whose value this one recomputes.
+    """
+
+    number: int
+    slot: int
+    flips: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedSite:
+    """A site to be rewritten.
+
+    Attributes:
+      params: the static part of the site primitive.
+      number: what the noise of its gradients comes from, should they be taken.
+      lhs, rhs: what their codes are: sites of equal ones share them.
+      draws: of both operands.
+      varies: mesh axes over which the operands differ, and a gradient where types do not tell.
+      states: names of the histories that delayed scales of the operands come from.
+      in_memory: whether the operands are there before the program starts: no operation makes them
+        that could do some of the quantizing.
+    """
+
+    params: SiteParams
+    number: int
+    lhs: Shared | None
+    rhs: Shared | None
+    draws: tuple[Draw, Draw]
+    varies: tuple[frozenset[str], frozenset[str], frozenset[str]]
+    states: tuple[str | None, str | None] = (None, None)
+    in_memory: tuple[bool, bool] = (False, False)
+
+    def operands(self) -> list[Shared]:
+        """The operands that are quantized."""
+        return [s for s in (self.lhs, self.rhs) if s]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """Every site of a program, by where it stands, and the report of it."""
+
+    sites: dict[Path, PlannedSite]
+    report: Report
+    provenance: Provenance
+    settings: Settings
+
+    def quantize(
+        self,
+        x: jax.Array,
+        spec: Quantization,
+        key: Key | None,
+        amax: jax.Array | None = None,
+        *,
+        in_memory: bool = False,
+    ) -> ScaledValues:
+        """An operand's codes."""
+        target, rng = self.settings.target.name, self.settings.rng
+        return quantize_operand(
+            x, spec, key, rng=rng, target=target, amax=amax, in_memory=in_memory
+        )
+
+    @functools.cached_property
+    def histories(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every history of delayed scales: lengths of the loops around it, steps."""
+        loops = {o.scope.path: o.scope.loops for o in self.provenance.occurrences}
+        return {
+            name: (*(n for n, _ in loops[path] if n is not None), HISTORY)
+            for path, site in self.sites.items()
+            for name in site.states
+            if name is not None
+        }
+
+    def states(self, scope: Path) -> list[str]:
+        """Names of the histories that sites inside ``scope`` need."""
+        inside = (s for path, s in self.sites.items() if path[: len(scope)] == scope)
+        names = (name for site in inside for name in site.states if name is not None)
+        return list(dict.fromkeys(names))
+
+    @functools.cached_property
+    def numbers(self) -> dict[Path, int]:
+        """The number of every site, also of those that are kept."""
+        return {o.path: number for number, o in enumerate(self.provenance.occurrences)}
+
+    @functools.cached_property
+    def scopes(self) -> frozenset[Path]:
+        """Paths of the equations that have sites inside."""
+        return frozenset(path[:n] for path in self.sites for n in range(1, len(path)))
+
+    @functools.cached_property
+    def uses(self) -> dict[Path, list[Shared]]:
+        """For each scope, what its sites read, in order."""
+        uses: dict[Path, dict[Shared, None]] = collections.defaultdict(dict)
+        for path, site in self.sites.items():
+            for n in range(len(path)):
+                uses[path[:n]].update((s, None) for s in site.operands())
+        return {scope: list(found) for scope, found in uses.items()}
+
+    @functools.cached_property
+    def _readers(self) -> dict[Shared, list[Path]]:
+        readers: dict[Shared, list[Path]] = collections.defaultdict(list)
+        for path, site in self.sites.items():
+            for shared in site.operands():
+                readers[shared].append(path)
+        return readers
+
+    def read_outside(self, shared: Shared, scope: Path) -> bool:
+        """Whether a site outside ``scope`` reads the same codes, and they can get there.
+
+        They can where the value itself enters every scope on the way, so nothing that a user chose
+        to recompute is saved instead.
+        """
+
+        def reaches(path: Path) -> bool:
+            enclosing = [path[:n] for n in range(1, len(path))]
+            inputs = self.provenance.inputs
+            return all(
+                shared[0] in inputs[e] for e in enclosing if e in inputs and e != scope[: len(e)]
+            )
+
+        return any(p[: len(scope)] != scope and reaches(p) for p in self._readers[shared])
+
+    @functools.cached_property
+    def draws_forward(self) -> bool:
+        """Whether the program itself draws noise."""
+        return any(q.rounding == "stochastic" for s in self.sites.values() for _, q in s.operands())
+
+    @functools.cached_property
+    def draws_backward(self) -> bool:
+        """Whether differentiating the program draws noise."""
+        return any(s.params.needs_key for s in self.sites.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user chose."""
+
+    recipe: Recipe
+    target: Target
+    mode: str = "train"
+    rng: Rng = "hash"
