@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,23 @@ os.environ |= {
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
 
 import _measuring as measuring  # noqa: E402
+from srjit import targets  # noqa: E402
+from srjit.aot import hlo  # noqa: E402
+from srjit.aot.compilers import devices_of, optimized  # noqa: E402
 from srjit.numerics.formats import ELEMENTS  # noqa: E402
 from srjit.targets import tpu_kernels  # noqa: E402
 
-# Topology; bytes per second and cycles per second of a TensorCore, as the vendor publishes them
-# (tpu7x: half of a chip's bandwidth, since it has two cores).
+# Of a chip, as its vendor publishes them: bytes per second of its memory, and operations per second
+# in bfloat16. With the operations per cycle that the compiler estimates, these give its clock.
 CHIPS = {
-    "v5e": ("v5e:2x2", 819e9, 1.5e9),
-    "v5p": ("v5p:2x2x1", 2765e9, 1.75e9),
-    "v6e": ("v6e:2x2", 1640e9, 1.75e9),
+    "v5e": (819e9, 197e12),
+    "v5p": (2765e9, 459e12),
+    "v6e": (1640e9, 918e12),
+    "tpu7x": (7370e9, 2307e12),  # of two devices: both figures are twice a device's
 }
+SIZE = 4096
 ARGUMENTS = {"x": jnp.bfloat16, "codes": jnp.int8}
 
 
@@ -72,6 +75,23 @@ def kernels() -> dict[str, tuple[Any, str, float]]:
     return table
 
 
+def cycles_per_byte(chip: str) -> float:
+    """Cycles in which the memory moves a byte at its peak."""
+    square = jax.ShapeDtypeStruct((SIZE, SIZE), jnp.bfloat16)
+    cycles = sum(
+        found.instruction.cycles or 0
+        for found in compiled(chip, jnp.dot, square, square).executed()
+    )
+    bandwidth, operations = CHIPS[chip]
+    return operations / (2 * SIZE**3 / cycles) / bandwidth
+
+
+def compiled(chip: str, fun: Any, *args: Any) -> hlo.Module:
+    """The optimized program of a function for one device of a chip."""
+    one = jax.sharding.SingleDeviceSharding(devices_of(targets.get(chip))[0])
+    return optimized(jax.jit(fun, in_shardings=one, out_shardings=one).lower(*args))[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=tuple(CHIPS))
@@ -83,20 +103,17 @@ def main() -> None:
     shape = (256, 2048) if given.quick else tuple(given.shape)
     figures: dict[str, dict[str, Any]] = {}
     for chip in given.chips:
-        topology, bandwidth, clock = CHIPS[chip]
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-        one = jax.sharding.SingleDeviceSharding(devices[0])
+        each = cycles_per_byte(chip)
         print(f"\n{chip}, {shape}, thousands of cycles")
         print(f"{'':<42}{'profile':>9}{'bytes':>9}{'larger':>9}")
         for label in given.kernels:
             fun, argument, moved = kernels()[label]
             scalars = [jax.ShapeDtypeStruct((), d) for d in (jnp.float32, jnp.uint32, jnp.uint32)]
             array = jax.ShapeDtypeStruct(shape, ARGUMENTS[argument])
-            jitted = jax.jit(fun, in_shardings=one, out_shardings=one)
-            text = jitted.lower(array, *scalars).compile().as_text()
-            found = re.findall(r'bundle_analysis_data":\{"estimated_cycles":"(\d+)"', text)
-            profile = max(map(int, found), default=None)
-            memory = math.prod(shape) * moved / bandwidth * clock
+            executed = compiled(chip, fun, array, *scalars).executed()
+            found = [e.instruction.profiled_cycles for e in executed]
+            profile = max((n for n in found if n), default=None)
+            memory = math.prod(shape) * moved * each
             figures[f"{chip} {label}"] = {"profile": profile, "bytes": memory}
             shown = "none" if profile is None else f"{profile / 1e3:.0f}"
             larger = max(profile or 0, memory)

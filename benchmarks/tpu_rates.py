@@ -20,8 +20,7 @@ from jax import lax
 
 import _measuring as measuring
 from srjit import targets
-from srjit.aot import hlo
-from srjit.aot.compilers import devices_of
+from srjit.aot.compilers import devices_of, optimized
 
 CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
 M, K, N = 4096, 8192, 16384
@@ -44,7 +43,7 @@ def cycles(chip: str, fun: Callable[..., Any], *shapes: tuple[tuple[int, ...], A
     """Estimated cycles of a function of arrays, compiled for one chip."""
     device = jax.sharding.SingleDeviceSharding(devices_of(targets.get(chip))[0])
     args = [jax.ShapeDtypeStruct(shape, dtype, sharding=device) for shape, dtype in shapes]
-    module = hlo.read(jax.jit(fun).lower(*args).compile().as_text() or "")
+    module, _ = optimized(jax.jit(fun).lower(*args))
     return sum(found.instruction.cycles or 0 for found in module.executed())
 
 

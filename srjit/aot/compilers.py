@@ -7,7 +7,9 @@ import functools
 import importlib.util
 import math
 import os
+import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from srjit import targets
+from srjit.aot import hlo
 from srjit.targets.base import Compiler, Target
 
 # What libtpu reads when it is loaded: neither to look for a TPU of this machine, nor to lock it,
@@ -74,6 +77,25 @@ def mesh_of(target: Target, like: Any) -> Mesh:
         )
     devices = devices_of(target, math.prod(axes.values()))
     return jax.make_mesh(tuple(axes.values()), tuple(axes), types, devices=devices)
+
+
+def optimized(lowered: Any) -> tuple[hlo.Module, Any]:
+    """Compiles a ``jax.stages.Lowered``: the optimized program, and the memory that it takes."""
+    compiled = lowered.compile()
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # a jaxlib older than the compiler may not understand it
+        text = _dumped(lowered)
+    return hlo.read(text), compiled.memory_analysis()
+
+
+def _dumped(lowered: Any) -> str:
+    """The optimized program as the compiler itself writes it, from compiling once more."""
+    with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
+        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        # The one that has estimates: they are made while code is generated.
+        (path,) = Path(folder).glob("*.after_codegen.txt")
+        return path.read_text(encoding="utf-8")
 
 
 def _libtpu(name: str, compiler: Compiler, count: int) -> Sequence[Any]:

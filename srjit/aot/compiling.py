@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from srjit.aot import hlo
-from srjit.aot.compilers import devices_of, mesh_of
+from srjit.aot.compilers import devices_of, mesh_of, optimized
 from srjit.aot.rates import rate
 from srjit.aot.reading import Program, SiteCost, program_of
 from srjit.aot.report import CompiledSite, Report
@@ -169,21 +166,8 @@ def _notes(sites: Sequence[CompiledSite]) -> list[str]:
 
 
 def _compiled(lowered: Any) -> Program:
-    compiled = lowered.compile()
-    try:
-        text = compiled.as_text()
-    except jax.errors.JaxRuntimeError:  # a jaxlib older than the compiler may not understand it
-        text = _dumped(lowered)
-    return program_of(hlo.read(text), compiled.memory_analysis())
-
-
-def _dumped(lowered: Any) -> str:
-    """The optimized program as the compiler itself writes it, from compiling once more."""
-    with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
-        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        # The one that has estimates: they are made while code is generated.
-        (path,) = Path(folder).glob("*.after_codegen.txt")
-        return path.read_text(encoding="utf-8")
+    module, memory = optimized(lowered)
+    return program_of(module, memory)
 
 
 def _rates(cost: SiteCost, program: Program, target: Target) -> dict[Any, float | None]:

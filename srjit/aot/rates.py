@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from srjit.aot import hlo
-from srjit.aot.compilers import mesh_of
+from srjit.aot.compilers import mesh_of, optimized
 from srjit.aot.reading import products_of
 from srjit.targets import Target
 
@@ -65,7 +64,7 @@ def _cycles(target: Target, lhs: str, rhs: str, order: str) -> int | None:
 
     with jax.set_mesh(one):  # not the mesh that a caller may have set
         lowered = jax.jit(product).lower(*shapes)
-    module = hlo.read(lowered.compile().as_text() or "")
+    module, _ = optimized(lowered)
     for executed in module.executed():
         for found, _ in products_of(module, executed):
             if found.kind == (lhs, rhs, order):

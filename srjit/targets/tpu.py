@@ -30,7 +30,6 @@ from srjit.numerics.quantization import (
 )
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaled_dot import multiply_values
-from srjit.targets import tpu_kernels
 from srjit.targets.base import Compiler, Target
 from srjit.targets.layouts import Order, order_of, pinned, transposed, turned
 
@@ -63,8 +62,8 @@ _INT8, _FP8 = frozenset({"int8"}), frozenset({"float8_e4m3fn", "float8_e5m2"})
 CHIPS = {
     "v5e": Chip(_INT8 | {"float8_e5m2"}, 254e3, _orders(1.0, 1.0, 1.99, 1.99), 0.0140),
     "v5p": Chip(_INT8 | {"float8_e5m2"}, 508e3, _orders(1.0, 1.0, 1.99, 1.99), 0.0055),
-    "v6e": Chip(_INT8, 709e3, _orders(1.19, 1.0, 1.16, 1.16), 0.0085),
-    "tpu7x": Chip(_FP8, 859e3, _orders(1.0, 1.0, 1.0, 1.0), 0.0050),
+    "v6e": Chip(_INT8 | {"float8_e5m2"}, 709e3, _orders(1.19, 1.0, 1.16, 1.16), 0.0085),
+    "tpu7x": Chip(_FP8, 859e3, _orders(1.0, 1.0, 1.0, 1.0), 0.0054),
 }
 
 
@@ -121,6 +120,8 @@ def _in_best_order(
 
 def _transposed(codes: jax.Array, permutation: Sequence[int]) -> jax.Array:
     """A transposed copy of codes, by a kernel where it is the last dimension that comes first."""
+    from srjit.targets import tpu_kernels  # Pallas takes a tenth of a second to import
+
     plain = functools.partial(transposed, permutation=permutation)
     last = codes.ndim - 1
     if permutation != (last, *range(last)) or not tpu_kernels.can_transpose(codes):
@@ -142,6 +143,8 @@ def quantize(
     nothing, and its codes, if the scale is known. What is in memory, or has to wait there for its
     amax, is read by kernels. Both know one float32 scale a tensor; anything else is plain.
     """
+    from srjit.targets import tpu_kernels
+
     element = get_format(spec.format).element
     is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none"
     if is_plain or rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):

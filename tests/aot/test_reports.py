@@ -153,6 +153,8 @@ def test_a_report_is_a_table_json_and_html(monkeypatch: pytest.MonkeyPatch):
     assert told["sites"][0]["products"][0]["lhs"]["dtype"] == "s8"
     # Kernels of srjit have no estimate: no ratio is made of what is left.
     assert told["after"]["kernels"] and told["speedup"] is None
+    (cycles,) = (line for line in text.splitlines() if line.startswith("estimated cycles"))
+    assert "but of kernels" in cycles and not cycles.endswith("x")
     page = Balanced()
     page.feed(report.to_html())
     assert not page.open
@@ -297,6 +299,18 @@ def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: di
     before, after = (p.collectives.get("all-gather") for p in (report.before, report.after))
     assert after is None or (before is not None and after.count <= before.count)
     assert report.after.collectives["all-reduce"].count > 0
+
+
+@needs_libtpu
+def test_kernels_are_used_where_each_device_runs_by_itself():
+    def inside(w: jax.Array, x: jax.Array) -> jax.Array:
+        total = lambda w, x: jax.lax.psum(loss(w, x), "data")  # noqa: E731
+        return jax.shard_map(total, in_specs=(P(), P("data")), out_specs=P())(w, x)
+
+    mesh = {"data": 4}
+    assert srjit(inside, recipe="int8").aot(W, X, target="v5e", mesh=mesh).after.kernels
+    assert not srjit(loss, recipe="int8").aot(W, X, target="v5e", mesh=mesh).after.kernels
+    assert srjit(loss, recipe="int8").aot(W, X, target="v5e").after.kernels
 
 
 @needs_libtpu
