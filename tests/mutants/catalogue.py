@@ -212,8 +212,8 @@ MUTANTS: dict[str, Mutant] = {
     "a static scale hides NaN": Mutant(
         group="scales",
         module=QUANTIZATION,
-        old="jnp.where(jnp.isfinite(amax), known.astype(amax.dtype), jnp.nan)",
-        new="known.astype(amax.dtype) + 0 * amax[..., None].size",
+        old="scale=jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)",
+        new="scale=scales.scale",
         killed_by=(VISIBILITY + "test_static_scales_do_not_hide_what_is_not_finite[int8-nan]",),
     ),
     # Noise
