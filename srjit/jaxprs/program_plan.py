@@ -84,11 +84,19 @@ class ProgramPlan:
         amax: jax.Array | None = None,
         *,
         in_memory: bool = False,
+        in_loop: bool = False,
     ) -> ScaledValues:
         """An operand's codes."""
         target, rng = self.settings.target.name, self.settings.rng
         return quantize_operand(
-            x, spec, key, rng=rng, target=target, amax=amax, in_memory=in_memory
+            x,
+            spec,
+            key,
+            rng=rng,
+            target=target,
+            amax=amax,
+            in_memory=in_memory,
+            in_loop=in_loop,
         )
 
     @functools.cached_property

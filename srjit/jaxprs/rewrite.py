@@ -148,7 +148,7 @@ class _Frame:
             history = site.states[side]
             amax = None if history is None else self._delayed_amax(history, x)
             self.codes[shared] = self.plan.quantize(
-                x, spec, key, amax, in_memory=site.in_memory[side]
+                x, spec, key, amax, in_memory=site.in_memory[side], in_loop=bool(self.trips)
             )
         return self.codes[shared]
 

@@ -102,10 +102,10 @@ def oriented(
 
 
 @functools.cache
-def _quantizer(spec: Quantization, rng: Rng, target: Target, in_memory: bool) -> Any:
+def _quantizer(spec: Quantization, rng: Rng, target: Target, in_memory: bool, in_loop: bool) -> Any:
     def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
         q = target.quantize(lax.stop_gradient(x), spec, key, amax, rng, in_memory)
-        carrier = target.carrier(spec, q.values.dtype)
+        carrier = target.carrier(spec, q.values.dtype, in_loop)
         return dataclasses.replace(q, values=q.values.astype(carrier))
 
     def named(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
@@ -147,12 +147,13 @@ def quantize_operand(
     target: str,
     amax: jax.Array | None = None,
     in_memory: bool = False,
+    in_loop: bool = False,
 ) -> ScaledValues:
     """x's codes in the target's carrier dtype; one function a spec, traced once a shape."""
     key = key if spec.rounding == "stochastic" else None
     chosen = targets.get(target)
     in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
-    return _quantizer(spec, rng, chosen, in_memory)(x, key, amax)
+    return _quantizer(spec, rng, chosen, in_memory, in_loop)(x, key, amax)
 
 
 # ----------------------------------------------------------------------------- the two primitives

@@ -62,6 +62,8 @@ class Target:
         other pair is emulated.
       multiply: how values are multiplied.
       quantize: how operands are quantized.
+      integers: the dtype that holds integer codes outside of loops; int8 inside, where what the
+        backward pass needs is kept for every iteration.
       compiler: what compiles for it without it; None: nothing that srjit knows.
     """
 
@@ -71,18 +73,22 @@ class Target:
     native: frozenset[tuple[str, str]] = frozenset()
     multiply: Multiply = multiply_values
     quantize: Quantize = emulate
+    integers: str = "int8"
     compiler: Compiler | None = None
 
-    def carrier(self, spec: Quantization, work: Any) -> Any:
+    def carrier(self, spec: Quantization, work: Any, in_loop: bool = False) -> Any:
         """The dtype that holds an operand's values inside a program.
 
         Args:
           spec: how the operand was quantized.
           work: float32 or float64, which the values are computed in.
+          in_loop: whether it stands in a loop.
         """
         fmt = get_format(spec.format)
         if work == jnp.float64 or spec.rounding == "none":
             return work
         if spec.is_blocked:  # element times block scale: 8 significant bits at most, or float32
             return jnp.dtype(jnp.float32) if fmt.scale == "float32" else jnp.dtype(jnp.bfloat16)
-        return jnp.dtype(jnp.int8) if fmt.element.is_integer else fmt.element.dtype
+        if fmt.element.is_integer:
+            return jnp.dtype(jnp.int8 if in_loop else self.integers)
+        return fmt.element.dtype

@@ -1,11 +1,12 @@
 """CPUs: every format, exactly, as fast as XLA's CPU dots go.
 
 The fastest dot that XLA:CPU has is the bfloat16 one that accumulates in float32 (where the CPU has
-AVX512-BF16 or AMX), and codes of every format are exact in bfloat16. Sums of integer codes are
-exact in float32 up to 2^24, which is 1040 products of 127 * 127; longer contractions are cut there
-and the parts added in int32, or, if that makes too many, multiplied as int8. A left operand that
-contracts a leading dimension costs such a dot two thirds of its speed, so it is transposed first,
-into a copy that XLA cannot fold back into the dot.
+AVX512-BF16 or AMX), and codes of every format are exact in bfloat16. Integer codes outside of loops
+are held in it from the start: two bytes each instead of one, and no conversion before every
+product. Sums of integer codes are exact in float32 up to 2^24, which is 1040 products of 127 * 127;
+longer contractions are cut there and the parts added in int32, or, if that makes too many,
+multiplied as int8. A left operand that contracts a leading dimension costs such a dot two thirds of
+its speed, so it is transposed first, into a copy that XLA cannot fold back into the dot.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ TARGETS = (
         kinds=("cpu",),
         recipe="int8",
         multiply=multiply,
+        integers="bfloat16",
         compiler=Compiler(platform="cpu"),
     ),
 )
