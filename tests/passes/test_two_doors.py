@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from .programs import PARAMS, PROGRAMS, X, on_eight_devices
 # Everything draws noise, so that every kind of operand has a number, a loop's trip and a shard.
 _ALL = recipes.get("int8").with_rounding(activations="stochastic", weights="stochastic")
 # The programs that every recipe goes through, and the recipes that every program goes through.
+# With SRJIT_CROSS=1 every recipe goes through every program, which takes five minutes.
+_CROSS = os.environ.get("SRJIT_CROSS", "0") != "0"
 _EVERY_RECIPE = ("transformer", "convolutions")
 _EVERY_PROGRAM = ("int8", "nvfp4", _ALL)
 
@@ -29,7 +32,8 @@ def _pairs() -> list[Any]:
             name = recipe if isinstance(recipe, str) else "all stochastic"
             quick = program in _EVERY_RECIPE[:1] or recipe in _EVERY_PROGRAM[:1] or recipe is _ALL
             marks = [] if quick else [pytest.mark.slow]
-            if program in _EVERY_RECIPE or recipe in _EVERY_PROGRAM or recipe == "fp8-delayed":
+            common = program in _EVERY_RECIPE or recipe in _EVERY_PROGRAM or recipe == "fp8-delayed"
+            if common or _CROSS:
                 pairs.append(pytest.param(program, recipe, id=f"{program}-{name}", marks=marks))
     return pairs
 
