@@ -30,6 +30,20 @@ def with_gradients(fun: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
+def sgd(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """``(params, x, cotangent) -> (new params, gradient of x)``."""
+
+    def step(params: Any, x: Any, cotangent: Any) -> Any:
+        _, pullback = jax.vjp(fun, params, x)
+        grads, dx = pullback(cotangent)
+        new = jax.tree.map(
+            lambda p, g: (p - 1e-3 * g.astype(jnp.float32)).astype(p.dtype), params, grads
+        )
+        return new, dx
+
+    return step
+
+
 def linear(tokens: int, width: int, hidden: int) -> Program:
     args = shape(width, hidden), shape(tokens, width), shape(tokens, hidden)
     return with_gradients(lambda w, x: x @ w), args
@@ -45,26 +59,27 @@ def mlp(tokens: int = 8192, width: int = 4096, hidden: int = 16384) -> Program:
     return with_gradients(_feed_forward), (params, x, x)
 
 
-def _norm(x: jax.Array, gain: jax.Array) -> jax.Array:
+def norm(x: jax.Array, gain: jax.Array) -> jax.Array:
     y = x.astype(jnp.float32)
     y = y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)
     return (y * gain).astype(x.dtype)
 
 
-def _attention(params: Any, x: jax.Array) -> jax.Array:
-    tokens, width = x.shape
+def attention(qkv: jax.Array) -> jax.Array:
+    """Causal attention of tokens by 3 * width to tokens by width, in JAX's own kernels."""
+    tokens, width = qkv.shape[0], qkv.shape[1] // 3
     head = width // HEADS
     batch = tokens // SEQUENCE
-    qkv = (x @ params["qkv"]).reshape(batch, SEQUENCE, 3, HEADS, head).transpose(2, 0, 3, 1, 4)
+    qkv = qkv.reshape(batch, SEQUENCE, 3, HEADS, head).transpose(2, 0, 3, 1, 4)
     sizes = BlockSizes(**dict.fromkeys(BlockSizes.get_default(1, 1, 1, 1, 1).__dict__, 512))
     sizes = BlockSizes(**{**sizes.__dict__, "block_b": 1})
     out = flash_attention(*qkv, causal=True, sm_scale=head**-0.5, block_sizes=sizes)
-    return out.transpose(0, 2, 1, 3).reshape(tokens, width) @ params["out"]
+    return out.transpose(0, 2, 1, 3).reshape(tokens, width)
 
 
 def _block(params: Any, x: jax.Array) -> jax.Array:
-    x = x + _attention(params, _norm(x, params["norm1"]))
-    return x + _feed_forward(params, _norm(x, params["norm2"]))
+    x = x + attention(norm(x, params["norm1"]) @ params["qkv"]) @ params["out"]
+    return x + _feed_forward(params, norm(x, params["norm2"]))
 
 
 def block(tokens: int = 8192, width: int = 4096, hidden: int = 16384) -> Program:
@@ -75,16 +90,8 @@ def block(tokens: int = 8192, width: int = 4096, hidden: int = 16384) -> Program
         "norm1": shape(width, dtype=jnp.float32), "norm2": shape(width, dtype=jnp.float32),
     }  # fmt: skip
 
-    def step(params: Any, x: jax.Array, cotangent: jax.Array) -> Any:
-        _, pullback = jax.vjp(_block, params, x)
-        grads, dx = pullback(cotangent)
-        new = jax.tree.map(
-            lambda p, g: (p - 1e-3 * g.astype(jnp.float32)).astype(p.dtype), params, grads
-        )
-        return new, dx
-
     x = shape(tokens, width)
-    return step, (params, x, x)
+    return sgd(_block), (params, x, x)
 
 
 def _experts(params: Any, x: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -98,12 +98,14 @@ class InsertQuantize(Pass):
 
     def _recipe(self) -> Any:
         from srjit import recipes, targets
+        from srjit.jaxprs.planner import recipe_of
 
         try:
             if "\n" in self.recipe:
                 return recipes.Recipe.from_toml(self.recipe)
-            name = targets.get("auto").recipe if self.recipe == "auto" else self.recipe
-            return recipes.get(name)
+            if self.recipe == "auto":
+                return recipe_of(targets.get("auto"))
+            return recipes.get(self.recipe)
         except (ValueError, OSError) as error:
             raise PassError(None, str(error)) from None
 

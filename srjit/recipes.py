@@ -121,15 +121,18 @@ class Recipe:
       rules: first match decides; a site that none matches stays in high precision.
       keep_first, keep_last: how many weight products to keep in high precision at the beginning
         and the end of the forward pass, with their gradients.
+      pays_on: a target by whose estimates quantizing has to pay: sites where it does not stay in
+        high precision. Empty: whatever it costs.
     """
 
     name: str
     rules: tuple[Rule, ...]
     keep_first: int = 0
     keep_last: int = 0
+    pays_on: str = ""
 
     def __post_init__(self) -> None:
-        _check_types(self, ("name",), ("keep_first", "keep_last"))
+        _check_types(self, ("name", "pays_on"), ("keep_first", "keep_last"))
 
     def name_of(self, rule: Rule) -> str:
         """What messages call one of the rules: ``rule 2 (path '*/attn/*')``."""
@@ -184,7 +187,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
-        lines = [f"name = {_toml(self.name)}"]
+        lines = [f"{k} = {_toml(v)}" for k in ("name", "pays_on") if (v := getattr(self, k))]
         lines += [f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))]
         for rule in self.rules:
             lines += ["", "[[rule]]"]
@@ -260,7 +263,7 @@ def _inline_table(q: Quantization) -> str:
 
 
 def _recipe(data: dict[str, Any]) -> Recipe:
-    _check_keys(data, {"name", "rule", "keep_first", "keep_last"}, "recipe", ())
+    _check_keys(data, {"name", "rule", "keep_first", "keep_last", "pays_on"}, "recipe", ())
     if "name" not in data:
         raise RecipeError('a recipe needs name = "..."')
     if not isinstance(tables := data.pop("rule", []), list):

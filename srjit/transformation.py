@@ -18,7 +18,7 @@ from jax.core import Tracer
 from srjit import _compat, hlo_call, recipes, targets
 from srjit.arguments import Arguments, Changed, Objects
 from srjit.diagnostics.dump import Dump
-from srjit.jaxprs.planner import make_plan
+from srjit.jaxprs.planner import make_plan, recipe_of
 from srjit.jaxprs.program_plan import ProgramPlan, Settings
 from srjit.jaxprs.rewrite import State, evaluate, remembered
 from srjit.jaxprs.values import DATA, PARAMETER
@@ -84,7 +84,7 @@ class Options:
                 raise unknown_name(kind, value, known)
         folder = dump_to or os.environ.get("SRJIT_DUMP_TO")
         return cls(
-            recipe=recipes.get(chosen.recipe if recipe == "auto" else recipe),
+            recipe=recipe_of(chosen) if recipe == "auto" else recipes.get(recipe),
             target=chosen,
             mode=mode,
             params_argnums=_positions(fun, params_argnums),
@@ -97,7 +97,7 @@ class Options:
 
     def on(self, target: Target) -> Options:
         """The same for another target, with its recipe if this one has its target's."""
-        recipe = recipes.get(target.recipe) if self.has_targets_recipe else self.recipe
+        recipe = recipe_of(target) if self.has_targets_recipe else self.recipe
         return dataclasses.replace(self, target=target, recipe=recipe)
 
 

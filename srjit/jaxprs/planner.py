@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from srjit import recipes, targets
 from srjit.jaxprs.equations import extents_of, flops_of, product_of
 from srjit.jaxprs.notes import notes_of
 from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Settings, Shared
@@ -15,12 +16,19 @@ from srjit.jaxprs.provenance import Provenance
 from srjit.jaxprs.roles import Classified, classify
 from srjit.jaxprs.site import Backward, SiteParams, oriented
 from srjit.jaxprs.values import Occurrence, Path
+from srjit.jaxprs.worth import Candidate, Codes, not_worth
 from srjit.numerics.products import DotProduct
 from srjit.numerics.quantization import Quantization
 from srjit.plan import Report, Site, SitePlan
 from srjit.recipes import Operands, Recipe, Rule
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def recipe_of(target: targets.Target) -> Recipe:
+    """What ``recipe="auto"`` is for a target: its own, where quantizing pays by its estimates."""
+    recipe = recipes.get(target.recipe)
+    return dataclasses.replace(recipe, pays_on=target.name) if target.estimates else recipe
 
 
 def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> ProgramPlan:
@@ -53,12 +61,17 @@ def plan_of(
     sites: dict[Path, PlannedSite] = {}
     plans: list[SitePlan] = []
     used: set[int] = set()
-    for c in classified:
-        planner = _SitePlanner(c, settings, recipe, ends, used, differentiable)
-        plan = planner.plan()
+    planners = [
+        _SitePlanner(c, settings, recipe, provenance, ends, used, differentiable)
+        for c in classified
+    ]
+    decided = [(planner, planner.plan()) for planner in planners]
+    if recipe.pays_on:
+        decided = _paying(decided, recipe.pays_on)
+    for planner, plan in decided:
         plans += [plan, *plan.backward]
         if plan.status != "kept" or any(b.status != "kept" for b in plan.backward):
-            sites[c.occurrence.path] = planner.planned(plan, provenance, noise)
+            sites[planner.o.path] = planner.planned(plan, noise)
     return ProgramPlan(
         sites,
         Report(
@@ -104,6 +117,33 @@ def _ends(classified: Sequence[Classified], recipe: Recipe) -> set[int]:
     return {*weighted[: recipe.keep_first], *last}
 
 
+def _paying(
+    decided: Sequence[tuple[_SitePlanner, SitePlan]], target: str
+) -> list[tuple[_SitePlanner, SitePlan]]:
+    """The plans, without what does not pay by the estimates of a target."""
+    estimates = targets.get(target).estimates
+    if estimates is None:
+        return list(decided)
+    weighed = [(i, c) for i, (planner, plan) in enumerate(decided) for c in planner.weighed(plan)]
+    reasons = iter(not_worth([c for _, (_, c) in weighed], estimates))
+    changed = [plan for _, plan in decided]
+    for i, (side, _) in weighed:
+        reason = next(reasons)
+        if reason is None:
+            continue
+        plan = changed[i] if side is None else changed[i].backward[side]
+        plan = dataclasses.replace(
+            plan, lhs=None, rhs=None, status="kept", reason=reason, asked=False
+        )
+        if side is None:
+            changed[i] = plan
+        else:
+            backward = list(changed[i].backward)
+            backward[side] = plan
+            changed[i] = dataclasses.replace(changed[i], backward=tuple(backward))
+    return [(planner, plan) for (planner, _), plan in zip(decided, changed, strict=True)]
+
+
 class _SitePlanner:
     """Plans one site."""
 
@@ -112,12 +152,13 @@ class _SitePlanner:
         classified: Classified,
         settings: Settings,
         recipe: Recipe,
+        provenance: Provenance,
         ends: set[int],
         used: set[int],
         differentiable: bool,
     ) -> None:
         self.c, self.settings, self.recipe = classified, settings, recipe
-        self.ends, self.used = ends, used
+        self.provenance, self.ends, self.used = provenance, ends, used
         self.differentiable = differentiable and settings.mode == "train"
         o = classified.occurrence
         self.o, self.eqn = o, o.eqn
@@ -152,7 +193,37 @@ class _SitePlanner:
             backward = tuple(self._decide(s) for s in self._gradient_sites())
         return dataclasses.replace(forward, backward=backward)
 
-    def planned(self, plan: SitePlan, provenance: Provenance, noise: _Noise) -> PlannedSite:
+    def weighed(self, plan: SitePlan) -> list[tuple[int | None, Candidate]]:
+        """What of the plan is to be quantized: the site (None), gradients of its operands."""
+        given = tuple(v.origin in self.provenance.given for v in self.o.operands)
+        found: list[tuple[int | None, Candidate]] = []
+        for side, p in ((None, plan), *enumerate(plan.backward)):
+            if p.status == "kept":
+                continue
+            assert self.product is not None
+            product = self.product
+            if side is not None:
+                product = product.transpose(side, self.avals[side])
+            shapes = (p.site.lhs_shape, p.site.rhs_shape)
+            codes: list[Codes | None] = [None, None]
+            for n, spec in enumerate((p.lhs, p.rhs)):
+                if spec is None:
+                    continue
+                spec = oriented(spec, product, n, shapes[n])
+                key = ("cotangent", self.o.path, spec) if n == side else (self._token(n), spec)
+                codes[n] = Codes(key, spec, math.prod(shapes[n]), n != side and given[n])
+            found.append((side, Candidate(product, shapes, (codes[0], codes[1]), p.site.trips)))
+        return found
+
+    def _token(self, side: int) -> int:
+        """What an operand is, as the product sees it."""
+        token = self.o.operands[side].token
+        if self.product is not None and self.product.masks(side):
+            # Other codes than those of the same value unmasked.
+            return self.provenance.derived("masked", token, *(v.token for v in self.o.extras))
+        return token
+
+    def planned(self, plan: SitePlan, noise: _Noise) -> PlannedSite:
         """The site primitive's parameters, and what its codes and its noise are."""
         product, o, number = self.product, self.o, self.c.noise
         assert product is not None
@@ -165,13 +236,9 @@ class _SitePlanner:
         shared: list[Shared | None] = [None, None]
         draws = [Draw(number, side, ()) for side in (0, 1)]
         for side, q in enumerate(specs):
-            if q is None:
-                continue
-            token = o.operands[side].token
-            if product.masks(side):  # other codes than those of the same value unmasked
-                token = provenance.derived("masked", token, *(v.token for v in o.extras))
-            shared[side] = (token, q)
-            draws[side] = noise.draw(o, number, side, (token, q))
+            if q is not None:
+                shared[side] = (self._token(side), q)
+                draws[side] = noise.draw(o, number, side, (self._token(side), q))
         backward: list[Backward | None] = [None, None]
         for side, b in enumerate(plan.backward):
             ct, residual = (b.lhs, b.rhs) if side == 0 else (b.rhs, b.lhs)
@@ -202,7 +269,7 @@ class _SitePlanner:
             (draws[0], draws[1]),
             varies,
             (states[0], states[1]),
-            (o.lhs.origin in provenance.given, o.rhs.origin in provenance.given),
+            (o.lhs.origin in self.provenance.given, o.rhs.origin in self.provenance.given),
         )
 
     def _gradient_sites(self) -> list[Site]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from srjit.numerics.formats import get_format
+from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization, ScaledValues, emulated
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaled_dot import Multiply, multiply_values
@@ -50,6 +51,34 @@ class Compiler:
     topologies: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
+class Estimates(Protocol):
+    """What products and quantizations cost on a chip, by a rule of thumb."""
+
+    @property
+    def name(self) -> str:
+        """The chip's."""
+        ...
+
+    def product(
+        self,
+        product: Product,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        specs: tuple[Quantization | None, Quantization | None],
+    ) -> tuple[float, float | None]:
+        """Cycles of a product in bfloat16, and of its codes; None: of which nothing is known.
+
+        Args:
+          product: what is multiplied.
+          shapes: of the operands.
+          specs: how they are quantized.
+        """
+        ...
+
+    def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
+        """Cycles of quantizing ``size`` elements; ``in_memory``: that nothing has just made."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
     """One chip.
@@ -65,6 +94,7 @@ class Target:
       integers: the dtype that holds integer codes outside of loops; int8 inside, where what the
         backward pass needs is kept for every iteration.
       compiler: what compiles for it without it; None: nothing that srjit knows.
+      estimates: what ``recipe="auto"`` weighs; None: there, it quantizes all that its recipe says.
     """
 
     name: str
@@ -75,6 +105,7 @@ class Target:
     quantize: Quantize = emulate
     integers: str = "int8"
     compiler: Compiler | None = None
+    estimates: Estimates | None = None
 
     def carrier(self, spec: Quantization, work: Any, in_loop: bool = False) -> Any:
         """The dtype that holds an operand's values inside a program.

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -30,41 +29,13 @@ from srjit.numerics.quantization import (
 )
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaled_dot import multiply_values
+from srjit.numerics.scaling import float_scales
 from srjit.targets.base import Compiler, Target
 from srjit.targets.layouts import Order, order_of, pinned, transposed, turned
+from srjit.targets.tpu_chips import CHIPS, FP8, Chip
 
 _SLICES = 16  # of a tensor in memory whose amax is found
 _LANES = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What the compiler estimates for one chip.
-
-    Attributes:
-      native: element types whose products, with each other, have more than bfloat16's rate.
-      rate: operations a cycle of such a product in the best order.
-      orders: cycles of the orders, in units of the best one's.
-      turning: cycles for each byte of a transposed copy.
-    """
-
-    native: frozenset[str]
-    rate: float
-    orders: MappingProxyType[Order, float]
-    turning: float
-
-
-def _orders(nn: float, nt: float, tn: float, tt: float) -> MappingProxyType[Order, float]:
-    return MappingProxyType({"NN": nn, "NT": nt, "TN": tn, "TT": tt})
-
-
-_INT8, _FP8 = frozenset({"int8"}), frozenset({"float8_e4m3fn", "float8_e5m2"})
-CHIPS = {
-    "v5e": Chip(_INT8 | {"float8_e5m2"}, 254e3, _orders(1.0, 1.0, 1.99, 1.99), 0.0140),
-    "v5p": Chip(_INT8 | {"float8_e5m2"}, 508e3, _orders(1.0, 1.0, 1.99, 1.99), 0.0055),
-    "v6e": Chip(_INT8 | {"float8_e5m2"}, 709e3, _orders(1.19, 1.0, 1.16, 1.16), 0.0085),
-    "tpu7x": Chip(_FP8, 859e3, _orders(1.0, 1.0, 1.0, 1.0), 0.0054),
-}
 
 
 def multiply(
@@ -85,7 +56,7 @@ def multiply(
         lhs, rhs = pinned(lhs), pinned(rhs)
         lhs, rhs, product = _in_best_order(chip, product, lhs, rhs)
         return product(lhs, rhs, dtype=jnp.int32 if integer else jnp.float32)
-    if dtypes <= _FP8 | {"bfloat16"}:  # exact in bfloat16
+    if dtypes <= FP8 | {"bfloat16"}:  # exact in bfloat16
         return product(lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16), dtype=jnp.float32)
     return multiply_values(product, lhs, rhs, integer=integer)
 
@@ -130,6 +101,7 @@ def _transposed(codes: jax.Array, permutation: Sequence[int]) -> jax.Array:
 
 
 def quantize(
+    chip: Chip,
     x: jax.Array,
     spec: Quantization,
     key: Key | None,
@@ -149,13 +121,22 @@ def quantize(
     is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none"
     if is_plain or rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
         return emulated(x, spec, key, amax=amax, rng=rng)
-    seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
+    converts = element.name in chip.converts
     if spec.scaling == "static":
-        amax = jnp.asarray(spec.amax, jnp.float32)
-    scales = tensor_scales(seen, amax, element)
-    if amax is not None and not in_memory:
+        known = jnp.asarray(spec.amax, jnp.float32)
+        encode = float_scales(known, element).encode
+        if in_memory:
+            made = tpu_kernels.quantize(x, element, encode, key, with_amax=True, converts=converts)
+        else:
+            made = tpu_kernels.quantize_plainly(
+                x, encode, *(key or ()), element=element, with_amax=True
+            )
+        return ScaledValues(made[0], tensor_scales(made[1], known, element).scale, spec)
+    if not in_memory and (amax is not None or spec.rounding in chip.fuses):
         return emulated(x, spec, key, amax=amax, rng=rng)
-    codes = tpu_kernels.quantize(x, element, scales.encode, key)
+    seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
+    scales = tensor_scales(seen, amax, element)
+    codes = tpu_kernels.quantize(x, element, scales.encode, key, converts=converts)
     return ScaledValues(codes, scales.scale, spec)
 
 
@@ -187,8 +168,9 @@ TARGETS = tuple(
         kinds=kinds,
         recipe=recipe,
         multiply=functools.partial(multiply, CHIPS[name]),
-        quantize=quantize,
+        quantize=functools.partial(quantize, CHIPS[name]),
         compiler=_slices(name, *slices),
+        estimates=CHIPS[name],
     )
     for name, kinds, recipe, slices in (
         ("v5e", ("v5 lite", "v5e"), "int8", ("1x1", "2x2", "2x4")),

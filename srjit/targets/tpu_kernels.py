@@ -65,6 +65,8 @@ def quantize(
     key: Key | None = None,
     *,
     transposed: bool = False,
+    with_amax: bool = False,
+    converts: bool = False,
 ) -> Any:
     """``round_to_grid(x * encode)`` in the dtype that holds the codes.
 
@@ -76,17 +78,19 @@ def quantize(
       encode: float32 scalar.
       key: two uint32 scalars, for stochastic rounding; None for nearest.
       transposed: also the codes with their last dimension first, from the same read.
+      with_amax: also ``amax(x)``, from the same read.
+      converts: whether the chip has instructions that round to the element, as ``converted`` does.
 
     Returns:
-      Codes, or codes and transposed codes.
+      Codes, or a tuple of codes and what else is asked for, in that order.
     """
-    options = {"element": element, "transposed": transposed}
+    options = {"element": element, "transposed": transposed, "with_amax": with_amax}
     return kernel_call(
         x,
         encode,
         *(() if key is None else key),
-        kernel=functools.partial(_quantize_kernel, **options),
-        formula=functools.partial(_quantize_formula, **options),
+        kernel=functools.partial(_quantize_kernel, **options, converts=converts),
+        formula=functools.partial(quantize_plainly, **options),
         platform="tpu",
     )
 
@@ -121,13 +125,37 @@ def transpose(
 # -------------------------------------------------------------------------------- the same, plainly
 
 
-def _quantize_formula(
-    x: jax.Array, encode: jax.Array, *words: jax.Array, element: Element, transposed: bool
+def quantize_plainly(
+    x: jax.Array,
+    encode: jax.Array,
+    *words: jax.Array,
+    element: Element,
+    transposed: bool = False,
+    with_amax: bool = False,
 ) -> Any:
+    """``quantize`` in plain operations, which XLA fuses with what makes x."""
     bits = random_bits.random_bits((words[0], words[1]), x) if words else None
     rounded = rounding.round_to_grid(x.astype(jnp.float32) * encode, element, bits)
     codes = rounded.astype(CARRIERS[element.name])
-    return (codes, last_first(codes)) if transposed else codes
+    more = [last_first(codes)] * transposed
+    if with_amax:
+        more.append(_amax_beside(x, codes))
+    return (codes, *more) if more else codes
+
+
+def _amax_beside(x: jax.Array, codes: jax.Array) -> jax.Array:
+    """``tensor_amax(x)``, for which XLA does not have to store x and read it again.
+
+    It fuses a reduction with what it stores: so codes are among what is reduced. No code, as an
+    integer, exceeds the word of its element.
+    """
+    word = _word(x.astype(jnp.float32)) & 0x7FFFFFFF
+    if jnp.issubdtype(codes.dtype, jnp.integer):
+        code = jnp.abs(codes.astype(jnp.int32))
+    else:
+        code = lax.bitcast_convert_type(codes, f"uint{8 * codes.dtype.itemsize}").astype(jnp.int32)
+        code = code & jnp.iinfo(f"int{8 * codes.dtype.itemsize}").max
+    return lax.bitcast_convert_type(jnp.max(jnp.maximum(word, code)), jnp.float32)
 
 
 # ------------------------------------------------------------------------------------------ kernels
@@ -139,47 +167,61 @@ def _quantize_kernel(
     *words: jax.Array,
     element: Element,
     transposed: bool,
+    with_amax: bool = False,
+    converts: bool = False,
     tile: tuple[int, int] = _TILE,
     interpret: bool = False,
 ) -> Any:
+    convert = functools.partial(converted, element=element, reference=interpret)
+    codes_of = convert if converts else functools.partial(_codes, element=element)
     matrix = x.reshape(-1, x.shape[-1])
     rows, columns = matrix.shape
+    block, at = _tiles(tile, matrix.shape)
+    over = _overhangs(block, matrix.shape)
 
     def kernel(encode_ref: Any, *refs: Any) -> None:
-        *word_refs, x_ref, codes_ref = refs[: len(refs) - transposed]
+        *word_refs, x_ref, codes_ref = refs[: len(refs) - transposed - with_amax]
         key = tuple(lax.bitcast_convert_type(ref[0], jnp.uint32) for ref in word_refs)
         top, left = (pl.program_id(d) * n for d, n in enumerate(x_ref.shape))
+        if with_amax:
+            _start_amax(refs[-1])
 
         def quantize_strip(strip: Any, first: Any) -> None:
-            y = x_ref[strip, :].astype(jnp.float32) * encode_ref[0]
+            x = x_ref[strip, :].astype(jnp.float32)
             bits = None
             if key:
-                index: Any = _Index(y.shape, (top + first) * columns + left, columns)
+                index: Any = _Index(x.shape, (top + first) * columns + left, columns)
                 bits = random_bits.hash_bits((key[0], key[1]), index)
-            codes_ref[strip, :] = _codes(y, element, bits, codes_ref.dtype)
+            codes_ref[strip, :] = codes_of(x * encode_ref[0], bits=bits, dtype=codes_ref.dtype)
+            if with_amax:
+                _add_to_amax(refs[-1], x, (rows - top - first, columns - left), over)
 
         _for_strips(x_ref.shape[0], quantize_strip)
         if transposed:
-            refs[-1][...] = codes_ref[...].T
+            refs[-1 - with_amax][...] = codes_ref[...].T
 
-    block, at = _tiles(tile, matrix.shape)
     dtype = CARRIERS[element.name]
-    outs = [((rows, columns), pl.BlockSpec(block, at))]
+    outs = [((rows, columns), dtype, pl.BlockSpec(block, at))]
     if transposed:
         turned = pl.BlockSpec(block[::-1], lambda i, j: at(i, j)[::-1])
-        outs.append(((columns, rows), turned))
+        outs.append(((columns, rows), dtype, turned))
+    if with_amax:
+        outs.append(_amax_output(block))
     scalars = [encode, *(lax.bitcast_convert_type(word, jnp.int32) for word in words)]
-    codes = pl.pallas_call(
+    codes, *more = pl.pallas_call(
         kernel,
-        out_shape=[_result(matrix, shape, dtype) for shape, _ in outs],
+        out_shape=[_result(matrix, shape, dtype) for shape, dtype, _ in outs],
         grid=_grid(block, matrix.shape),
         in_specs=[*(_SCALAR for _ in scalars), pl.BlockSpec(block, at)],
-        out_specs=[spec for _, spec in outs],
+        out_specs=[spec for _, _, spec in outs],
         interpret=interpret,
     )(*(s.reshape(1) for s in scalars), matrix)
+    codes = codes.reshape(x.shape)
     if transposed:
-        return codes[0].reshape(x.shape), codes[1].reshape(x.shape[-1], *x.shape[:-1])
-    return codes[0].reshape(x.shape)
+        more[0] = more[0].reshape(x.shape[-1], *x.shape[:-1])
+    if with_amax:
+        more[-1] = _largest(more[-1])
+    return (codes, *more) if more else codes
 
 
 class _Index:
@@ -203,7 +245,7 @@ class _Index:
         return left + right
 
 
-def _codes(y: jax.Array, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:
+def _codes(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:
     """``round_to_grid`` as codes, in fewer operations."""
     m = element.mantissa_bits
     if element.name == "bfloat16" or (m is None and bits is None):
@@ -220,6 +262,62 @@ def _codes(y: jax.Array, element: Element, bits: jax.Array | None, dtype: Any) -
     steps = _round_units(magnitude * twice_reciprocal, bits, 2.0 ** (m - 1))
     code = (power - smallest >> 23 - m) + steps | _word(y) >> 24 & -128
     return lax.bitcast_convert_type(code.astype(jnp.int8), dtype)
+
+
+def converted(
+    y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any, reference: bool = False
+) -> jax.Array:
+    """``round_to_grid`` as codes, by the chip's own conversion.
+
+    It adds its noise and truncates, where ``round_to_grid`` compares: up if noise + fraction
+    reaches 1, not if noise < fraction. Of complementary noise that is the same.
+
+    Args:
+      y: float32.
+      element: a float format that the chip converts to.
+      bits: uint32 noise; None: to nearest even.
+      dtype: that holds the codes.
+      reference: whether ``stochastic_round`` stands for the instruction, which no CPU has.
+    """
+    capped = jnp.clip(y, -element.max, element.max)
+    if bits is None and dtype == jnp.bfloat16:
+        return capped.astype(dtype)
+    if bits is None:
+        # By way of bfloat16, rounded to odd so that the second rounding is as if it were the first:
+        # of float32's own conversion the compiler cannot write a profile.
+        odd = ((_word(capped) & 0xFFFF) + 0xFFFF | _word(capped)) & -0x10000
+        narrow = lax.bitcast_convert_type(odd, jnp.float32).astype(jnp.bfloat16)
+        return narrow.astype(dtype)
+    if reference:
+        return stochastic_round(capped, ~bits, element).astype(dtype)
+    return pltpu.stochastic_round(capped, ~bits, target_dtype=dtype)
+
+
+def stochastic_round(y: jax.Array, bits: jax.Array, element: Element) -> jax.Array:
+    """What ``pltpu.stochastic_round`` is taken to compute, bit for bit, in integer arithmetic.
+
+    The upper bits of the noise, as many as y has below the last one that is kept, are added there
+    to |y|, whatever carries into those that are kept stays, and the rest is cut off. Nothing that
+    is published says so: which bits a chip reads decides between equally distributed results.
+
+    Args:
+      y: float32, of a magnitude of ``element.max`` at most.
+      bits: uint32 noise.
+      element: a float format of at least 8 bits.
+    """
+    assert element.mantissa_bits is not None
+    word = _word(y) & 0x7FFFFFFF
+    dropped = 23 - element.mantissa_bits
+    noise = lax.bitcast_convert_type(bits >> (32 - dropped), jnp.int32)
+    normal = lax.bitcast_convert_type((word + noise) & (-1 << dropped), jnp.float32)
+    # Below the smallest normal number the last bit that is kept stands still; 24 bits below it.
+    step = np.float32(2.0 ** (element.min_exponent - element.mantissa_bits))
+    units = lax.bitcast_convert_type(word, jnp.float32) / step
+    fixed = jnp.ceil(jnp.minimum(units, 2.0**6) * np.float32(2**24)).astype(jnp.int32)
+    carried = fixed + lax.bitcast_convert_type(bits >> 8, jnp.int32) >> 24
+    is_normal = word >= element.min_exponent + 127 << 23
+    magnitude = jnp.where(is_normal, normal, carried.astype(jnp.float32) * step)
+    return jnp.where(_word(y) < 0, -magnitude, magnitude)
 
 
 def _round_units(x: jax.Array, bits: jax.Array | None, factor: float = 1.0) -> jax.Array:
@@ -243,14 +341,10 @@ def _amax_kernel(
 ) -> jax.Array:
     matrix = x.reshape(-1, x.shape[-1])
     block, at = _tiles(tile, matrix.shape)
-    height = _strip_height(block[0])
+    over = _overhangs(block, matrix.shape)
 
     def kernel(x_ref: Any, largest_ref: Any) -> None:
-        def start() -> None:
-            largest_ref[...] = jnp.zeros_like(largest_ref)
-
-        pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))(start)
-
+        _start_amax(largest_ref)
         left = [
             n - pl.program_id(d) * b
             for d, (n, b) in enumerate(zip(matrix.shape, block, strict=True))
@@ -258,25 +352,56 @@ def _amax_kernel(
 
         def add_strip(strip: Any, first: Any) -> None:
             x = x_ref[strip, :].astype(jnp.float32)
-            word = _word(x) & jnp.int32(0x7FFFFFFF)
-            for d, limit in enumerate((left[0] - first, left[1])):
-                if matrix.shape[d] % block[d]:  # the last tile hangs over the edge
-                    inside = lax.broadcasted_iota(jnp.int32, word.shape, d) < limit
-                    word = jnp.where(inside, word, 0)
-            largest_ref[...] = jnp.maximum(largest_ref[...], word)
+            _add_to_amax(largest_ref, x, (left[0] - first, left[1]), over)
 
         _for_strips(block[0], add_strip)
 
-    shape = height, block[1]
+    shape, dtype, spec = _amax_output(block)
     largest = pl.pallas_call(
         kernel,
-        out_shape=_result(matrix, shape, jnp.int32),
+        out_shape=_result(matrix, shape, dtype),
         grid=_grid(block, matrix.shape),
         in_specs=[pl.BlockSpec(block, at)],
-        out_specs=pl.BlockSpec(shape, lambda i, j: (0, 0)),
+        out_specs=spec,
         interpret=interpret,
     )(matrix)
-    return scaling.amax(lax.bitcast_convert_type(largest, jnp.float32))
+    return _largest(largest)
+
+
+def _amax_output(block: tuple[int, int]) -> tuple[tuple[int, int], Any, Any]:
+    """Shape, dtype and tiles of the maxima that a kernel leaves: of all strips, by position."""
+    shape = _strip_height(block[0]), block[1]
+    return shape, jnp.int32, pl.BlockSpec(shape, lambda i, j: (0, 0))
+
+
+def _start_amax(largest_ref: Any) -> None:
+    def start() -> None:
+        largest_ref[...] = jnp.zeros_like(largest_ref)
+
+    pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))(start)
+
+
+def _add_to_amax(
+    largest_ref: Any, x: jax.Array, left: tuple[Any, Any], overhangs: tuple[bool, bool]
+) -> None:
+    """Adds a strip of float32.
+
+    Args:
+      largest_ref: to this.
+      x: the strip.
+      left: how many of its rows and columns are in the array, where a tile hangs over its edge.
+      overhangs: whether the last tile does, along both dimensions.
+    """
+    word = _word(x) & jnp.int32(0x7FFFFFFF)
+    for d, limit in enumerate(left):
+        if overhangs[d]:
+            inside = lax.broadcasted_iota(jnp.int32, word.shape, d) < limit
+            word = jnp.where(inside, word, 0)
+    largest_ref[...] = jnp.maximum(largest_ref[...], word)
+
+
+def _largest(words: jax.Array) -> jax.Array:
+    return scaling.amax(lax.bitcast_convert_type(words, jnp.float32))
 
 
 def _transpose_kernel(
@@ -302,6 +427,10 @@ def _transpose_kernel(
 def _tiles(tile: tuple[int, int], shape: tuple[int, ...]) -> Any:
     """A tile's shape, no larger than the matrix, and which tile a grid step has."""
     return tuple(map(min, tile, shape)), lambda i, j: (i, j)
+
+
+def _overhangs(block: tuple[int, int], shape: tuple[int, ...]) -> tuple[bool, bool]:
+    return shape[0] % block[0] > 0, shape[1] % block[1] > 0
 
 
 def _grid(block: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, ...]:

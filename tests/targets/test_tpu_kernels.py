@@ -15,8 +15,11 @@ from srjit.numerics.formats import ELEMENTS
 from srjit.targets import tpu_kernels as kernels
 
 KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))
+CONVERTED = ["float8_e4m3fn", "float8_e5m2", "bfloat16"]
 TILES = [(32, 128), (64, 256), (256, 2048)]
 SHAPES = [(64, 256), (40, 300), (5, 7), (1, 1), (2, 64, 130)]
+# With the operations that every chip has, and with the conversions that some have.
+WAYS = [(name, False) for name in kernels.CARRIERS] + [(name, True) for name in CONVERTED]
 ROUNDINGS = {"nearest": None, "stochastic": KEY}
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
@@ -27,13 +30,14 @@ def emulated(x, element, encode, key):
     return rounded.astype(kernels.CARRIERS[element.name])
 
 
-def kernel(x, element, encode, key, tile=TILES[0], transposed=False):
+def kernel(x, element, encode, key, tile=TILES[0], transposed=False, converts=False):
     return kernels._quantize_kernel(
         x,
         jnp.float32(encode),
         *(key or ()),
         element=element,
         transposed=transposed,
+        converts=converts,
         tile=tile,
         interpret=True,
     )
@@ -48,14 +52,15 @@ def assert_same_bits(got, expected):
 
 
 @pytest.mark.parametrize("rounding_name", ROUNDINGS)
-@pytest.mark.parametrize("name", kernels.CARRIERS)
+@pytest.mark.parametrize(("name", "converts"), WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_codes_are_the_emulations(dtype, shape, name, rounding_name):
+def test_codes_are_the_emulations(dtype, shape, name, converts, rounding_name):
     element, key = ELEMENTS[name], ROUNDINGS[rounding_name]
     x = jax.random.normal(jax.random.key(0), shape, dtype)
     encode = jnp.float32(0.5 * element.max if element.max < 1e30 else 1.7)
-    assert_same_bits(kernel(x, element, encode, key), emulated(x, element, encode, key))
+    got = kernel(x, element, encode, key, converts=converts)
+    assert_same_bits(got, emulated(x, element, encode, key))
 
 
 @pytest.mark.parametrize("name", kernels.CARRIERS)
@@ -67,20 +72,21 @@ def test_every_tiling_draws_the_same_bits(name):
 
 
 @pytest.mark.parametrize("rounding_name", ROUNDINGS)
-@pytest.mark.parametrize("name", kernels.CARRIERS)
-def test_every_bfloat16_gets_the_emulations_code(name, rounding_name):
+@pytest.mark.parametrize(("name", "converts"), WAYS)
+def test_every_bfloat16_gets_the_emulations_code(name, converts, rounding_name):
     words = jnp.arange(2**16, dtype=jnp.uint16).reshape(256, 256)
     x = jax.lax.bitcast_convert_type(words, jnp.bfloat16)
     x = jnp.where(jnp.isnan(x), 0, x)  # the scale of a tensor that has one is NaN
     element, key = ELEMENTS[name], ROUNDINGS[rounding_name]
     for encode in (1.0, 0.7):
         assert_same_bits(
-            kernel(x, element, encode, key), emulated(x, element, jnp.float32(encode), key)
+            kernel(x, element, encode, key, converts=converts),
+            emulated(x, element, jnp.float32(encode), key),
         )
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "float8_e4m3fn", "float8_e5m2"])
-def test_fractions_at_the_edge_of_the_noise_round_as_the_emulation(name):
+@pytest.mark.parametrize(("name", "converts"), [w for w in WAYS if w[0] != "bfloat16"])
+def test_fractions_at_the_edge_of_the_noise_round_as_the_emulation(name, converts):
     # 0, the smallest noise and its neighbours, and all but one: where < and <= differ.
     element = ELEMENTS[name]
     step = (
@@ -97,7 +103,9 @@ def test_fractions_at_the_edge_of_the_noise_round_as_the_emulation(name):
     y = jnp.asarray(y.astype(np.float32))
     dtype = kernels.CARRIERS[name]
     expected = rounding.round_to_grid(y, element, bits).astype(dtype)
-    got = kernels._codes(y, element, bits, jnp.dtype(jnp.int8) if element.is_integer else dtype)
+    of = functools.partial(kernels.converted, reference=True) if converts else kernels._codes
+    held = jnp.dtype(jnp.int8) if element.is_integer else dtype
+    got = of(y, element=element, bits=bits, dtype=held)
     assert_same_bits(got, expected)
 
 
@@ -190,4 +198,48 @@ def test_the_tpu_compiler_takes_every_kernel(tpu, shape):
                     x,
                     encode,
                     *key,
+                )
+
+
+@pytest.mark.parametrize(("name", "converts"), WAYS)
+@pytest.mark.parametrize("shape", [(40, 300), (96, 256), (2, 64, 130)])
+@pytest.mark.parametrize("special", [1.0, -7e4, np.nan, np.inf])
+def test_amax_comes_with_the_codes(shape, special, name, converts):
+    x = (
+        jax.random.normal(jax.random.key(4), shape, jnp.bfloat16)
+        .at[(-1,) * len(shape)]
+        .set(special)
+    )
+    element, encode = ELEMENTS[name], jnp.float32(30.0)
+    options = {"element": element, "transposed": True, "with_amax": True}
+    *codes, largest = kernels._quantize_kernel(
+        x, encode, *KEY, **options, converts=converts, tile=TILES[0], interpret=True
+    )
+    *plain_codes, plain = kernels.quantize_plainly(x, encode, *KEY, **options)
+    np.testing.assert_array_equal(largest, scaling.amax(x.astype(jnp.float32)))
+    np.testing.assert_array_equal(plain, largest)
+    if np.isfinite(special):
+        for one, other in zip(codes, plain_codes, strict=True):
+            assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("name", kernels.CARRIERS)
+def test_no_code_hides_a_smaller_word(name):
+    # The smallest subnormals under the largest factor that a scale can give, and all of bfloat16.
+    words = jnp.concatenate(
+        [jnp.arange(300, dtype=jnp.uint32), jnp.arange(2**16, dtype=jnp.uint32) << 16]
+    )
+    x = jax.lax.bitcast_convert_type(words, jnp.float32)
+    for encode in (2.0**126, 1.0):
+        for value in (x, x.astype(jnp.bfloat16)):
+            codes = kernels.quantize_plainly(
+                value, jnp.float32(encode), *KEY, element=ELEMENTS[name]
+            )
+            for one, code in (
+                (value[1:2], codes[1:2]),
+                (value[7:300], codes[7:300]),
+                (value, codes),
+            ):
+                np.testing.assert_array_equal(
+                    kernels._amax_beside(one, code), scaling.amax(one.astype(jnp.float32))
                 )

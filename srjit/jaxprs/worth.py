@@ -1,0 +1,150 @@
+"""Which sites are worth quantizing, by what a target estimates: what ``recipe="auto"`` leaves out.
+
+A quantization serves every product that reads its codes, so sites are weighed together with those
+that they share codes with.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+from srjit.numerics.products import Product
+from srjit.numerics.quantization import Quantization
+from srjit.targets.base import Estimates
+
+MARGIN = 0.05  # of the cycles in high precision, to be gained at least: they are estimates
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """One operand of a candidate, quantized.
+
+    Attributes:
+      key: equal for operands that share codes.
+      spec: how it is quantized.
+      size: its elements.
+      in_memory: whether nothing in the program makes it.
+    """
+
+    key: Hashable
+    spec: Quantization
+    size: int
+    in_memory: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A product that a recipe wants to quantize.
+
+    Attributes:
+      product: what is multiplied.
+      shapes: of its operands.
+      codes: of its operands; None: in high precision.
+      trips: how often it runs.
+    """
+
+    product: Product
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    codes: tuple[Codes | None, Codes | None]
+    trips: int
+
+
+def not_worth(candidates: Sequence[Candidate], estimates: Estimates) -> list[str | None]:
+    """For every candidate, why it is better left in high precision; None: it is not."""
+    weighed = [_Weighed(c, estimates) for c in candidates]
+    reasons: list[str | None] = [None] * len(candidates)
+    for group in _sharing(candidates):
+        members = {i: weighed[i] for i in group}
+        left = _best(members)
+        users = collections.Counter(key for w in members.values() for key in w.codes)
+        for i in group:
+            reasons[i] = None if i in left else members[i].reason(users)
+    return reasons
+
+
+class _Weighed:
+    """A candidate, and its cycles: in high precision, multiplied as codes, and for the codes."""
+
+    def __init__(self, candidate: Candidate, estimates: Estimates) -> None:
+        pairs = [c and (c.spec, c.in_memory) for c in candidate.codes]
+        specs = [p and p[0] for p in pairs]
+        plain, quantized = estimates.product(
+            candidate.product, candidate.shapes, (specs[0], specs[1])
+        )
+        self.name = estimates.name
+        self.plain = plain * candidate.trips
+        self.quantized = None if quantized is None else quantized * candidate.trips
+        self.codes = {
+            c.key: estimates.quantization(c.size, c.spec, c.in_memory) * candidate.trips
+            for c in candidate.codes
+            if c
+        }
+
+    @property
+    def loss(self) -> float:
+        """Cycles that the product itself takes more as codes."""
+        return (self.quantized or 0.0) - self.plain
+
+    def reason(self, users: collections.Counter[Hashable]) -> str:
+        """Why it stays in high precision."""
+        if self.quantized is None:
+            return f"nothing is known of such a product's quantized cycles on {self.name}"
+        share = sum(cycles / users[key] for key, cycles in self.codes.items())
+        return (
+            f"faster in high precision on {self.name}: {_thousands(self.plain)} cycles, against "
+            f"{_thousands(self.quantized)} quantized and {_thousands(share)} to quantize, by "
+            "estimate"
+        )
+
+
+def _thousands(cycles: float) -> str:
+    return f"{cycles / 1e3:.3g}k" if cycles < 1e6 else f"{cycles / 1e6:.3g}M"
+
+
+def _sharing(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Candidates by groups that share codes, directly or through others."""
+    group = list(range(len(candidates)))
+
+    def root(i: int) -> int:
+        while group[i] != i:
+            group[i] = group[group[i]]
+            i = group[i]
+        return i
+
+    first: dict[Hashable, int] = {}
+    for i, candidate in enumerate(candidates):
+        for codes in candidate.codes:
+            if codes:
+                group[root(i)] = root(first.setdefault(codes.key, i))
+    found: dict[int, list[int]] = collections.defaultdict(list)
+    for i in range(len(candidates)):
+        found[root(i)].append(i)
+    return list(found.values())
+
+
+def _best(members: dict[int, _Weighed]) -> set[int]:
+    """The members to quantize: what is left when leaving out more gains nothing."""
+    left = {i for i, w in members.items() if w.quantized is not None}
+    readers: dict[Hashable, set[int]] = collections.defaultdict(set)
+    codes: dict[Hashable, float] = collections.defaultdict(float)
+    for i in left:
+        for key, cycles in members[i].codes.items():
+            readers[key].add(i)
+            codes[key] = max(codes[key], cycles)
+
+    def gain(out: set[int]) -> float:
+        """Cycles that leaving these out saves: of their products, and of codes only for them."""
+        unread = {k for i in out for k in members[i].codes if readers[k] & left <= out}
+        return sum(members[i].loss for i in out) + sum(codes[key] for key in unread)
+
+    while left:
+        # A product by itself, or all those that read the same codes, which are saved with them.
+        groups = [{i} for i in left] + [r & left for r in readers.values() if r & left]
+        best = max(groups, key=gain)
+        if gain(best) <= 0:
+            break
+        left -= best
+    plain = sum(w.plain for w in members.values())
+    return left if -gain(left) > MARGIN * plain else set()

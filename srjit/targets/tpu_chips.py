@@ -1,0 +1,159 @@
+"""TPUs as a table: what they multiply and round natively, and what it costs by a rule of thumb.
+
+Rates, orders and copies by benchmarks/tpu_rates.py, kernels by benchmarks/tpu_kernels.py (the
+larger of both its models), starts by small layers of benchmarks/tpu_cycles.py: all of them the
+compiler's estimates. Peaks as their vendor publishes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from srjit.numerics.formats import get_format
+from srjit.numerics.products import DotProduct, Product
+from srjit.numerics.quantization import Quantization
+from srjit.targets.layouts import Order, order_of
+
+INT8, FP8 = frozenset({"int8"}), frozenset({"float8_e4m3fn", "float8_e5m2"})
+_BF16 = frozenset({"bfloat16"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip, and the estimates of ``base.Estimates``.
+
+    Attributes:
+      name: what users type.
+      native: element types whose products, with each other, have more than bfloat16's rate.
+      converts: element types that it has instructions to round to, stochastically too.
+      fuses: roundings that are best left to XLA where another operation makes the operand.
+      plain: operations a cycle of a bfloat16 product.
+      rate: operations a cycle of a native product in the best order.
+      orders: cycles of the orders, in units of the best one's.
+      turning: cycles for each byte of a transposed copy.
+      start: cycles of a product or a quantization of next to nothing.
+      amax: cycles for an element of a tensor in memory whose amax is found.
+      codes: cycles for an element that is quantized, by its rounding.
+      operations: a second at its peak, in bfloat16.
+      bandwidth: bytes a second of its memory, at its peak.
+    """
+
+    name: str
+    native: frozenset[str]
+    converts: frozenset[str]
+    fuses: frozenset[str]
+    plain: float
+    rate: float
+    orders: Mapping[Order, float] = dataclasses.field(hash=False)
+    turning: float
+    start: float
+    amax: float
+    codes: Mapping[str, float] = dataclasses.field(hash=False)
+    operations: float
+    bandwidth: float
+
+    def product(
+        self,
+        product: Product,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        specs: tuple[Quantization | None, Quantization | None],
+    ) -> tuple[float, float | None]:
+        """See base.Estimates."""
+        if not isinstance(product, DotProduct):
+            return 0.0, None
+        sizes = dict(zip(product.rhs, shapes[1], strict=True))
+        sizes |= dict(zip(product.lhs, shapes[0], strict=True))
+        operations = 2 * math.prod(sizes.values())
+        plain = operations / self.plain + self.start
+        elements = {get_format(q.format).element.name for q in specs if q and not q.is_blocked}
+        if None in specs or not elements or not elements <= self.native:
+            return plain, None
+        # What the best order costs, even where it takes a transposed copy: that costs little.
+        order = self.orders.get(order_of(product) or "TN", 2.0)
+        return plain, operations / self.rate * min(order, _TURNED) + self.start
+
+    def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
+        """See base.Estimates."""
+        amax = self.amax if in_memory and spec.scaling == "dynamic" else 0.0
+        return size * (amax + self.codes[spec.rounding]) + self.start
+
+
+_TURNED = 1.2  # of the best order's cycles, at most, with the copies that lead to it
+
+
+def _orders(nn: float, nt: float, tn: float, tt: float) -> Mapping[Order, float]:
+    return MappingProxyType({"NN": nn, "NT": nt, "TN": tn, "TT": tt})
+
+
+def _codes(nearest: float, stochastic: float) -> Mapping[str, float]:
+    return MappingProxyType({"nearest": nearest, "stochastic": stochastic, "none": 0.0})
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            name="v5e",
+            native=INT8 | {"float8_e5m2"},
+            converts=_BF16,
+            fuses=frozenset({"nearest"}),
+            plain=127e3,
+            rate=254e3,
+            orders=_orders(1.0, 1.0, 1.99, 1.99),
+            turning=0.0140,
+            start=7e3,
+            amax=3.8e-3,
+            codes=_codes(5.7e-3, 6.9e-3),
+            operations=197e12,
+            bandwidth=819e9,
+        ),
+        Chip(
+            name="v5p",
+            native=INT8 | {"float8_e5m2"},
+            converts=_BF16,
+            fuses=frozenset(),
+            plain=254e3,
+            rate=508e3,
+            orders=_orders(1.0, 1.0, 1.99, 1.99),
+            turning=0.0055,
+            start=7e3,
+            amax=2.0e-3,
+            codes=_codes(2.1e-3, 6.9e-3),
+            operations=459e12,
+            bandwidth=2765e9,
+        ),
+        Chip(
+            name="v6e",
+            native=INT8 | {"float8_e5m2"},
+            converts=_BF16,
+            fuses=frozenset(),
+            plain=461e3,
+            rate=709e3,
+            orders=_orders(1.19, 1.0, 1.16, 1.16),
+            turning=0.0085,
+            start=12e3,
+            amax=2.5e-3,
+            codes=_codes(3.7e-3, 7.1e-3),
+            operations=918e12,
+            bandwidth=1640e9,
+        ),
+        Chip(
+            name="tpu7x",
+            native=FP8,
+            converts=_BF16 | FP8,
+            fuses=frozenset(),
+            plain=425e3,
+            rate=859e3,
+            orders=_orders(1.0, 1.0, 1.0, 1.0),
+            turning=0.0054,
+            start=12e3,
+            amax=1.8e-3,
+            codes=_codes(2.3e-3, 5.0e-3),
+            operations=2307e12 / 2,  # of one of its two devices
+            bandwidth=7370e9 / 2,
+        ),
+    )
+}
