@@ -125,14 +125,15 @@ def quantize(
     if spec.scaling == "static":
         known = jnp.asarray(spec.amax, jnp.float32)
         encode = float_scales(known, element).encode
-        if in_memory:
+        if in_memory or "given" not in chip.fuses:
             made = tpu_kernels.quantize(x, element, encode, key, with_amax=True, converts=converts)
         else:
             made = tpu_kernels.quantize_plainly(
                 x, encode, *(key or ()), element=element, with_amax=True
             )
         return ScaledValues(made[0], tensor_scales(made[1], known, element).scale, spec)
-    if not in_memory and (amax is not None or spec.rounding in chip.fuses):
+    waits = amax is None and spec.rounding not in chip.fuses
+    if not in_memory and not waits:
         return emulated(x, spec, key, amax=amax, rng=rng)
     seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
     scales = tensor_scales(seen, amax, element)

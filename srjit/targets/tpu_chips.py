@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import DotProduct, Product
@@ -29,7 +30,8 @@ class Chip:
       name: what users type.
       native: element types whose products, with each other, have more than bfloat16's rate.
       converts: element types that it has instructions to round to, stochastically too.
-      fuses: roundings that are best left to XLA where another operation makes the operand.
+      fuses: what is best left to XLA where another operation makes the operand: quantizing to
+        nearest, or with a scale that is given.
       plain: operations a cycle of a bfloat16 product.
       rate: operations a cycle of a native product in the best order.
       orders: cycles of the orders, in units of the best one's.
@@ -44,7 +46,7 @@ class Chip:
     name: str
     native: frozenset[str]
     converts: frozenset[str]
-    fuses: frozenset[str]
+    fuses: frozenset[Literal["nearest", "given"]]
     plain: float
     rate: float
     orders: Mapping[Order, float] = dataclasses.field(hash=False)
@@ -99,7 +101,7 @@ CHIPS = {
             name="v5e",
             native=INT8 | {"float8_e5m2"},
             converts=_BF16,
-            fuses=frozenset({"nearest"}),
+            fuses=frozenset({"nearest", "given"}),
             plain=127e3,
             rate=254e3,
             orders=_orders(1.0, 1.0, 1.99, 1.99),
@@ -144,7 +146,7 @@ CHIPS = {
             name="tpu7x",
             native=FP8,
             converts=_BF16 | FP8,
-            fuses=frozenset(),
+            fuses=frozenset({"given"}),
             plain=425e3,
             rate=859e3,
             orders=_orders(1.0, 1.0, 1.0, 1.0),

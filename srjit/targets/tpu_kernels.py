@@ -146,16 +146,12 @@ def quantize_plainly(
 def _amax_beside(x: jax.Array, codes: jax.Array) -> jax.Array:
     """``tensor_amax(x)``, for which XLA does not have to store x and read it again.
 
-    It fuses a reduction with what it stores: so codes are among what is reduced. No code, as an
-    integer, exceeds the word of its element.
+    It fuses a reduction with what it stores: so the codes' last bits are among what is reduced.
+    They are 0 where x is, and its word is 1 at least elsewhere.
     """
     word = _word(x.astype(jnp.float32)) & 0x7FFFFFFF
-    if jnp.issubdtype(codes.dtype, jnp.integer):
-        code = jnp.abs(codes.astype(jnp.int32))
-    else:
-        code = lax.bitcast_convert_type(codes, f"uint{8 * codes.dtype.itemsize}").astype(jnp.int32)
-        code = code & jnp.iinfo(f"int{8 * codes.dtype.itemsize}").max
-    return lax.bitcast_convert_type(jnp.max(jnp.maximum(word, code)), jnp.float32)
+    code = lax.bitcast_convert_type(codes, f"int{8 * codes.dtype.itemsize}").astype(jnp.int32)
+    return lax.bitcast_convert_type(jnp.max(jnp.maximum(word, code & 1)), jnp.float32)
 
 
 # ------------------------------------------------------------------------------------------ kernels
