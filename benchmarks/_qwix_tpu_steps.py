@@ -25,7 +25,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _dense(self.hidden, "up")(x)
+        # Qwix tells weights by their shape: a square x must not have it.
+        return _dense(self.hidden, "up")(x[None])[0]
 
 
 class FeedForward(nn.Module):

@@ -187,7 +187,8 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
-        lines = [f"{k} = {_toml(v)}" for k in ("name", "pays_on") if (v := getattr(self, k))]
+        lines = [f"name = {_toml(self.name)}"]
+        lines += [f"pays_on = {_toml(self.pays_on)}"] if self.pays_on else []
         lines += [f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))]
         for rule in self.rules:
             lines += ["", "[[rule]]"]
