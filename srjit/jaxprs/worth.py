@@ -14,7 +14,7 @@ from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization
 from srjit.targets.base import Estimates
 
-MARGIN = 0.05  # of the cycles in high precision, to be gained at least: they are estimates
+MARGIN = 0.1  # of the cycles in high precision, to be gained at least: they are estimates
 
 
 @dataclasses.dataclass(frozen=True)

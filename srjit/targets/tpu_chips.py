@@ -36,6 +36,8 @@ class Chip:
       rate: operations a cycle of a native product in the best order.
       orders: cycles of the orders, in units of the best one's.
       turning: cycles for each byte of a transposed copy.
+      epilogue: cycles for an element of a product's result that something like an activation
+        function takes: products of few operations for each element do not gain by being faster.
       start: cycles of a product or a quantization of next to nothing.
       amax: cycles for an element of a tensor in memory whose amax is found.
       codes: cycles for an element that is quantized, by its rounding.
@@ -51,6 +53,7 @@ class Chip:
     rate: float
     orders: Mapping[Order, float] = dataclasses.field(hash=False)
     turning: float
+    epilogue: float
     start: float
     amax: float
     codes: Mapping[str, float] = dataclasses.field(hash=False)
@@ -69,21 +72,23 @@ class Chip:
         sizes = dict(zip(product.rhs, shapes[1], strict=True))
         sizes |= dict(zip(product.lhs, shapes[0], strict=True))
         operations = 2 * math.prod(sizes.values())
-        plain = operations / self.plain + self.start
+        # What is fused with a product, on the vector unit, runs beside it: the slower one counts.
+        beside = math.prod(sizes[d] for d in product.out) * self.epilogue
+        plain = max(operations / self.plain, beside) + self.start
         elements = {get_format(q.format).element.name for q in specs if q and not q.is_blocked}
         if None in specs or not elements or not elements <= self.native:
             return plain, None
-        # What the best order costs, even where it takes a transposed copy: that costs little.
-        order = self.orders.get(order_of(product) or "TN", 2.0)
-        return plain, operations / self.rate * min(order, _TURNED) + self.start
+        cycles = operations / self.rate
+        # In its own order, or in the best one with a copy of the larger operand: which one it is
+        # depends on what the result is used for.
+        copied = cycles + max(map(math.prod, shapes)) * self.turning
+        ordered = min(cycles * self.orders.get(order_of(product) or "TN", 2.0), copied)
+        return plain, max(ordered, beside) + self.start
 
     def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
         """See base.Estimates."""
         amax = self.amax if in_memory and spec.scaling == "dynamic" else 0.0
         return size * (amax + self.codes[spec.rounding]) + self.start
-
-
-_TURNED = 1.2  # of the best order's cycles, at most, with the copies that lead to it
 
 
 def _orders(nn: float, nt: float, tn: float, tt: float) -> Mapping[Order, float]:
@@ -106,6 +111,7 @@ CHIPS = {
             rate=254e3,
             orders=_orders(1.0, 1.0, 1.99, 1.99),
             turning=0.0140,
+            epilogue=16e-3,
             start=7e3,
             amax=3.8e-3,
             codes=_codes(5.7e-3, 6.9e-3),
@@ -121,6 +127,7 @@ CHIPS = {
             rate=508e3,
             orders=_orders(1.0, 1.0, 1.99, 1.99),
             turning=0.0055,
+            epilogue=8e-3,
             start=7e3,
             amax=2.0e-3,
             codes=_codes(2.1e-3, 6.9e-3),
@@ -136,6 +143,7 @@ CHIPS = {
             rate=709e3,
             orders=_orders(1.19, 1.0, 1.16, 1.16),
             turning=0.0085,
+            epilogue=16e-3,
             start=12e3,
             amax=2.5e-3,
             codes=_codes(3.7e-3, 7.1e-3),
@@ -151,6 +159,7 @@ CHIPS = {
             rate=859e3,
             orders=_orders(1.0, 1.0, 1.0, 1.0),
             turning=0.0054,
+            epilogue=8e-3,
             start=12e3,
             amax=1.8e-3,
             codes=_codes(2.3e-3, 5.0e-3),

@@ -107,7 +107,7 @@ def test_products_of_which_nothing_is_known_stay():
 
 
 def test_a_gain_within_the_margin_is_none():
-    for quantized, kept in ((96.0, True), (90.0, False)):
+    for quantized, kept in ((91.0, True), (89.0, False)):
         (reason,) = not_worth(candidates(("x", "w")), Prices(100, quantized, 0))
         assert (reason is not None) == kept
 
