@@ -182,6 +182,14 @@ tr.kept td {{ color: #777; }} tr.native td {{ background: #eefaee; }}
 """
 
 
+def counted(number: float) -> str:
+    """A number as tables have it: ``2.83M``, ``333.6k``, ``20``."""
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.{2 if number < 100 * size else 1}f}{unit}"
+    return f"{number:.0f}"
+
+
 def html_page(title: str, lead: str, tables: Sequence[str], notes: Sequence[str]) -> str:
     """A page that needs nothing from elsewhere: what is said first, tables, notes."""
     return _PAGE.format(

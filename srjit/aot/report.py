@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from srjit.aot.reading import Program, SiteCost
-from srjit.plan import SitePlan, cells, html_page, html_table, reasons, table, wrap
+from srjit.plan import SitePlan, cells, counted, html_page, html_table, reasons, table, wrap
 
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
 
@@ -155,16 +155,18 @@ class Report:
         before, after = self.before, self.after
         rows: list[list[str]] = []
         if before.cycles and after.cycles:
-            row = _compared("estimated cycles", before.cycles, after.cycles, _count)
+            row = _compared("estimated cycles", before.cycles, after.cycles, counted)
             # Without its kernels a program only looks fast.
             rows.append(row if self.speedup() else [f"{row[0]} but of kernels", *row[1:3], ""])
             dots = sum(s.cost.cycles for s in self.sites)
             around = sum(s.cost.around for s in self.sites)
-            rows.append(["  of sites' products", "", _count(dots), ""])
-            rows.append(["  of what is around them", "", _count(around), ""])
-            rows.append(["  of everything else", "", _count(after.cycles - dots - around), ""])
+            rows.append(["  of sites' products", "", counted(dots), ""])
+            rows.append(["  of what is around them", "", counted(around), ""])
+            rows.append(["  of everything else", "", counted(after.cycles - dots - around), ""])
         for kernel in after.kernels:
-            told = "no estimate" if kernel.cycles is None else f"{_count(kernel.cycles)} (schedule)"
+            told = (
+                "no estimate" if kernel.cycles is None else f"{counted(kernel.cycles)} (schedule)"
+            )
             name = f"kernel {kernel.name}" + (f" x{kernel.times}" if kernel.times > 1 else "")
             where = "" if kernel.site is None else f", site {kernel.site}"
             rows.append([name + where, "", told, ""])
@@ -211,16 +213,16 @@ _TOTALS = ["", "as it was", "rewritten", "ratio"]
 
 def _row(site: CompiledSite) -> list[str]:
     cost = site.cost
-    around = [_count(cost.around)] if cost.around or not cost.kernels else []
+    around = [counted(cost.around)] if cost.around or not cost.kernels else []
     if cost.kernels:
-        around.append(f"{_count(cost.kernels)} (schedule)")
+        around.append(f"{counted(cost.kernels)} (schedule)")
     number, path, role, op, lhs, rhs = cells(site.plan)
     return [
         *(number, path, role, op),
         *(operand.partition(" ")[2] for operand in (lhs, rhs)),  # the role tells what they are
         site.became(),
         site.verdict,
-        _count(cost.cycles) if cost.cycles else "-",
+        counted(cost.cycles) if cost.cycles else "-",
         " + ".join(around) if cost.around or cost.kernels else "-",
     ]
 
@@ -228,13 +230,6 @@ def _row(site: CompiledSite) -> list[str]:
 def _compared(name: str, before: int, after: int, shown: Callable[[int], str]) -> list[str]:
     ratio = f"{before / after:.3f}x" if before and after else ""
     return [name, shown(before), shown(after), ratio]
-
-
-def _count(number: int) -> str:
-    for unit, size in (("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.{2 if number < 100 * size else 1}f}{unit}"
-    return str(number)
 
 
 def _mib(size: int) -> str:

@@ -124,24 +124,20 @@ def _paying(
     estimates = targets.get(target).estimates
     if estimates is None:
         return list(decided)
-    weighed = [(i, c) for i, (planner, plan) in enumerate(decided) for c in planner.weighed(plan)]
-    reasons = iter(not_worth([c for _, (_, c) in weighed], estimates))
-    changed = [plan for _, plan in decided]
-    for i, (side, _) in weighed:
-        reason = next(reasons)
-        if reason is None:
-            continue
-        plan = changed[i] if side is None else changed[i].backward[side]
-        plan = dataclasses.replace(
-            plan, lhs=None, rhs=None, status="kept", reason=reason, asked=False
-        )
-        if side is None:
-            changed[i] = plan
-        else:
-            backward = list(changed[i].backward)
-            backward[side] = plan
-            changed[i] = dataclasses.replace(changed[i], backward=tuple(backward))
-    return [(planner, plan) for (planner, _), plan in zip(decided, changed, strict=True)]
+    weighed = [planner.weighed(plan) for planner, plan in decided]
+    reasons = iter(not_worth([c for parts in weighed for c in parts if c], estimates))
+    paying: list[tuple[_SitePlanner, SitePlan]] = []
+    for (planner, plan), candidates in zip(decided, weighed, strict=True):
+        parts = zip((plan, *plan.backward), candidates, strict=True)
+        first, *backward = [_if_worth(p, next(reasons)) if c else p for p, c in parts]
+        paying.append((planner, dataclasses.replace(first, backward=tuple(backward))))
+    return paying
+
+
+def _if_worth(plan: SitePlan, reason: str | None) -> SitePlan:
+    if reason is None:
+        return plan
+    return dataclasses.replace(plan, lhs=None, rhs=None, status="kept", reason=reason, asked=False)
 
 
 class _SitePlanner:
@@ -193,27 +189,30 @@ class _SitePlanner:
             backward = tuple(self._decide(s) for s in self._gradient_sites())
         return dataclasses.replace(forward, backward=backward)
 
-    def weighed(self, plan: SitePlan) -> list[tuple[int | None, Candidate]]:
-        """What of the plan is to be quantized: the site (None), gradients of its operands."""
-        given = tuple(v.origin in self.provenance.given for v in self.o.operands)
-        found: list[tuple[int | None, Candidate]] = []
-        for side, p in ((None, plan), *enumerate(plan.backward)):
-            if p.status == "kept":
-                continue
-            assert self.product is not None
-            product = self.product
-            if side is not None:
-                product = product.transpose(side, self.avals[side])
-            shapes = (p.site.lhs_shape, p.site.rhs_shape)
-            codes: list[Codes | None] = [None, None]
-            for n, spec in enumerate((p.lhs, p.rhs)):
-                if spec is None:
-                    continue
-                spec = oriented(spec, product, n, shapes[n])
-                key = ("cotangent", self.o.path, spec) if n == side else (self._token(n), spec)
-                codes[n] = Codes(key, spec, math.prod(shapes[n]), n != side and given[n])
-            found.append((side, Candidate(product, shapes, (codes[0], codes[1]), p.site.trips)))
-        return found
+    def weighed(self, plan: SitePlan) -> list[Candidate | None]:
+        """The site and the gradients of its operands, as candidates; None: kept anyway."""
+        parts = zip((None, 0, 1), (plan, *plan.backward), strict=False)
+        return [None if p.status == "kept" else self._candidate(p, side) for side, p in parts]
+
+    def _candidate(self, plan: SitePlan, differentiated: int | None) -> Candidate:
+        product = self.product
+        assert product is not None
+        if differentiated is not None:
+            product = product.transpose(differentiated, self.avals[differentiated])
+        shapes = plan.site.lhs_shape, plan.site.rhs_shape
+
+        def codes(side: int, spec: Quantization | None) -> Codes | None:
+            if spec is None:
+                return None
+            spec, size = oriented(spec, product, side, shapes[side]), math.prod(shapes[side])
+            if side == differentiated:
+                return Codes(("cotangent", self.o.path, spec), spec, size, in_memory=False)
+            return Codes((self._token(side), spec), spec, size, self._in_memory(side))
+
+        return Candidate(product, shapes, (codes(0, plan.lhs), codes(1, plan.rhs)), plan.site.trips)
+
+    def _in_memory(self, side: int) -> bool:
+        return self.o.operands[side].origin in self.provenance.given
 
     def _token(self, side: int) -> int:
         """What an operand is, as the product sees it."""
@@ -269,7 +268,7 @@ class _SitePlanner:
             (draws[0], draws[1]),
             varies,
             (states[0], states[1]),
-            (o.lhs.origin in self.provenance.given, o.rhs.origin in self.provenance.given),
+            (self._in_memory(0), self._in_memory(1)),
         )
 
     def _gradient_sites(self) -> list[Site]:

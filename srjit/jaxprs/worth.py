@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 
 from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization
+from srjit.plan import counted
 from srjit.targets.base import Estimates
 
 MARGIN = 0.1  # of the cycles in high precision, to be gained at least: they are estimates
@@ -68,11 +69,8 @@ class _Weighed:
     """A candidate, and its cycles: in high precision, multiplied as codes, and for the codes."""
 
     def __init__(self, candidate: Candidate, estimates: Estimates) -> None:
-        pairs = [c and (c.spec, c.in_memory) for c in candidate.codes]
-        specs = [p and p[0] for p in pairs]
-        plain, quantized = estimates.product(
-            candidate.product, candidate.shapes, (specs[0], specs[1])
-        )
+        lhs, rhs = (c and c.spec for c in candidate.codes)
+        plain, quantized = estimates.product(candidate.product, candidate.shapes, (lhs, rhs))
         self.name = estimates.name
         self.plain = plain * candidate.trips
         self.quantized = None if quantized is None else quantized * candidate.trips
@@ -93,14 +91,10 @@ class _Weighed:
             return f"nothing is known of such a product's quantized cycles on {self.name}"
         share = sum(cycles / users[key] for key, cycles in self.codes.items())
         return (
-            f"faster in high precision on {self.name}: {_thousands(self.plain)} cycles, against "
-            f"{_thousands(self.quantized)} quantized and {_thousands(share)} to quantize, by "
+            f"faster in high precision on {self.name}: {counted(self.plain)} cycles, against "
+            f"{counted(self.quantized)} quantized and {counted(share)} to quantize, by "
             "estimate"
         )
-
-
-def _thousands(cycles: float) -> str:
-    return f"{cycles / 1e3:.3g}k" if cycles < 1e6 else f"{cycles / 1e6:.3g}M"
 
 
 def _sharing(candidates: Sequence[Candidate]) -> list[list[int]]:
