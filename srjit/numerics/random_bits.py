@@ -2,8 +2,10 @@
 
 ``mix`` hashes scalars into keys, ``hash_bits`` hashes every element's index under a key. Both are
 multiply-xorshift hashes with the avalanche constants of lowbias32 (C. Wellons, "Prospecting for
-hash functions", 2018); ``mix`` is a 64-bit Feistel network of them. ``threefry_bits`` is the slow
-reference for audits (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
+hash functions", 2018): ``mix`` is a 64-bit Feistel network of them, ``hash_bits`` one of them after
+an affine function of the index that the key chooses (as universal hashing does: L. Carter, M.
+Wegman, "Universal classes of hash functions", 1979). ``threefry_bits`` is the slow reference for
+audits (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
 """
 
 from __future__ import annotations
@@ -31,9 +33,14 @@ _GOLDEN = np.uint32(0x9E3779B9)
 
 
 def _avalanche(h: Any) -> Any:
-    h = (h ^ (h >> np.uint32(16))) * _A
-    h = (h ^ (h >> np.uint32(15))) * _B
+    h = scrambled(h)
     return h ^ (h >> np.uint32(16))
+
+
+def scrambled(h: Any) -> Any:
+    """A word whose upper 24 bits depend on all bits of h, as hard to tell from noise as may be."""
+    h = (h ^ (h >> np.uint32(16))) * _A
+    return (h ^ (h >> np.uint32(15))) * _B
 
 
 def mix(key: Key, number: Any) -> Key:
@@ -63,12 +70,14 @@ def _mix(key: Key, number: Any) -> Key:
 
 
 def hash_bits(key: Key, index: jax.Array) -> jax.Array:
-    """32 random bits for every ``index`` (uint32) under ``key``; the upper 24 are the best."""
-    h = index * _GOLDEN ^ key[0]
-    h = (h ^ (h >> np.uint32(16))) * _A
-    h = (h ^ (h >> np.uint32(15))) + key[1]
-    h = (h ^ (h >> np.uint32(13))) * _B
-    return h ^ (h >> np.uint32(16))
+    """32 random bits for every ``index`` (uint32) under ``key``, of which the upper 24 are good."""
+    factor, term = line(key)
+    return scrambled(index * factor + term)
+
+
+def line(key: Key) -> Key:
+    """(factor, term): ``hash_bits`` scrambles index * factor + term."""
+    return key[0] | np.uint32(1), key[1]
 
 
 def threefry_bits(key: Key, index: jax.Array) -> jax.Array:
@@ -90,7 +99,7 @@ def random_bits(key: Key, like: jax.Array, rng: Rng = "hash") -> jax.Array:
         raise unknown_name("rng", rng, _GENERATORS)
     rows = _leading_rows(like.shape)
     if rows:
-        key = mix(key, _linear_index(like.shape, rows=rows))
+        key = mix(key, _row_index(like.shape, rows))
     return _GENERATORS[rng](key, element_index_p.bind(like))
 
 
@@ -106,28 +115,47 @@ def of_typed_shards(key: Key, like: jax.Array) -> Key:
     return of_shards(key, _compat.varying_axes(like))
 
 
+def row_stride(columns: int) -> int:
+    """How far apart the indices of elements are, one of which stands below the other.
+
+    An odd number: multiples of powers of two leave a part of a word alone, and two rounds of a
+    hash do not make up for it.
+    """
+    return columns | 1
+
+
 def _leading_rows(shape: tuple[int, ...]) -> int:
     """How many leading dimensions to cut off so that 32 bits index what is left."""
-    return next(d for d in range(len(shape) + 1) if math.prod(shape[d:]) <= 2**32)
+    padded = (*shape[:-1], *map(row_stride, shape[-1:]))
+    return next(d for d in range(len(shape) + 1) if math.prod(padded[d:]) <= 2**32)
 
 
-def _linear_index(shape: tuple[int, ...], rows: int | None = None) -> jax.Array:
-    """Row-major position modulo 2^32; with ``rows``, of that many leading dimensions only."""
-    counted = len(shape) if rows is None else rows
+def _index(shape: tuple[int, ...], strides: Iterable[int]) -> jax.Array:
+    """Sums of position * stride modulo 2^32, over leading dimensions."""
     index = jnp.zeros(shape, jnp.uint32)
-    for d in range(counted):
-        stride = math.prod(shape[d + 1 : counted]) % 2**32
-        index = index + lax.broadcasted_iota(jnp.uint32, shape, d) * np.uint32(stride)
+    for d, stride in enumerate(strides):
+        index = index + lax.broadcasted_iota(jnp.uint32, shape, d) * np.uint32(stride % 2**32)
     return index
+
+
+def _row_index(shape: tuple[int, ...], rows: int) -> jax.Array:
+    """Row-major position in ``rows`` leading dimensions."""
+    return _index(shape, [math.prod(shape[d + 1 : rows]) for d in range(rows)])
+
+
+def _element_index(like: jax.Array) -> jax.Array:
+    """Row-major position in an array of rows that are ``row_stride`` long."""
+    *leading, columns = like.shape or (1,)
+    stride = row_stride(columns)
+    strides = [math.prod(leading[d + 1 :]) * stride for d in range(len(leading))]
+    return _index(like.shape, [*strides, 1][: like.ndim])
 
 
 # A primitive because vmap has to see it: the batch becomes a leading dimension of the index.
 element_index_p = jex_core.Primitive("srjit_element_index")
 
 
-@element_index_p.def_impl
-def _element_index(like: jax.Array) -> jax.Array:
-    return _linear_index(like.shape)
+element_index_p.def_impl(_element_index)
 
 
 @element_index_p.def_abstract_eval

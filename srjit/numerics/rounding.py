@@ -1,11 +1,15 @@
 """Rounding to a grid, to nearest and stochastically, exactly.
 
-With t = |y| / step(y), step(y) = 2^(max(floor(log2|y|), e_min) - m):
+With t = |y| / step(y), step(y) = 2^(max(floor(log2|y|), e_min) - m), and k the upper 24 bits of
+the noise:
 
   nearest:     round-half-even(t) * step
-  stochastic:  (floor(t) + [u < t - floor(t)]) * step,   u uniform on multiples of 2^-24 in [0, 1)
+  stochastic:  (floor(t) + [u < t - floor(t)]) * step,   u = 1 - (k + 1) / 2^24
+  integers:    floor((n + k) / 2^24),                    n = round-half-even(y * 2^24)
 
-The step is a power of two, so t is exact; u is compared, never added, because floor(t + u) rounds.
+The step is a power of two, so t is exact; u, uniform on the multiples of 2^-24 in [0, 1), is
+compared, never added, because floor(t + u) rounds. n is an integer, so adding to it is exact: it
+takes half of the operations, and its probabilities differ from fractions by 2^-25 at most.
 """
 
 from __future__ import annotations
@@ -33,15 +37,21 @@ def working_dtype(dtype: Any) -> Any:
 
 
 def uniform(bits: jax.Array, dtype: Any) -> jax.Array:
-    """uint32 bits as multiples of 2^-24 in [0, 1), from the upper 24 bits."""
+    """uint32 bits as multiples of 2^-24 in [0, 1): u."""
     # Through int32: on CPU its conversion is one instruction, uint32's is several.
-    return lax.convert_element_type((bits >> 8).astype(jnp.int32), dtype) * dtype.type(2.0**-24)
+    return lax.convert_element_type((~bits >> 8).astype(jnp.int32), dtype) * dtype.type(2.0**-24)
 
 
 def _round_units(t: jax.Array, bits: jax.Array) -> jax.Array:
     """t >= 0 to an integer, up with the probability of its fraction."""
     down = jnp.floor(t)
     return down + (uniform(bits, t.dtype) < t - down).astype(t.dtype)
+
+
+def round_to_integer(y: jax.Array, bits: jax.Array) -> jax.Array:
+    """|y| <= 127 to an int32, up with the probability of its fraction."""
+    n = lax.round(y * y.dtype.type(2.0**24), _TIES_TO_EVEN).astype(jnp.int32)
+    return n + lax.bitcast_convert_type(bits >> 8, jnp.int32) >> 24
 
 
 def round_to_grid(y: jax.Array, element: Element, bits: jax.Array | None = None) -> jax.Array:
@@ -53,28 +63,27 @@ def round_to_grid(y: jax.Array, element: Element, bits: jax.Array | None = None)
       bits: uint32 noise of y's shape for stochastic rounding; None rounds to nearest even.
 
     Returns:
-      Values of the grid in y's dtype and shape. Magnitudes beyond ``element.max`` saturate; NaN
-      stays NaN; the sign of zero is kept.
+      Values of the grid in y's dtype and shape. Magnitudes beyond ``element.max`` saturate. NaN
+      stays NaN and zero keeps its sign, but noise makes both 0 on grids of integers.
     """
     if element.min_exponent == jnp.finfo(y.dtype).minexp:
         return _round_bits(y, element, bits)
     if bits is None:
         return _nearest(y, element)
     # Capped first: M is of the grid, so nothing is rounded beyond it, and Inf is in no product.
-    magnitude = jnp.minimum(jnp.abs(y), y.dtype.type(element.max))
+    limit = y.dtype.type(element.max)
     if element.is_integer:
-        rounded = _round_units(magnitude, bits)
-    else:
-        unsigned, mantissa, bias = _LAYOUTS[jnp.dtype(y.dtype)]
-        # The exponent field alone is 2^floor(log2|y|); the step's reciprocal is exact bit work.
-        field = lax.bitcast_convert_type(magnitude, unsigned) & unsigned(2 * bias + 1 << mantissa)
-        smallest = unsigned(element.min_exponent + bias << mantissa)
-        field = jnp.maximum(field, smallest)
-        m = element.mantissa_bits or 0
-        step = lax.bitcast_convert_type(field - unsigned(m << mantissa), y.dtype)
-        per_step = lax.bitcast_convert_type(unsigned(2 * bias + m << mantissa) - field, y.dtype)
-        rounded = _round_units(magnitude * per_step, bits) * step
-    return rounded * lax.sign(y)
+        return round_to_integer(lax.clamp(-limit, y, limit), bits).astype(y.dtype)
+    magnitude = jnp.minimum(jnp.abs(y), limit)
+    unsigned, mantissa, bias = _LAYOUTS[jnp.dtype(y.dtype)]
+    # The exponent field alone is 2^floor(log2|y|); the step's reciprocal is exact bit work.
+    field = lax.bitcast_convert_type(magnitude, unsigned) & unsigned(2 * bias + 1 << mantissa)
+    smallest = unsigned(element.min_exponent + bias << mantissa)
+    field = jnp.maximum(field, smallest)
+    m = element.mantissa_bits or 0
+    step = lax.bitcast_convert_type(field - unsigned(m << mantissa), y.dtype)
+    per_step = lax.bitcast_convert_type(unsigned(2 * bias + m << mantissa) - field, y.dtype)
+    return _round_units(magnitude * per_step, bits) * step * lax.sign(y)
 
 
 def _nearest(y: jax.Array, element: Element) -> jax.Array:
@@ -100,13 +109,12 @@ def _round_bits(y: jax.Array, element: Element, bits: jax.Array | None) -> jax.A
     word = lax.bitcast_convert_type(y, unsigned)
     sign = word & unsigned(1 << (jnp.finfo(y.dtype).bits - 1))
     magnitude = word ^ sign
-    fraction = magnitude & unsigned((1 << drop) - 1)
     if bits is None:
         odd = (magnitude >> unsigned(drop)) & unsigned(1)
-        up = fraction + odd > unsigned(1 << (drop - 1))
+        added = odd + unsigned((1 << (drop - 1)) - 1)
     else:
-        up = (bits >> 8).astype(unsigned) < fraction << unsigned(24 - drop)
-    rounded = (magnitude ^ fraction) + (up.astype(unsigned) << unsigned(drop))
+        added = (bits >> (32 - drop)).astype(unsigned)
+    rounded = magnitude + added & unsigned(2**32 - 2**drop)
     largest = lax.bitcast_convert_type(y.dtype.type(element.max), unsigned)
     saturated = lax.bitcast_convert_type(jnp.minimum(rounded, largest) | sign, y.dtype)
     return jnp.where(jnp.isnan(y), y, saturated)

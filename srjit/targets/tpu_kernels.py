@@ -186,8 +186,9 @@ def _quantize_kernel(
             x = x_ref[strip, :].astype(jnp.float32)
             bits = None
             if key:
-                index: Any = _Index(x.shape, (top + first) * columns + left, columns)
-                bits = random_bits.hash_bits((key[0], key[1]), index)
+                stride = random_bits.row_stride(columns)
+                origin = (top + first) * stride + left
+                bits = _hash_bits((key[0], key[1]), x.shape, origin, stride)
             codes_ref[strip, :] = codes_of(x * encode_ref[0], bits=bits, dtype=codes_ref.dtype)
             if with_amax:
                 _add_to_amax(refs[-1], x, (rows - top - first, columns - left), over)
@@ -220,36 +221,33 @@ def _quantize_kernel(
     return (codes, *more) if more else codes
 
 
-class _Index:
-    """Positions in a matrix, of which each factor is a row's plus a column's.
+def _hash_bits(key: Key, shape: tuple[int, int], origin: jax.Array, stride: int) -> jax.Array:
+    """``random_bits.hash_bits`` of a part of a matrix.
 
-    ``hash_bits`` multiplies them first: distributed over the sum, that is next to nothing.
+    An index is a row's part plus a column's: factor and term are taken of those first.
+
+    Args:
+      key: as there.
+      shape: of the part.
+      origin: int32 index of its first element.
+      stride: from row to row.
     """
-
-    def __init__(self, shape: tuple[int, ...], origin: jax.Array, columns: int):
-        self.shape, self.origin, self.columns = shape, origin, columns
-
-    def __mul__(self, factor: np.uint32) -> jax.Array:
-        rows, columns = (
-            lax.broadcasted_iota(
-                jnp.int32, [n if d == kept else 1 for d, n in enumerate(self.shape)], kept
-            )
-            for kept in (0, 1)
-        )
-        parts = self.origin + rows * self.columns, columns
-        left, right = (lax.bitcast_convert_type(part, jnp.uint32) * factor for part in parts)
-        return left + right
+    factor, term = random_bits.line(key)
+    rows = lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0) * stride + origin
+    left = lax.bitcast_convert_type(rows, jnp.uint32) * factor + term
+    right = lax.broadcasted_iota(jnp.int32, (1, shape[1]), 1)
+    return random_bits.scrambled(left + lax.bitcast_convert_type(right, jnp.uint32) * factor)
 
 
 def _codes(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:
     """``round_to_grid`` as codes, in fewer operations."""
     m = element.mantissa_bits
-    if element.name == "bfloat16" or (m is None and bits is None):
+    if m is None and bits is not None:
+        limit = np.float32(element.max)
+        return rounding.round_to_integer(lax.clamp(-limit, y, limit), bits).astype(dtype)
+    if m is None or element.name == "bfloat16":
         return rounding.round_to_grid(y, element, bits).astype(dtype)
     magnitude = jnp.minimum(jnp.abs(y), jnp.float32(element.max))
-    if m is None:
-        negative = -_round_units(magnitude, bits)
-        return jnp.where(y < 0, negative, -negative).astype(dtype)
     # A float's code counts the steps from 0: those below its binade, and those in it. By integers:
     # the compiler's own conversion of float32 to FP8 stops it in some kernels.
     smallest = element.min_exponent + 127 << 23
@@ -265,8 +263,7 @@ def converted(
 ) -> jax.Array:
     """``round_to_grid`` as codes, by the chip's own conversion.
 
-    It adds its noise and truncates, where ``round_to_grid`` compares: up if noise + fraction
-    reaches 1, not if noise < fraction. Of complementary noise that is the same.
+    It adds its noise and truncates: up if noise + fraction reaches 1, as ``round_to_grid``.
 
     Args:
       y: float32.
@@ -285,8 +282,8 @@ def converted(
         narrow = lax.bitcast_convert_type(odd, jnp.float32).astype(jnp.bfloat16)
         return narrow.astype(dtype)
     if reference:
-        return stochastic_round(capped, ~bits, element).astype(dtype)
-    return pltpu.stochastic_round(capped, ~bits, target_dtype=dtype)
+        return stochastic_round(capped, bits, element).astype(dtype)
+    return pltpu.stochastic_round(capped, bits, target_dtype=dtype)
 
 
 def stochastic_round(y: jax.Array, bits: jax.Array, element: Element) -> jax.Array:
@@ -319,13 +316,13 @@ def stochastic_round(y: jax.Array, bits: jax.Array, element: Element) -> jax.Arr
 def _round_units(x: jax.Array, bits: jax.Array | None, factor: float = 1.0) -> jax.Array:
     """0 <= t = x * factor < 128 to an int32, as ``round_to_grid`` does, in fewer operations.
 
-    With k the upper 24 bits and C = ceil(t * 2^24), both exact, k * 2^-24 is less than the
-    fraction of t if and only if (k - C) >> 24 is one less than -floor(t).
+    With k the upper 24 bits and C = ceil(t * 2^24), both exact, u is less than the fraction of t
+    if and only if (k + C) >> 24 is one more than floor(t).
     """
     if bits is None:
         return lax.round(x * np.float32(factor), _TIES_TO_EVEN).astype(jnp.int32)
     ceiling = jnp.ceil(x * np.float32(factor * 2**24)).astype(jnp.int32)
-    return -((lax.bitcast_convert_type(bits >> 8, jnp.int32) - ceiling) >> 24)
+    return lax.bitcast_convert_type(bits >> 8, jnp.int32) + ceiling >> 24
 
 
 def _word(x: jax.Array) -> jax.Array:

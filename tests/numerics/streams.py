@@ -1,6 +1,7 @@
 """Streams of the noise's words, each in an order that a program could read them in.
 
-``python streams.py NAME [SEED]`` writes one as raw 32-bit words until the reader has had enough.
+``python streams.py NAME [SEED]`` writes what rounding uses of one, the upper 24 bits of each word,
+until the reader has had enough.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srjit.numerics.random_bits import Key, hash_bits, mix, mix_words
+from srjit.numerics.random_bits import Key, hash_bits, mix, mix_words, row_stride
 
 CHUNK = 1 << 20  # words
 
@@ -29,8 +30,15 @@ def by_element(key: Key, n: jax.Array) -> jax.Array:
 
 
 def by_column(key: Key, n: jax.Array) -> jax.Array:
-    """One tensor with rows of 4096, column after column."""
-    return hash_bits(key, _index(n, 20) * np.uint32(4096) + _index(n, 12, 20))
+    """One tensor with rows of 4096, or almost, column after column."""
+    stride = np.uint32(row_stride(4096))
+    return hash_bits(key, _index(n, 20) * stride + _index(n, 12, 20))
+
+
+def by_16_columns(key: Key, n: jax.Array) -> jax.Array:
+    """Every 16th element of rows of 4096, row after row."""
+    stride = np.uint32(row_stride(4096))
+    return hash_bits(key, (n >> np.uint32(8)) * stride + _index(n, 8) * np.uint32(16))
 
 
 def by_key(key: Key, n: jax.Array) -> jax.Array:
@@ -67,7 +75,17 @@ def mix_words_of(low: jax.Array, high: jax.Array) -> Key:
 
 
 STREAMS: dict[str, Callable[[Key, jax.Array], jax.Array]] = {
-    f.__name__: f for f in (by_element, by_column, by_key, by_step, by_quantization, by_trip, mixed)
+    f.__name__: f
+    for f in (
+        by_element,
+        by_column,
+        by_16_columns,
+        by_key,
+        by_step,
+        by_quantization,
+        by_trip,
+        mixed,
+    )
 }
 
 
@@ -84,7 +102,8 @@ def main() -> None:
     name, seed = sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else 0
     try:
         for chunk in words(name, seed):
-            sys.stdout.buffer.write(chunk.tobytes())
+            upper = chunk.astype("<u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+            sys.stdout.buffer.write(upper.tobytes())
     except BrokenPipeError:
         sys.stderr.close()
 

@@ -1,8 +1,9 @@
 """Stochastic rounding is exact: ceil(fraction * 2^24) of the 2^24 noise values round up.
 
-Up is away from zero. Noise is an argument of ``round_to_grid``, so nothing is a matter of chance.
-As ``u < fraction`` is monotonic in u, a count is proved by the noise values at both sides of it;
-that the code is monotonic is shown by going through all noise values for some inputs.
+Up is away from zero; of integers it is up, and the nearest number of noise values that does it.
+Noise is an argument of ``round_to_grid``, so nothing is a matter of chance. As rounding is
+monotonic in the noise, a count is proved by the noise values at both sides of it; that the code is
+monotonic is shown by going through all noise values for some inputs.
 """
 
 import functools
@@ -35,14 +36,14 @@ def rounded(name: str, y: np.ndarray, noise: np.ndarray, low_byte: int) -> np.nd
 
 
 def assert_counts_are_exact(name: str, y: np.ndarray) -> None:
-    """That each y is rounded up by the noise values below its count, and by no other."""
+    """That each y is rounded up by the last noise values, as many as its count, and by no other."""
     grid = GRIDS[name]
     low, high = (v.astype(y.dtype) for v in grid.neighbours(y))
-    count = grid.noise_that_rounds_up(y)
+    first = NOISE - grid.noise_that_rounds_up(y)
     spread = np.random.default_rng(7).integers(0, NOISE, (4, y.size))
-    for noise in (count - 1, count, np.zeros_like(count), count * 0 + NOISE - 1, *spread):
+    for noise in (first - 1, first, np.zeros_like(first), first * 0 + NOISE - 1, *spread):
         noise = np.clip(noise, 0, NOISE - 1)
-        expected = np.where(noise < count, high, low)
+        expected = np.where(noise >= first, high, low)
         for low_byte in (0, 255):
             assert_same_bits(rounded(name, y, noise, low_byte), expected)
 
@@ -55,7 +56,8 @@ def inside_every_cell(name: str, dtype: type) -> np.ndarray:
     grid = GRIDS[name].magnitudes
     stride = max(1, len(grid) // 4096)
     low, high = grid[:-1:stride, None], grid[1::stride, None]
-    fractions = np.concatenate([[0, 2.0**-30, 2.0**-24, 0.5, 1 - 2.0**-24], np.arange(1, 16) / 16])
+    small = np.array([2.0**-6, 0.75, 1, 1.5]) * 2.0**-24
+    fractions = np.concatenate([[0, 1 - 2.0**-24], small, np.arange(1, 16) / 16])
     inner = (low + (high - low) * np.sort(fractions)).astype(dtype)
     beside = [
         np.nextafter(low.astype(dtype), dtype(np.inf)),
@@ -78,11 +80,12 @@ def test_every_16_bit_float_rounds_up_with_its_fraction(name: str, source: str):
 
 
 @pytest.mark.parametrize("name", sorted(set(ELEMENTS) - {"bfloat16"}))
-def test_subnormals_round_to_zero_unless_the_noise_is_zero(name: str):
+def test_subnormals_round_to_zero_unless_the_noise_is_the_largest(name: str):
     """Their fraction is below 2^-24, so that this is exact whether they are flushed or not."""
     y = np.array([1, 2**22, 2**23 - 1], np.uint32).view(np.float32)
-    assert_same_bits(rounded(name, -y, np.ones(3, int), 0), -np.zeros_like(y))
-    assert set(np.abs(rounded(name, y, np.zeros(3, int), 0))) <= set(GRIDS[name].magnitudes[:2])
+    last = np.full(3, NOISE - 1)
+    assert not rounded(name, -y, last - 1, 0).any()
+    assert set(np.abs(rounded(name, y, last, 0))) <= set(GRIDS[name].magnitudes[:2])
 
 
 @pytest.mark.parametrize("name", ELEMENTS)
@@ -105,11 +108,12 @@ def test_numbers_beyond_the_largest_value_saturate_for_any_noise(name: str):
 
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_values_of_the_grid_never_move(name: str):
+    is_integer = ELEMENTS[name].is_integer  # which have no zero with a sign
     magnitudes = GRIDS[name].magnitudes.astype(np.float32)
     y = np.concatenate([magnitudes, -magnitudes])
     noise = np.random.default_rng(0).integers(0, WORDS, (8, y.size), dtype=np.uint32)
     for bits in (np.zeros_like(noise[0]), np.full_like(noise[0], WORDS - 1), *noise):
-        assert_same_bits(np.asarray(_round(name, y, bits)), y)
+        assert_same_bits(np.asarray(_round(name, y, bits)), y + 0.0 if is_integer else y)
 
 
 @pytest.mark.parametrize("name", ELEMENTS)
@@ -135,7 +139,7 @@ def test_stochastic_round_uses_the_noise_of_its_key_and_returns_the_element(name
     y = np.asarray(x.astype(jnp.float32))
     codes = jax.jit(stochastic_round, static_argnums=1)(x, name, jax.random.key(5))
     bits = random_bits.random_bits(random_bits.as_key(jax.random.key(5)), x)
-    up = (np.asarray(bits) >> 8) < GRIDS[name].noise_that_rounds_up(y)
+    up = (np.asarray(bits) >> 8) >= NOISE - GRIDS[name].noise_that_rounds_up(y)
     low, high = GRIDS[name].neighbours(y)
     assert codes.dtype == ELEMENTS[name].dtype
     np.testing.assert_array_equal(np.asarray(codes).astype(float), np.where(up, high, low))
@@ -173,4 +177,6 @@ def test_float64_keeps_fractions_that_float32_would_lose():
     with jax.enable_x64(True):
         y = np.array([1 + 2.0**-40, 2 - 2.0**-40])
         assert_counts_are_exact("int8", y)
-        assert list(GRIDS["int8"].noise_that_rounds_up(y)) == [1, NOISE]
+        assert list(GRIDS["int8"].noise_that_rounds_up(y)) == [0, NOISE]
+        assert_counts_are_exact("float8_e5m2", y)
+        assert list(GRIDS["float8_e5m2"].noise_that_rounds_up(y)) == [1, NOISE]

@@ -61,8 +61,26 @@ class Grid:
         return (np.abs(y) - np.abs(low)) / width
 
     def noise_that_rounds_up(self, y: np.ndarray) -> np.ndarray:
-        """How many of the 2^24 noise values u satisfy u < fraction."""
+        """How many of the 2^24 noise values, the last ones, round y away from zero."""
         return np.ceil(self.fraction(y) * NOISE).astype(np.int64)
+
+
+class Integers(Grid):
+    """Stochastic rounding is up or down here, not away from zero or toward it."""
+
+    def neighbours(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What y may be rounded to: down and up."""
+        y = np.clip(np.asarray(y, np.float64), -self.max, self.max)
+        return np.floor(y) + 0.0, np.ceil(y) + 0.0
+
+    def fraction(self, y: np.ndarray) -> np.ndarray:
+        """The probability that y is rounded up."""
+        return np.clip(np.asarray(y, np.float64), -self.max, self.max) - self.neighbours(y)[0]
+
+    def noise_that_rounds_up(self, y: np.ndarray) -> np.ndarray:
+        """How many of the 2^24 noise values, the last ones, round y up."""
+        y = np.clip(np.asarray(y, np.float64), -self.max, self.max)
+        return (np.rint(y * NOISE) - self.neighbours(y)[0] * NOISE).astype(np.int64)
 
 
 def floats(name: str, exponent_bits: int, mantissa_bits: int, not_finite: int) -> Grid:
@@ -74,9 +92,9 @@ def floats(name: str, exponent_bits: int, mantissa_bits: int, not_finite: int) -
     return Grid(name, np.ldexp(significands, np.maximum(exponents, 1) - bias))
 
 
-def integers(name: str, largest: int) -> Grid:
+def integers(name: str, largest: int) -> Integers:
     """The integers from -largest to largest."""
-    return Grid(name, np.arange(largest + 1, dtype=np.float64))
+    return Integers(name, np.arange(largest + 1, dtype=np.float64))
 
 
 GRIDS = {

@@ -39,11 +39,17 @@ def mix_words(*words: np.ndarray) -> Key:
 
 
 def hash_bits(key: Key, index: np.ndarray) -> np.ndarray:
-    """lowbias32 with its second shift followed by the key's second word, its third shift 13."""
+    """lowbias32 without its third shift, of an affine function with an odd factor."""
     with np.errstate(over="ignore"):
-        h = index * GOLDEN ^ key[0]
-        h = xorshift(xorshift(h, 16) * A, 15) + key[1]
-        return xorshift(xorshift(h, 13) * B, 16)
+        h = index * (key[0] | U(1)) + key[1]
+        return xorshift(xorshift(h, 16) * A, 15) * B
+
+
+def element_index(shape: tuple[int, ...]) -> np.ndarray:
+    """Row-major positions in an array whose rows are of odd length, one longer if need be."""
+    columns = shape[-1] if shape else 1
+    row, column = np.divmod(np.arange(np.prod(shape, dtype=int)), max(columns, 1))
+    return (row * (columns | 1) + column).astype(U).reshape(shape)
 
 
 def threefry2x32(key: Key, counter: Key) -> Key:
