@@ -159,7 +159,10 @@ class _SitePlanner:
         o = classified.occurrence
         self.o, self.eqn = o, o.eqn
         self.avals = tuple(v.aval for v in self.eqn.invars[:2])
-        self.product = product_of(self.eqn)
+        product = product_of(self.eqn)
+        if isinstance(product, DotProduct) and o.is_turned:
+            product = dataclasses.replace(product, is_turned=True)
+        self.product = product
         self.site = Site(
             number=classified.number,
             path=classified.path,
@@ -226,10 +229,9 @@ class _SitePlanner:
         """The site primitive's parameters, and what its codes and its noise are."""
         product, o, number = self.product, self.o, self.c.noise
         assert product is not None
-        if isinstance(product, DotProduct) and o.is_turned:
-            product = dataclasses.replace(product, is_turned=True)
+        shapes = self.site.lhs_shape, self.site.rhs_shape
         specs = [
-            q and oriented(q, product, side, self.avals[side].shape)
+            q and oriented(q, product, side, shapes[side])
             for side, q in enumerate((plan.lhs, plan.rhs))
         ]
         shared: list[Shared | None] = [None, None]
@@ -252,6 +254,7 @@ class _SitePlanner:
             target=self.settings.target.name,
             rng=self.settings.rng,
             label=self.site.role,
+            turned=self.settings.target.turns(product, shapes, (specs[0], specs[1])),
         )
         varies = (o.lhs.varies, o.rhs.varies, o.scope.manual)
         states: list[str | None] = [None, None]
@@ -340,7 +343,8 @@ class _SitePlanner:
                     site,
                     why=f"{site.why}; no Hadamard transform: it does not cancel in this product",
                 )
-        native = lhs and rhs and (lhs.format, rhs.format) in self.settings.target.native
+        shapes = site.lhs_shape, site.rhs_shape
+        native = product is not None and self.settings.target.native(product, shapes, (lhs, rhs))
         return SitePlan(
             site=site,
             lhs=lhs,

@@ -85,6 +85,7 @@ class ProgramPlan:
         *,
         in_memory: bool = False,
         in_loop: bool = False,
+        turned: bool = False,
     ) -> ScaledValues:
         """An operand's codes."""
         target, rng = self.settings.target.name, self.settings.rng
@@ -97,6 +98,7 @@ class ProgramPlan:
             amax=amax,
             in_memory=in_memory,
             in_loop=in_loop,
+            turned=turned,
         )
 
     @functools.cached_property
@@ -134,6 +136,20 @@ class ProgramPlan:
             for n in range(len(path)):
                 uses[path[:n]].update((s, None) for s in site.operands())
         return {scope: list(found) for scope, found in uses.items()}
+
+    @functools.cached_property
+    def turned(self) -> frozenset[Shared]:
+        """Codes of which a product wants a transposed copy, in the scope where they are made."""
+        made: dict[Shared, Path] = {}
+        for path, site in self.sites.items():
+            for shared in site.operands():
+                made.setdefault(shared, path[:-1])
+        return frozenset(
+            shared
+            for path, site in self.sites.items()
+            for shared, wanted in zip((site.lhs, site.rhs), site.params.turned, strict=True)
+            if shared and wanted and made[shared] == path[:-1]
+        )
 
     @functools.cached_property
     def _readers(self) -> dict[Shared, list[Path]]:

@@ -1,7 +1,8 @@
 """Evaluates a jaxpr with its sites quantized: one loop, and one rule for each primitive that calls.
 
 Codes are shared: a frame remembers what it has quantized, by (token, quantization). Loops and calls
-take codes in and hand codes out where a site on the other side reads the same value.
+take codes in and hand codes out where a site on the other side reads the same value, but no turned
+copies of them.
 """
 
 from __future__ import annotations
@@ -148,7 +149,13 @@ class _Frame:
             history = site.states[side]
             amax = None if history is None else self._delayed_amax(history, x)
             self.codes[shared] = self.plan.quantize(
-                x, spec, key, amax, in_memory=site.in_memory[side], in_loop=bool(self.trips)
+                x,
+                spec,
+                key,
+                amax,
+                in_memory=site.in_memory[side],
+                in_loop=bool(self.trips),
+                turned=shared in self.plan.turned,
             )
         return self.codes[shared]
 
@@ -250,7 +257,7 @@ def _scan(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
         inner.codes = {s: frame.codes[s] for s in invariant} | dict(zip(sliced, codes, strict=True))
         outs = inner.run(jaxpr, consts, [*constant, *carry, *x])
         leaving[:] = [s for s in frame.leaving(inner, path)[0] if s not in sliced + invariant]
-        made = [inner.codes[s] for s in leaving]
+        made = [inner.codes[s].alone for s in leaving]
         return (trip + np.uint32(1), tuple(outs[:k])), (tuple(outs[k:]), made, inner.seen(path))
 
     histories = {name: frame.histories[name] for name in frame.plan.states(path)}
@@ -353,10 +360,10 @@ def _scope_function(
         outs = inner.run(jaxpr, consts, args)
         made = frame.leaving(inner, path)
         leaving[:] = [(False, s) for s in made[0]] + [(True, s) for s in made[1]]
-        codes = [(inner.stacked if is_stack else inner.codes)[s] for is_stack, s in leaving]
+        codes = [(inner.stacked if is_stack else inner.codes)[s].alone for is_stack, s in leaving]
         return outs, (codes, inner.seen(path))
 
-    entering = [frame.codes[s] for s in plain] + [frame.stacked[s] for s in stacked]
+    entering = [frame.codes[s].alone for s in plain] + [frame.stacked[s] for s in stacked]
     return run, entering, leaving
 
 

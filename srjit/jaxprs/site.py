@@ -57,6 +57,7 @@ class SiteParams:
       extras: number of extra operands (group sizes).
       target, rng: names.
       label: shown by profilers.
+      turned: whether the operands' codes come with a turned copy; in a plan, whether they should.
     """
 
     product: Product
@@ -68,6 +69,7 @@ class SiteParams:
     target: str = "cpu"
     rng: Rng = "hash"
     label: str = "site"
+    turned: tuple[bool, bool] = (False, False)
 
     @property
     def needs_key(self) -> bool:
@@ -102,11 +104,17 @@ def oriented(
 
 
 @functools.cache
-def _quantizer(spec: Quantization, rng: Rng, target: Target, in_memory: bool, in_loop: bool) -> Any:
+def _quantizer(
+    spec: Quantization, rng: Rng, target: Target, in_memory: bool, in_loop: bool, turned: bool
+) -> Any:
     def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
-        q = target.quantize(lax.stop_gradient(x), spec, key, amax, rng, in_memory)
+        q = target.quantize(lax.stop_gradient(x), spec, key, amax, rng, in_memory, turned)
         carrier = target.carrier(spec, q.values.dtype, in_loop)
-        return dataclasses.replace(q, values=q.values.astype(carrier))
+        return dataclasses.replace(
+            q,
+            values=q.values.astype(carrier),
+            turned=None if q.turned is None else q.turned.astype(carrier),
+        )
 
     def named(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
         sharding = _compat.explicit_sharding(jax.typeof(x))
@@ -148,12 +156,13 @@ def quantize_operand(
     amax: jax.Array | None = None,
     in_memory: bool = False,
     in_loop: bool = False,
+    turned: bool = False,
 ) -> ScaledValues:
     """x's codes in the target's carrier dtype; one function a spec, traced once a shape."""
     key = key if spec.rounding == "stochastic" else None
     chosen = targets.get(target)
     in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
-    return _quantizer(spec, rng, chosen, in_memory, in_loop)(x, key, amax)
+    return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, amax)
 
 
 # ----------------------------------------------------------------------------- the two primitives
@@ -179,7 +188,13 @@ def bind_site(
       lhs, rhs: their codes, or None.
       key: what the backward products' noise comes from; None where they need none.
     """
-    leaves = jax.tree.leaves((lhs, rhs, key if site.needs_key else None))
+    codes = [
+        q if q is None or wanted else q.alone
+        for q, wanted in zip((lhs, rhs), site.turned, strict=True)
+    ]
+    turned = tuple(q is not None and q.turned is not None for q in codes)
+    site = dataclasses.replace(site, turned=turned)
+    leaves = jax.tree.leaves((codes, key if site.needs_key else None))
     return site_p.bind(x, w, *extras, *leaves, site=site)
 
 
@@ -198,12 +213,23 @@ def _unflatten(site: SiteParams, args: Sequence[Any]) -> tuple[Any, ...]:
     x, w, *rest = args
     extras, rest = rest[: site.extras], rest[site.extras :]
     codes: list[ScaledValues | None] = []
-    for spec in (site.lhs, site.rhs):
+    for spec, is_turned in zip((site.lhs, site.rhs), site.turned, strict=True):
         n = _leaves(spec)
         leaves, rest = rest[:n], rest[n:]
         scale = leaves[1] if n == 2 else None
-        codes.append(ScaledValues(leaves[0], scale, spec) if spec else None)
+        turned = rest.pop(0) if is_turned else None
+        codes.append(ScaledValues(leaves[0], scale, spec, turned) if spec else None)
     return x, w, tuple(extras), *codes, tuple(rest) if rest else None
+
+
+def _without_copies(site: SiteParams, args: Sequence[Any]) -> tuple[SiteParams, list[Any]]:
+    """The same operands of site_p, but for turned copies of codes."""
+    kept, at = list(args), 2 + site.extras
+    for spec, is_turned in zip((site.lhs, site.rhs), site.turned, strict=True):
+        at += _leaves(spec)
+        if is_turned:
+            del kept[at]
+    return dataclasses.replace(site, turned=(False, False)), kept
 
 
 def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
@@ -279,6 +305,7 @@ def _site_jvp(primals: Any, tangents: Any, *, site: SiteParams) -> Any:
     if not any(wrt):
         return out, _zero_like(out)
     given = [t for t in tangents[:2] if type(t) is not ad.Zero]
+    site, primals = _without_copies(site, primals)  # which are not worth being saved
     return out, lin_p.bind(*given, *primals, site=site, wrt=wrt)
 
 
@@ -313,50 +340,73 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
     """The gradients of a site's operands: products of the quantized cotangent and saved codes."""
     x, w, extras, lhs, rhs, key = _unflatten(site, operands)
     floats, saved, kinds = (x, w), (lhs, rhs), (site.lhs, site.rhs)
-    drawn: dict[Quantization, ScaledValues] = {}
     masked = site.product.mask(2, ct, *extras)
+    planned = {side: _gradient(site, side, ct, floats) for side in sides}
+    # The cotangent stands where the differentiated operand stood.
+    specs = {side: (grad.lhs, grad.rhs)[side] for side, grad in planned.items()}
+    turned = {specs[side] for side, grad in planned.items() if grad.turned[side]}
+    drawn: dict[Quantization, ScaledValues] = {}
     grads: list[jax.Array] = []
-    for side in sides:
+    for side, grad in planned.items():
         other = 1 - side
-        product = site.product.transpose(side, jax.typeof(floats[side]))
-        specs = site.backward[side] or Backward("grad", None, None)
-        ct_spec = specs.ct and oriented(specs.ct, product, side, ct.shape)
+        ct_spec, residual_spec = specs[side], (grad.lhs, grad.rhs)[other]
         if ct_spec and ct_spec not in drawn:
             slot = CT_DGRAD if side == 0 else CT_WGRAD
-            drawn[ct_spec] = _quantize_backward(site, masked, ct_spec, key, slot)
-        residual_spec = specs.residual and oriented(
-            specs.residual, product, other, floats[other].shape
-        )
+            drawn[ct_spec] = _quantize_backward(site, masked, ct_spec, key, slot, ct_spec in turned)
         residual = saved[other] if residual_spec else None
         if residual_spec and residual_spec != kinds[other]:
             kept = site.product.mask(other, floats[other], *extras)
-            residual = _quantize_backward(site, kept, residual_spec, key, RESIDUAL + side)
-        # The cotangent stands where the differentiated operand stood.
+            residual = _quantize_backward(
+                site, kept, residual_spec, key, RESIDUAL + side, grad.turned[other]
+            )
         order = slice(None) if side == 0 else slice(None, None, -1)
         pair = [ct, floats[other]][order]
         codes = [drawn[ct_spec] if ct_spec else None, residual][order]
-        pair_specs = [ct_spec, residual_spec][order]
-        grad = dataclasses.replace(
-            site,
-            product=product,
-            dtype=floats[side].dtype,
-            lhs=pair_specs[0],
-            rhs=pair_specs[1],
-            backward=(None, None),
-            label=f"{site.label}_{specs.role}",
-        )
         grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], None))
     return grads
 
 
+def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
+    """The static part of the product that is the gradient of one operand."""
+    product = site.product.transpose(side, jax.typeof(floats[side]))
+    wanted = site.backward[side] or Backward("grad", None, None)
+    pair = [wanted.ct, wanted.residual], [ct.shape, floats[1 - side].shape]
+    specs, shapes = pair if side == 0 else (pair[0][::-1], pair[1][::-1])
+    lhs, rhs = (
+        q and oriented(q, product, i, shape)
+        for i, (q, shape) in enumerate(zip(specs, shapes, strict=True))
+    )
+    return dataclasses.replace(
+        site,
+        product=product,
+        dtype=floats[side].dtype,
+        lhs=lhs,
+        rhs=rhs,
+        backward=(None, None),
+        label=f"{site.label}_{wanted.role}",
+        turned=targets.get(site.target).turns(product, (shapes[0], shapes[1]), (lhs, rhs)),
+    )
+
+
 def _quantize_backward(
-    site: SiteParams, x: jax.Array, spec: Quantization, key: Key | None, slot: int
+    site: SiteParams,
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    slot: int,
+    turned: bool,
 ) -> ScaledValues:
     """Quantizes a tensor of the backward pass, under vmap if every example has its own key."""
     noise = None
     if key is not None and spec.rounding == "stochastic":
         noise = of_typed_shards(mix(key, slot), x)
-    run = functools.partial(quantize_operand, spec=spec, rng=site.rng, target=site.target)
+    run = functools.partial(
+        quantize_operand,
+        spec=spec,
+        rng=site.rng,
+        target=site.target,
+        turned=turned and (noise is None or not noise[0].ndim),
+    )
     if noise is None:
         return run(x, key=None)
     call = lambda x, key: run(x, key=key)  # noqa: E731
@@ -377,6 +427,9 @@ def _batch(primitive: Any, args: Any, dims: Any, *, site: SiteParams, **params: 
     """vmap adds a label to the product; whatever belongs to a mapped operand is mapped with it."""
     wrt = params.get("wrt", ())
     n = sum(wrt)
+    if any(site.turned):  # of what vmap maps, the last dimension is not to come first
+        dims = _without_copies(site, dims)[1]
+        site, args = _without_copies(site, args)
     mapped = [d is not None for d in dims]
     args = [jnp.moveaxis(a, d, 0) if m else a for a, d, m in zip(args, dims, mapped, strict=True)]
     size = next(a.shape[0] for a, m in zip(args, mapped, strict=True) if m)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, Protocol
 
 import jax
@@ -139,6 +140,21 @@ class DotProduct:
             for dims in (contract, batch)
         )
         return order, numbers
+
+    def shape(self, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> tuple[int, ...]:
+        """The result's shape, of operands' shapes."""
+        sizes = dict(zip(self.lhs + self.rhs, lhs + rhs, strict=True))
+        return tuple(sizes[d] for d in self.out)
+
+    def operations(self, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
+        """Multiplications and additions, of operands' shapes."""
+        sizes = dict(zip(self.lhs + self.rhs, lhs + rhs, strict=True))
+        return 2 * math.prod(sizes.values())
+
+    @property
+    def swapped(self) -> DotProduct:
+        """The same of the operands the other way around."""
+        return dataclasses.replace(self, lhs=self.rhs, rhs=self.lhs, is_turned=False)
 
     def transpose(self, side: int, operand: Any) -> DotProduct:
         """See Product."""

@@ -262,11 +262,18 @@ class ScaledValues:
         products are exact in bfloat16 for MX and NVFP4.
       scale: the factor that is left (per tensor, or per channel with size-1 dimensions), or None.
       spec: the Quantization it came from.
+      turned: the values with their last dimension first, where that came with them, or None.
     """
 
     values: jax.Array
     scale: jax.Array | None
     spec: Quantization = dataclasses.field(metadata={"static": True})
+    turned: jax.Array | None = None
+
+    @property
+    def alone(self) -> ScaledValues:
+        """Without the turned copy."""
+        return dataclasses.replace(self, turned=None)
 
     @property
     def is_integer(self) -> bool:

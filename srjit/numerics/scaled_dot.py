@@ -12,19 +12,38 @@ from jax import lax
 from srjit.numerics.products import DotProduct, Product
 from srjit.numerics.quantization import ScaledValues, aligned
 
+Turned = tuple[jax.Array | None, jax.Array | None]
+
 
 class Multiply(Protocol):
     """How a target multiplies two arrays of values."""
 
     def __call__(
-        self, product: Product, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, integer: bool
+        self,
+        product: Product,
+        lhs: jax.Array,
+        rhs: jax.Array,
+        *extras: jax.Array,
+        integer: bool,
+        turned: Turned = (None, None),
     ) -> jax.Array:
-        """``product(lhs, rhs)``; the exact sum where ``integer`` says both hold integers to 127."""
+        """``product(lhs, rhs)``.
+
+        Args:
+          product, lhs, rhs, *extras: what is multiplied.
+          integer: whether both hold integers to 127, whose sum is to be exact.
+          turned: the operands with their last dimension first, where they are there.
+        """
         ...
 
 
 def multiply_values(
-    product: Product, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, integer: bool
+    product: Product,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *extras: jax.Array,
+    integer: bool,
+    turned: Turned = (None, None),
 ) -> jax.Array:
     """The portable Multiply: integers accumulate in int32, the rest in float32."""
     dtype = jnp.float64 if jnp.float64 in (lhs.dtype, rhs.dtype) else jnp.float32
@@ -61,7 +80,8 @@ def scaled_dot(
         isinstance(o, ScaledValues) and o.is_integer and v is o.values
         for o, v in ((lhs, a), (rhs, b))
     )
-    out = multiply(product, a, b, *extras, integer=integer)
+    turned = _turned(lhs, a), _turned(rhs, b)
+    out = multiply(product, a, b, *extras, integer=integer, turned=turned)
     out = out.astype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
     scales = [s for s in (a_scale, b_scale) if s is not None]
     if scales:
@@ -82,6 +102,13 @@ def _factored(
     if of_result is not None:
         return operand.values, of_result
     return operand.values.astype(scale.dtype) * scale, None
+
+
+def _turned(operand: jax.Array | ScaledValues, values: jax.Array) -> jax.Array | None:
+    """The copy of an operand, if it is one of the values that are multiplied."""
+    if isinstance(operand, ScaledValues) and values is operand.values:
+        return operand.turned
+    return None
 
 
 def _in_result(product: Product, side: int, scale: jax.Array) -> jax.Array | None:

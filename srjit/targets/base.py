@@ -17,7 +17,7 @@ from srjit.numerics.scaled_dot import Multiply, multiply_values
 
 # How a target quantizes an operand: a function like ``emulate``, with the same numbers.
 Quantize = Callable[
-    [jax.Array, Quantization, Key | None, jax.Array | None, Rng, bool], ScaledValues
+    [jax.Array, Quantization, Key | None, jax.Array | None, Rng, bool, bool], ScaledValues
 ]
 
 
@@ -28,14 +28,30 @@ def emulate(
     amax: jax.Array | None,
     rng: Rng,
     in_memory: bool,
+    turned: bool,
 ) -> ScaledValues:
     """``emulated``, in plain operations.
 
     Args:
       x, spec, key, amax, rng: as of ``emulated``.
       in_memory: whether nothing in the program makes x.
+      turned: whether a product wants a copy with the last dimension first, should it come cheaply.
     """
     return emulated(x, spec, key, amax=amax, rng=rng)
+
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+Specs = tuple[Quantization | None, Quantization | None]
+
+
+def turns_nothing(product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
+    """Every order is as good as any other."""
+    return False, False
+
+
+def never(product: Product, shapes: Shapes, specs: Specs) -> bool:
+    """No product has a rate of its own."""
+    return False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +78,8 @@ class Estimates(Protocol):
     def product(
         self,
         product: Product,
-        shapes: tuple[tuple[int, ...], tuple[int, ...]],
-        specs: tuple[Quantization | None, Quantization | None],
+        shapes: Shapes,
+        specs: Specs,
     ) -> tuple[float, float | None]:
         """Cycles of a product in bfloat16, and of its codes; None: of which nothing is known.
 
@@ -87,10 +103,13 @@ class Target:
       name: what users type.
       kinds: substrings of the ``device_kind`` of the devices that it is, in lower case.
       recipe: what ``recipe="auto"`` is there.
-      native: pairs of formats whose products a site has been seen to run natively; a site of any
-        other pair is emulated.
+      native: whether a site runs at a rate that bfloat16 has not: of its product, its operands'
+        shapes, and how they are quantized. Otherwise it is emulated.
       multiply: how values are multiplied.
       quantize: how operands are quantized.
+      turns: which operands a product wants with their last dimension first, too, if quantizing
+        makes such a copy on the way: of a product, its operands' shapes, and how they are
+        quantized.
       integers: the dtype that holds integer codes outside of loops; int8 inside, where what the
         backward pass needs is kept for every iteration.
       compiler: what compiles for it without it; None: nothing that srjit knows.
@@ -100,9 +119,10 @@ class Target:
     name: str
     kinds: tuple[str, ...]
     recipe: str
-    native: frozenset[tuple[str, str]] = frozenset()
+    native: Callable[[Product, Shapes, Specs], bool] = never
     multiply: Multiply = multiply_values
     quantize: Quantize = emulate
+    turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turns_nothing
     integers: str = "int8"
     compiler: Compiler | None = None
     estimates: Estimates | None = None

@@ -22,7 +22,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from srjit.numerics.products import DotProduct, Product
-from srjit.numerics.scaled_dot import multiply_values
+from srjit.numerics.scaled_dot import Turned, multiply_values
 from srjit.targets.base import Compiler, Target
 
 _EXACT = 2**24 // 127**2  # products of int8 codes that float32 adds without rounding
@@ -31,7 +31,12 @@ _HELD_BY_BFLOAT16 = ("int8", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 def multiply(
-    product: Product, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, integer: bool
+    product: Product,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *extras: jax.Array,
+    integer: bool,
+    turned: Turned = (None, None),
 ) -> jax.Array:
     """See scaled_dot.Multiply."""
     dtypes = (lhs.dtype.name, rhs.dtype.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -43,34 +43,22 @@ def transposed(x: jax.Array, permutation: Sequence[int]) -> jax.Array:
     return pinned(lax.transpose(x, permutation))
 
 
-def turned(
-    product: DotProduct,
-    side: int,
-    operand: jax.Array,
-    last: bool,
-    transpose: Callable[[jax.Array, Sequence[int]], jax.Array] = transposed,
-) -> tuple[jax.Array, DotProduct]:
-    """An operand with its contraction at the other end, in memory too, and the product of it.
+def turn(product: DotProduct, side: int) -> tuple[DotProduct, tuple[int, ...]]:
+    """One operand's contraction at the other end of its dimensions, after those of a batch.
 
     Args:
       product: of the operands as they are.
       side: which operand.
-      operand: that operand.
-      last: whether the contraction becomes the last dimensions, or the first after the batch's.
-      transpose: how a chip copies.
+
+    Returns:
+      The product of a transposed copy, and the permutation that makes the copy.
     """
     labels = product.lhs if side == 0 else product.rhs
     batch = [d for d in labels if d in product.out and d in product.lhs and d in product.rhs]
-    summed = [d for d in labels if d not in product.out]
-    free = [d for d in labels if d not in batch and d not in summed]
-    order = tuple(batch + (free + summed if last else summed + free))
-    if order == labels:
-        return operand, product
-    # The barrier keeps the codes that are saved for the backward pass the untransposed ones, and
-    # the layout keeps XLA from folding the transposition into the multiplication.
-    moved = lax.optimization_barrier(operand)
-    permutation = tuple(labels.index(d) for d in order)
-    name = "lhs" if side == 0 else "rhs"
-    return lax.optimization_barrier(transpose(moved, permutation)), dataclasses.replace(
-        product, **{name: order}
-    )
+    rest = [d for d in labels if d not in batch]
+    summed = [d for d in rest if d not in product.out]
+    free = [d for d in rest if d in product.out]
+    is_last = rest[len(free) :] == summed
+    order = tuple(batch + (summed + free if is_last else free + summed))
+    turned = dataclasses.replace(product, **{("lhs", "rhs")[side]: order})
+    return turned, tuple(labels.index(d) for d in order)

@@ -1,17 +1,13 @@
 """TPUs: what their compiler makes of products, as benchmarks/tpu_rates.py measured it.
 
 int8 has twice the rate of bfloat16 on v5e and v5p and half as much again on v6e; FP8 has twice the
-rate on Ironwood (tpu7x). What is lost again on the way is what this file is about: a product whose
-operands stand in the wrong order runs at the rate of bfloat16, so the codes are transposed first
-where that is cheaper.
+rate on Ironwood (tpu7x). What can be lost of that on the way is what two files are about: this one,
+by quantizing, and tpu_products.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +15,6 @@ from jax import lax
 
 from srjit import _compat
 from srjit.numerics.formats import get_format
-from srjit.numerics.products import DotProduct, Product
 from srjit.numerics.quantization import (
     Quantization,
     ScaledValues,
@@ -28,76 +23,13 @@ from srjit.numerics.quantization import (
     tensor_scales,
 )
 from srjit.numerics.random_bits import Key, Rng
-from srjit.numerics.scaled_dot import multiply_values
 from srjit.numerics.scaling import float_scales
+from srjit.targets import tpu_products
 from srjit.targets.base import Compiler, Target
-from srjit.targets.layouts import Order, order_of, pinned, transposed, turned
-from srjit.targets.tpu_chips import CHIPS, FP8, Chip
+from srjit.targets.tpu_chips import CHIPS, Chip
 
 _SLICES = 16  # of a tensor in memory whose amax is found
 _LANES = 128
-
-
-def multiply(
-    chip: Chip,
-    product: Product,
-    lhs: jax.Array,
-    rhs: jax.Array,
-    *extras: jax.Array,
-    integer: bool,
-) -> jax.Array:
-    """See scaled_dot.Multiply."""
-    dtypes = {lhs.dtype.name, rhs.dtype.name}
-    if not isinstance(product, DotProduct):
-        return multiply_values(product, lhs, rhs, *extras, integer=integer)
-    product = dataclasses.replace(product, precision=None)
-    if dtypes <= chip.native and integer == (dtypes == {"int8"}):
-        # Pinned, or XLA would give codes that are also used transposed the layout of that use.
-        lhs, rhs = pinned(lhs), pinned(rhs)
-        lhs, rhs, product = _in_best_order(chip, product, lhs, rhs)
-        return product(lhs, rhs, dtype=jnp.int32 if integer else jnp.float32)
-    if dtypes <= FP8 | {"bfloat16"}:  # exact in bfloat16
-        return product(lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16), dtype=jnp.float32)
-    return multiply_values(product, lhs, rhs, integer=integer)
-
-
-def _in_best_order(
-    chip: Chip, product: DotProduct, lhs: jax.Array, rhs: jax.Array
-) -> tuple[jax.Array, jax.Array, DotProduct]:
-    """The operands as the chip multiplies them in the fewest cycles, copies included."""
-    columns = math.prod(
-        n for d, n in zip(product.rhs, rhs.shape, strict=True) if d not in product.lhs
-    )
-    cycles = 2 * lhs.size * columns / chip.rate
-    if product.is_turned:  # the left operand is the one that the result's rows come from
-        lhs, rhs = rhs, lhs
-        product = dataclasses.replace(product, lhs=product.rhs, rhs=product.lhs)
-    order = order_of(product)
-    if order is None:
-        return lhs, rhs, product
-
-    def cost(wanted: Order) -> float:
-        pairs = zip((lhs, rhs), order, wanted, strict=True)
-        copied = sum(x.size for x, a, b in pairs if a != b)
-        return cycles * chip.orders[wanted] + copied * chip.turning
-
-    wanted = min(chip.orders, key=cost)
-    if wanted[0] != order[0]:
-        lhs, product = turned(product, 0, lhs, last=wanted[0] == "N", transpose=_transposed)
-    if wanted[1] != order[1]:
-        rhs, product = turned(product, 1, rhs, last=wanted[1] == "T", transpose=_transposed)
-    return lhs, rhs, product
-
-
-def _transposed(codes: jax.Array, permutation: Sequence[int]) -> jax.Array:
-    """A transposed copy of codes, by a kernel where it is the last dimension that comes first."""
-    from srjit.targets import tpu_kernels  # Pallas takes a tenth of a second to import
-
-    plain = functools.partial(transposed, permutation=permutation)
-    last = codes.ndim - 1
-    if permutation != (last, *range(last)) or not tpu_kernels.can_transpose(codes):
-        return plain(codes)
-    return tpu_kernels.transpose(codes, plain)
 
 
 def quantize(
@@ -108,6 +40,7 @@ def quantize(
     amax: jax.Array | None,
     rng: Rng,
     in_memory: bool,
+    turned: bool,
 ) -> ScaledValues:
     """See targets.Quantize.
 
@@ -121,24 +54,33 @@ def quantize(
     is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none"
     if is_plain or rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
         return emulated(x, spec, key, amax=amax, rng=rng)
-    converts = element.name in chip.converts
+    by_kernel = functools.partial(
+        tpu_kernels.quantize,
+        x,
+        element,
+        key=key,
+        transposed=turned,
+        converts=element.name in chip.converts,
+    )
     if spec.scaling == "static":
         known = jnp.asarray(spec.amax, jnp.float32)
         encode = float_scales(known, element).encode
         if in_memory or "given" not in chip.fuses:
-            made = tpu_kernels.quantize(x, element, encode, key, with_amax=True, converts=converts)
+            codes, *copies, seen = by_kernel(encode=encode, with_amax=True)
         else:
-            made = tpu_kernels.quantize_plainly(
+            copies = []
+            codes, seen = tpu_kernels.quantize_plainly(
                 x, encode, *(key or ()), element=element, with_amax=True
             )
-        return ScaledValues(made[0], tensor_scales(made[1], known, element).scale, spec)
+        return ScaledValues(codes, tensor_scales(seen, known, element).scale, spec, *copies)
     waits = amax is None and spec.rounding not in chip.fuses
     if not in_memory and not waits:
         return emulated(x, spec, key, amax=amax, rng=rng)
     seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
     scales = tensor_scales(seen, amax, element)
-    codes = tpu_kernels.quantize(x, element, scales.encode, key, converts=converts)
-    return ScaledValues(codes, scales.scale, spec)
+    made = by_kernel(encode=scales.encode)
+    codes, *copies = made if turned else (made,)
+    return ScaledValues(codes, scales.scale, spec, *copies)
 
 
 _WORDS = {jnp.dtype(jnp.bfloat16): jnp.int16, jnp.dtype(jnp.float32): jnp.int32}
@@ -168,8 +110,10 @@ TARGETS = tuple(
         name=name,
         kinds=kinds,
         recipe=recipe,
-        multiply=functools.partial(multiply, CHIPS[name]),
+        multiply=functools.partial(tpu_products.multiply, CHIPS[name]),
         quantize=functools.partial(quantize, CHIPS[name]),
+        native=functools.partial(tpu_products.is_native, CHIPS[name]),
+        turns=functools.partial(tpu_products.turns, CHIPS[name]),
         compiler=_slices(name, *slices),
         estimates=CHIPS[name],
     )

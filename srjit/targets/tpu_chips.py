@@ -16,6 +16,7 @@ from typing import Literal
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import DotProduct, Product
 from srjit.numerics.quantization import Quantization
+from srjit.targets.base import Shapes, Specs
 from srjit.targets.layouts import Order, order_of
 
 INT8, FP8 = frozenset({"int8"}), frozenset({"float8_e4m3fn", "float8_e5m2"})
@@ -36,6 +37,8 @@ class Chip:
       rate: operations a cycle of a native product in the best order.
       orders: cycles of the orders, in units of the best one's.
       turning: cycles for each byte of a transposed copy.
+      transposing: of one by a kernel.
+      beside: of one by the kernel that quantizes.
       epilogue: cycles for an element of a product's result that something like an activation
         function takes: products of few operations for each element do not gain by being faster.
       start: cycles of a product or a quantization of next to nothing.
@@ -53,6 +56,8 @@ class Chip:
     rate: float
     orders: Mapping[Order, float] = dataclasses.field(hash=False)
     turning: float
+    transposing: float
+    beside: float
     epilogue: float
     start: float
     amax: float
@@ -63,17 +68,15 @@ class Chip:
     def product(
         self,
         product: Product,
-        shapes: tuple[tuple[int, ...], tuple[int, ...]],
-        specs: tuple[Quantization | None, Quantization | None],
+        shapes: Shapes,
+        specs: Specs,
     ) -> tuple[float, float | None]:
         """See base.Estimates."""
         if not isinstance(product, DotProduct):
             return 0.0, None
-        sizes = dict(zip(product.rhs, shapes[1], strict=True))
-        sizes |= dict(zip(product.lhs, shapes[0], strict=True))
-        operations = 2 * math.prod(sizes.values())
+        operations = product.operations(*shapes)
         # What is fused with a product, on the vector unit, runs beside it: the slower one counts.
-        beside = math.prod(sizes[d] for d in product.out) * self.epilogue
+        beside = math.prod(product.shape(*shapes)) * self.epilogue
         plain = max(operations / self.plain, beside) + self.start
         elements = {get_format(q.format).element.name for q in specs if q and not q.is_blocked}
         if None in specs or not elements or not elements <= self.native:
@@ -110,7 +113,9 @@ CHIPS = {
             plain=127e3,
             rate=254e3,
             orders=_orders(1.0, 1.0, 1.99, 1.99),
-            turning=0.0140,
+            turning=14.0e-3,
+            transposing=3.8e-3,
+            beside=1.9e-3,
             epilogue=16e-3,
             start=7e3,
             amax=3.8e-3,
@@ -126,7 +131,9 @@ CHIPS = {
             plain=254e3,
             rate=508e3,
             orders=_orders(1.0, 1.0, 1.99, 1.99),
-            turning=0.0055,
+            turning=5.5e-3,
+            transposing=2.0e-3,
+            beside=1.8e-3,
             epilogue=8e-3,
             start=7e3,
             amax=2.0e-3,
@@ -142,7 +149,9 @@ CHIPS = {
             plain=461e3,
             rate=709e3,
             orders=_orders(1.19, 1.0, 1.16, 1.16),
-            turning=0.0085,
+            turning=8.5e-3,
+            transposing=2.5e-3,
+            beside=1.2e-3,
             epilogue=16e-3,
             start=12e3,
             amax=2.5e-3,
@@ -158,7 +167,9 @@ CHIPS = {
             plain=425e3,
             rate=859e3,
             orders=_orders(1.0, 1.0, 1.0, 1.0),
-            turning=0.0054,
+            turning=5.4e-3,
+            transposing=1.5e-3,
+            beside=0.8e-3,
             epilogue=8e-3,
             start=12e3,
             amax=1.8e-3,

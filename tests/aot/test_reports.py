@@ -229,6 +229,8 @@ def test_every_recipe_compiles_and_what_is_planned_as_native_is(recipe: str, chi
     for site in report.sites:
         if site.plan.status == "native":
             assert site.verdict == "native", (site.plan.described(), site.became())
+    if recipe == targets.get(chip).recipe:
+        assert "native" in {site.plan.status for site in report.sites}
 
 
 # -------------------------------------------------------------------------------------- meshes
