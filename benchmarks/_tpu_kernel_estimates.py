@@ -32,7 +32,12 @@ def kernels_of(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, Any, int]]:
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name == "srjit_kernel":
-            yield eqn, eqn.params["kernel"], times
+            avals = [v.aval for v in eqn.invars]
+            inside = jax.make_jaxpr(eqn.params["kernel"])(*avals).jaxpr
+            if any(e.primitive.name == "pallas_call" for e in inside.eqns):
+                yield eqn, eqn.params["kernel"], times
+            else:  # a product, of copies that kernels make
+                yield from kernels_of(inside, times)
         elif name == "pallas_call":
             yield eqn, lambda *args, eqn=eqn: eqn.primitive.bind(*args, **eqn.params), times
         elif name in REWRITTEN:

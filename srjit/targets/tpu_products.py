@@ -150,7 +150,7 @@ def _multiply_fastest(
       chip, product: what is multiplied where.
       dtype: of the result.
       there: of which operands copies with the last dimension first are given.
-      kernels: whether they may make copies.
+      kernels: whether they make the copies; where they do not, those given were not made either.
       lhs, rhs: the operands.
       *turned: those copies.
     """
@@ -161,11 +161,11 @@ def _multiply_fastest(
     copies: list[tuple[float, Callable[[jax.Array], jax.Array]]] = []
     for side, codes in enumerate(operands):
         permutation = turn(product, side)[1]
-        by_kernel = kernels and _is_last_first(permutation) and tpu_kernels.can_transpose(codes)
-        if side in there and _is_last_first(permutation):
+        by_kernel = kernels and _is_last_first(permutation)
+        if by_kernel and side in there:
             given = turned[there.index(side)]
             copies.append((0.0, lambda _, given=given: given))
-        elif by_kernel:
+        elif by_kernel and tpu_kernels.can_transpose(codes):
             copies.append((codes.size * chip.transposing, tpu_kernels.transpose))
         else:
             make = functools.partial(transposed, permutation=permutation)
