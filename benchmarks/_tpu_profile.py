@@ -33,7 +33,9 @@ SIZE = 4096
 def compiled(chip: str, fun: Any, *args: Any) -> hlo.Module:
     """The optimized program of a function for one device of a chip."""
     one = jax.sharding.SingleDeviceSharding(devices_of(targets.get(chip))[0])
-    return optimized(jax.jit(fun, in_shardings=one, out_shardings=one).lower(*args))[0]
+    return optimized(
+        targets.get(chip), jax.jit(fun, in_shardings=one, out_shardings=one).lower(*args)
+    )[0]
 
 
 def cycles_per_byte(chip: str) -> float:

@@ -99,7 +99,7 @@ def qwix(chip: str, name: str) -> int:
     step, args = qwix_steps.PROGRAMS[name](dtype)
     one = jax.sharding.SingleDeviceSharding(devices_of(targets.get(chip))[0])
     lowered = jax.jit(step, in_shardings=one, out_shardings=one).lower(*args)
-    return _cycles(program_of(*optimized(lowered)))
+    return _cycles(program_of(*optimized(targets.get(chip), lowered)))
 
 
 def _cycles(program: Program) -> int:

@@ -41,9 +41,10 @@ TYPES: dict[str, tuple[Any, Any]] = {
 
 def cycles(chip: str, fun: Callable[..., Any], *shapes: tuple[tuple[int, ...], Any]) -> int:
     """Estimated cycles of a function of arrays, compiled for one chip."""
-    device = jax.sharding.SingleDeviceSharding(devices_of(targets.get(chip))[0])
+    target = targets.get(chip)
+    device = jax.sharding.SingleDeviceSharding(devices_of(target)[0])
     args = [jax.ShapeDtypeStruct(shape, dtype, sharding=device) for shape, dtype in shapes]
-    module, _ = optimized(jax.jit(fun).lower(*args))
+    module, _ = optimized(target, jax.jit(fun).lower(*args))
     return sum(found.instruction.cycles or 0 for found in module.executed())
 
 

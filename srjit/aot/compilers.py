@@ -79,20 +79,22 @@ def mesh_of(target: Target, like: Any) -> Mesh:
     return jax.make_mesh(tuple(axes.values()), tuple(axes), types, devices=devices)
 
 
-def optimized(lowered: Any) -> tuple[hlo.Module, Any]:
+def optimized(target: Target, lowered: Any) -> tuple[hlo.Module, Any]:
     """Compiles a ``jax.stages.Lowered``: the optimized program, and the memory that it takes."""
-    compiled = lowered.compile()
+    options = dict(target.compiler.options) if target.compiler else {}
+    compiled = lowered.compile(compiler_options=options)
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:  # a jaxlib older than the compiler may not understand it
-        text = _dumped(lowered)
+        text = _dumped(lowered, options)
     return hlo.read(text), compiled.memory_analysis()
 
 
-def _dumped(lowered: Any) -> str:
+def _dumped(lowered: Any, options: dict[str, Any]) -> str:
     """The optimized program as the compiler itself writes it, from compiling once more."""
     with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
-        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        lowered.compile(compiler_options={**options, **dump})
         # The one that has estimates: they are made while code is generated.
         (path,) = Path(folder).glob("*.after_codegen.txt")
         return path.read_text(encoding="utf-8")
@@ -104,16 +106,47 @@ def _libtpu(name: str, compiler: Compiler, count: int) -> Sequence[Any]:
             f"compiling for {name} needs libtpu, which holds the compiler of TPUs (for Linux on "
             "x86-64, about 0.2 GB): pip install 'srjit[aot]', or libtpu alone"
         )
+    return _topology(compiler.platform, _slice(name, compiler, count)).devices
+
+
+def _cuda(name: str, compiler: Compiler, count: int) -> Sequence[Any]:
+    if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
+        raise MissingCompilerError(
+            f"compiling for {name} needs JAX's plugin for CUDA and NVIDIA's compiler (for Linux, "
+            "about 0.7 GB): pip install 'srjit[aot]'"
+        )
+    try:
+        return _described(compiler.description, _slice(name, compiler, count)).devices
+    except NotImplementedError as error:  # JAX has looked for its plugins already
+        raise MissingCompilerError(
+            f"compiling for {name} needs JAX's plugin for CUDA, which was not loaded when JAX "
+            "started, since no GPU or not all of CUDA is here: set JAX_PLATFORMS=cpu, or "
+            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1, before it starts"
+        ) from error
+
+
+def _slice(name: str, compiler: Compiler, count: int) -> str:
     if count not in compiler.topologies:
         sizes = ", ".join(map(str, compiler.topologies))
         raise ValueError(f"srjit compiles for {sizes} devices of {name}, not for {count}")
-    return _topology(compiler.platform, compiler.topologies[count]).devices
+    return compiler.topologies[count]
+
+
+_CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 
 
 @functools.cache
 def _topology(platform: str, name: str) -> Any:
     with _environment(_LIBTPU_ENVIRONMENT):
         return topologies.get_topology_desc(platform=platform, topology_name=name)
+
+
+@functools.cache
+def _described(description: str, topology: str) -> Any:
+    with _environment({"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}):
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=description, topology=topology
+        )
 
 
 @contextlib.contextmanager
@@ -140,5 +173,6 @@ def _attached(name: str, compiler: Compiler, count: int) -> Sequence[Any]:
 
 _PLATFORMS: dict[str, Callable[[str, Compiler, int], Sequence[Any]]] = {
     "tpu": _libtpu,
+    "cuda": _cuda,
     "cpu": _attached,
 }

@@ -133,7 +133,7 @@ def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Rep
       planned: what was planned for its sites.
       place: the devices.
     """
-    was, now = (_compiled(lowered) for lowered in (before, after))
+    was, now = (program_of(*optimized(place.target, lowered)) for lowered in (before, after))
     plans = {p.site.number: p for p in reversed(planned.sites)}  # without gradients not taken
     sites = tuple(
         CompiledSite(
@@ -165,12 +165,8 @@ def _notes(sites: Sequence[CompiledSite]) -> list[str]:
     ]
 
 
-def _compiled(lowered: Any) -> Program:
-    module, memory = optimized(lowered)
-    return program_of(module, memory)
-
-
 def _rates(cost: SiteCost, program: Program, target: Target) -> dict[Any, float | None]:
     if program.cycles is None:
-        return {}
+        peak = target.peak or (lambda lhs, rhs: None)
+        return {p.kind: peak(p.lhs.dtype, p.rhs.dtype) for p in cost.products if p.is_narrow}
     return {p.kind: rate(target, *p.kind) for p in cost.products if p.is_narrow}

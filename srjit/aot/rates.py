@@ -64,7 +64,7 @@ def _cycles(target: Target, lhs: str, rhs: str, order: str) -> int | None:
 
     with jax.set_mesh(one):  # not the mesh that a caller may have set
         lowered = jax.jit(product).lower(*shapes)
-    module, _ = optimized(lowered)
+    module, _ = optimized(target, lowered)
     for executed in module.executed():
         for found, _ in products_of(module, executed):
             if found.kind == (lhs, rhs, order):

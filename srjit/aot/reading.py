@@ -22,11 +22,13 @@ class Product:
       lhs, rhs: what is multiplied, as it enters the unit.
       order: for each operand, whether it contracts its last and its first dimension (``NN``), as
         memory holds them, or the other one (``T``). Empty if the program does not tell.
+      library: the library's function that is called for it; empty if none is.
     """
 
     lhs: Shape
     rhs: Shape
     order: str
+    library: str = ""
 
     @property
     def kind(self) -> tuple[str, str, str]:
@@ -41,7 +43,8 @@ class Product:
         )
 
     def __str__(self) -> str:
-        return f"{self.lhs.dtype} x {self.rhs.dtype}"
+        by = f"{self.library} " if self.library else ""
+        return f"{by}{self.lhs.dtype} x {self.rhs.dtype}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,8 @@ class Program:
       collectives: by kind.
       memory: of one device.
       unknown_loops: how many loops have a trip count that is not known, and are counted once.
+      moved: bytes of the operands and the results of all instructions, loops counted: what memory
+        moves where nothing stays in caches.
     """
 
     cycles: int | None
@@ -117,6 +122,7 @@ class Program:
     collectives: Mapping[str, Collective]
     memory: Memory
     unknown_loops: int
+    moved: int = 0
 
 
 def program_of(module: Module, analysis: Any) -> Program:
@@ -142,6 +148,7 @@ def program_of(module: Module, analysis: Any) -> Program:
             peak=analysis.peak_memory_in_bytes,
         ),
         unknown_loops=sum(module.trips(e.instruction, e.computation) is None for e in loops),
+        moved=sum(_moved(e) for e in executed),
     )
 
 
@@ -151,7 +158,25 @@ def _cycles(e: Executed) -> int | None:
     return None if cycles is None else cycles * e.times
 
 
-_KERNELS = frozenset({"tpu_custom_call"})
+_KERNELS = frozenset({"tpu_custom_call", "__gpu$xla.gpu.triton"})
+_LIBRARIES = frozenset(
+    {"__cublas$gemm", "__cublas$lt$matmul", "__cublas$lt$matmul$f8", "__cudnn$blockScaledDot"}
+)
+# What names values, or runs other instructions, and moves nothing itself.
+_STILL = frozenset(
+    {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"}
+    | {"conditional", "after-all", "optimization-barrier", "partition-id", "replica-id"}
+)
+
+
+def _moved(e: Executed) -> int:
+    """Bytes of an instruction's operands and results, but for a library's workspace."""
+    i = e.instruction
+    if i.opcode in _STILL:
+        return 0
+    results = i.shapes[:1] if i.target in _LIBRARIES else i.shapes
+    operands = [s for o in e.computation.operands(i) for s in o.shapes]
+    return e.times * sum(map(_size, (*operands, *results)))
 
 
 def products_of(module: Module, executed: Executed) -> list[tuple[Product, int | None]]:
@@ -164,13 +189,14 @@ def products_of(module: Module, executed: Executed) -> list[tuple[Product, int |
         (_product(where, i), site_of(i.op_name))
         for where, i in candidates
         # A quantization multiplies too, by the Hadamard matrix.
-        if i.opcode in ("dot", "convolution") and QUANTIZER not in i.op_name
+        if (i.opcode in ("dot", "convolution") or i.target in _LIBRARIES)
+        and QUANTIZER not in i.op_name
     ]
 
 
 def _product(where: Computation, instruction: Instruction) -> Product:
     lhs, rhs = (o.shapes[0] for o in where.operands(instruction)[:2])
-    return Product(lhs, rhs, _order(instruction, lhs, rhs))
+    return Product(lhs, rhs, _order(instruction, lhs, rhs), instruction.target)
 
 
 def _order(instruction: Instruction, lhs: Shape, rhs: Shape) -> str:
@@ -179,8 +205,14 @@ def _order(instruction: Instruction, lhs: Shape, rhs: Shape) -> str:
         left, right = labels.partition("->")[0].split("_")
         contracting = left.index("f"), right.index("i")
     else:
-        names = ("lhs_contracting_dims", "rhs_contracting_dims")
-        given = [re.findall(r"\d+", instruction.attributes.get(name, "")) for name in names]
+        sides = ("lhs", "rhs")
+        config = instruction.config.get("gemm_backend_config", {})
+        numbers = config.get("dot_dimension_numbers", {})
+        given = [
+            re.findall(r"\d+", instruction.attributes.get(f"{side}_contracting_dims", ""))
+            or numbers.get(f"{side}_contracting_dimensions", [])
+            for side in sides
+        ]
         if not all(given):
             return ""
         contracting = int(given[0][-1]), int(given[1][-1])

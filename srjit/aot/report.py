@@ -163,6 +163,11 @@ class Report:
             rows.append(["  of sites' products", "", counted(dots), ""])
             rows.append(["  of what is around them", "", counted(around), ""])
             rows.append(["  of everything else", "", counted(after.cycles - dots - around), ""])
+        if not after.cycles:
+            row = _compared(
+                "bytes that instructions read and write", before.moved, after.moved, _mib
+            )
+            rows.append(row)
         for kernel in after.kernels:
             told = (
                 "no estimate" if kernel.cycles is None else f"{counted(kernel.cycles)} (schedule)"
@@ -191,7 +196,10 @@ class Report:
                 "share them"
             )
         else:
-            remarks.append(f"the compiler of {self.target} estimates no cycles")
+            remarks.append(
+                f"the compiler of {self.target} estimates no cycles; rates are of the vendor's "
+                "peaks, relative to bfloat16"
+            )
         if self.after.kernels:
             remarks.append(
                 "kernels are not in the estimated cycles: their own estimate is of their schedule, "

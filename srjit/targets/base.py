@@ -61,10 +61,14 @@ class Compiler:
     Attributes:
       platform: as JAX calls it.
       topologies: by number of devices, what the compiler calls a slice of that many.
+      description: of a device, for a compiler that knows none by their names.
+      options: of the compiler.
     """
 
     platform: str
     topologies: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
+    description: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 class Estimates(Protocol):
@@ -113,6 +117,8 @@ class Target:
       integers: the dtype that holds integer codes outside of loops; int8 inside, where what the
         backward pass needs is kept for every iteration.
       compiler: what compiles for it without it; None: nothing that srjit knows.
+      peak: how many times faster than bfloat16 it multiplies two element types, as HLO calls them,
+        by its vendor's peaks; None: asked of its compiler instead.
       estimates: what ``recipe="auto"`` weighs; None: there, it quantizes all that its recipe says.
     """
 
@@ -125,6 +131,7 @@ class Target:
     turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turns_nothing
     integers: str = "int8"
     compiler: Compiler | None = None
+    peak: Callable[[str, str], float | None] | None = None
     estimates: Estimates | None = None
 
     def carrier(self, spec: Quantization, work: Any, in_loop: bool = False) -> Any:

@@ -1,7 +1,5 @@
-"""Blackwell: NVFP4. Products are emulated until the block-scaled dot path lands."""
+"""Blackwell: FP8 products, by cuBLASLt. NVFP4 is emulated until the block-scaled dot path lands."""
 
-from srjit.targets.base import Target
+from srjit.targets.gpu_products import target_of
 
-TARGETS = tuple(
-    Target(name=name, kinds=(name,), recipe="nvfp4") for name in ("b200", "gb200", "b300")
-)
+TARGETS = tuple(target_of(name, recipe="nvfp4") for name in ("b200", "gb200", "b300"))

@@ -1,5 +1,5 @@
-"""Hopper: FP8. Products are emulated until the cuBLASLt path lands."""
+"""Hopper: FP8 products, by cuBLASLt."""
 
-from srjit.targets.base import Target
+from srjit.targets.gpu_products import target_of
 
-TARGETS = tuple(Target(name=name, kinds=(name,), recipe="fp8") for name in ("h100", "h200"))
+TARGETS = tuple(target_of(name, recipe="fp8") for name in ("h100", "h200"))

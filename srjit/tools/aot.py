@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a function without arguments that returns a tuple of them: arrays, "
         "jax.ShapeDtypeStruct, pytrees",
     )
-    add("--target", help="the chip: v5e, v5p, v6e, tpu7x or cpu; by default a decorator's own")
+    add("--target", help="the chip: v5e, h200, b200, ...; by default a decorator's own")
     add("--recipe", default="auto", help="what a function that is not decorated gets (auto)")
     add("--mode", default="train", choices=("train", "inference"), help="likewise (train)")
     add("--mesh", metavar="AXES", help="for several devices: data=4,model=2")

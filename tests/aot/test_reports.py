@@ -7,6 +7,8 @@ import html.parser
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +23,16 @@ from srjit import recipes, srjit, targets
 from srjit.aot import CompiledSite, MissingCompilerError, hlo
 from srjit.aot.rates import rate
 from srjit.aot.reading import Product, SiteCost, program_of
+from srjit.numerics.quantization import Quantization
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu, TPUs' compiler, is not installed")
+HAS_CUDA = importlib.util.find_spec("jax_cuda13_plugin") is not None
+needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="JAX's plugin for CUDA is not installed")
 CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
+GPUS = ("h100", "h200", "b200", "gb200", "b300")
+COMPILED = [pytest.param(chip, marks=needs_libtpu) for chip in CHIPS]
+COMPILED += [pytest.param(gpu, marks=needs_cuda) for gpu in GPUS]
 Shape = jax.ShapeDtypeStruct
 W, X = Shape((256, 256), jnp.bfloat16), Shape((512, 256), jnp.bfloat16)
 
@@ -83,6 +91,36 @@ def test_a_chips_own_recipe_is_native_where_its_compiler_says_so(chip: str):
 def test_what_is_not_native_is_not_called_so(chip: str, recipe: str, possible: set[str]):
     (site,) = srjit(loss, recipe=recipe).aot(W, X, target=chip).sites
     assert site.verdict in possible
+
+
+@needs_cuda
+@pytest.mark.parametrize("gpu", GPUS)
+def test_fp8_products_are_the_librarys_in_all_roles(gpu: str):
+    w, x = Shape((96, 80), jnp.bfloat16), Shape((100, 96), jnp.bfloat16)  # also of odd sizes
+    report = srjit(jax.grad(loss, (0, 1)), recipe="fp8").aot(w, x, target=gpu)
+    assert [s.plan.site.role for s in report.sites] == ["fprop", "wgrad", "dgrad"]
+    for site in report.sites:
+        (product,) = site.cost.products
+        assert (site.plan.status, site.verdict) == ("native", "native")
+        assert product.library == "__cublas$lt$matmul$f8"
+        assert "f8e5m2" in product.kind or site.plan.site.role == "fprop"
+    assert report.speedup() is None and "vendor's peaks" in str(report)
+    assert report.after.moved > report.before.moved > 0  # so small a layer does not gain
+
+
+@needs_cuda
+@pytest.mark.parametrize(("gpu", "native"), [("h200", True), ("b200", True), ("b300", False)])
+def test_int8_is_native_where_the_gpu_still_has_the_units(gpu: str, native: bool):
+    (site,) = srjit(loss, recipe="int8").aot(W, X, target=gpu).sites
+    assert (site.plan.status == "native") is (site.verdict == "native") is native
+
+
+@needs_cuda
+def test_there_is_no_product_of_two_gradients_formats():
+    e5m2 = Quantization(format="fp8_e5m2")
+    recipe = recipes.get("fp8").map_quantizations(lambda role, kind, q: e5m2)
+    (site,) = srjit(loss, recipe=recipe).aot(W, X, target="h200").sites
+    assert (site.plan.status, site.verdict) == ("emulated", "emulated")
 
 
 @needs_libtpu
@@ -220,8 +258,7 @@ def test_the_cpu_compiles_for_itself():
 
 
 @pytest.mark.slow
-@needs_libtpu
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", COMPILED)
 @pytest.mark.parametrize("recipe", recipes.names())
 def test_every_recipe_compiles_and_what_is_planned_as_native_is(recipe: str, chip: str):
     report = srjit(deep, recipe=recipe).aot(WS, X, target=chip)
@@ -229,7 +266,7 @@ def test_every_recipe_compiles_and_what_is_planned_as_native_is(recipe: str, chi
     for site in report.sites:
         if site.plan.status == "native":
             assert site.verdict == "native", (site.plan.described(), site.became())
-    if recipe == targets.get(chip).recipe:
+    if recipe == targets.get(chip).recipe and chip not in ("b200", "gb200", "b300"):
         assert "native" in {site.plan.status for site in report.sites}
 
 
@@ -289,8 +326,7 @@ def test_the_mesh_in_use_is_the_mesh():
     assert report.devices == 4 and "unseen" not in verdicts(report)
 
 
-@needs_libtpu
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", COMPILED)
 @pytest.mark.parametrize("mesh", [{"data": 4}, {"data": 8}, {"data": 4, "model": 2}], ids=str)
 def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: dict[str, int]):
     weight = P(None, "model" if "model" in mesh else None)
@@ -339,17 +375,32 @@ def test_shardings_of_other_devices_inside_are_explained():
 # ---------------------------------------------------------------------------- what is refused
 
 
-def test_a_missing_compiler_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("chip", ["v5e", "h200"])
+def test_a_missing_compiler_says_how_to_get_it(chip: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingCompilerError, match=r"pip install 'srjit\[aot\]'"):
-        srjit(loss, recipe="int8").aot(W, X, target="v5e")
+        srjit(loss, recipe="int8").aot(W, X, target=chip)
+
+
+@needs_cuda
+def test_a_plugin_that_was_not_loaded_is_explained():
+    code = "import jax; from srjit import srjit; jax.devices(); "
+    code += "srjit(lambda x: x, recipe='fp8').aot(jax.numpy.ones(4), target='h200')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "JAX_PLATFORMS": ""},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:  # no CUDA here
+        assert "set JAX_PLATFORMS=cpu, or" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"target": "v6"}, ValueError, "did you mean 'v6e'"),
-        ({"target": "b200"}, ValueError, "cannot compile for b200 .* yet: it can for v5e"),
+        ({"target": "portable"}, ValueError, "cannot compile for portable .* yet: it can for v5e"),
         ({"target": "cpu", "mesh": 4}, TypeError, "mesh is sizes by name"),
         ({"target": "cpu", "mesh": {"data": 16}}, ValueError, "xla_force_host_platform"),
     ],
