@@ -109,7 +109,7 @@ class Quantizer:
             q = quantize_operand(
                 x, self.spec, key, rng=self.rng, target=target, amax=amax, in_memory=self.in_memory
             )
-            return (q.values, *(() if q.scale is None else (q.scale,)), *seen)
+            return (q.merged, *(() if q.scale is None else (q.scale,)), *seen)
 
         return fun
 

@@ -26,7 +26,6 @@ from jax.interpreters import ad, batching, mlir
 from srjit import _compat, targets
 from srjit.jaxprs.provenance import QUANTIZER, REWRITTEN
 from srjit.numerics import hadamard
-from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.random_bits import Key, Rng, mix, of_typed_shards
@@ -57,7 +56,8 @@ class SiteParams:
       extras: number of extra operands (group sizes).
       target, rng: names.
       label: shown by profilers.
-      turned: whether the operands' codes come with a turned copy; in a plan, whether they should.
+      turned: whether a turned copy of the operands' codes is wanted.
+      trees: structures of both operands' codes, once they are bound.
     """
 
     product: Product
@@ -70,6 +70,7 @@ class SiteParams:
     rng: Rng = "hash"
     label: str = "site"
     turned: tuple[bool, bool] = (False, False)
+    trees: tuple[Any, Any] = (None, None)
 
     @property
     def needs_key(self) -> bool:
@@ -109,6 +110,8 @@ def _quantizer(
 ) -> Any:
     def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
         q = target.quantize(lax.stop_gradient(x), spec, key, amax, rng, in_memory, turned)
+        if q.blocks is not None:  # codes as they are
+            return q
         carrier = target.carrier(spec, q.values.dtype, in_loop)
         return dataclasses.replace(
             q,
@@ -121,11 +124,10 @@ def _quantizer(
         if sharding is None or not (spec.is_blocked or spec.hadamard):
             return run(x, key, amax)
         # Shards may cut blocks: no type says how such a reshape is sharded, but XLA knows.
-        sharded = ScaledValues(
-            _codes_sharding(x.shape, spec, sharding),
-            jax.sharding.PartitionSpec() if _leaves(spec) == 2 else None,  # type: ignore[arg-type]
-            spec,
-        )
+        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (x, key, amax))
+        sharded = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), jax.eval_shape(run, *given))
+        codes = _codes_sharding(x.shape, spec, sharding)
+        sharded = dataclasses.replace(sharded, values=codes)
         auto = jax.sharding.auto_axes(run, out_sharding=sharded)
         return auto(x, key, amax)  # type: ignore[call-arg]  (its stub knows one argument)
 
@@ -192,44 +194,34 @@ def bind_site(
         q if q is None or wanted else q.alone
         for q, wanted in zip((lhs, rhs), site.turned, strict=True)
     ]
-    turned = tuple(q is not None and q.turned is not None for q in codes)
-    site = dataclasses.replace(site, turned=turned)
-    leaves = jax.tree.leaves((codes, key if site.needs_key else None))
-    return site_p.bind(x, w, *extras, *leaves, site=site)
+    (lhs_leaves, lhs_tree), (rhs_leaves, rhs_tree) = map(jax.tree.flatten, codes)
+    site = dataclasses.replace(site, trees=(lhs_tree, rhs_tree))
+    words = (key or ()) if site.needs_key else ()
+    return site_p.bind(x, w, *extras, *lhs_leaves, *rhs_leaves, *words, site=site)
 
 
-def _leaves(spec: Quantization | None) -> int:
-    """How many arrays hold an operand of that quantization."""
-    if spec is None:
-        return 0
-    if spec.rounding == "none":
-        return 1
-    has_scale = {"none": False, "e8m0": False, "e4m3": True}
-    return 1 + has_scale.get(get_format(spec.format).scale, not spec.is_blocked)
+def _split(site: SiteParams, args: Sequence[Any]) -> list[list[Any]]:
+    """Operands of site_p: x and w, extras, the leaves of both operands' codes, the key."""
+    counts = [2, site.extras, *(tree.num_leaves for tree in site.trees)]
+    left = list(args)
+    parts = [[left.pop(0) for _ in range(n)] for n in counts]
+    return [*parts, left]
 
 
 def _unflatten(site: SiteParams, args: Sequence[Any]) -> tuple[Any, ...]:
     """Operands of site_p as (x, w, extras, lhs, rhs, key)."""
-    x, w, *rest = args
-    extras, rest = rest[: site.extras], rest[site.extras :]
-    codes: list[ScaledValues | None] = []
-    for spec, is_turned in zip((site.lhs, site.rhs), site.turned, strict=True):
-        n = _leaves(spec)
-        leaves, rest = rest[:n], rest[n:]
-        scale = leaves[1] if n == 2 else None
-        turned = rest.pop(0) if is_turned else None
-        codes.append(ScaledValues(leaves[0], scale, spec, turned) if spec else None)
-    return x, w, tuple(extras), *codes, tuple(rest) if rest else None
+    floats, extras, *leaves, key = _split(site, args)
+    codes = (jax.tree.unflatten(t, part) for t, part in zip(site.trees, leaves, strict=True))
+    return *floats, tuple(extras), *codes, tuple(key) if key else None
 
 
-def _without_copies(site: SiteParams, args: Sequence[Any]) -> tuple[SiteParams, list[Any]]:
-    """The same operands of site_p, but for turned copies of codes."""
-    kept, at = list(args), 2 + site.extras
-    for spec, is_turned in zip((site.lhs, site.rhs), site.turned, strict=True):
-        at += _leaves(spec)
-        if is_turned:
-            del kept[at]
-    return dataclasses.replace(site, turned=(False, False)), kept
+def _without_copies(site: SiteParams, count: int) -> tuple[SiteParams, list[int]]:
+    """The site without turned copies of codes, and which of site_p's operands are left."""
+    floats, extras, *leaves, key = _split(site, range(count))
+    codes = [jax.tree.unflatten(t, part) for t, part in zip(site.trees, leaves, strict=True)]
+    (lhs, lhs_tree), (rhs, rhs_tree) = (jax.tree.flatten(q and q.alone) for q in codes)
+    site = dataclasses.replace(site, trees=(lhs_tree, rhs_tree))
+    return site, [*floats, *extras, *lhs, *rhs, *key]
 
 
 def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
@@ -305,8 +297,8 @@ def _site_jvp(primals: Any, tangents: Any, *, site: SiteParams) -> Any:
     if not any(wrt):
         return out, _zero_like(out)
     given = [t for t in tangents[:2] if type(t) is not ad.Zero]
-    site, primals = _without_copies(site, primals)  # which are not worth being saved
-    return out, lin_p.bind(*given, *primals, site=site, wrt=wrt)
+    site, kept = _without_copies(site, len(primals))  # copies are not worth being saved
+    return out, lin_p.bind(*given, *(primals[i] for i in kept), site=site, wrt=wrt)
 
 
 def _lin_jvp(primals: Any, tangents: Any, *, site: SiteParams, wrt: tuple[bool, bool]) -> Any:
@@ -427,18 +419,16 @@ def _batch(primitive: Any, args: Any, dims: Any, *, site: SiteParams, **params: 
     """vmap adds a label to the product; whatever belongs to a mapped operand is mapped with it."""
     wrt = params.get("wrt", ())
     n = sum(wrt)
-    if any(site.turned):  # of what vmap maps, the last dimension is not to come first
-        dims = _without_copies(site, dims)[1]
-        site, args = _without_copies(site, args)
+    if not n:  # of what vmap maps, the last dimension is not to come first
+        site, kept = _without_copies(site, len(args))
+        args, dims = [args[i] for i in kept], [dims[i] for i in kept]
     mapped = [d is not None for d in dims]
     args = [jnp.moveaxis(a, d, 0) if m else a for a, d, m in zip(args, dims, mapped, strict=True)]
     size = next(a.shape[0] for a, m in zip(args, mapped, strict=True) if m)
     codes = n + 2 + site.extras
-    keys = codes + _leaves(site.lhs) + _leaves(site.rhs)
-    groups = [
-        [n, *range(codes, codes + _leaves(site.lhs))],
-        [n + 1, *range(codes + _leaves(site.lhs), keys)],
-    ]
+    middle = codes + site.trees[0].num_leaves
+    keys = middle + site.trees[1].num_leaves
+    groups = [[n, *range(codes, middle)], [n + 1, *range(middle, keys)]]
     for i, side in enumerate(s for s in (0, 1) if n and wrt[s]):
         groups[side].append(i)
     own_keys = any(mapped[keys:])

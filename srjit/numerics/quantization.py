@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -204,7 +205,7 @@ def stochastic_round(x: jax.Array, dtype: Any, key: Any, *, rng: Rng = "hash") -
     rounded = round_to_grid(work, element, bits)
     if not element.is_integer and element.dtype != jnp.float4_e2m1fn:
         rounded = _keep_visible(work, rounded)
-    return _cast(rounded, element)
+    return cast(rounded, element)
 
 
 def quantize(
@@ -233,7 +234,7 @@ def quantize(
     if spec.rounding == "stochastic":
         words = random_bits.of_typed_shards(random_bits.as_key(key), x)
     q = encode(x, spec, words, rng=rng)
-    return dataclasses.replace(q, codes=_cast(q.codes, get_format(spec.format).element))
+    return dataclasses.replace(q, codes=cast(q.codes, get_format(spec.format).element))
 
 
 def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
@@ -258,17 +259,30 @@ class ScaledValues:
     """A quantized operand as programs hold it: what is multiplied, and the factor of the result.
 
     Attributes:
-      values: codes, times their block scales where those do not factor out of a product. Such
-        products are exact in bfloat16 for MX and NVFP4.
+      values: codes. Block scales, which do not factor out of a product, are multiplied in unless
+        they are beside them; such values are exact in bfloat16 for MX and NVFP4.
       scale: the factor that is left (per tensor, or per channel with size-1 dimensions), or None.
       spec: the Quantization it came from.
       turned: the values with their last dimension first, where that came with them, or None.
+      blocks: the scales of blocks, as of ``QuantizedArray.scale``, for targets that multiply codes
+        with such scales; or None.
     """
 
     values: jax.Array
     scale: jax.Array | None
     spec: Quantization = dataclasses.field(metadata={"static": True})
     turned: jax.Array | None = None
+    blocks: jax.Array | None = None
+
+    @property
+    def merged(self) -> jax.Array:
+        """The values with block scales multiplied in; bfloat16 if they are beside them."""
+        if self.blocks is None:
+            return self.values
+        shape = self.values.shape
+        scale = _as_float_scale(self.blocks, jnp.dtype(jnp.float32))
+        scale = spread_blocks(scale, self.spec, shape, blocked_dims(self.spec, shape))
+        return (self.values.astype(jnp.float32) * scale).astype(jnp.bfloat16)
 
     @property
     def alone(self) -> ScaledValues:
@@ -290,6 +304,7 @@ def encode(
     *,
     amax: jax.Array | None = None,
     rng: Rng = "hash",
+    subnormal: bool = True,
 ) -> QuantizedArray:
     """``quantize`` with codes left in the working float dtype, and key words in place of a key.
 
@@ -299,9 +314,13 @@ def encode(
       key: two uint32 scalars; None for nearest.
       amax: float32 scalar for delayed scales.
       rng: ``hash`` or ``threefry``.
+      subnormal: whether scales of subnormal numbers count: see ``scaling.nvfp4_scales`` and
+        ``scaling.e8m0_scales``.
     """
-    codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=True)
-    return QuantizedArray(view.merge(codes), scales.scale, scales.tensor_scale, spec)
+    codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=subnormal)
+    is_e4m3 = get_format(spec.format).scale == "e4m3"
+    scale = scales.scale.astype(jnp.float8_e4m3fn) if is_e4m3 else scales.scale
+    return QuantizedArray(view.merge(codes), scale, scales.tensor_scale, spec)
 
 
 def emulated(
@@ -411,12 +430,31 @@ def aligned(scale: jax.Array, ndim: int) -> jax.Array:
 
 def _expanded(scale: jax.Array, q: QuantizedArray) -> jax.Array:
     """A number for each of q's scales, in a shape that broadcasts against the codes."""
-    spec, ndim = q.spec, q.codes.ndim
-    if spec.is_blocked and ndim:
-        for d in _BlockView.of(q.codes.shape, spec, spec.axes(ndim)).dims:
-            repeated = jnp.repeat(scale, spec.block_size, axis=d, total_repeat_length=None)
-            scale = lax.slice_in_dim(repeated, 0, q.codes.shape[d], axis=d)
-    return aligned(scale, ndim)
+    ndim = q.codes.ndim
+    dims = blocked_dims(q.spec, q.codes.shape) if ndim else ()
+    return aligned(spread_blocks(scale, q.spec, q.codes.shape, dims), ndim)
+
+
+def blocked_dims(spec: Quantization, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions of a tensor along which elements share scales in blocks, ascending."""
+    return _BlockView.of(shape, spec, spec.axes(len(shape))).dims if spec.is_blocked else ()
+
+
+def spread_blocks(
+    scale: jax.Array, spec: Quantization, shape: tuple[int, ...], dims: Iterable[int]
+) -> jax.Array:
+    """Scales of blocks, repeated for every element along some dimensions.
+
+    Args:
+      scale: of the rank of ``shape``.
+      spec: how the tensor was quantized.
+      shape: the tensor's.
+      dims: some of its ``blocked_dims``.
+    """
+    for d in dims:
+        repeated = jnp.repeat(scale, spec.block_size, axis=d, total_repeat_length=None)
+        scale = lax.slice_in_dim(repeated, 0, shape[d], axis=d)
+    return scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,7 +510,7 @@ def _as_float(x: Any, what: str) -> jax.Array:
     return x
 
 
-def _cast(rounded: jax.Array, element: Element) -> jax.Array:
+def cast(rounded: jax.Array, element: Element) -> jax.Array:
     """Grid values as the element dtype, exactly; 0 for NaN where the dtype has none."""
     if element.is_integer or element.dtype == jnp.float4_e2m1fn:
         rounded = jnp.where(jnp.isnan(rounded), jnp.zeros_like(rounded), rounded)

@@ -12,56 +12,54 @@ from jax import lax
 from srjit.numerics.products import DotProduct, Product
 from srjit.numerics.quantization import ScaledValues, aligned
 
-Turned = tuple[jax.Array | None, jax.Array | None]
+Operand = jax.Array | ScaledValues
 
 
 class Multiply(Protocol):
-    """How a target multiplies two arrays of values."""
+    """How a target multiplies two operands."""
 
     def __call__(
-        self,
-        product: Product,
-        lhs: jax.Array,
-        rhs: jax.Array,
-        *extras: jax.Array,
-        integer: bool,
-        turned: Turned = (None, None),
+        self, product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array
     ) -> jax.Array:
-        """``product(lhs, rhs)``.
+        """``product(lhs, rhs)``, but for the operands' ``scale``; the exact sum of ``integers``.
 
         Args:
-          product, lhs, rhs, *extras: what is multiplied.
-          integer: whether both hold integers to 127, whose sum is to be exact.
-          turned: the operands with their last dimension first, where they are there.
+          product: what is multiplied how.
+          lhs, rhs: codes, or a float array.
+          *extras: group sizes of a ragged product.
         """
         ...
 
 
-def multiply_values(
-    product: Product,
-    lhs: jax.Array,
-    rhs: jax.Array,
-    *extras: jax.Array,
-    integer: bool,
-    turned: Turned = (None, None),
-) -> jax.Array:
+def multiply_values(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -> jax.Array:
     """The portable Multiply: integers accumulate in int32, the rest in float32."""
-    dtype = jnp.float64 if jnp.float64 in (lhs.dtype, rhs.dtype) else jnp.float32
+    a, b = values_of(lhs), values_of(rhs)
+    dtype = jnp.float64 if jnp.float64 in (a.dtype, b.dtype) else jnp.float32
     if not isinstance(product, DotProduct):
-        return product(lhs.astype(dtype), rhs.astype(dtype), *extras, dtype=dtype)
-    if integer:
+        return product(a.astype(dtype), b.astype(dtype), *extras, dtype=dtype)
+    if are_integers(lhs, rhs):
         plain = dataclasses.replace(product, precision=None)
-        return plain(lhs.astype(jnp.int8), rhs.astype(jnp.int8), dtype=jnp.int32)
-    if lhs.dtype == rhs.dtype == jnp.bfloat16:
-        return dataclasses.replace(product, precision=None)(lhs, rhs, dtype=dtype)
+        return plain(a.astype(jnp.int8), b.astype(jnp.int8), dtype=jnp.int32)
+    if a.dtype == b.dtype == jnp.bfloat16:
+        return dataclasses.replace(product, precision=None)(a, b, dtype=dtype)
     exact = dataclasses.replace(product, precision=lax.Precision.HIGHEST)
-    return exact(lhs.astype(dtype), rhs.astype(dtype), dtype=dtype)
+    return exact(a.astype(dtype), b.astype(dtype), dtype=dtype)
+
+
+def values_of(operand: Operand) -> jax.Array:
+    """What is multiplied, as one array."""
+    return operand.merged if isinstance(operand, ScaledValues) else operand
+
+
+def are_integers(lhs: Operand, rhs: Operand) -> bool:
+    """Whether both operands hold integers to 127."""
+    return all(isinstance(o, ScaledValues) and o.is_integer for o in (lhs, rhs))
 
 
 def scaled_dot(
     product: Product,
-    lhs: jax.Array | ScaledValues,
-    rhs: jax.Array | ScaledValues,
+    lhs: Operand,
+    rhs: Operand,
     *extras: jax.Array,
     dtype: Any,
     multiply: Multiply = multiply_values,
@@ -76,12 +74,7 @@ def scaled_dot(
       multiply: the target's way to multiply values.
     """
     (a, a_scale), (b, b_scale) = _factored(product, 0, lhs), _factored(product, 1, rhs)
-    integer = all(
-        isinstance(o, ScaledValues) and o.is_integer and v is o.values
-        for o, v in ((lhs, a), (rhs, b))
-    )
-    turned = _turned(lhs, a), _turned(rhs, b)
-    out = multiply(product, a, b, *extras, integer=integer, turned=turned)
+    out = multiply(product, a, b, *extras)
     out = out.astype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
     scales = [s for s in (a_scale, b_scale) if s is not None]
     if scales:
@@ -89,26 +82,15 @@ def scaled_dot(
     return out.astype(dtype)
 
 
-def _factored(
-    product: Product, side: int, operand: jax.Array | ScaledValues
-) -> tuple[jax.Array, jax.Array | None]:
+def _factored(product: Product, side: int, operand: Operand) -> tuple[Operand, jax.Array | None]:
     """What to multiply, and the scale of the result: a scalar, or of the result's rank."""
-    if not isinstance(operand, ScaledValues):
+    if not isinstance(operand, ScaledValues) or operand.scale is None:
         return operand, None
-    if operand.scale is None:
-        return operand.values, None
     scale = aligned(operand.scale, operand.values.ndim)
     of_result = _in_result(product, side, scale)
     if of_result is not None:
-        return operand.values, of_result
-    return operand.values.astype(scale.dtype) * scale, None
-
-
-def _turned(operand: jax.Array | ScaledValues, values: jax.Array) -> jax.Array | None:
-    """The copy of an operand, if it is one of the values that are multiplied."""
-    if isinstance(operand, ScaledValues) and values is operand.values:
-        return operand.turned
-    return None
+        return operand, of_result
+    return operand.merged.astype(scale.dtype) * scale, None
 
 
 def _in_result(product: Product, side: int, scale: jax.Array) -> jax.Array | None:

@@ -22,7 +22,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from srjit.numerics.products import DotProduct, Product
-from srjit.numerics.scaled_dot import Turned, multiply_values
+from srjit.numerics.scaled_dot import Operand, are_integers, multiply_values, values_of
 from srjit.targets.base import Compiler, Target
 
 _EXACT = 2**24 // 127**2  # products of int8 codes that float32 adds without rounding
@@ -30,23 +30,19 @@ _MOST_PIECES = 4  # beyond, an int8 dot is as fast and one operation
 _HELD_BY_BFLOAT16 = ("int8", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
-def multiply(
-    product: Product,
-    lhs: jax.Array,
-    rhs: jax.Array,
-    *extras: jax.Array,
-    integer: bool,
-    turned: Turned = (None, None),
-) -> jax.Array:
+def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -> jax.Array:
     """See scaled_dot.Multiply."""
-    dtypes = (lhs.dtype.name, rhs.dtype.name)
+    a, b = values_of(lhs), values_of(rhs)
+    dtypes = (a.dtype.name, b.dtype.name)
     if not isinstance(product, DotProduct) or any(d not in _HELD_BY_BFLOAT16 for d in dtypes):
-        return multiply_values(product, lhs, rhs, *extras, integer=integer)
+        return multiply_values(product, lhs, rhs, *extras)
+    integer = are_integers(lhs, rhs)
     product = dataclasses.replace(product, precision=None)
-    lhs, product = _contraction_last(lhs, product)
-    cuts = _cuts(product, lhs, rhs) if integer else [(lhs, rhs)]
+    turned, dot = _contraction_last(a, product)
+    cuts = _cuts(dot, turned, b) if integer else [(turned, b)]
     if len(cuts) > _MOST_PIECES:
-        return multiply_values(product, lhs, rhs, integer=True)
+        return multiply_values(product, lhs, rhs)
+    product = dot
     bf16 = jnp.bfloat16
     # XLA would fold transpositions of operands and result into the dot after it has checked that
     # its runtime supports the dot, and then fail when it runs: barriers keep the dot as it is.

@@ -78,6 +78,11 @@ class Gpu:
     operations: Mapping[str, float] = dataclasses.field(hash=False)
 
     @property
+    def has_block_scales(self) -> bool:
+        """Whether its units multiply codes with scales of blocks."""
+        return self.capability[0] == 10
+
+    @property
     def compiler(self) -> Compiler:
         """How to compile for it."""
         return Compiler(

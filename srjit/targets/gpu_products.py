@@ -1,49 +1,78 @@
-"""Products of codes on NVIDIA's GPUs, as XLA calls the libraries' for them.
+"""Products of codes on NVIDIA's GPUs, as XLA calls the libraries for them.
 
 FP8 operands that enter a dot as they are become a call of cuBLASLt's FP8 product, the scale of the
-result in it. Where an operand does not contract its last dimension, XLA transposes the codes.
+result in it. Where an operand does not contract its last dimension, XLA transposes the codes. Codes
+with scales of blocks become a call of cuDNN's block-scaled product, whose operands are (batch,
+rows, contraction).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from srjit.numerics.formats import get_format
+from srjit.numerics.hadamard import pad_to_multiple
 from srjit.numerics.products import DotProduct, Product
-from srjit.numerics.scaled_dot import Turned, multiply_values
-from srjit.targets.base import Shapes, Specs, Target
-from srjit.targets.gpu_chips import GPUS, Gpu
+from srjit.numerics.quantization import (
+    Quantization,
+    ScaledValues,
+    blocked_dims,
+    spread_blocks,
+)
+from srjit.numerics.scaled_dot import Operand, multiply_values, values_of
+from srjit.targets.base import Shapes, Specs
+from srjit.targets.gpu_chips import Gpu
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import pinned
 
-_HLO = {"float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2", "int8": "s8"}
+# Codes that come with scales of blocks, as cuDNN takes them: it has no product of E2M1 codes with
+# E8M0 scales, but every such code is one of E4M3 too.
+BLOCK_SCALED = {
+    "nvfp4": jnp.dtype(jnp.float4_e2m1fn),
+    "mxfp8": jnp.dtype(jnp.float8_e4m3fn),
+    "mxfp4": jnp.dtype(jnp.float8_e4m3fn),
+}
+_HLO = {
+    "float4_e2m1fn": "f4e2m1fn",
+    "float8_e4m3fn": "f8e4m3fn",
+    "float8_e5m2": "f8e5m2",
+    "int8": "s8",
+}
+_FP8 = {"float8_e4m3fn", "float8_e5m2"}
 _FASTER = 1.1  # than bfloat16, at least, is a rate of its own
 
 
-def multiply(
-    product: Product,
-    lhs: jax.Array,
-    rhs: jax.Array,
-    *extras: jax.Array,
-    integer: bool,
-    turned: Turned = (None, None),
-) -> jax.Array:
+def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -> jax.Array:
     """See scaled_dot.Multiply."""
-    emulated = functools.partial(multiply_values, product, integer=integer)
-    names = {lhs.dtype.name, rhs.dtype.name}
-    # There is no product of two E5M2 operands.
-    is_fp8 = names <= _HLO.keys() - {"int8"} and names != {"float8_e5m2"}
-    if not isinstance(product, DotProduct) or not is_fp8:
-        return emulated(lhs, rhs, *extras)
+    if isinstance(product, DotProduct):
+        if _is_block_scaled(product, lhs, rhs):
+            return kernel_call(
+                lhs,
+                rhs,
+                kernel=functools.partial(_block_scaled, product),
+                formula=functools.partial(multiply_values, product),
+                platform="cuda",
+            )
+        names = {values_of(operand).dtype.name for operand in (lhs, rhs)}
+        # There is no product of two E5M2 operands.
+        if names <= _FP8 and names != {"float8_e5m2"}:
+            return _fp8(product, lhs, rhs)
+    return multiply_values(product, lhs, rhs, *extras)
+
+
+def _fp8(product: DotProduct, lhs: Operand, rhs: Operand) -> jax.Array:
     native = functools.partial(dataclasses.replace(product, precision=None), dtype=jnp.float32)
+    emulated = functools.partial(multiply_values, product)
     return kernel_call(
-        lhs,
-        rhs,
+        values_of(lhs),
+        values_of(rhs),
         # Pinned, or XLA would transpose what the codes are made from instead of the codes; but of
         # what is pinned, XLA gathers the shards.
         kernel=lambda lhs, rhs: native(pinned(lhs), pinned(rhs)),
@@ -52,35 +81,114 @@ def multiply(
     )
 
 
+# ------------------------------------------------------------------------------ scales of blocks
+
+_CONFIG = {
+    "scaled_dot_backend_config": {
+        "lhs_batch_dimensions": [0],
+        "rhs_batch_dimensions": [0],
+        "dequantize_type": "F32",
+    }
+}
+
+
+def _is_block_scaled(product: DotProduct, lhs: Operand, rhs: Operand) -> bool:
+    pair = [o.blocks for o in (lhs, rhs) if isinstance(o, ScaledValues) and o.blocks is not None]
+    same = len(pair) == 2 and pair[0].dtype == pair[1].dtype
+    return same and bool(product.contracting(0))
+
+
+def _block_scaled(product: DotProduct, lhs: ScaledValues, rhs: ScaledValues) -> jax.Array:
+    """``product(lhs, rhs)`` in float32, by XLA's block-scaled dot."""
+    batch = [d for d in product.out if d in product.lhs and d in product.rhs]
+    # In the order of rhs for both: blocks run along the last.
+    summed = [d for d in product.rhs if d in product.lhs and d not in product.out]
+    rows, columns = (
+        [d for d in labels if d not in batch and d not in summed]
+        for labels in (product.lhs, product.rhs)
+    )
+    sizes = dict(zip(product.lhs + product.rhs, lhs.values.shape + rhs.values.shape, strict=True))
+    a, a_scales = _as_matrices(lhs, product.lhs, (batch, rows, summed))
+    b, b_scales = _as_matrices(rhs, product.rhs, (batch, columns, summed))
+    out = _matrix_product(a, b, a_scales, b_scales)
+    untransposed = product.untransposed()
+    return product.transposed(out.reshape([sizes[d] for d in untransposed.out]))
+
+
+def _matrix_product(
+    lhs: jax.Array, rhs: jax.Array, lhs_scales: jax.Array, rhs_scales: jax.Array
+) -> jax.Array:
+    """float32 (B, M, N) of codes (B, M, K) and (B, N, K) with scales (B, M, K/b), (B, N, K/b)."""
+    return jax.ffi.ffi_call(
+        "__op$block_scaled_dot",
+        jax.ShapeDtypeStruct((*lhs.shape[:2], rhs.shape[1]), jnp.float32),
+        custom_call_api_version=2,
+        legacy_backend_config=json.dumps(_CONFIG),
+    )(lhs, rhs, lhs_scales, rhs_scales)
+
+
+def _as_matrices(
+    operand: ScaledValues, labels: tuple[int, ...], groups: tuple[list[int], list[int], list[int]]
+) -> tuple[jax.Array, jax.Array]:
+    """Codes as (batch, rows, contraction), and a scale for every row and block of the contraction.
+
+    Args:
+      operand: with scales of blocks.
+      labels: of its dimensions.
+      groups: labels of the batch's dimensions, of the rows', and of the contraction's.
+    """
+    assert operand.blocks is not None
+    order = [labels.index(d) for group in groups for d in group]
+    last = order[-1]
+    shape, spec = operand.values.shape, operand.spec
+    along_rows = [d for d in blocked_dims(spec, shape) if d != last]
+    scales = spread_blocks(operand.blocks, spec, shape, along_rows)
+    codes = pad_to_multiple(operand.values, last, spec.block_size)
+
+    def matrices(x: jax.Array) -> jax.Array:
+        sizes = iter(x.shape[d] for d in order)
+        merged = [math.prod(next(sizes) for _ in group) for group in groups]
+        return lax.transpose(x, order).reshape(merged)
+
+    return matrices(codes), matrices(scales)
+
+
+# ----------------------------------------------------------------------------------- what is native
+
+
 def is_native(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> bool:
     """See targets.Target."""
-    if not isinstance(product, DotProduct) or None in specs:
+    if not isinstance(product, DotProduct):
         return False
-    if any(q is None or q.is_blocked or q.rounding == "none" for q in specs):
+    if any(q is None or q.rounding == "none" for q in specs):
         return False
-    lhs, rhs = (_HLO.get(get_format(q.format).element.name, "") for q in specs if q)
+    lhs, rhs = (_HLO.get(_carrier(gpu, q), "") for q in specs if q)
+    is_blocked = [q.is_blocked for q in specs if q]
+    if any(is_blocked):
+        scales = {get_format(q.format).scale for q in specs if q}
+        same = all(is_blocked) and len(scales) == 1 and bool(product.contracting(0))
+        return same and (gpu.rate(lhs, rhs) or 0) > _FASTER
     # A product with a vector is none of a matrix unit's.
-    sizes = [
-        [n for d, n in zip(labels, shape, strict=True) if d in product.out and d not in other]
+    free = [
+        [n for d, n in zip(labels, shape, strict=True) if d not in other]
         for labels, other, shape in (
             (product.lhs, product.rhs, shapes[0]),
             (product.rhs, product.lhs, shapes[1]),
         )
     ]
-    if any(max(free, default=1) == 1 for free in sizes):
+    if any(max(sizes, default=1) == 1 for sizes in free):
         return False
     return (gpu.rate(lhs, rhs) or 0) > _FASTER
 
 
-def target_of(name: str, recipe: str) -> Target:
-    """A GPU of the table as a target; its name is also what its driver calls it."""
-    gpu = GPUS[name]
-    return Target(
-        name=name,
-        kinds=(name,),
-        recipe=recipe,
-        native=functools.partial(is_native, gpu),
-        multiply=multiply,
-        compiler=gpu.compiler,
-        peak=gpu.rate,
-    )
+def _carrier(gpu: Gpu, spec: Quantization) -> str:
+    """The dtype of an operand's codes, as a product reads them."""
+    if not spec.is_blocked:
+        return get_format(spec.format).element.name
+    return BLOCK_SCALED[spec.format].name if takes_blocks(gpu, spec) else "bfloat16"
+
+
+def takes_blocks(gpu: Gpu, spec: Quantization) -> bool:
+    """Whether cuDNN multiplies such codes with the scales of their blocks there."""
+    is_standard = spec.is_blocked and spec.block_size == get_format(spec.format).block
+    return is_standard and spec.format in BLOCK_SCALED and gpu.has_block_scales

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -31,23 +32,29 @@ def without_kernels() -> Generator[None]:
 
 
 def kernel_call(
-    *args: jax.Array, kernel: Callable[..., Any], formula: Callable[..., Any], platform: str
+    *args: Any, kernel: Callable[..., Any], formula: Callable[..., Any], platform: str
 ) -> Any:
     """``kernel(*args)`` or, if it is lowered for something else, ``formula(*args)``.
 
     Args:
-      *args: arrays.
+      *args: pytrees of arrays.
       kernel: a function with the results of ``formula``, to the bit.
       formula: plain operations; what vmap maps.
       platform: that the kernel is for, as JAX calls it.
     """
+    leaves, args_tree = jax.tree.flatten(args)
     tree = jax.tree.structure(jax.eval_shape(formula, *args))
-    outs = kernel_call_p.bind(*args, kernel=kernel, formula=formula, platform=platform)
+    of_leaves = [functools.partial(_of_leaves, fun, args_tree) for fun in (kernel, formula)]
+    outs = kernel_call_p.bind(*leaves, kernel=of_leaves[0], formula=of_leaves[1], platform=platform)
     return jax.tree.unflatten(tree, outs)
 
 
 kernel_call_p = jex_core.Primitive("srjit_kernel")
 kernel_call_p.multiple_results = True
+
+
+def _of_leaves(fun: Callable[..., Any], tree: Any, *leaves: jax.Array) -> Any:
+    return fun(*jax.tree.unflatten(tree, leaves))
 
 
 def _flat(fun: Callable[..., Any]) -> Callable[..., list[Any]]:

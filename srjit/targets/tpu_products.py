@@ -19,7 +19,8 @@ from jax import lax
 
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import DotProduct, Product
-from srjit.numerics.scaled_dot import Turned, multiply_values
+from srjit.numerics.quantization import ScaledValues
+from srjit.numerics.scaled_dot import Operand, are_integers, multiply_values, values_of
 from srjit.targets.base import Shapes, Specs
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import Order, order_of, pinned, transposed, turn
@@ -34,34 +35,37 @@ _FASTER = 1.1  # than bfloat16, at least, is a rate of its own
 def multiply(
     chip: Chip,
     product: Product,
-    lhs: jax.Array,
-    rhs: jax.Array,
+    lhs: Operand,
+    rhs: Operand,
     *extras: jax.Array,
-    integer: bool,
-    turned: Turned = (None, None),
 ) -> jax.Array:
     """See scaled_dot.Multiply."""
-    dtypes = {lhs.dtype.name, rhs.dtype.name}
+    pair = values_of(lhs), values_of(rhs)
+    dtypes = {values.dtype.name for values in pair}
     if not isinstance(product, DotProduct):
-        return multiply_values(product, lhs, rhs, *extras, integer=integer)
+        return multiply_values(product, lhs, rhs, *extras)
     product = dataclasses.replace(product, precision=None)
+    integer = are_integers(lhs, rhs)
     if _has_rate(chip, dtypes) and integer == (dtypes == {"int8"}):
+        turned = _turned(lhs), _turned(rhs)
         if product.is_turned:  # the left operand is the one that the result's rows come from
-            product, lhs, rhs, turned = product.swapped, rhs, lhs, _swapped(turned)
-        there = tuple(side for side, x in enumerate(turned) if x is not None)
+            product, pair, turned = product.swapped, _swapped(pair), _swapped(turned)
         dtype = jnp.int32 if integer else jnp.float32
-        fastest = functools.partial(_multiply_fastest, chip, product, dtype, there)
+        fastest = functools.partial(_multiply_fastest, chip, product, dtype)
         return kernel_call(
-            lhs,
-            rhs,
-            *(x for x in turned if x is not None),
+            *pair,
+            turned,
             kernel=functools.partial(fastest, True),
             formula=functools.partial(fastest, False),
             platform="tpu",
         )
     if dtypes <= FP8 | {"bfloat16"}:  # exact in bfloat16
-        return product(lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16), dtype=jnp.float32)
-    return multiply_values(product, lhs, rhs, integer=integer)
+        return product(*(values.astype(jnp.bfloat16) for values in pair), dtype=jnp.float32)
+    return multiply_values(product, lhs, rhs)
+
+
+def _turned(operand: Operand) -> jax.Array | None:
+    return operand.turned if isinstance(operand, ScaledValues) else None
 
 
 def turns(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
@@ -138,21 +142,19 @@ def _multiply_fastest(
     chip: Chip,
     product: DotProduct,
     dtype: Any,
-    there: tuple[int, ...],
     kernels: bool,
     lhs: jax.Array,
     rhs: jax.Array,
-    *turned: jax.Array,
+    turned: tuple[jax.Array | None, jax.Array | None],
 ) -> jax.Array:
     """The product, of copies of operands where that takes fewer cycles.
 
     Args:
       chip, product: what is multiplied where.
       dtype: of the result.
-      there: of which operands copies with the last dimension first are given.
       kernels: whether they make the copies; where they do not, those given were not made either.
       lhs, rhs: the operands.
-      *turned: those copies.
+      turned: copies of them with the last dimension first, as far as they are there.
     """
     from srjit.targets import tpu_kernels  # Pallas takes a tenth of a second to import
 
@@ -162,8 +164,8 @@ def _multiply_fastest(
     for side, codes in enumerate(operands):
         permutation = turn(product, side)[1]
         by_kernel = kernels and _is_last_first(permutation)
-        if by_kernel and side in there:
-            given = turned[there.index(side)]
+        given = turned[side]
+        if by_kernel and given is not None:
             copies.append((0.0, lambda _, given=given: given))
         elif by_kernel and tpu_kernels.can_transpose(codes):
             copies.append((codes.size * chip.transposing, tpu_kernels.transpose))

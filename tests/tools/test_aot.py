@@ -98,7 +98,7 @@ def test_it_runs_as_a_program_of_its_own():
         (["their_programs:layer"], "cannot be imported: No module named 'their_programs'"),
         (["their_program:layr"], "unknown function 'layr': did you mean 'layer'?"),
         (["their_program:layer", "--target", "v6"], "did you mean 'v6e'"),
-        (["their_program:layer", "--target", "b200"], "cannot compile for b200"),
+        (["their_program:layer", "--target", "portable"], "cannot compile for portable"),
         (["their_program:layer", "--recipe", "int9"], "did you mean 'int8'"),
         (["their_program:layer", "--mesh", "data"], "such as data=4,model=2: got 'data'"),
         (["their_program:layer", "-o", "no/where"], "cannot write 'no/where'"),

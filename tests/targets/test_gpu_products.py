@@ -1,0 +1,128 @@
+"""Products of codes on GPUs: how libraries get them, and what they are elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srjit import srjit, targets
+from srjit.jaxprs.site import oriented
+from srjit.numerics.products import DotProduct
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.scaled_dot import multiply_values
+from srjit.targets import gpu_products
+
+BLOCKED = ["nvfp4", "mxfp8", "mxfp4"]
+
+
+def matrix_product(a: Any, b: Any, a_scales: Any, b_scales: Any) -> jax.Array:
+    """What the library computes, in float32."""
+
+    def scaled(codes: jax.Array, scales: jax.Array) -> jax.Array:
+        assert codes.shape[:2] == scales.shape[:2] and codes.shape[2] % scales.shape[2] == 0
+        block = codes.shape[2] // scales.shape[2]
+        return codes.astype(jnp.float32) * jnp.repeat(scales.astype(jnp.float32), block, axis=2)
+
+    assert a.dtype == b.dtype and a_scales.dtype == b_scales.dtype
+    return jnp.einsum("bmk,bnk->bmn", scaled(a, a_scales), scaled(b, b_scales))
+
+
+@pytest.mark.parametrize("format", BLOCKED)
+@pytest.mark.parametrize(
+    ("product", "shapes"),
+    [
+        (DotProduct((0, 1), (1, 2), (0, 2)), ((24, 64), (64, 40))),
+        (DotProduct((0, 1), (0, 2), (1, 2)), ((64, 24), (64, 40))),  # a weight's gradient
+        (DotProduct((0, 1), (2, 1), (0, 2)), ((24, 64), (40, 64))),  # an activation's
+        (DotProduct((0, 1), (1, 2), (2, 0)), ((24, 64), (64, 40))),  # the result transposed
+        (DotProduct((0, 1), (1, 2), (0, 2)), ((5, 50), (50, 7))),  # nothing fits a block
+        (DotProduct((0, 1, 2), (0, 2, 3), (0, 1, 3)), ((3, 8, 32), (3, 32, 24))),
+        (DotProduct((0, 1, 2), (2, 3, 4), (0, 1, 3, 4)), ((3, 8, 32), (32, 4, 6))),
+        (DotProduct((0, 1, 2), (0, 1, 3), (2, 3)), ((3, 40, 24), (3, 40, 16))),  # two summed
+        (DotProduct((1, 0, 2), (0, 1, 3), (2, 3)), ((40, 3, 24), (3, 40, 16))),  # in other orders
+        (DotProduct((0, 1), (0,), (1,)), ((64, 24), (64,))),  # by a vector
+    ],
+)
+@pytest.mark.parametrize("square", [False, True])
+def test_operands_are_arranged_as_the_library_wants_them(
+    format: str, product: DotProduct, shapes: Any, square: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gpu_products, "_matrix_product", matrix_product)
+    pair: list[Any] = []
+    for side, shape in enumerate(shapes):
+        granularity = "square" if square and side == 1 else "block"
+        spec = Quantization(format=format, granularity=granularity)
+        x = jax.random.normal(jax.random.key(side), shape) * jnp.linspace(1, 8, shape[-1])
+        spec = oriented(spec, product, side, shape)
+        pair.append(targets.get("b200").quantize(x, spec, None, None, "hash", False, False))
+    expected = multiply_values(product, *pair)
+    got = gpu_products._block_scaled(product, *pair)
+    assert got.shape == expected.shape and float(jnp.abs(expected).max()) > 1
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+
+
+def loss(params: Any, x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.tanh(x @ params["up"]) @ params["down"])
+
+
+def looped(params: Any, x: jax.Array) -> jax.Array:
+    def layer(x: jax.Array, w: Any) -> tuple[jax.Array, None]:
+        return x + jnp.tanh(x @ w["up"]) @ w["down"], None
+
+    return jnp.sum(jax.lax.scan(layer, x, jax.tree.map(lambda w: jnp.stack([w, -w]), params))[0])
+
+
+def inside(fun: Any, recipe: str, target: str) -> Any:
+    return srjit(jax.value_and_grad(fun), recipe=recipe, target=target)
+
+
+def outside(fun: Any, recipe: str, target: str) -> Any:
+    wrapped = srjit(fun, recipe=recipe, target=target)
+    return lambda *args, sr_key: jax.value_and_grad(lambda *a: wrapped(*a, sr_key=sr_key))(*args)
+
+
+def mapped(fun: Any, recipe: str, target: str) -> Any:
+    each = outside(fun, recipe, target)
+    return lambda params, x, sr_key: jax.vmap(lambda x: each(params, x, sr_key=sr_key))(
+        jnp.stack([x, 2 * x])
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "fun"), [(inside, loss), (inside, looped), (outside, looped), (mapped, loss)]
+)
+@pytest.mark.parametrize(
+    ("recipe", "target"), [*((r, "b200") for r in ("nvfp4", "mxfp8", "mxfp4")), ("fp8", "h200")]
+)
+def test_where_no_gpu_is_the_numbers_are_the_emulations(
+    make: Any, fun: Any, recipe: str, target: str
+):
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "up": jax.random.normal(keys[0], (48, 72), jnp.bfloat16),
+        "down": jax.random.normal(keys[1], (72, 48), jnp.bfloat16),
+    }
+    x = jax.random.normal(keys[2], (40, 48), jnp.bfloat16)
+    got, expected = (make(fun, recipe, t)(params, x, sr_key=7) for t in (target, "portable"))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+
+
+def test_blocks_of_other_sizes_are_emulated():
+    spec = Quantization(format="nvfp4", block=32)
+    b200 = targets.get("b200")
+    made = b200.quantize(jnp.ones((8, 64)), spec, None, None, "hash", False, False)
+    assert made.blocks is None
+    assert not b200.native(DotProduct((0, 1), (1, 2), (0, 2)), ((8, 64), (64, 8)), (spec, spec))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_visible(bad: float):
+    x = jnp.ones((40, 48)).at[3, 5].set(bad)
+    product = srjit(lambda w, x: jnp.sum(x @ w), recipe="nvfp4", target="b200")
+    value, gradient = jax.value_and_grad(product)(jnp.ones((48, 72)), x, sr_key=0)
+    assert not np.isfinite(value) and not np.isfinite(gradient).all()
