@@ -404,6 +404,15 @@ BUILTIN: dict[str, Recipe] = {
             hadamard=True,
             ends=_ENDS,
         ),
+        _same(
+            "nvfp4-4over6",
+            "nvfp4",
+            scale_rounding="four_over_six",
+            weight={"granularity": "square"},
+            gradient={"scale_rounding": "standard"},
+            hadamard=True,
+            ends=_ENDS,
+        ),
         Recipe(
             name="bf16-sr",
             rules=(Rule(keep="the recipe bf16-sr leaves matrix multiplications alone"),),

@@ -81,3 +81,18 @@ def test_nvfp4_as_published_reaches_a_plateau() -> None:
     found = _bits("nvfp4", (1, 64, DRAWS))
     gained = found[DRAWS] - found[64]
     assert np.all(gained < 1.7), found  # two bits without its clipped block maxima
+
+
+@pytest.mark.parametrize("target", ["cpu", "b200"])
+@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4-4over6", "mxfp4"])
+def test_small_gradients_keep_their_relative_error(recipe: str, target: str) -> None:
+    errors: list[float] = []
+    for size in (1.0, 1e-3, 1e-6, 1e-9, 1e-12):
+        gradient = jax.grad(lambda *args, size=size: size * _loss(*args))
+        got = transform(gradient, recipe=recipe, target=target)(_params(), *_batch(), sr_key=3)
+        exact = gradient(_params(), *_batch())
+        off = sum(float(jnp.sum(((g - e) / size) ** 2)) for g, e in zip(got, exact, strict=True))
+        errors.append((off / sum(float(jnp.sum((e / size) ** 2)) for e in exact)) ** 0.5)
+    # Which of their neighbours values go to differs with the size, unless it is a power of two.
+    assert 0.05 < errors[0] < 0.5
+    assert errors == pytest.approx([errors[0]] * len(errors), rel=0.1)

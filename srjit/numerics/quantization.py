@@ -31,7 +31,7 @@ _CHOICES = {
     "rounding": ("nearest", "stochastic", "none"),
     "scaling": ("dynamic", "delayed", "static"),
     "granularity": ("tensor", "channel", "block", "square"),
-    "scale_rounding": ("standard", "up"),
+    "scale_rounding": ("standard", "up", "four_over_six"),
 }
 
 # What the scales of a format are, and what may share one of them.
@@ -68,7 +68,9 @@ class Quantization:
         ``static`` (from ``amax``).
       amax: the largest magnitude that a static scale provides for; beyond it codes saturate.
       scale_rounding: ``standard`` is the format's own rule, which may clip the largest elements of
-        a block (nvfp4 rounds scales to nearest, MX rounds them down); ``up`` never clips.
+        a block (nvfp4 rounds scales to nearest, MX rounds them down); ``up`` never clips;
+        ``four_over_six``, of nvfp4 to nearest, takes the largest element of a block to 6 or to 4,
+        whichever leaves the smaller squared error.
       hadamard: transform 16 elements at a time along the contraction first. Both operands of a
         product have to.
     """
@@ -99,6 +101,13 @@ class Quantization:
             raise ValueError(
                 f"block={self.block!r} does not fit granularity {self.shared!r} of format "
                 f"{self.format!r}: a block is a positive number of elements of a blocked format"
+            )
+        if self.scale_rounding == "four_over_six" and (
+            fmt.scale != "e4m3" or self.rounding == "stochastic"
+        ):
+            raise ValueError(
+                "scale_rounding='four_over_six' picks scales by the error of rounding to nearest, "
+                f"for format 'nvfp4': it does not fit rounding {self.rounding!r} of {self.format!r}"
             )
         if (self.scaling == "static") != (self.amax is not None):
             raise ValueError("scaling='static' takes amax=..., and only it does")
@@ -371,11 +380,36 @@ def _codes(
         one = jnp.ones((), x.dtype)
         return rounded, scaling.Scales(one, one), view
     blocks = view.split(x)
+    if spec.scale_rounding == "four_over_six":
+        return *_four_over_six(blocks, view, fmt.element, subnormal), view
     scales = _scales(blocks, view, spec, fmt, amax, subnormal)
+    noise = None if bits is None else view.split(bits)
+    return round_to_grid(_encoded(blocks, view, scales), fmt.element, noise), scales, view
+
+
+def _encoded(blocks: jax.Array, view: _BlockView, scales: scaling.Scales) -> jax.Array:
+    """Where the elements are on the grid's scale, unrounded."""
     lift = scales.lift
     raised = blocks if lift is None else scaling.lifted(blocks, view.spread(lift))
-    noise = None if bits is None else view.split(bits)
-    return round_to_grid(raised * view.spread(scales.encode), fmt.element, noise), scales, view
+    return raised * view.spread(scales.encode)
+
+
+def _four_over_six(
+    blocks: jax.Array, view: _BlockView, element: Element, subnormal: bool
+) -> tuple[jax.Array, scaling.Scales]:
+    """Codes to nearest and scales, of both that there are those with the smaller squared error."""
+    six, four = scaling.four_over_six_scales(*_nvfp4_amax(blocks, view), subnormal)
+
+    def rounded(scales: scaling.Scales) -> tuple[jax.Array, jax.Array]:
+        y = _encoded(blocks, view, scales)
+        codes = round_to_grid(y, element)
+        off = (codes - y) * view.spread(scales.scale.astype(y.dtype))  # in one unit for both
+        return codes, jnp.sum(off * off, axis=view.shared)
+
+    (codes_six, error_six), (codes_four, error_four) = rounded(six), rounded(four)
+    better = error_four < error_six
+    scales = jax.tree.map(lambda a, b: jnp.where(better, a, b) if a.ndim else a, four, six)
+    return jnp.where(view.spread(better), codes_four, codes_six), scales
 
 
 def _scales(
@@ -389,13 +423,17 @@ def _scales(
     if spec.scaling == "static":
         known = jnp.asarray(spec.amax, blocks.dtype)
     if fmt.scale == "e4m3":
-        block = scaling.amax(blocks.astype(jnp.float32), view.shared)
-        tensor = scaling.amax(block)
-        return scaling.nvfp4_scales(block, tensor, spec.scale_rounding, subnormal)
+        return scaling.nvfp4_scales(*_nvfp4_amax(blocks, view), spec.scale_rounding, subnormal)
     amax = scaling.amax(blocks, view.shared, keepdims=spec.shared == "channel")
     if fmt.scale == "e8m0":
         return scaling.e8m0_scales(amax, fmt.element, spec.scale_rounding, subnormal)
     return tensor_scales(amax, known, fmt.element)
+
+
+def _nvfp4_amax(blocks: jax.Array, view: _BlockView) -> tuple[jax.Array, jax.Array]:
+    """Of every block, and of the tensor, in float32."""
+    block = scaling.amax(blocks.astype(jnp.float32), view.shared)
+    return block, scaling.amax(block)
 
 
 def tensor_scales(amax: jax.Array, known: jax.Array | None, element: Element) -> scaling.Scales:

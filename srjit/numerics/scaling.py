@@ -6,6 +6,7 @@ by a broadcast scalar would be turned into a multiplication by its reciprocal, w
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jax import lax
 from srjit.numerics.formats import ELEMENTS, Element
 from srjit.numerics.rounding import round_to_grid
 
-ScaleRounding = Literal["standard", "up"]
+ScaleRounding = Literal["standard", "up", "four_over_six"]
 _E4M3 = ELEMENTS["float8_e4m3fn"]
 _FLT_MAX = float(np.finfo(np.float32).max)
 # CPUs and TPUs flush subnormal floats. What is below _TINY is lifted, by a power of two, out of
@@ -104,8 +105,25 @@ def lifted_e8m0(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(word == 255, jnp.nan, power), _lift_where(lift)
 
 
+def four_over_six_scales(
+    block: jax.Array, tensor: jax.Array, subnormal: bool
+) -> tuple[Scales, Scales]:
+    """``nvfp4_scales`` that take a block's largest element to 6, and to 4 (arXiv 2512.02010).
+
+    The tensor's scale leaves room for that: S = 1536/A, with 1536 = 6 * 256, so that E4M3 has
+    b * S / 4.
+    """
+    scales = functools.partial(nvfp4_scales, block, tensor, "standard", subnormal, 1536)
+    return scales(6), scales(4)
+
+
 def nvfp4_scales(
-    block: jax.Array, tensor: jax.Array, rounding: ScaleRounding, subnormal: bool
+    block: jax.Array,
+    tensor: jax.Array,
+    rounding: ScaleRounding,
+    subnormal: bool,
+    top: int = 2688,
+    largest: int = 6,
 ) -> Scales:
     """NVFP4's two levels: E4M3 per block under float32 per tensor (arXiv 2509.25149, appendix).
 
@@ -121,36 +139,42 @@ def nvfp4_scales(
         subnormal floats, so that takes integers and three times the operations; without it,
         tensors below 2^-100 may come out smaller than they are; the others come out the same, but
         for sf, which stays in float32.
+      top: what A becomes: 2688 = 6 * 448.
+      largest: the code that b becomes, in place of the 6 above.
     """
     if subnormal:
-        return _subnormal_nvfp4_scales(block, tensor, rounding)
+        return _subnormal_nvfp4_scales(block, tensor, rounding, top, largest)
     # XLA stores quotients, and computes what follows them in every reader: so there is little. The
     # minimum is always the quotient; without one, XLA makes 1 / (2688 / a) another division.
-    a = jnp.where(tensor == jnp.inf, jnp.float32(2688), jnp.maximum(tensor, 2.0**-112))
-    s = jnp.minimum(2688.0 / a, _FLT_MAX)
-    sf = _nvfp4_block_scale(block, s, rounding)
+    a = jnp.where(tensor == jnp.inf, jnp.float32(top), jnp.maximum(tensor, 2.0**-112))
+    s = jnp.minimum(top / a, _FLT_MAX)
+    sf = _nvfp4_block_scale(block, s, rounding, largest)
     d = 1.0 / jnp.where(jnp.isnan(block), block, s)  # of every block: a scalar is a kernel more
     encode = jnp.minimum(1.0 / (sf * d), _FLT_MAX)
-    return Scales(encode, sf, _divide(tensor, 2688.0))
+    return Scales(encode, sf, _divide(tensor, top))
 
 
-def _nvfp4_block_scale(block: jax.Array, s: jax.Array, rounding: ScaleRounding) -> jax.Array:
-    target = block * (s * np.float32(1 / 6))
+def _nvfp4_block_scale(
+    block: jax.Array, s: jax.Array, rounding: ScaleRounding, largest: int
+) -> jax.Array:
+    target = block * (s * np.float32(1 / largest))
     sf = round_to_grid(target, _E4M3)
     if rounding == "up":
         sf = jnp.where(sf < jnp.minimum(target, _E4M3.max), _next_up(sf), sf)
     return sf
 
 
-def _subnormal_nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: ScaleRounding) -> Scales:
+def _subnormal_nvfp4_scales(
+    block: jax.Array, tensor: jax.Array, rounding: ScaleRounding, top: int, largest: int
+) -> Scales:
     """``nvfp4_scales`` where any float32, D among them, may be subnormal."""
     tiny = tensor < _TINY
     lift = _lift_where(tiny)
     a, b = lifted(tensor, lift), lifted(block, lift)
     limit = _FLT_MAX / lift
-    s = jnp.minimum(2688.0 / a, limit)
+    s = jnp.minimum(top / a, limit)
     s = jnp.where((a == 0) | (s == 0), jnp.float32(1), s)
-    sf = _nvfp4_block_scale(b, s, rounding)
+    sf = _nvfp4_block_scale(b, s, rounding, largest)
     per_unit = jnp.where(tiny, jnp.float32(1 / (_UNIT * _LIFT)), jnp.float32(1))
     word = lax.bitcast_convert_type(s, jnp.int32)
     d = _in_units(per_unit / s, jnp.int32(0), word & 0x7FFFFF | 0x800000, tiny)
@@ -158,16 +182,16 @@ def _subnormal_nvfp4_scales(block: jax.Array, tensor: jax.Array, rounding: Scale
     decode = _in_units(sf * d, product.astype(jnp.int32), 512, tiny)
     encode = jnp.minimum(per_unit / decode, limit)
     own = _lift_where(tiny | (encode > 1 / _TINY))
-    scales = sf.astype(_E4M3.dtype), _tensor_scale(a, tiny, lift)
+    scales = sf.astype(_E4M3.dtype), _tensor_scale(a, tiny, lift, top)
     return Scales(encode * (lift / own), *scales, own)
 
 
-def _tensor_scale(a: jax.Array, tiny: jax.Array, lift: jax.Array) -> jax.Array:
-    """A / 2688 from the lifted A."""
-    scale = _divide(a, 2688.0)
+def _tensor_scale(a: jax.Array, tiny: jax.Array, lift: jax.Array, top: int) -> jax.Array:
+    """A / top from the lifted A."""
+    scale = _divide(a, top)
     n = a * np.float32(1 / (_UNIT * _LIFT))  # A in units, an integer, of which int32 is the rest
     rest = (n - jnp.floor(n * np.float32(2.0**-32)) * np.float32(2.0**32)).astype(jnp.uint32)
-    units = _in_units(scale * np.float32(1 / (_UNIT * _LIFT)), rest.astype(jnp.int32), 2688, tiny)
+    units = _in_units(scale * np.float32(1 / (_UNIT * _LIFT)), rest.astype(jnp.int32), top, tiny)
     subnormal = lax.bitcast_convert_type(units.astype(jnp.int32), jnp.float32)
     return jnp.where(tiny & (units < 2.0**24), subnormal, scale / lift)
 
