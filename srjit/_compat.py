@@ -14,6 +14,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax._src import core as _core  # whether a transformation is under way
+from jax._src import dispatch as _dispatch  # see lowers_for_devices
 from jax._src import shard_map as _shard_map  # its primitive is not exported
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
 from jax._src import stages as _stages  # see with_more_arguments
@@ -242,6 +243,15 @@ def runs_alone(context: Any) -> bool:
         return getattr(axes, "num_devices", 0) == 1
     manual = set(axes.manual_axes) | set(getattr(mesh, "manual_axes", ()))
     return bool(axes.manual_axes) and manual == set(mesh.axis_names)
+
+
+def lowers_for_devices(primitive: Any) -> None:
+    """Lets lowering rules of a primitive know the devices.
+
+    ``jax.custom_partitioning`` wants that; JAX looks for it in the jaxpr, and not in what a
+    primitive becomes.
+    """
+    _dispatch.prim_requires_devices_during_lowering.add(primitive)
 
 
 # ------------------------------------------------------------------------------ the running program

@@ -284,6 +284,9 @@ for _primitive, _impl, _type in ((site_p, _site_impl, _site_type), (lin_p, _lin_
     mlir.register_lowering(_primitive, mlir.lower_fun(_impl, multiple_results=False))
 
 
+_compat.lowers_for_devices(site_p)  # targets' products may be partitioned by hand
+
+
 # --------------------------------------------------------------------------------- differentiation
 
 

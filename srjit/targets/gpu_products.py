@@ -12,10 +12,13 @@ import dataclasses
 import functools
 import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit.numerics.formats import get_format
 from srjit.numerics.hadamard import pad_to_multiple
@@ -53,12 +56,11 @@ def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -
     """See scaled_dot.Multiply."""
     if isinstance(product, DotProduct):
         if _is_block_scaled(product, lhs, rhs):
-            return kernel_call(
+            return lax.platform_dependent(
                 lhs,
                 rhs,
-                kernel=functools.partial(_block_scaled, product),
-                formula=functools.partial(multiply_values, product),
-                platform="cuda",
+                cuda=functools.partial(_block_scaled, product),
+                default=functools.partial(multiply_values, product),
             )
         names = {values_of(operand).dtype.name for operand in (lhs, rhs)}
         # There is no product of two E5M2 operands.
@@ -115,6 +117,7 @@ def _block_scaled(product: DotProduct, lhs: ScaledValues, rhs: ScaledValues) -> 
     return product.transposed(out.reshape([sizes[d] for d in untransposed.out]))
 
 
+@custom_partitioning
 def _matrix_product(
     lhs: jax.Array, rhs: jax.Array, lhs_scales: jax.Array, rhs_scales: jax.Array
 ) -> jax.Array:
@@ -125,6 +128,52 @@ def _matrix_product(
         custom_call_api_version=2,
         legacy_backend_config=json.dumps(_CONFIG),
     )(lhs, rhs, lhs_scales, rhs_scales)
+
+
+def _shards_of_matrices(mesh: Any, args: Any, result: Any) -> Any:
+    """Every device multiplies what it has; where it has a part of the contraction, sums are left.
+
+    Args:
+      mesh: of devices.
+      args, result: shapes and shardings of what ``_matrix_product`` takes and returns.
+    """
+    (batch, rows, left), (_, columns, right) = (_padded(arg.sharding.spec) for arg in args[:2])
+    summed = _axes(left) if left == right else ()
+    count = math.prod(mesh.shape[axis] for axis in summed)
+    if args[2].shape[2] % count:  # blocks stay whole
+        summed = ()
+    # An axis shards one dimension of the result.
+    taken = {*_axes(batch), *_axes(rows), *summed}
+    columns = tuple(axis for axis in _axes(columns) if axis not in taken)
+    batch, rows = _axes(batch), tuple(a for a in _axes(rows) if a not in (*_axes(batch), *summed))
+
+    def place(*dims: tuple[str, ...]) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*(d or None for d in dims)))
+
+    def multiply_shards(*operands: jax.Array) -> jax.Array:
+        out = _matrix_product.fun(*operands)
+        return lax.psum(out, summed) if summed else out
+
+    lhs, rhs = place(batch, rows, summed), place(batch, columns, summed)
+    return mesh, multiply_shards, place(batch, rows, columns), (lhs, rhs, lhs, rhs)
+
+
+def _padded(spec: PartitionSpec) -> tuple[Any, ...]:
+    return (*spec, *(None,) * (3 - len(spec)))
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+    """Names of the mesh axes in one entry of a PartitionSpec."""
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+_matrix_product.def_partition(
+    partition=_shards_of_matrices,
+    sharding_rule="b m k, b n k, b m q, b n q -> b m n",
+    reduction_factors=("k", "q"),
+)
 
 
 def _as_matrices(

@@ -365,6 +365,21 @@ def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: di
     assert report.after.collectives["all-reduce"].count > 0
 
 
+@needs_cuda
+@pytest.mark.parametrize("recipe", ["nvfp4", "mxfp8"])
+@pytest.mark.parametrize(
+    "specs", [(P(), P("data")), (P("data"), P("data")), (P("model"), P("data", "model"))], ids=str
+)
+def test_block_scaled_products_stay_the_librarys_on_meshes(recipe: str, specs: Any):
+    fun = srjit(step, recipe=recipe, in_shardings=specs)
+    report = fun.aot(W, X, target="b200", mesh={"data": 4, "model": 2})
+    assert verdicts(report) == ["native"] * 2
+    before, after = (p.collectives.get("all-gather") for p in (report.before, report.after))
+    assert (before is None) is (after is None)
+    if before:  # weights are gathered as codes
+        assert after.count <= before.count and after.size < 0.6 * before.size
+
+
 @needs_libtpu
 def test_kernels_are_used_where_each_device_runs_by_itself():
     def inside(w: jax.Array, x: jax.Array) -> jax.Array:

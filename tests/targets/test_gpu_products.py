@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from srjit import srjit, targets
 from srjit.jaxprs.site import oriented
@@ -63,6 +65,44 @@ def test_operands_are_arranged_as_the_library_wants_them(
     got = gpu_products._block_scaled(product, *pair)
     assert got.shape == expected.shape and float(jnp.abs(expected).max()) > 1
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+
+
+MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize(
+    "size", [64, 48]
+)  # of the contraction: blocks of 16 fit four shards or not
+@pytest.mark.parametrize(
+    ("lhs", "rhs"),
+    [
+        (P(None, "data"), P()),
+        (P(None, "data"), P(None, "model")),
+        (P(None, "data"), P(None, "data")),
+        (P("model", "data"), P("model")),
+        (P(None, None, "data"), P(None, None, "data")),
+        (P(None, "model", "data"), P(None, None, "data")),
+        (P(None, None, "data"), P(None, None, "model")),
+        (P("model"), P(None, "model")),
+        (P(None, ("data", "model")), P(None, "model")),
+    ],
+    ids=str,
+)
+def test_every_shard_multiplies_what_it_has(
+    lhs: Any, rhs: Any, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    product = gpu_products._matrix_product
+    monkeypatch.setattr(product, "fun", matrix_product)
+    keys = jax.random.split(jax.random.key(1), 4)
+    a, b = (jax.random.normal(k, (2, 16, size)).astype(jnp.float8_e4m3fn) for k in keys[:2])
+    scales = [
+        jax.random.uniform(k, (2, 16, size // 16)).astype(jnp.float8_e4m3fn) for k in keys[2:]
+    ]
+    expected = matrix_product(a, b, *scales)
+    places = [NamedSharding(MESH, p) for p in (lhs, rhs, P(), P())]
+    compiled = jax.jit(product, in_shardings=places)
+    got = compiled(a, b, *scales)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def loss(params: Any, x: jax.Array) -> jax.Array:
