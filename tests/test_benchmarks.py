@@ -56,6 +56,16 @@ def test_rewriting_counts_every_site_of_the_unrolled_program(tmp_path):
     assert two["rewriting"] > 0
 
 
+@pytest.mark.slow
+def test_gpu_step_compares_and_checks_whatever_the_device(tmp_path):
+    figures = _figures("gpu_step", tmp_path)
+    assert {"bf16", "srjit fp8", "srjit int8"} <= set(figures["linear"]) & set(figures["block"])
+    plain, rounded = (figures["linear"][name]["errors"] for name in ("bf16", "srjit fp8"))
+    for result in ("y", "dw", "dx"):
+        assert plain[result] < 0.01 < rounded[result] < 0.2
+    assert figures["device"]["copy, bytes a second"] > 0
+
+
 def test_dispatch_measures_typed_keys_and_integers(tmp_path):
     figures = _figures("dispatch", tmp_path)
     assert set(figures) == {f"{k}{w}" for k in ("typed key", "integer") for w in ("", ", rejit")}
