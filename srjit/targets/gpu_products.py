@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
+from srjit import _compat
 from srjit.numerics.formats import get_format
 from srjit.numerics.hadamard import pad_to_multiple
 from srjit.numerics.products import DotProduct, Product
@@ -56,11 +57,13 @@ def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -
     """See scaled_dot.Multiply."""
     if isinstance(product, DotProduct):
         if _is_block_scaled(product, lhs, rhs):
-            return lax.platform_dependent(
+            return kernel_call(
                 lhs,
                 rhs,
-                cuda=functools.partial(_block_scaled, product),
-                default=functools.partial(multiply_values, product),
+                kernel=functools.partial(_block_scaled, product),
+                formula=functools.partial(multiply_values, product),
+                platform="cuda",
+                partitions=True,
             )
         names = {values_of(operand).dtype.name for operand in (lhs, rhs)}
         # There is no product of two E5M2 operands.
@@ -97,7 +100,9 @@ _CONFIG = {
 def _is_block_scaled(product: DotProduct, lhs: Operand, rhs: Operand) -> bool:
     pair = [o.blocks for o in (lhs, rhs) if isinstance(o, ScaledValues) and o.blocks is not None]
     same = len(pair) == 2 and pair[0].dtype == pair[1].dtype
-    return same and bool(product.contracting(0))
+    # No type says how matrices are sharded that are made of dimensions whose types say it.
+    typed = any(_compat.explicit_sharding(jax.typeof(blocks)) is not None for blocks in pair)
+    return same and not typed and bool(product.contracting(0))
 
 
 def _block_scaled(product: DotProduct, lhs: ScaledValues, rhs: ScaledValues) -> jax.Array:

@@ -1,6 +1,6 @@
 """A kernel where a chip runs it, and everywhere else the formula that it computes.
 
-Kernels do not partition: they are used where a program runs on one device, and inside of a
+Most kernels do not partition: they are used where a program runs on one device, and inside of a
 ``shard_map`` over all axes of a mesh. Whether it does is known when the program is lowered.
 """
 
@@ -32,7 +32,11 @@ def without_kernels() -> Generator[None]:
 
 
 def kernel_call(
-    *args: Any, kernel: Callable[..., Any], formula: Callable[..., Any], platform: str
+    *args: Any,
+    kernel: Callable[..., Any],
+    formula: Callable[..., Any],
+    platform: str,
+    partitions: bool = False,
 ) -> Any:
     """``kernel(*args)`` or, if it is lowered for something else, ``formula(*args)``.
 
@@ -41,11 +45,18 @@ def kernel_call(
       kernel: a function with the results of ``formula``, to the bit.
       formula: plain operations; what vmap maps.
       platform: that the kernel is for, as JAX calls it.
+      partitions: whether it may be a part of a program on several devices.
     """
     leaves, args_tree = jax.tree.flatten(args)
     tree = jax.tree.structure(jax.eval_shape(formula, *args))
     of_leaves = [functools.partial(_of_leaves, fun, args_tree) for fun in (kernel, formula)]
-    outs = kernel_call_p.bind(*leaves, kernel=of_leaves[0], formula=of_leaves[1], platform=platform)
+    outs = kernel_call_p.bind(
+        *leaves,
+        kernel=of_leaves[0],
+        formula=of_leaves[1],
+        platform=platform,
+        partitions=partitions,
+    )
     return jax.tree.unflatten(tree, outs)
 
 
@@ -76,10 +87,12 @@ def _batch(args: Any, dims: Any, *, formula: Callable[..., Any], **_: Any) -> An
     return outs, [0] * len(outs)
 
 
-def _lowered(context: Any, *args: Any, kernel: Any, formula: Any, platform: str) -> Any:
+def _lowered(
+    context: Any, *args: Any, kernel: Any, formula: Any, platform: str, partitions: bool
+) -> Any:
     given = context.platforms or context.module_context.platforms
-    fits = tuple(given) == (platform,) and _allowed.get() and _compat.runs_alone(context)
-    fun = _flat(kernel if fits else formula)
+    fits = partitions or (_allowed.get() and _compat.runs_alone(context))
+    fun = _flat(kernel if fits and tuple(given) == (platform,) else formula)
     return mlir.lower_fun(fun, multiple_results=True)(context, *args)
 
 

@@ -380,6 +380,17 @@ def test_block_scaled_products_stay_the_librarys_on_meshes(recipe: str, specs: A
         assert after.count <= before.count and after.size < 0.6 * before.size
 
 
+@needs_cuda
+@pytest.mark.parametrize(("gpu", "recipe"), [("b200", "nvfp4"), ("h200", "fp8")])
+def test_shards_that_run_by_themselves_are_native_too(gpu: str, recipe: str):
+    def inside(w: jax.Array, x: jax.Array) -> jax.Array:
+        total = lambda w, x: jax.lax.psum(loss(w, x), "data")  # noqa: E731
+        return jax.shard_map(total, in_specs=(P(), P("data")), out_specs=P())(w, x)
+
+    report = srjit(jax.grad(inside), recipe=recipe).aot(W, X, target=gpu, mesh={"data": 4})
+    assert verdicts(report) == ["native"] * 2 and "all-gather" not in report.after.collectives
+
+
 @needs_libtpu
 def test_kernels_are_used_where_each_device_runs_by_itself():
     def inside(w: jax.Array, x: jax.Array) -> jax.Array:

@@ -152,6 +152,39 @@ def test_where_no_gpu_is_the_numbers_are_the_emulations(
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
+def on_shards(axes: set[str] | None) -> Any:
+    """The mean square of a product, each device with rows of its own; None: by explicit types."""
+
+    def value(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+    if axes is None:
+        return value
+
+    def sharded(w: jax.Array, x: jax.Array) -> jax.Array:
+        total = lambda w, x: jax.lax.psum(value(w, x), "data")  # noqa: E731
+        specs = P(), P("data")
+        return jax.shard_map(total, mesh=MESH, in_specs=specs, out_specs=P(), axis_names=axes)(w, x)
+
+    return sharded
+
+
+@pytest.mark.parametrize(("recipe", "target"), [("nvfp4", "b200"), ("fp8", "h200")])
+@pytest.mark.parametrize("axes", [{"data", "model"}, {"data"}, None], ids=str)
+def test_shards_give_the_emulations_numbers(axes: Any, recipe: str, target: str):
+    w = jax.random.normal(jax.random.key(0), (64, 64))
+    x = jax.random.normal(jax.random.key(1), (128, 64))
+    kind = AxisType.Auto if axes else AxisType.Explicit
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (kind, kind))
+    with jax.set_mesh(mesh):
+        args = w, jax.device_put(x, NamedSharding(mesh, P("data")))
+        got, expected = (
+            srjit(jax.grad(on_shards(axes)), recipe=recipe, target=t)(*args, sr_key=0)
+            for t in (target, "portable")
+        )
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_blocks_of_other_sizes_are_emulated():
     spec = Quantization(format="nvfp4", block=32)
     b200 = targets.get("b200")
