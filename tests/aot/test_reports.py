@@ -32,7 +32,7 @@ needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="JAX's plugin for CUDA is n
 CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
 GPUS = ("h100", "h200", "b200", "gb200", "b300")
 COMPILED = [pytest.param(chip, marks=needs_libtpu) for chip in CHIPS]
-COMPILED += [pytest.param(gpu, marks=needs_cuda) for gpu in GPUS]
+COMPILED += [pytest.param(gpu, marks=needs_cuda) for gpu in ("h200", "b200", "b300")]
 Shape = jax.ShapeDtypeStruct
 W, X = Shape((256, 256), jnp.bfloat16), Shape((512, 256), jnp.bfloat16)
 
@@ -115,7 +115,7 @@ def attention(ws: Any, x: jax.Array) -> jax.Array:
 
 
 @needs_cuda
-@pytest.mark.parametrize("gpu", ["b200", "gb200", "b300"])
+@pytest.mark.parametrize("gpu", ["b200", "b300"])
 @pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4-unbiased", "mxfp8", "mxfp4"])
 @pytest.mark.parametrize("which", ["even", "odd", "attention"])
 def test_products_with_scales_of_blocks_are_cudnns_in_all_roles(gpu: str, recipe: str, which: str):
