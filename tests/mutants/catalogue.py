@@ -174,9 +174,16 @@ MUTANTS: dict[str, Mutant] = {
     "nvfp4's factors in another order": Mutant(
         group="scales",
         module=SCALING,
-        old="target = block * (s * np.float32(1 / 6))",
-        new="target = block * s * np.float32(1 / 6)",
+        old="target = block * (s * np.float32(1 / largest))",
+        new="target = block * s * np.float32(1 / largest)",
         killed_by=(SCALES + "test_nvfp4_scales_are_exact_beside_ties",),
+    ),
+    "four over six takes the worse": Mutant(
+        group="scales",
+        module=QUANTIZATION,
+        old="better = error_four < error_six",
+        new="better = error_four > error_six",
+        killed_by=(SCALES + "test_four_over_six_takes_the_better_of_two_scales[gaussian-block]",),
     ),
     "nvfp4's scale from the block alone": Mutant(
         group="scales",
