@@ -10,10 +10,10 @@ from typing import Literal
 
 from srjit.aot.reading import Program, SiteCost
 from srjit.plan import SitePlan, cells, counted, html_page, html_table, reasons, table, wrap
+from srjit.targets.base import FASTER
 
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
 
-FASTER = 1.1  # than bfloat16: what a unit has to be with a pair of types to have them
 _MIB = 2**20
 
 
@@ -25,7 +25,8 @@ class CompiledSite:
       plan: the site, and what srjit planned.
       cost: what the optimized program shows of it.
       rates: by kind of product, how many times faster than bfloat16 the unit multiplies, by the
-        compiler's estimate of a large product of that kind; None if it does not tell.
+        compiler's estimate of a large product of that kind, or by the vendor's peaks; None if
+        neither tells.
       verdict: ``native``: elements of 8 bits at most enter a unit that is faster with them, in this
         order; ``narrow``: they do, and it is not; ``emulated``: wider ones enter it; ``kept``: as
         planned, in high precision; ``unseen``: no product in the optimized program tells that it is
@@ -196,10 +197,9 @@ class Report:
                 "share them"
             )
         else:
-            remarks.append(
-                f"the compiler of {self.target} estimates no cycles; rates are of the vendor's "
-                "peaks, relative to bfloat16"
-            )
+            remarks.append(f"the compiler of {self.target} estimates no cycles")
+            if any(rate for site in self.sites for rate in site.rates.values()):
+                remarks.append("rates are of the vendor's peaks, relative to bfloat16")
         if self.after.kernels:
             remarks.append(
                 "kernels are not in the estimated cycles: their own estimate is of their schedule, "

@@ -21,7 +21,7 @@ class Multiply(Protocol):
     def __call__(
         self, product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array
     ) -> jax.Array:
-        """``product(lhs, rhs)``, but for the operands' ``scale``; the exact sum of ``integers``.
+        """``product(lhs, rhs)``, but for the operands' ``scale``; of integers, exactly.
 
         Args:
           product: what is multiplied how.

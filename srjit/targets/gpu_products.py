@@ -31,7 +31,7 @@ from srjit.numerics.quantization import (
     spread_blocks,
 )
 from srjit.numerics.scaled_dot import Operand, multiply_values, values_of
-from srjit.targets.base import Shapes, Specs
+from srjit.targets.base import FASTER, Shapes, Specs
 from srjit.targets.gpu_chips import Gpu
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import pinned
@@ -50,7 +50,6 @@ _HLO = {
     "int8": "s8",
 }
 _FP8 = {"float8_e4m3fn", "float8_e5m2"}
-_FASTER = 1.1  # than bfloat16, at least, is a rate of its own
 
 
 def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -> jax.Array:
@@ -221,7 +220,7 @@ def is_native(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> bool:
     if any(is_blocked):
         scales = {get_format(q.format).scale for q in specs if q}
         same = all(is_blocked) and len(scales) == 1 and bool(product.contracting(0))
-        return same and (gpu.rate(lhs, rhs) or 0) > _FASTER
+        return same and (gpu.rate(lhs, rhs) or 0) > FASTER
     # A product with a vector is none of a matrix unit's.
     free = [
         [n for d, n in zip(labels, shape, strict=True) if d not in other]
@@ -232,7 +231,7 @@ def is_native(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> bool:
     ]
     if any(max(sizes, default=1) == 1 for sizes in free):
         return False
-    return (gpu.rate(lhs, rhs) or 0) > _FASTER
+    return (gpu.rate(lhs, rhs) or 0) > FASTER
 
 
 def _carrier(gpu: Gpu, spec: Quantization) -> str:

@@ -65,6 +65,10 @@ class Chip:
     operations: float
     bandwidth: float
 
+    def has_rate(self, elements: set[str]) -> bool:
+        """Whether it multiplies such elements faster than bfloat16, in a good order."""
+        return elements <= self.native and ("int8" not in elements or len(elements) == 1)
+
     def product(
         self,
         product: Product,
@@ -78,8 +82,7 @@ class Chip:
         # What is fused with a product, on the vector unit, runs beside it: the slower one counts.
         beside = math.prod(product.shape(*shapes)) * self.epilogue
         plain = max(operations / self.plain, beside) + self.start
-        elements = {get_format(q.format).element.name for q in specs if q and not q.is_blocked}
-        if None in specs or not elements or not elements <= self.native:
+        if not self.has_rate(elements_of(specs)):
             return plain, None
         cycles = operations / self.rate
         # In its own order, or in the best one with a copy of the larger operand: which one it is
@@ -92,6 +95,16 @@ class Chip:
         """See base.Estimates."""
         amax = self.amax if in_memory and spec.scaling == "dynamic" else 0.0
         return size * (amax + self.codes[spec.rounding]) + self.start
+
+
+def elements_of(specs: Specs) -> set[str]:
+    """What the codes of both operands are of; ``float32`` where one of them is no codes alone."""
+    return {
+        "float32"
+        if q is None or q.is_blocked or q.rounding == "none"
+        else get_format(q.format).element.name
+        for q in specs
+    }
 
 
 def _orders(nn: float, nt: float, tn: float, tt: float) -> Mapping[Order, float]:

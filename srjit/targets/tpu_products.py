@@ -17,19 +17,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.numerics.formats import get_format
 from srjit.numerics.products import DotProduct, Product
 from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.scaled_dot import Operand, are_integers, multiply_values, values_of
-from srjit.targets.base import Shapes, Specs
+from srjit.targets.base import FASTER, Shapes, Specs
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import Order, order_of, pinned, transposed, turn
-from srjit.targets.tpu_chips import FP8, Chip
+from srjit.targets.tpu_chips import FP8, Chip, elements_of
 
 T = TypeVar("T")
 
 _GAIN = 0.05  # of a product's cycles, to be gained by an order at least: they are estimates
-_FASTER = 1.1  # than bfloat16, at least, is a rate of its own
 
 
 def multiply(
@@ -46,7 +44,7 @@ def multiply(
         return multiply_values(product, lhs, rhs, *extras)
     product = dataclasses.replace(product, precision=None)
     integer = are_integers(lhs, rhs)
-    if _has_rate(chip, dtypes) and integer == (dtypes == {"int8"}):
+    if chip.has_rate(dtypes) and integer == (dtypes == {"int8"}):
         turned = _turned(lhs), _turned(rhs)
         if product.is_turned:  # the left operand is the one that the result's rows come from
             product, pair, turned = product.swapped, _swapped(pair), _swapped(turned)
@@ -70,7 +68,7 @@ def _turned(operand: Operand) -> jax.Array | None:
 
 def turns(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
     """See targets.Target."""
-    if not isinstance(product, DotProduct) or not _has_rate(chip, _elements(specs)):
+    if not isinstance(product, DotProduct) or not chip.has_rate(elements_of(specs)):
         return False, False
     if product.is_turned:
         rhs, lhs = turns(chip, product.swapped, _swapped(shapes), _swapped(specs))
@@ -83,7 +81,7 @@ def turns(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> tuple[b
 
 def is_native(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> bool:
     """See targets.Target."""
-    if not isinstance(product, DotProduct) or not _has_rate(chip, _elements(specs)):
+    if not isinstance(product, DotProduct) or not chip.has_rate(elements_of(specs)):
         return False
     if product.is_turned:
         return is_native(chip, product.swapped, _swapped(shapes), _swapped(specs))
@@ -91,26 +89,11 @@ def is_native(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> boo
     costs = [math.prod(shape) * chip.turning for shape in shapes]
     for side in _sides_to_turn(chip, product, shapes, costs):
         product = turn(product, side)[0]
-    return chip.rate / chip.orders[order_of(product) or "TN"] > _FASTER * chip.plain
+    return chip.rate / chip.orders[order_of(product) or "TN"] > FASTER * chip.plain
 
 
 def _swapped(pair: tuple[T, T]) -> tuple[T, T]:
     return pair[1], pair[0]
-
-
-def _elements(specs: Specs) -> set[str]:
-    """What the codes of both operands are of; other things where one of them is no codes."""
-    return {
-        "float32"
-        if q is None or q.is_blocked or q.rounding == "none"
-        else get_format(q.format).element.name
-        for q in specs
-    }
-
-
-def _has_rate(chip: Chip, elements: set[str]) -> bool:
-    """Whether the chip multiplies such elements faster than bfloat16, in a good order."""
-    return elements <= chip.native and ("int8" not in elements or len(elements) == 1)
 
 
 def _sides_to_turn(
