@@ -1,6 +1,7 @@
 """NVIDIA's GPUs as a table: what XLA's compiler needs to know of one, and what its units can do.
 
-Peaks as the vendor publishes them, dense, of the boards that go into servers (SXM).
+Peaks as the vendor publishes them, dense, of the boards that go into servers (SXM). The rest only
+sizes what the compiler makes: of gb200, of which no description was at hand, it is b200's.
 """
 
 from __future__ import annotations
@@ -161,8 +162,8 @@ GPUS = {
             name="gb200",
             label="GB200",
             capability=(10, 0),
-            cores=152,
-            clock=2.06,
+            cores=148,
+            clock=1.965,
             memory=186 * _GIB,
             cache=126 * 2**20,
             bandwidth=8e12,

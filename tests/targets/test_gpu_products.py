@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from srjit import srjit, targets
 from srjit.jaxprs.site import oriented
 from srjit.numerics.products import DotProduct
-from srjit.numerics.quantization import Quantization
+from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.scaled_dot import multiply_values
 from srjit.targets import gpu_products
 
@@ -64,7 +65,11 @@ def test_operands_are_arranged_as_the_library_wants_them(
     expected = multiply_values(product, *pair)
     got = gpu_products._block_scaled(product, *pair)
     assert got.shape == expected.shape and float(jnp.abs(expected).max()) > 1
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    # Both sum in float32, in orders of their own.
+    sizes = [ScaledValues(jnp.abs(q.merged.astype(jnp.float32)), None, q.spec) for q in pair]
+    terms = math.prod(shapes[0][d] for d in product.contracting(0))
+    bound = 2 * terms * 2.0**-24 * np.asarray(multiply_values(product, *sizes))
+    assert np.all(np.abs(got - expected) <= bound)
 
 
 MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
@@ -102,7 +107,10 @@ def test_every_shard_multiplies_what_it_has(
     places = [NamedSharding(MESH, p) for p in (lhs, rhs, P(), P())]
     compiled = jax.jit(product, in_shardings=places)
     got = compiled(a, b, *scales)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    # Both sum in float32, in orders of their own; signs are in the codes alone.
+    magnitudes = [jnp.abs(x.astype(jnp.float32)).astype(x.dtype) for x in (a, b)]
+    bound = 2 * size * 2.0**-24 * np.asarray(matrix_product(*magnitudes, *scales))
+    assert np.all(np.abs(got - expected) <= bound) and np.abs(expected).max() > 1
 
 
 def loss(params: Any, x: jax.Array) -> jax.Array:
