@@ -25,12 +25,15 @@ import _tpu_programs as programs
 import srjit
 from _tpu_recipes import recipe_of
 from srjit.jaxprs.provenance import REWRITTEN
+from srjit.targets.base import WITHOUT_HISTORY
 
 
 def kernels_of(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, Any, int]]:
-    """Kernels of a jaxpr: equation, function, and how often it runs."""
+    """Kernels of a jaxpr that most steps run: equation, function, and how often it runs."""
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
+        if WITHOUT_HISTORY in str(eqn.source_info.name_stack):
+            continue
         if name == "srjit_kernel":
             avals = [v.aval for v in eqn.invars]
             inside = jax.make_jaxpr(eqn.params["kernel"])(*avals).jaxpr
@@ -60,7 +63,13 @@ def estimates(chip: str, name: str, recipe: str) -> list[dict[str, Any]]:
     step, args = programs.PROGRAMS[name]()
     rewritten = srjit.transform(step, recipe=recipe_of(chip, recipe), target=chip)
     key = jax.ShapeDtypeStruct((), jnp.uint32)
-    closed = jax.make_jaxpr(lambda key, *args: rewritten(*args, sr_key=key))(key, *args)
+    whole = srjit.srjit(step, recipe=recipe_of(chip, recipe), target=chip)
+    state = whole.init_state(*args) or None
+
+    def keyed(key: Any, *args: Any) -> Any:
+        return rewritten(*args, sr_key=key, sr_state=state)
+
+    closed = jax.make_jaxpr(keyed)(key, *args)
     each = profile.cycles_per_byte(chip)
     known: dict[str, int | None] = {}
     found: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The recipes that tpu_cycles.py compares: a chip's own, where it pays, or with given scales."""
+"""The recipes that tpu_cycles.py compares: a chip's own, or with given or with delayed scales."""
 
 from __future__ import annotations
 
@@ -16,5 +16,9 @@ def recipe_of(chip: str, name: str) -> str | Recipe:
     if name == "given scales":
         return own.map_quantizations(
             lambda role, kind, q: dataclasses.replace(q, scaling="static", amax=4.0)
+        )
+    if name == "delayed scales":
+        return own.map_quantizations(
+            lambda role, kind, q: dataclasses.replace(q, scaling="delayed")
         )
     return name

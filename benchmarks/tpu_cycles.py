@@ -2,8 +2,9 @@
 
     python benchmarks/tpu_cycles.py [CHIP ...] [--programs mlp ...] [--recipes int8 ...] [--no-qwix]
 
-A recipe is a name, ``own`` for the chip's own, whatever it costs (``auto``: where it pays), or
-``given scales`` for the same with scales that are known beforehand.
+A recipe is a name, ``own`` for the chip's own, whatever it costs (``auto``: where it pays), and
+``given scales`` or ``delayed scales`` for the same with scales that are known beforehand, or come
+from earlier steps.
 
 Nothing runs. Two models are in this, and they are printed apart:
 

@@ -93,7 +93,6 @@ class Quantizer:
             import jax.numpy as jnp
 
             from srjit.jaxprs.site import quantize_operand
-            from srjit.numerics.quantization import tensor_amax
 
             extras = list(rest)
             history = extras.pop() if self.remembers else None
@@ -101,15 +100,16 @@ class Quantizer:
             if self.masked is not None:
                 x = self.masked.product.mask(self.masked.side, x, *extras)
             key = None if words is None else (words[0], words[1])
-            amax, seen = None, ()
-            if history is not None:
-                now = tensor_amax(x)
-                before = jnp.max(history)
-                amax, seen = jnp.where(before > 0, before, now), (now,)
             q = quantize_operand(
-                x, self.spec, key, rng=self.rng, target=target, amax=amax, in_memory=self.in_memory
+                x,
+                self.spec,
+                key,
+                rng=self.rng,
+                target=target,
+                before=None if history is None else jnp.max(history),
+                in_memory=self.in_memory,
             )
-            return (q.merged, *(() if q.scale is None else (q.scale,)), *seen)
+            return q.merged, *(v for v in (q.scale, q.seen) if v is not None)
 
         return fun
 

@@ -12,6 +12,7 @@ from typing import Any
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
 from srjit.diagnostics.naming import site_of
 from srjit.jaxprs.provenance import QUANTIZER
+from srjit.targets.base import WITHOUT_HISTORY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +106,9 @@ class Program:
     """What a compiler made of a program.
 
     Attributes:
-      cycles: estimates of all instructions added up, loops counted, without kernels and without
-        what runs beside the rest; None if the compiler makes none.
+      cycles: estimates of all instructions added up, loops counted, without kernels, without what
+        runs beside the rest, and without what only a delayed scale's first step runs; None if the
+        compiler makes none.
       sites: by number, those that were found.
       kernels: in the order of the program.
       collectives: by kind.
@@ -132,7 +134,7 @@ def program_of(module: Module, analysis: Any) -> Program:
       module: the module.
       analysis: what ``jax.stages.Compiled.memory_analysis()`` returns.
     """
-    executed = list(module.executed())
+    executed = [e for e in module.executed() if not _is_rare(module, e.instruction)]
     costs = [c for e in executed if (c := _cycles(e)) is not None]
     loops = [e for e in executed if e.instruction.opcode == "while"]
     return Program(
@@ -150,6 +152,12 @@ def program_of(module: Module, analysis: Any) -> Program:
         unknown_loops=sum(module.trips(e.instruction, e.computation) is None for e in loops),
         moved=sum(_moved(e) for e in executed),
     )
+
+
+def _is_rare(module: Module, instruction: Instruction) -> bool:
+    """Whether next to no step executes it."""
+    inside = (inner.op_name for _, inner in module.inside(instruction))
+    return WITHOUT_HISTORY in (instruction.op_name or next(filter(None, inside), ""))
 
 
 def _cycles(e: Executed) -> int | None:

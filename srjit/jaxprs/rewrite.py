@@ -24,7 +24,7 @@ from srjit.diagnostics.naming import scope_of
 from srjit.jaxprs.program_plan import PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.site import bind_site, site_p
 from srjit.jaxprs.values import Path
-from srjit.numerics.quantization import ScaledValues, tensor_amax
+from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key, mix, of_shards
 
 Codes = dict[Shared, ScaledValues]
@@ -147,24 +147,19 @@ class _Frame:
                 key = mix(mix(self._key(draw.flips), draw.number), draw.slot)
                 key = of_shards(key, site.varies[side])
             history = site.states[side]
-            amax = None if history is None else self._delayed_amax(history, x)
-            self.codes[shared] = self.plan.quantize(
+            q = self.plan.quantize(
                 x,
                 spec,
                 key,
-                amax,
+                None if history is None else jnp.max(self.histories[history]),
                 in_memory=site.in_memory[side],
                 in_loop=bool(self.trips),
                 turned=shared in self.plan.turned,
             )
+            if history is not None and q.seen is not None:
+                self.observe({history: q.seen})
+            self.codes[shared] = dataclasses.replace(q, seen=None)
         return self.codes[shared]
-
-    def _delayed_amax(self, name: str, x: Any) -> jax.Array:
-        """The largest amax of earlier steps; of this one if there were none."""
-        now = tensor_amax(lax.stop_gradient(x))
-        self.observe({name: now})
-        before = jnp.max(self.histories[name])
-        return jnp.where(before > 0, before, now)
 
     def observe(self, seen: State) -> None:
         """Adds what delayed scales saw; a value that is quantized in two places has one history."""

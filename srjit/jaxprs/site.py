@@ -108,8 +108,8 @@ def oriented(
 def _quantizer(
     spec: Quantization, rng: Rng, target: Target, in_memory: bool, in_loop: bool, turned: bool
 ) -> Any:
-    def run(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
-        q = target.quantize(lax.stop_gradient(x), spec, key, amax, rng, in_memory, turned)
+    def run(x: jax.Array, key: Key | None, before: jax.Array | None) -> ScaledValues:
+        q = target.quantize(lax.stop_gradient(x), spec, key, before, rng, in_memory, turned)
         if q.blocks is not None:  # codes as they are
             return q
         carrier = target.carrier(spec, q.values.dtype, in_loop)
@@ -119,17 +119,17 @@ def _quantizer(
             turned=None if q.turned is None else q.turned.astype(carrier),
         )
 
-    def named(x: jax.Array, key: Key | None, amax: jax.Array | None) -> ScaledValues:
+    def named(x: jax.Array, key: Key | None, before: jax.Array | None) -> ScaledValues:
         sharding = _compat.explicit_sharding(jax.typeof(x))
         if sharding is None or not (spec.is_blocked or spec.hadamard):
-            return run(x, key, amax)
+            return run(x, key, before)
         # Shards may cut blocks: no type says how such a reshape is sharded, but XLA knows.
-        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (x, key, amax))
+        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (x, key, before))
         sharded = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), jax.eval_shape(run, *given))
         codes = _codes_sharding(x.shape, spec, sharding)
         sharded = dataclasses.replace(sharded, values=codes)
         auto = jax.sharding.auto_axes(run, out_sharding=sharded)
-        return auto(x, key, amax)  # type: ignore[call-arg]  (its stub knows one argument)
+        return auto(x, key, before)  # type: ignore[call-arg]  (its stub knows one argument)
 
     named.__name__ = named.__qualname__ = f"{QUANTIZER}{spec.format}_{spec.rounding}"
     return jax.jit(named)
@@ -155,7 +155,7 @@ def quantize_operand(
     *,
     rng: Rng,
     target: str,
-    amax: jax.Array | None = None,
+    before: jax.Array | None = None,
     in_memory: bool = False,
     in_loop: bool = False,
     turned: bool = False,
@@ -164,7 +164,7 @@ def quantize_operand(
     key = key if spec.rounding == "stochastic" else None
     chosen = targets.get(target)
     in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
-    return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, amax)
+    return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, before)
 
 
 # ----------------------------------------------------------------------------- the two primitives

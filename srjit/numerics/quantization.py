@@ -275,6 +275,7 @@ class ScaledValues:
       turned: the values with their last dimension first, where that came with them, or None.
       blocks: the scales of blocks, as of ``QuantizedArray.scale``, for targets that multiply codes
         with such scales; or None.
+      seen: of a delayed scale, the operand's own amax, a float32 scalar for its history; or None.
     """
 
     values: jax.Array
@@ -282,6 +283,7 @@ class ScaledValues:
     spec: Quantization = dataclasses.field(metadata={"static": True})
     turned: jax.Array | None = None
     blocks: jax.Array | None = None
+    seen: jax.Array | None = None
 
     @property
     def merged(self) -> jax.Array:
@@ -295,8 +297,8 @@ class ScaledValues:
 
     @property
     def alone(self) -> ScaledValues:
-        """Without the turned copy."""
-        return dataclasses.replace(self, turned=None)
+        """Without the turned copy, and without what only a history wants."""
+        return dataclasses.replace(self, turned=None, seen=None)
 
     @property
     def is_integer(self) -> bool:
@@ -311,7 +313,7 @@ def encode(
     spec: Quantization,
     key: Key | None,
     *,
-    amax: jax.Array | None = None,
+    before: jax.Array | None = None,
     rng: Rng = "hash",
     subnormal: bool = True,
 ) -> QuantizedArray:
@@ -321,12 +323,13 @@ def encode(
       x: float array; with a Hadamard transform, codes have its padded contraction.
       spec: the quantization.
       key: two uint32 scalars; None for nearest.
-      amax: float32 scalar for delayed scales.
+      before: float32 scalar for delayed scales, the largest amax of earlier steps; 0 if there was
+        none.
       rng: ``hash`` or ``threefry``.
       subnormal: whether scales of subnormal numbers count: see ``scaling.nvfp4_scales`` and
         ``scaling.e8m0_scales``.
     """
-    codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=subnormal)
+    codes, scales, view = _codes(x, spec, key, before, rng, subnormal=subnormal)
     is_e4m3 = get_format(spec.format).scale == "e4m3"
     scale = scales.scale.astype(jnp.float8_e4m3fn) if is_e4m3 else scales.scale
     return QuantizedArray(view.merge(codes), scale, scales.tensor_scale, spec)
@@ -337,7 +340,7 @@ def emulated(
     spec: Quantization,
     key: Key | None,
     *,
-    amax: jax.Array | None = None,
+    before: jax.Array | None = None,
     rng: Rng = "hash",
 ) -> ScaledValues:
     """``encode`` with block scales multiplied in; arguments as there.
@@ -346,11 +349,14 @@ def emulated(
     2^-126: see ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
     """
     if spec.rounding == "none":
-        return ScaledValues(_prepared(x, spec), None, spec)
-    codes, scales, view = _codes(x, spec, key, amax, rng, subnormal=False)
+        prepared = _prepared(x, spec)
+        seen = tensor_amax(prepared) if spec.scaling == "delayed" else None
+        return ScaledValues(prepared, None, spec, seen=seen)
+    codes, scales, view = _codes(x, spec, key, before, rng, subnormal=False)
     if not spec.is_blocked:
         left = None if get_format(spec.format).scale == "none" else scales.scale
-        return ScaledValues(view.merge(codes), left, spec)
+        seen = None if spec.scaling != "delayed" else scales.seen
+        return ScaledValues(view.merge(codes), left, spec, seen=seen)
     values = codes * view.spread(_as_float_scale(scales.scale, codes.dtype))
     return ScaledValues(view.merge(values), scales.tensor_scale, spec)
 
@@ -365,7 +371,7 @@ def _codes(
     x: jax.Array,
     spec: Quantization,
     key: Key | None,
-    amax: jax.Array | None,
+    before: jax.Array | None,
     rng: Rng,
     *,
     subnormal: bool,
@@ -382,7 +388,7 @@ def _codes(
     blocks = view.split(x)
     if spec.scale_rounding == "four_over_six":
         return *_four_over_six(blocks, view, fmt.element, subnormal), view
-    scales = _scales(blocks, view, spec, fmt, amax, subnormal)
+    scales = _scales(blocks, view, spec, fmt, before, subnormal)
     noise = None if bits is None else view.split(bits)
     return round_to_grid(_encoded(blocks, view, scales), fmt.element, noise), scales, view
 
@@ -437,18 +443,19 @@ def _nvfp4_amax(blocks: jax.Array, view: _BlockView) -> tuple[jax.Array, jax.Arr
 
 
 def tensor_scales(amax: jax.Array, known: jax.Array | None, element: Element) -> scaling.Scales:
-    """Scales of a tensor that has ``amax``, made of an amax that is ``known`` if that is given.
+    """Scales of a tensor that has ``amax``, made of an amax that is ``known`` if it is positive.
 
     A scale from elsewhere must not hide NaN and Inf; the codes need not wait for that.
     """
     if known is None:
         return scaling.float_scales(amax, element)
-    scales = scaling.float_scales(known.astype(amax.dtype), element)
-    return scales._replace(scale=jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan))
+    scales = scaling.float_scales(jnp.where(known > 0, known.astype(amax.dtype), amax), element)
+    visible = jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)
+    return scales._replace(scale=visible, seen=amax.astype(jnp.float32))
 
 
 def tensor_amax(x: jax.Array) -> jax.Array:
-    """max|x| in float32, what delayed scales are made of."""
+    """max|x| in float32."""
     return scaling.amax(x.astype(jnp.float32))
 
 

@@ -25,7 +25,7 @@ def emulate(
     x: jax.Array,
     spec: Quantization,
     key: Key | None,
-    amax: jax.Array | None,
+    before: jax.Array | None,
     rng: Rng,
     in_memory: bool,
     turned: bool,
@@ -33,13 +33,15 @@ def emulate(
     """``emulated``, in plain operations.
 
     Args:
-      x, spec, key, amax, rng: as of ``emulated``.
+      x, spec, key, before, rng: as of ``emulated``.
       in_memory: whether nothing in the program makes x.
       turned: whether a product wants a copy with the last dimension first, should it come cheaply.
     """
-    return emulated(x, spec, key, amax=amax, rng=rng)
+    return emulated(x, spec, key, before=before, rng=rng)
 
 
+# The scope of what only runs for a delayed scale that has no history yet: in no step but the first.
+WITHOUT_HISTORY = "srjit.without_history"
 FASTER = 1.1  # than bfloat16, at least, is a rate of its own
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 Specs = tuple[Quantization | None, Quantization | None]

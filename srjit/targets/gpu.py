@@ -20,7 +20,7 @@ def quantize(
     x: jax.Array,
     spec: Quantization,
     key: Key | None,
-    amax: jax.Array | None,
+    before: jax.Array | None,
     rng: Rng,
     in_memory: bool,
     turned: bool,
@@ -31,7 +31,7 @@ def quantize(
         or x.dtype == jnp.float64
         or not gpu_products.takes_blocks(gpu, spec)
     ):
-        return emulated(x, spec, key, amax=amax, rng=rng)
+        return emulated(x, spec, key, before=before, rng=rng)
     q = encode(x, spec, key, rng=rng, subnormal=False)
     codes = cast(q.codes, get_format(spec.format).element)
     codes = codes.astype(gpu_products.BLOCK_SCALED[spec.format])

@@ -25,7 +25,7 @@ from srjit.numerics.quantization import (
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaling import float_scales
 from srjit.targets import tpu_products
-from srjit.targets.base import Compiler, Target
+from srjit.targets.base import WITHOUT_HISTORY, Compiler, Target
 from srjit.targets.tpu_chips import CHIPS, Chip
 
 _SLICES = 16  # of a tensor in memory whose amax is found
@@ -37,7 +37,7 @@ def quantize(
     x: jax.Array,
     spec: Quantization,
     key: Key | None,
-    amax: jax.Array | None,
+    before: jax.Array | None,
     rng: Rng,
     in_memory: bool,
     turned: bool,
@@ -53,7 +53,7 @@ def quantize(
     element = get_format(spec.format).element
     is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none"
     if is_plain or rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
-        return emulated(x, spec, key, amax=amax, rng=rng)
+        return emulated(x, spec, key, before=before, rng=rng)
     by_kernel = functools.partial(
         tpu_kernels.quantize,
         x,
@@ -62,25 +62,35 @@ def quantize(
         transposed=turned,
         converts=element.name in chip.converts,
     )
-    if spec.scaling == "static":
-        known = jnp.asarray(spec.amax, jnp.float32)
-        encode = float_scales(known, element).encode
-        if in_memory or "given" not in chip.fuses:
-            codes, *copies, seen = by_kernel(encode=encode, with_amax=True)
-        else:
-            copies = []
-            codes, seen = tpu_kernels.quantize_plainly(
-                x, encode, *(key or ()), element=element, with_amax=True
-            )
-        return ScaledValues(codes, tensor_scales(seen, known, element).scale, spec, *copies)
-    waits = amax is None and spec.rounding not in chip.fuses
-    if not in_memory and not waits:
-        return emulated(x, spec, key, amax=amax, rng=rng)
-    seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
-    scales = tensor_scales(seen, amax, element)
-    made = by_kernel(encode=scales.encode)
-    codes, *copies = made if turned else (made,)
-    return ScaledValues(codes, scales.scale, spec, *copies)
+    if spec.scaling == "dynamic":
+        if not in_memory and spec.rounding in chip.fuses:
+            return emulated(x, spec, key, rng=rng)
+        seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
+        scales = tensor_scales(seen, None, element)
+        codes, *copies = _several(by_kernel(scales.encode))
+        return ScaledValues(codes, scales.scale, spec, *copies)
+    known = jnp.asarray(spec.amax, jnp.float32) if before is None else before
+    encode = float_scales(known, element).encode
+    by_xla = functools.partial(tpu_kernels.quantize_plainly, x, element=element)
+    if in_memory or "given" not in chip.fuses:
+        *codes, seen = by_kernel(encode, with_amax=True)
+    else:
+        *codes, seen = by_xla(encode, *(key or ()), with_amax=True)
+    scales = tensor_scales(seen, known, element)
+    if before is None:
+        return ScaledValues(codes[0], scales.scale, spec, *codes[1:])
+
+    def again(encode: jax.Array) -> list[jax.Array]:
+        with jax.named_scope(WITHOUT_HISTORY):
+            return _several(by_kernel(encode))[: len(codes)]
+
+    # Nothing waits for the tensor's own amax, but where no step before had one.
+    codes = lax.cond(before > 0, lambda _: codes, again, scales.encode)
+    return ScaledValues(codes[0], scales.scale, spec, *codes[1:], seen=seen)
+
+
+def _several(made: jax.Array | tuple[jax.Array, ...]) -> list[jax.Array]:
+    return list(made) if isinstance(made, tuple) else [made]
 
 
 _WORDS = {jnp.dtype(jnp.bfloat16): jnp.int16, jnp.dtype(jnp.float32): jnp.int32}
