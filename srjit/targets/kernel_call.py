@@ -23,7 +23,7 @@ _allowed = contextvars.ContextVar("allowed", default=True)
 
 @contextlib.contextmanager
 def without_kernels() -> Generator[None]:
-    """What is lowered here has no kernels: it becomes a part of a program on several devices."""
+    """What is lowered here has no kernels, as if it were a part of a program on several devices."""
     token = _allowed.set(False)
     try:
         yield
@@ -37,6 +37,7 @@ def kernel_call(
     formula: Callable[..., Any],
     platform: str,
     partitions: bool = False,
+    by_xla: bool = False,
 ) -> Any:
     """``kernel(*args)`` or, if it is lowered for something else, ``formula(*args)``.
 
@@ -46,6 +47,7 @@ def kernel_call(
       formula: plain operations; what vmap maps.
       platform: that the kernel is for, as JAX calls it.
       partitions: whether it may be a part of a program on several devices.
+      by_xla: whether it is of XLA's own operations, which are there without kernels too.
     """
     leaves, args_tree = jax.tree.flatten(args)
     tree = jax.tree.structure(jax.eval_shape(formula, *args))
@@ -56,6 +58,7 @@ def kernel_call(
         formula=of_leaves[1],
         platform=platform,
         partitions=partitions,
+        by_xla=by_xla,
     )
     return jax.tree.unflatten(tree, outs)
 
@@ -88,10 +91,16 @@ def _batch(args: Any, dims: Any, *, formula: Callable[..., Any], **_: Any) -> An
 
 
 def _lowered(
-    context: Any, *args: Any, kernel: Any, formula: Any, platform: str, partitions: bool
+    context: Any,
+    *args: Any,
+    kernel: Any,
+    formula: Any,
+    platform: str,
+    partitions: bool,
+    by_xla: bool,
 ) -> Any:
     given = context.platforms or context.module_context.platforms
-    fits = partitions or (_allowed.get() and _compat.runs_alone(context))
+    fits = partitions or ((by_xla or _allowed.get()) and _compat.runs_alone(context))
     fun = _flat(kernel if fits and tuple(given) == (platform,) else formula)
     return mlir.lower_fun(fun, multiple_results=True)(context, *args)
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit import _compat
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import (
     Quantization,
@@ -26,6 +25,7 @@ from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaling import float_scales
 from srjit.targets import tpu_products
 from srjit.targets.base import WITHOUT_HISTORY, Compiler, Target
+from srjit.targets.kernel_call import kernel_call
 from srjit.targets.tpu_chips import CHIPS, Chip
 
 _SLICES = 16  # of a tensor in memory whose amax is found
@@ -97,9 +97,14 @@ _WORDS = {jnp.dtype(jnp.bfloat16): jnp.int16, jnp.dtype(jnp.float32): jnp.int32}
 
 
 def _amax_of_memory(x: jax.Array) -> jax.Array:
-    """``tensor_amax`` of what is in memory, by XLA: it reads it faster in slices."""
-    if x.shape[-1] % (_SLICES * _LANES) or _compat.explicit_sharding(jax.typeof(x)) is not None:
+    """``tensor_amax`` of what is in memory, by XLA."""
+    if x.shape[-1] % (_SLICES * _LANES):
         return tensor_amax(x)
+    return kernel_call(x, kernel=_amax_of_slices, formula=tensor_amax, platform="tpu", by_xla=True)
+
+
+def _amax_of_slices(x: jax.Array) -> jax.Array:
+    """XLA reads memory faster so; but slices of what is sharded would go from device to device."""
     word = _WORDS[x.dtype]
     parts = [
         lax.bitcast_convert_type(part, word) & jnp.iinfo(word).max
