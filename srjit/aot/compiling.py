@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from srjit.aot.compilers import devices_of, mesh_of, optimized
 from srjit.aot.rates import rate
@@ -53,15 +53,21 @@ class Placement:
     @contextlib.contextmanager
     def entered(self) -> Generator[None]:
         """Where programs are lowered: the mesh is the one that their PartitionSpecs are about."""
+        mesh = self.mesh
+        context = contextlib.nullcontext()
+        if mesh is not None:  # without its devices, which meshes that the function names lack
+            abstract = AbstractMesh(mesh.axis_sizes, mesh.axis_names, mesh.axis_types)
+            context = jax.sharding.use_abstract_mesh(abstract)
         try:
-            with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            with context:
                 yield
         except ValueError as error:
-            if "incompatible devices" in str(error):
+            if "incompatible devices" in str(error) or "mesh passed to shard_map" in str(error):
                 error.add_note(
                     "aot moves arguments and the shardings of jit's options to the devices that it "
-                    "compiles for. Shardings inside of the function have to be PartitionSpecs, or "
-                    "of an AbstractMesh"
+                    "compiles for. Inside of the function, shardings have to be PartitionSpecs or "
+                    "of an AbstractMesh, and shard_map's mesh= an AbstractMesh or left out: then "
+                    "it is the one that aot compiles for"
                 )
             raise
 
@@ -151,6 +157,7 @@ def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Rep
         target=planned.target,
         mode=planned.mode,
         devices=place.count,
+        cycles_per_byte=place.target.estimates and place.target.estimates.cycles_per_byte,
         notes=(*planned.notes, *_notes(sites)),
     )
 

@@ -74,12 +74,14 @@ class Kernel:
       site: the site that it is of; None if it is of none.
       times: how often a run executes it.
       cycles: of all executions, by the estimate of its own schedule; None if there is none.
+      moved: bytes of its operands and results, of all executions.
     """
 
     name: str
     site: int | None
     times: int
     cycles: int | None
+    moved: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,6 +276,7 @@ def _kernel(e: Executed) -> Kernel:
         site=site_of(e.instruction.op_name),
         times=e.times,
         cycles=None if cycles is None else cycles * e.times,
+        moved=_moved(e),
     )
 
 

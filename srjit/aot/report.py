@@ -68,6 +68,7 @@ class Report:
       before, after: the program as it was, and rewritten.
       recipe, target, mode: names.
       devices: how many the program is compiled for.
+      cycles_per_byte: in which the chip's memory moves a byte, at its peak; None: not known.
       notes: what else a user should know.
     """
 
@@ -78,6 +79,7 @@ class Report:
     target: str
     mode: str
     devices: int = 1
+    cycles_per_byte: float | None = None
     notes: tuple[str, ...] = ()
 
     def speedup(self) -> float | None:
@@ -88,6 +90,18 @@ class Report:
         if self.after.kernels or self.before.kernels or not self.before.cycles:
             return None
         return self.before.cycles / self.after.cycles if self.after.cycles else None
+
+    def kernel_cycles(self, program: Program) -> int | None:
+        """Cycles of a program's kernels, at least: of each the larger of two models.
+
+        They are the estimate of its schedule, where there is one, and its bytes at the memory's
+        peak. None if nothing is known of the memory.
+        """
+        if self.cycles_per_byte is None:
+            return None
+        return sum(
+            max(k.cycles or 0, round(k.moved * self.cycles_per_byte)) for k in program.kernels
+        )
 
     def __str__(self) -> str:
         width = shutil.get_terminal_size((100, 24)).columns
@@ -164,15 +178,16 @@ class Report:
             rows.append(["  of sites' products", "", counted(dots), ""])
             rows.append(["  of what is around them", "", counted(around), ""])
             rows.append(["  of everything else", "", counted(after.cycles - dots - around), ""])
+            rows += self._kernels(before.cycles, after.cycles)
         if not after.cycles:
             row = _compared(
                 "bytes that instructions read and write", before.moved, after.moved, _mib
             )
             rows.append(row)
         for kernel in after.kernels:
-            told = (
-                "no estimate" if kernel.cycles is None else f"{counted(kernel.cycles)} (schedule)"
-            )
+            told = _mib(kernel.moved)
+            if kernel.cycles is not None:
+                told += f", {counted(kernel.cycles)} (schedule)"
             name = f"kernel {kernel.name}" + (f" x{kernel.times}" if kernel.times > 1 else "")
             where = "" if kernel.site is None else f", site {kernel.site}"
             rows.append([name + where, "", told, ""])
@@ -185,6 +200,16 @@ class Report:
             )
             rows.append([kind, one, two, ""])
         return rows
+
+    def _kernels(self, before: int, after: int) -> list[list[str]]:
+        """What kernels take beside these cycles, and the sums."""
+        was, now = self.kernel_cycles(self.before), self.kernel_cycles(self.after)
+        if was is None or now is None or not was + now:
+            return []
+        return [
+            ["kernels, at least", counted(was), counted(now), ""],
+            _compared("both models added up", before + was, after + now, counted),
+        ]
 
     def _remarks(self) -> list[str]:
         remarks = [*reasons([s.plan for s in self.sites]), *self.notes]
@@ -202,9 +227,12 @@ class Report:
                 remarks.append("rates are of the vendor's peaks, relative to bfloat16")
         if self.after.kernels:
             remarks.append(
-                "kernels are not in the estimated cycles: their own estimate is of their schedule, "
-                "by another model, without what waits for memory; to have it, see docs/aot.md"
+                "kernels are not in the estimated cycles: they take what their bytes take at the "
+                "peak of the memory, at least, or what their schedule takes, by another model; to "
+                "have that one, see docs/aot.md"
             )
+        if self.before.cycles and self.after.cycles and self.before.cycles < self.after.cycles:
+            remarks.append("by these estimates the program is slower than it was")
         loops = max(self.before.unknown_loops, self.after.unknown_loops)
         if loops:
             remarks.append(f"{loops} loops have a trip count that is not known: counted once")

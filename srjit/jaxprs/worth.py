@@ -57,11 +57,9 @@ def not_worth(candidates: Sequence[Candidate], estimates: Estimates) -> list[str
     weighed = [_Weighed(c, estimates) for c in candidates]
     reasons: list[str | None] = [None] * len(candidates)
     for group in _sharing(candidates):
-        members = {i: weighed[i] for i in group}
-        left = _best(members)
-        users = collections.Counter(key for w in members.values() for key in w.codes)
-        for i in group:
-            reasons[i] = None if i in left else members[i].reason(users)
+        for members, reason in _left_out({i: weighed[i] for i in group}, estimates.name):
+            for i in members:
+                reasons[i] = reason
     return reasons
 
 
@@ -71,7 +69,6 @@ class _Weighed:
     def __init__(self, candidate: Candidate, estimates: Estimates) -> None:
         lhs, rhs = (c and c.spec for c in candidate.codes)
         plain, quantized = estimates.product(candidate.product, candidate.shapes, (lhs, rhs))
-        self.name = estimates.name
         self.plain = plain * candidate.trips
         self.quantized = None if quantized is None else quantized * candidate.trips
         self.codes = {
@@ -79,22 +76,6 @@ class _Weighed:
             for c in candidate.codes
             if c
         }
-
-    @property
-    def loss(self) -> float:
-        """Cycles that the product itself takes more as codes."""
-        return (self.quantized or 0.0) - self.plain
-
-    def reason(self, users: collections.Counter[Hashable]) -> str:
-        """Why it stays in high precision."""
-        if self.quantized is None:
-            return f"nothing is known of such a product's quantized cycles on {self.name}"
-        share = sum(cycles / users[key] for key, cycles in self.codes.items())
-        return (
-            f"faster in high precision on {self.name}: {counted(self.plain)} cycles, against "
-            f"{counted(self.quantized)} quantized and {counted(share)} to quantize, by "
-            "estimate"
-        )
 
 
 def _sharing(candidates: Sequence[Candidate]) -> list[list[int]]:
@@ -118,9 +99,14 @@ def _sharing(candidates: Sequence[Candidate]) -> list[list[int]]:
     return list(found.values())
 
 
-def _best(members: dict[int, _Weighed]) -> set[int]:
-    """The members to quantize: what is left when leaving out more gains nothing."""
-    left = {i for i, w in members.items() if w.quantized is not None}
+def _left_out(members: dict[int, _Weighed], chip: str) -> list[tuple[set[int], str]]:
+    """The members to leave in high precision, set by set, each with the reason.
+
+    Sets are left out as long as that gains anything; then all, if what is left gains too little.
+    """
+    unknown = {i for i, w in members.items() if w.quantized is None}
+    found = [(unknown, f"nothing is known of such a product's quantized cycles on {chip}")]
+    left = members.keys() - unknown
     readers: dict[Hashable, set[int]] = collections.defaultdict(set)
     codes: dict[Hashable, float] = collections.defaultdict(float)
     for i in left:
@@ -128,10 +114,24 @@ def _best(members: dict[int, _Weighed]) -> set[int]:
             readers[key].add(i)
             codes[key] = max(codes[key], cycles)
 
-    def gain(out: set[int]) -> float:
-        """Cycles that leaving these out saves: of their products, and of codes only for them."""
+    def weigh(out: set[int]) -> tuple[float, float, float]:
+        """Cycles of these in high precision, as codes, and of codes that are only for them."""
         unread = {k for i in out for k in members[i].codes if readers[k] & left <= out}
-        return sum(members[i].loss for i in out) + sum(codes[key] for key in unread)
+        plain = sum(members[i].plain for i in out)
+        quantized = sum(members[i].quantized or 0.0 for i in out)
+        return plain, quantized, sum(codes[key] for key in unread)
+
+    def gain(out: set[int]) -> float:
+        plain, quantized, made = weigh(out)
+        return quantized + made - plain
+
+    def reason(out: set[int], what: str) -> str:
+        plain, quantized, made = map(counted, weigh(out))
+        many = f" for {len(out)} products that share codes" if len(out) > 1 else ""
+        return (
+            f"{what} on {chip}: {plain} cycles{many}, against {quantized} quantized and {made} to "
+            "quantize, by a rule of thumb"
+        )
 
     while left:
         # A product by itself, or all those that read the same codes, which are saved with them.
@@ -139,6 +139,8 @@ def _best(members: dict[int, _Weighed]) -> set[int]:
         best = max(groups, key=gain)
         if gain(best) <= 0:
             break
+        found.append((best, reason(best, "faster in high precision")))
         left -= best
-    plain = sum(w.plain for w in members.values())
-    return left if -gain(left) > MARGIN * plain else set()
+    if left and -gain(left) <= MARGIN * sum(w.plain for w in members.values()):
+        found.append((left, reason(left, f"quantizing gains less than {MARGIN:.0%}")))
+    return found

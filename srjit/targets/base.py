@@ -82,6 +82,11 @@ class Estimates(Protocol):
         """The chip's."""
         ...
 
+    @property
+    def cycles_per_byte(self) -> float:
+        """Cycles in which its memory moves a byte, at its peak."""
+        ...
+
     def product(
         self,
         product: Product,

@@ -65,6 +65,11 @@ class Chip:
     operations: float
     bandwidth: float
 
+    @property
+    def cycles_per_byte(self) -> float:
+        """See base.Estimates. The clock is what makes ``plain`` the vendor's ``operations``."""
+        return self.operations / self.plain / self.bandwidth
+
     def has_rate(self, elements: set[str]) -> bool:
         """Whether it multiplies such elements faster than bfloat16, in a good order."""
         return elements <= self.native and ("int8" not in elements or len(elements) == 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import math
 import os
 import re
@@ -112,7 +113,12 @@ def _report(options: argparse.Namespace) -> Report:
         args = _found(options.example)()
     else:
         args = tuple(_argument(text, sharded_over) for text in options.args.split())
-    return fun.aot(*(args if isinstance(args, tuple) else (args,)), target=target, mesh=mesh)
+    args = args if isinstance(args, tuple) else (args,)
+    try:
+        inspect.signature(fun).bind(*args)
+    except TypeError as error:
+        raise Failure(f"{options.function} takes other arguments: {error}") from error
+    return fun.aot(*args, target=target, mesh=mesh)
 
 
 def _found(name: str) -> Any:
