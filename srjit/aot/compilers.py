@@ -84,10 +84,24 @@ def optimized(target: Target, lowered: Any) -> tuple[hlo.Module, Any]:
     options = dict(target.compiler.options) if target.compiler else {}
     compiled = lowered.compile(compiler_options=options)
     try:
-        text = compiled.as_text()
+        with _silenced():
+            text = compiled.as_text()
     except jax.errors.JaxRuntimeError:  # a jaxlib older than the compiler may not understand it
         text = _dumped(lowered, options)
     return hlo.read(text), compiled.memory_analysis()
+
+
+@contextlib.contextmanager
+def _silenced() -> Generator[None]:
+    """What libraries write to stderr goes nowhere: it looks as if something had crashed."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _dumped(lowered: Any, options: dict[str, Any]) -> str:

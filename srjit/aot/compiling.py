@@ -8,7 +8,14 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
 
 from srjit.aot.compilers import devices_of, mesh_of, optimized
 from srjit.aot.rates import rate
@@ -53,20 +60,15 @@ class Placement:
     @contextlib.contextmanager
     def entered(self) -> Generator[None]:
         """Where programs are lowered: the mesh is the one that their PartitionSpecs are about."""
-        mesh = self.mesh
-        context = contextlib.nullcontext()
-        if mesh is not None:  # without its devices, which meshes that the function names lack
-            abstract = AbstractMesh(mesh.axis_sizes, mesh.axis_names, mesh.axis_types)
-            context = jax.sharding.use_abstract_mesh(abstract)
         try:
-            with context:
+            with contextlib.nullcontext() if self.mesh is None else _in_use(self.mesh):
                 yield
         except ValueError as error:
             if "incompatible devices" in str(error) or "mesh passed to shard_map" in str(error):
                 error.add_note(
                     "aot moves arguments and the shardings of jit's options to the devices that it "
                     "compiles for. Inside of the function, shardings have to be PartitionSpecs or "
-                    "of an AbstractMesh, and shard_map's mesh= an AbstractMesh or left out: then "
+                    "of an AbstractMesh; shard_map's mesh= an AbstractMesh or left out: then "
                     "it is the one that aot compiles for"
                 )
             raise
@@ -127,6 +129,15 @@ class Placement:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def _in_use(mesh: Mesh) -> Any:
+    """A context where a mesh is in use; without its devices, which an AbstractMesh lacks, too."""
+    is_typed = AxisType.Explicit in mesh.axis_types
+    if is_typed or not jax.sharding.get_abstract_mesh().empty:
+        return jax.set_mesh(mesh)
+    abstract = AbstractMesh(mesh.axis_sizes, mesh.axis_names, mesh.axis_types)
+    return jax.sharding.use_abstract_mesh(abstract)
+
+
 def _is_sharding(x: Any) -> bool:
     return x is None or isinstance(x, (PartitionSpec, jax.sharding.Sharding))
 
@@ -149,6 +160,7 @@ def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Rep
         )
         for number, plan in sorted(plans.items())
     )
+    estimates = place.target.estimates
     return Report(
         sites=sites,
         before=was,
@@ -157,19 +169,26 @@ def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Rep
         target=planned.target,
         mode=planned.mode,
         devices=place.count,
-        cycles_per_byte=place.target.estimates and place.target.estimates.cycles_per_byte,
+        cycles_per_byte=estimates.cycles_per_byte if estimates else None,
         notes=(*planned.notes, *_notes(sites)),
     )
 
 
 def _notes(sites: Sequence[CompiledSite]) -> list[str]:
-    unseen = [str(s.plan.site.number) for s in sites if s.verdict == "unseen"]
-    if not unseen:
-        return []
-    return [
-        f"no product in the optimized program tells that it is of site {', '.join(unseen)}: the "
-        "compiler removed it, or made something else of it, or joined it with another site's"
-    ]
+    found = {
+        verdict: ", ".join(str(s.plan.site.number) for s in sites if s.verdict == verdict)
+        for verdict in _NOTES
+    }
+    return [_NOTES[verdict].format(numbers) for verdict, numbers in found.items() if numbers]
+
+
+# By verdict, what to know of its sites.
+_NOTES = {
+    "emulated": "what is multiplied is no narrower than bfloat16 at site {}: quantizing that has "
+    "the numbers of the recipe, and gains no speed",
+    "unseen": "no product in the optimized program tells that it is of site {}: the compiler "
+    "removed it, or made something else of it, or joined it with another site's",
+}
 
 
 def _rates(cost: SiteCost, program: Program, target: Target) -> dict[Any, float | None]:

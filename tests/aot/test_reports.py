@@ -347,6 +347,15 @@ def test_a_static_argument_has_no_sharding():
 
 
 @needs_libtpu
+@pytest.mark.parametrize("mesh", [AUTO, None])
+def test_a_shard_map_is_over_the_mesh_that_is_compiled_for(mesh: Any):
+    rows = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    report = srjit(rows, recipe="int8").aot(X, W, target="v5e", mesh={"data": 4})
+    (product,) = report.sites[0].cost.products
+    assert product.lhs.dims == (128, 256) and verdicts(report) == ["native"]
+
+
+@needs_libtpu
 def test_the_mesh_in_use_is_the_mesh():
     with jax.set_mesh(ATTACHED):
         report = srjit(step, recipe="int8", **shardings(None)).aot(W, X, target="v5e")
@@ -422,7 +431,7 @@ def test_shardings_of_other_devices_inside_are_explained():
 
     with pytest.raises(ValueError, match="incompatible devices") as caught:
         srjit(inside, recipe="int8").aot(W, X, target="v5e", mesh={"data": 4})
-    assert "PartitionSpecs, or of an AbstractMesh" in caught.value.__notes__[-1]
+    assert "PartitionSpecs or of an AbstractMesh" in caught.value.__notes__[-1]
 
 
 # ---------------------------------------------------------------------------- what is refused
