@@ -359,17 +359,18 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
     # The cotangent stands where the differentiated operand stood.
     specs = {side: (grad.lhs, grad.rhs)[side] for side, grad in planned.items()}
     turned = {specs[side] for side, grad in planned.items() if grad.turned[side]}
-    drawn: dict[tuple[Quantization, Key | None], ScaledValues] = {}
+    drawn: dict[tuple[Quantization, int | None], ScaledValues] = {}
     grads: list[jax.Array] = []
     for side, grad in planned.items():
         other = 1 - side
         ct_spec, residual_spec = specs[side], (grad.lhs, grad.rhs)[other]
-        signs = None
+        signs = owner = None
         if key is not None and draw_signs(ct_spec, residual_spec):
-            signs = mix(key, GRADIENT_SIGNS + side)  # codes of a product are of its signs only
-        if ct_spec and (ct_spec, signs) not in drawn:
+            # Codes whose signs are of one product are of no use to the other.
+            signs, owner = mix(key, GRADIENT_SIGNS + side), side
+        if ct_spec and (ct_spec, owner) not in drawn:
             slot = CT_DGRAD if side == 0 else CT_WGRAD
-            drawn[ct_spec, signs] = _quantize_backward(
+            drawn[ct_spec, owner] = _quantize_backward(
                 site, masked, ct_spec, key, slot, signs, ct_spec in turned
             )
         residual = saved[other] if residual_spec else None
@@ -380,7 +381,7 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
             )
         order = slice(None) if side == 0 else slice(None, None, -1)
         pair = [ct, floats[other]][order]
-        codes = [drawn[ct_spec, signs] if ct_spec else None, residual][order]
+        codes = [drawn[ct_spec, owner] if ct_spec else None, residual][order]
         grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], None))
     return grads
 

@@ -459,14 +459,15 @@ def _eden(
     y = _encoded(blocks, view, scales)
     codes = round_to_grid(y, element)
     sf = scales.scale.astype(jnp.float32)
-    weight = (sf * sf).astype(y.dtype)  # so that blocks of a group are in one unit
+    size = view.spread(sf).astype(y.dtype)
+    exact = jnp.where(size == 0, 0, y * size)  # all of a group in one unit; y may be infinite
 
-    def of_group(products: jax.Array) -> jax.Array:
-        per_block = jnp.sum(products, axis=view.shared) * weight
+    def with_exact(values: jax.Array) -> jax.Array:
+        per_block = jnp.sum(exact * values, axis=view.shared)
         return view.over_groups(per_block, _EDEN_ROTATION // view.block)
 
     bits = None if key is None else random_bits.random_bits(key, sf, rng)
-    corrected = scaling.eden_scale(sf, of_group(y * y), of_group(y * codes), bits)
+    corrected = scaling.eden_scale(sf, with_exact(exact), with_exact(codes * size), bits)
     return codes, scales._replace(scale=corrected)
 
 
