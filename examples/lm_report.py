@@ -57,6 +57,23 @@ def table(summary: dict[str, dict[str, float | None]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(runs: Runs) -> str:
+    """Validation losses as a table in Markdown, with the gap to the bf16 twin of each seed."""
+    lines = [
+        "| recipe | validation loss | against bf16 | of each seed |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, results in runs.items():
+        losses = [final_loss(result) for result in results]
+        twins = [final_loss(result) for result in runs.get(TWIN, [])]
+        gaps = [100 * (loss / twin - 1) for loss, twin in zip(losses, twins, strict=False)]
+        cells = [describe(name), f"{_mean(losses):.4f}", "", ""]
+        if name != TWIN and gaps:
+            cells[2:] = f"{_mean(gaps):+.2f} %", ", ".join(f"{gap:+.2f}" for gap in gaps)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def describe(name: str) -> str:
     """A recipe's name for people."""
     return base_of(name) + _LABELS.get(_variant(name), "")

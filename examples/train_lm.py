@@ -253,8 +253,10 @@ def run_all(args: argparse.Namespace) -> None:
             runs[name].append(train_with_progress(make_run(args, name, seed), args))
     lm_report.write_json(args.out / "results.json", settings(args), runs)
     lm_report.write_plot(args.out / "losses.png", runs)
+    (args.out / "table.md").write_text(lm_report.markdown(runs) + "\n")
     print(f"\n{lm_report.table(lm_report.summarize(runs))}\n")
-    print(f"Curves: {args.out / 'losses.png'}   numbers: {args.out / 'results.json'}")
+    files = {"Curves": "losses.png", "numbers": "results.json", "Markdown": "table.md"}
+    print("   ".join(f"{what}: {args.out / name}" for what, name in files.items()))
 
 
 def make_run(args: argparse.Namespace, name: str, seed: int) -> Run:
