@@ -14,7 +14,7 @@ from jax import lax
 
 from srjit.numerics.random_bits import Key, Rng, random_bits
 
-SIZE = 16  # a multiple of it is a power of two
+SIZE = 16
 _SIGNS = np.array([1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1], np.float32)
 
 
