@@ -11,7 +11,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 TWIN = "bf16"
-NEAREST = ":nearest"
+NEAREST, NO_HADAMARD, ROWS = ":nearest", ":no-hadamard", ":rows"  # variants of a recipe
+_LABELS = {NEAREST: ", nearest grads", NO_HADAMARD: ", no Hadamard", ROWS: ", 1-D weight scales"}
+_DASHES = {NEAREST: "--", NO_HADAMARD: ":", ROWS: "-."}
 
 Runs = dict[str, list[dict[str, Any]]]  # recipe name -> one result a seed
 
@@ -45,19 +47,41 @@ def final_loss(result: dict[str, Any]) -> float:
 
 def table(summary: dict[str, dict[str, float | None]]) -> str:
     """The summary as text for a terminal."""
-    lines = [f"{'recipe':<24}{'val loss':>10}{'gap to bf16':>13}{'s/step':>9}{'compile s':>11}"]
+    lines = [f"{'recipe':<26}{'val loss':>10}{'gap to bf16':>13}{'s/step':>9}{'compile s':>11}"]
     for name, row in summary.items():
         gap = "-" if row["gap_percent"] is None else f"{row['gap_percent']:+.2f} %"
         lines.append(
-            f"{describe(name):<24}{row['val_loss']:>10.4f}{gap:>13}"
+            f"{describe(name):<26}{row['val_loss']:>10.4f}{gap:>13}"
             f"{row['seconds_per_step']:>9.3f}{row['seconds_to_compile']:>11.1f}"
         )
     return "\n".join(lines)
 
 
+def markdown(runs: Runs) -> str:
+    """Validation losses as a table in Markdown, with the gap to the bf16 twin of each seed."""
+    lines = [
+        "| recipe | validation loss | against bf16 | of each seed |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, results in runs.items():
+        losses = [final_loss(result) for result in results]
+        twins = [final_loss(result) for result in runs.get(TWIN, [])]
+        gaps = [100 * (loss / twin - 1) for loss, twin in zip(losses, twins, strict=False)]
+        cells = [describe(name), f"{_mean(losses):.4f}", "", ""]
+        if name != TWIN and gaps:
+            cells[2:] = f"{_mean(gaps):+.2f} %", ", ".join(f"{gap:+.2f}" for gap in gaps)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def describe(name: str) -> str:
     """A recipe's name for people."""
-    return name.replace(NEAREST, ", nearest grads")
+    return base_of(name) + _LABELS.get(_variant(name), "")
+
+
+def base_of(name: str) -> str:
+    """The recipe that a variant is of, or the recipe itself."""
+    return name.partition(":")[0]
 
 
 def write_json(path: Path, settings: dict[str, Any], runs: Runs) -> None:
@@ -69,12 +93,12 @@ def write_json(path: Path, settings: dict[str, Any], runs: Runs) -> None:
 def write_plot(path: Path, runs: Runs) -> None:
     """Draws the training losses and, beside the bf16 twin, the gaps in validation loss.
 
-    Runs whose gradients are rounded to nearest are dashed, in the colour of their recipe.
+    Variants of a recipe are dashed, in its colour.
     """
     figure, axes = plt.subplots(1, 1 + (TWIN in runs), figsize=(12, 5), squeeze=False)
-    colours = {base: f"C{i}" for i, base in enumerate(dict.fromkeys(map(_base, runs)))}
+    colours = {base: f"C{i}" for i, base in enumerate(dict.fromkeys(map(base_of, runs)))}
     for name, results in runs.items():
-        style = {"color": colours[_base(name)], "ls": "--" if name.endswith(NEAREST) else "-"}
+        style = {"color": colours[base_of(name)], "ls": _DASHES.get(_variant(name), "-")}
         _plot_training(axes[0, 0], name, results, style)
         if TWIN in runs:
             _plot_gap(axes[0, 1], name, results, runs[TWIN], style)
@@ -112,8 +136,8 @@ def _step_seconds(result: dict[str, Any]) -> float:
     return float(np.median(result["step_seconds"] or [result["compile_seconds"]]))
 
 
-def _base(name: str) -> str:
-    return name.removesuffix(NEAREST)
+def _variant(name: str) -> str:
+    return name.removeprefix(base_of(name))
 
 
 def _mean(values: Any) -> float:

@@ -2,11 +2,16 @@
 
     python examples/train_lm.py --recipe bf16 nvfp4
     python examples/train_lm.py --compare --out demo-out
+    python examples/train_lm.py --ablate --seeds 3 --out ablation-out
 
 The model (`lm_model.py`) is plain Flax NNX; `srjit` around the training step does the rest. `bf16`
 is the same step under plain `jax.jit`. `NAME:nearest` is the recipe NAME with its gradients rounded
-to nearest instead of stochastically. `--compare` runs bf16, int8, fp8 and nvfp4 and, of the last
-three, the variants with gradients rounded to nearest.
+to nearest instead of stochastically, `NAME:no-hadamard` it without the Hadamard transform, and
+`NAME:rows` it with a scale for every row of a block of weights instead of for a square.
+
+`--compare` runs bf16, int8, fp8 and nvfp4 and, of the last three, the variants with gradients
+rounded to nearest. `--ablate` runs bf16, nvfp4, nvfp4 without each of its parts, and the recipes
+that differ from it.
 
 Every run leaves a checkpoint; `--resume` continues interrupted runs, and the result is bit for bit
 that of a run without interruption: the data and the noise of a step depend on nothing but
@@ -31,10 +36,15 @@ import lm_checkpoint
 import lm_data
 import lm_report
 from lm_model import ModelConfig, Transformer, next_token_loss
-from lm_report import NEAREST, TWIN
-from srjit import recipes, srjit
+from lm_report import NEAREST, NO_HADAMARD, ROWS, TWIN
+from srjit import Quantization, Recipe, recipes, srjit
 
 COMPARED = [TWIN, *(base + kind for base in ("int8", "fp8", "nvfp4") for kind in ("", NEAREST))]
+ABLATED = [
+    TWIN,
+    *("nvfp4" + kind for kind in ("", NEAREST, NO_HADAMARD, ROWS)),
+    *("nvfp4-unbiased", "nvfp4-4over6", "nvfp4-eden"),
+]
 VALIDATIONS = 4  # in a run, evenly spaced
 VALIDATION_BATCH = 32
 
@@ -83,17 +93,37 @@ class State:
         lm_checkpoint.save(path, (self.params, self.opt_state), header)
 
 
-def find_recipe(name: str) -> Any:
+def changed(change: Callable[[Quantization], dict[str, Any]]) -> Callable[[Recipe], Recipe]:
+    """Recipe -> the recipe with fields of its quantizations changed."""
+    return lambda recipe: recipe.map_quantizations(
+        lambda role, kind, q: dataclasses.replace(q, **change(q))
+    )
+
+
+VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
+    "": lambda recipe: recipe,
+    NEAREST: lambda recipe: recipe.with_rounding(gradients="nearest"),
+    NO_HADAMARD: changed(lambda q: {"hadamard": False}),
+    ROWS: changed(lambda q: {"granularity": "block"} if q.granularity == "square" else {}),
+}
+
+
+def find_recipe(name: str) -> Recipe | None:
     """The srjit recipe of this name, or None for the bf16 twin.
 
     Args:
-        name: "bf16", or a recipe of `srjit.recipes`, with ":nearest" after it for gradients
-            that are rounded to nearest.
+        name: "bf16", or a recipe of `srjit.recipes` with the name of a variant after it.
+
+    Raises:
+        ValueError: there is no such recipe, or no such variant of it.
     """
     if name == TWIN:
         return None
-    recipe = recipes.get(name.removesuffix(NEAREST))
-    return recipe.with_rounding(gradients="nearest") if name.endswith(NEAREST) else recipe
+    base = lm_report.base_of(name)
+    variant = name.removeprefix(base)
+    if variant not in VARIANTS:
+        raise ValueError(f"{name}: variants of a recipe are {', '.join(filter(None, VARIANTS))}")
+    return VARIANTS[variant](recipes.get(base))
 
 
 def make_optimizer(run: Run) -> optax.GradientTransformation:
@@ -223,8 +253,10 @@ def run_all(args: argparse.Namespace) -> None:
             runs[name].append(train_with_progress(make_run(args, name, seed), args))
     lm_report.write_json(args.out / "results.json", settings(args), runs)
     lm_report.write_plot(args.out / "losses.png", runs)
+    (args.out / "table.md").write_text(lm_report.markdown(runs) + "\n")
     print(f"\n{lm_report.table(lm_report.summarize(runs))}\n")
-    print(f"Curves: {args.out / 'losses.png'}   numbers: {args.out / 'results.json'}")
+    files = {"Curves": "losses.png", "numbers": "results.json", "Markdown": "table.md"}
+    print("   ".join(f"{what}: {args.out / name}" for what, name in files.items()))
 
 
 def make_run(args: argparse.Namespace, name: str, seed: int) -> Run:
@@ -267,7 +299,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--recipe",
         nargs="+",
         default=["int8"],
-        help="bf16, or recipes of srjit; NAME:nearest rounds gradients to nearest (default: int8)",
+        help="bf16, or recipes of srjit, with :nearest (gradients), :no-hadamard or :rows (scales "
+        "of weights) after them (default: int8)",
     )
     which.add_argument(
         "--compare",
@@ -275,6 +308,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_const",
         const=COMPARED,
         help="bf16, int8, fp8 and nvfp4, and gradients rounded to nearest beside stochastic ones",
+    )
+    which.add_argument(
+        "--ablate",
+        dest="recipe",
+        action="store_const",
+        const=ABLATED,
+        help="bf16, nvfp4, nvfp4 without each of its parts, and the recipes that differ from it",
     )
     parser.add_argument("--steps", type=_positive, help=_default("steps"))
     parser.add_argument("--batch", type=_positive, help=_default("batch"))

@@ -168,6 +168,8 @@ class _Insertion:
                 draw = planned.draws[side]
                 flips = split_flips(draw.flips, outside, len(item.loops))
                 noise.append((draw.slot, *flips) if _draws(shared[1]) else None)
+        if planned.signs is not None:
+            noise.append(split_flips(planned.signs.flips, outside, len(item.loops)))
         return planned.params, tuple(noise), planned.varies[:2]
 
     def _copy(self, frame: Frame) -> Any:
@@ -210,21 +212,25 @@ class _Insertion:
             op.attributes["callee"] = ir.FlatSymbolRefAttr.get(name)
         return original
 
-    def noises(self, group: Group, item: Item) -> tuple[Noise | None, Noise | None]:
-        """Where the noise of a multiplication's operands comes from."""
+    def noises(self, group: Group, item: Item) -> tuple[Noise | None, Noise | None, Noise | None]:
+        """Where the noise of a multiplication's operands comes from, and that of their signs."""
         planned = [self.planned(chain, item) for chain in group.chains]
-        first = planned[0]
-        assert first is not None
+        sites = [p for p in planned if p is not None]
+        first = sites[0]
         found: list[Noise | None] = []
         for side, shared in enumerate((first.lhs, first.rhs)):
             if shared is None or not _draws(shared[1]):
                 found.append(None)
                 continue
-            numbers = tuple(p.draws[side].number for p in planned if p is not None)
+            numbers = tuple(p.draws[side].number for p in sites)
             draw = first.draws[side]
             axes = tuple(sorted(first.varies[side]))
             found.append(Noise(numbers, draw.slot, draw.flips, axes))
-        return found[0], found[1]
+        signs = first.signs
+        if signs is not None:
+            numbers = tuple(p.signs.number for p in sites if p.signs is not None)
+            return found[0], found[1], Noise(numbers, signs.slot, signs.flips, ())
+        return found[0], found[1], None
 
     def _needs(self, group: Group, needs: dict[Group, Needs]) -> Needs:
         found = Needs()
@@ -404,12 +410,14 @@ class _GroupInsertion:
             annotation.write(op, entries)
             return
         noises = self.whole.noises(self.group, item)
-        keys = [n and self.threads.key_of(n, item, self.outside) for n in noises]
+        *keys, signs = [n and self.threads.key_of(n, item, self.outside) for n in noises]
         params = planned.params
         extras = list(op.operands)[2:]
         site = entries[0].site.number  # of those that are this operation, the first
         with ir.InsertionPoint(op):
-            operands = [self._operand(item, planned, side, keys[side], site) for side in (0, 1)]
+            operands = [
+                self._operand(item, planned, side, keys[side], signs, site) for side in (0, 1)
+            ]
             counts = (len(operands[0]), len(operands[1]))
             specs = [s and s[1] for s in (planned.lhs, planned.rhs)]
             dot = ScaledDot(params.product, params.dtype, specs[0], specs[1], counts)
@@ -428,7 +436,7 @@ class _GroupInsertion:
         self.done.append(op)
 
     def _operand(
-        self, item: Item, planned: PlannedSite, side: int, key: Any, site: int
+        self, item: Item, planned: PlannedSite, side: int, key: Any, signs: Any, site: int
     ) -> list[Any]:
         """An operand's values and, if they have one, their scale; itself in high precision."""
         op = self.group.op_of(item.eqn)
@@ -442,6 +450,7 @@ class _GroupInsertion:
             shared[1],
             planned.params.rng,
             draws=key is not None,
+            flips=signs is not None,
             remembers=slot is not None,
             in_memory=planned.in_memory[side],
             masked=Masked(product, side) if product.masks(side) else None,
@@ -451,6 +460,7 @@ class _GroupInsertion:
                 x,
                 *(extras if quantizer.masked else ()),
                 *([key] if quantizer.draws else ()),
+                *([signs] if quantizer.flips else ()),
                 *([self.histories.history(slot)] if slot else ()),
             ]
             new = composite(

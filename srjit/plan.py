@@ -211,7 +211,7 @@ def html_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]])
 
 
 def describe(spec: Quantization | None, kind: str) -> str:
-    """One operand in a few words: ``gradient nvfp4 stochastic hadamard``."""
+    """One operand in a few words: ``gradient nvfp4 stochastic block hadamard``."""
     if spec is None:
         return f"{kind} high precision"
     extra = [] if spec.shared == "tensor" else [spec.shared]
@@ -219,6 +219,8 @@ def describe(spec: Quantization | None, kind: str) -> str:
         extra.append(spec.scaling)
     if spec.hadamard:
         extra.append("hadamard")
+    if spec.scale_rounding == "eden":
+        extra.append("eden")
     return " ".join([kind, spec.format, spec.rounding, *extra])
 
 

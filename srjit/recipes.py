@@ -96,9 +96,12 @@ class Rule:
             if kind not in (*_KINDS_OF[role], "activation"):
                 message = f"{role} multiplies {' and '.join(_KINDS_OF[role])}; it has no {kind}"
                 raise RecipeError(f"rule {self.path!r}: {message}", (role, kind))
-        turned = [q.hadamard for q in given.values()]
-        if any(turned) and not (all(turned) and len(turned) > 1):
-            message = "a Hadamard transform has to be on both operands, or it does not cancel"
+        turned = {q.rotation for q in given.values()}
+        if any(turned) and not (len(turned) == 1 and len(given) > 1):
+            message = (
+                "a Hadamard transform has to be on both operands, or it does not cancel; "
+                "that of scale_rounding='eden' is another than that of the rest"
+            )
             raise RecipeError(f"rule {self.path!r}, {role}: {message}", (role,))
 
     def matches(self, path: str, op: str, role: str, weight: bool, size: int) -> bool:
@@ -123,6 +126,7 @@ class Recipe:
         and the end of the forward pass, with their gradients.
       pays_on: a target by whose estimates quantizing has to pay: sites where it does not stay in
         high precision. Empty: whatever it costs.
+      source: where the scheme is published, and how the recipe differs.
     """
 
     name: str
@@ -130,9 +134,10 @@ class Recipe:
     keep_first: int = 0
     keep_last: int = 0
     pays_on: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
-        _check_types(self, ("name", "pays_on"), ("keep_first", "keep_last"))
+        _check_types(self, ("name", "pays_on", "source"), ("keep_first", "keep_last"))
 
     def name_of(self, rule: Rule) -> str:
         """What messages call one of the rules: ``rule 2 (path '*/attn/*')``."""
@@ -188,7 +193,7 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
         lines = [f"name = {_toml(self.name)}"]
-        lines += [f"pays_on = {_toml(self.pays_on)}"] if self.pays_on else []
+        lines += [f"{k} = {_toml(v)}" for k in ("pays_on", "source") if (v := getattr(self, k))]
         lines += [f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))]
         for rule in self.rules:
             lines += ["", "[[rule]]"]
@@ -264,7 +269,8 @@ def _inline_table(q: Quantization) -> str:
 
 
 def _recipe(data: dict[str, Any]) -> Recipe:
-    _check_keys(data, {"name", "rule", "keep_first", "keep_last", "pays_on"}, "recipe", ())
+    known = {"name", "rule", "keep_first", "keep_last", "pays_on", "source"}
+    _check_keys(data, known, "recipe", ())
     if "name" not in data:
         raise RecipeError('a recipe needs name = "..."')
     if not isinstance(tables := data.pop("rule", []), list):
@@ -346,6 +352,7 @@ def _training(
     *,
     hadamard: bool = False,
     ends: tuple[Rule, ...] = (),
+    source: str = "",
 ) -> Recipe:
     """All three products quantized; ``hadamard`` transforms the inputs of wgrad."""
     turn = lambda q: dataclasses.replace(q, hadamard=hadamard)  # noqa: E731
@@ -354,7 +361,7 @@ def _training(
         dgrad=Operands(gradient=gradient, weight=weight),
         wgrad=Operands(activation=turn(activation), gradient=turn(gradient)),
     )
-    return Recipe(name=name, rules=(_ATTENTION, *ends, rule))
+    return Recipe(name=name, rules=(_ATTENTION, *ends, rule), source=source)
 
 
 def _forward_only(name: str, activation: Quantization, weight: Quantization) -> Recipe:
@@ -366,6 +373,7 @@ def _same(name: str, format: str, **options: Any) -> Recipe:
     """One format everywhere: nearest forward, stochastic gradients."""
     hadamard = options.pop("hadamard", False)
     ends = options.pop("ends", ())
+    source = options.pop("source", "")
     gradient = options.pop("gradient", {})
     weight = options.pop("weight", {})
     return _training(
@@ -375,7 +383,24 @@ def _same(name: str, format: str, **options: Any) -> Recipe:
         _q(format, rounding="stochastic", **{**options, **gradient}),
         hadamard=hadamard,
         ends=ends,
+        source=source,
     )
+
+
+def _eden() -> Recipe:
+    """``nvfp4`` forward; backward, both operands of a product as MS-EDEN says."""
+    activation, weight = _q("nvfp4"), _q("nvfp4", granularity="square")
+    eden = _q("nvfp4", rounding="stochastic", scale_rounding="eden", hadamard=True)
+    rule = Rule(
+        fprop=Operands(activation=activation, weight=weight),
+        dgrad=Operands(gradient=eden, weight=eden),
+        wgrad=Operands(activation=eden, gradient=eden),
+    )
+    source = (
+        "arXiv 2601.22813 (Quartet II): its MS-EDEN, backward; forward as nvfp4. Operands are "
+        "quantized from high precision, not from the forward product's codes"
+    )
+    return Recipe(name="nvfp4-eden", rules=(_ATTENTION, *_ENDS, rule), source=source)
 
 
 BUILTIN: dict[str, Recipe] = {
@@ -394,8 +419,23 @@ BUILTIN: dict[str, Recipe] = {
             _q("fp8_e5m2", scaling="delayed", rounding="stochastic"),
         ),
         _same("mxfp8", "mxfp8", gradient={"scale_rounding": "up"}),
-        _same("mxfp4", "mxfp4", gradient={"scale_rounding": "up"}, hadamard=True, ends=_ENDS),
-        _same("nvfp4", "nvfp4", weight={"granularity": "square"}, hadamard=True, ends=_ENDS),
+        _same(
+            "mxfp4",
+            "mxfp4",
+            gradient={"scale_rounding": "up"},
+            hadamard=True,
+            ends=_ENDS,
+            source="arXiv 2502.20586, backward: with scales rounded up in place of its factor 3/4, "
+            "and a Hadamard transform for weight gradients; forward MXFP4 too",
+        ),
+        _same(
+            "nvfp4",
+            "nvfp4",
+            weight={"granularity": "square"},
+            hadamard=True,
+            ends=_ENDS,
+            source="arXiv 2509.25149",
+        ),
         _same(
             "nvfp4-unbiased",
             "nvfp4",
@@ -403,6 +443,8 @@ BUILTIN: dict[str, Recipe] = {
             gradient={"scale_rounding": "up"},
             hadamard=True,
             ends=_ENDS,
+            source="arXiv 2509.25149, with the headroom that arXiv 2601.22813 gives stochastic "
+            "rounding so that it is unbiased: by scales rounded up, in place of its factor 17/16",
         ),
         _same(
             "nvfp4-4over6",
@@ -412,7 +454,9 @@ BUILTIN: dict[str, Recipe] = {
             gradient={"scale_rounding": "standard"},
             hadamard=True,
             ends=_ENDS,
+            source="arXiv 2512.02010, forward; backward as nvfp4",
         ),
+        _eden(),
         Recipe(
             name="bf16-sr",
             rules=(Rule(keep="the recipe bf16-sr leaves matrix multiplications alone"),),

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -72,6 +74,22 @@ def test_dispatch_measures_typed_keys_and_integers(tmp_path):
     for row in figures.values():
         assert row["jax.jit"] > 0
         assert row["srjit"] > 0
+
+
+def test_nvfp4_errors_are_the_known_ones(tmp_path):
+    figures = _figures("nvfp4_errors", tmp_path)
+    known = [row for row in figures["errors"].values() if row["known"] is not None]
+    assert len(known) == 4
+    bound = stats.t.isf(1e-6 / 2, df=15)  # of the means of 16 tensors
+    for row in known:  # to a digit
+        assert abs(row["seen"] - row["known"]) < 0.05 + bound * row["deviation"]
+    # Of one tensor, as the known ones are of another.
+    headroom = figures["errors"]["SR with headroom 17/16"]
+    one = 16**0.5 * headroom["deviation"] / headroom["seen"]
+    margin = bound * 2**0.5 * one / 2 / math.log(2) + 0.005
+    known = [r for rows in figures["bits"].values() for r in rows if r["known"] is not None]
+    assert len(known) == 4
+    assert all(abs(row["seen"] - row["known"]) < margin for row in known)
 
 
 needs_libtpu = pytest.mark.skipif(

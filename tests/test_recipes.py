@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ made_recipes = st.builds(
     rules=st.lists(rules(), max_size=4).map(tuple),
     keep_first=st.integers(0, 9),
     keep_last=st.integers(0, 9),
+    pays_on=texts,
+    source=texts,
 )
 
 
@@ -310,6 +313,30 @@ def test_every_builtin_recipe_runs_and_stays_near_the_truth(recipe: Recipe):
     error = jnp.linalg.norm(result - expected) / jnp.linalg.norm(expected - W)
     assert float(error) < (0.5 if "4" in recipe.name else 0.1)
     assert math.isclose(float(error), 0.0, abs_tol=1e-5) == (recipe.name == "bf16-sr")
+
+
+@pytest.mark.parametrize("recipe", [r for r in BUILTIN if r.source], ids=lambda r: r.name)
+def test_recipes_say_where_they_are_published_and_the_readme_does(recipe: Recipe):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Recipes")[2].partition("\n## ")[0]
+    (row,) = (line for line in section.splitlines() if line.startswith(f"| `{recipe.name}` | "))
+    papers = re.findall(r"arXiv (\d{4}\.\d{5})", recipe.source)
+    assert papers
+    assert all(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" in row for paper in papers)
+
+
+def test_the_recipes_after_papers_have_a_source():
+    assert {r.name for r in BUILTIN if r.source} == {
+        *("mxfp4", "nvfp4", "nvfp4-unbiased", "nvfp4-4over6", "nvfp4-eden")
+    }
+
+
+def test_hadamard_transforms_of_different_sizes_do_not_cancel():
+    plain = Quantization(format="nvfp4", hadamard=True)
+    eden = dataclasses.replace(plain, rounding="stochastic", scale_rounding="eden")
+    Rule(wgrad=Operands(activation=eden, gradient=dataclasses.replace(eden, rounding="none")))
+    with pytest.raises(RecipeError, match="of scale_rounding='eden' is another"):
+        Rule(wgrad=Operands(activation=plain, gradient=eden))
 
 
 def test_a_recipe_of_another_type_is_refused():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from srjit.numerics.random_bits import Rng
 
 QUANTIZE, SCALED_DOT = "srjit.quantize", "srjit.scaled_dot"
+_FLAGS = ("draws", "flips", "remembers", "in_memory")  # of a Quantizer
 
 
 def composite(
@@ -66,14 +67,15 @@ class Masked:
 class Quantizer:
     """Everything static about the quantization of an operand.
 
-    A function of the operand, of what its mask takes, of ``tensor<2xui32>`` if it draws noise, and
-    of the history of a delayed scale. Its results are the values, their scale if they have one
-    left, and the amax that was seen if there is a history.
+    A function of the operand, of what its mask takes, of ``tensor<2xui32>`` if it draws noise, of
+    another if it flips signs, and of the history of a delayed scale. Its results are the values,
+    their scale if they have one left, and the amax that was seen if there is a history.
 
     Attributes:
       spec: how it is quantized.
       rng: the generator.
       draws: whether it takes a key.
+      flips: whether it takes a key of random signs.
       remembers: whether it takes a history.
       in_memory: see ``PlannedSite``.
       masked: for ragged products.
@@ -82,6 +84,7 @@ class Quantizer:
     spec: Quantization
     rng: Rng
     draws: bool
+    flips: bool = False
     remembers: bool = False
     in_memory: bool = False
     masked: Masked | None = None
@@ -96,10 +99,11 @@ class Quantizer:
 
             extras = list(rest)
             history = extras.pop() if self.remembers else None
+            signs = extras.pop() if self.flips else None
             words = extras.pop() if self.draws else None
             if self.masked is not None:
                 x = self.masked.product.mask(self.masked.side, x, *extras)
-            key = None if words is None else (words[0], words[1])
+            key, signs = (None if w is None else (w[0], w[1]) for w in (words, signs))
             q = quantize_operand(
                 x,
                 self.spec,
@@ -107,6 +111,7 @@ class Quantizer:
                 rng=self.rng,
                 target=target,
                 before=None if history is None else jnp.max(history),
+                signs=signs,
                 in_memory=self.in_memory,
             )
             return q.merged, *(v for v in (q.scale, q.seen) if v is not None)
@@ -123,7 +128,7 @@ class Quantizer:
         found: dict[str, Any] = {
             "spec": attributes.encode(self.spec), "rng": attributes.encode(self.rng),
         }  # fmt: skip
-        for name in ("draws", "remembers", "in_memory"):
+        for name in _FLAGS:
             if getattr(self, name):
                 found[name] = ir.UnitAttr.get()
         if self.masked is not None:
@@ -147,8 +152,8 @@ class Quantizer:
             spec = attributes.decode(Quantization, given["spec"])
         except KeyError as error:
             raise ValueError(f"it has no {error}") from None
-        flags = (name in given for name in ("draws", "remembers", "in_memory"))
-        return cls(spec, rng, *flags)  # type: ignore[arg-type]
+        flags = {name: name in given for name in _FLAGS}
+        return cls(spec, rng, **flags)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------- scaled_dot

@@ -14,7 +14,7 @@ from srjit.jaxprs.notes import notes_of
 from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Settings, Shared
 from srjit.jaxprs.provenance import Provenance
 from srjit.jaxprs.roles import Classified, classify
-from srjit.jaxprs.site import Backward, SiteParams, oriented
+from srjit.jaxprs.site import SIGNS, Backward, SiteParams, draw_signs, oriented
 from srjit.jaxprs.values import Occurrence, Path
 from srjit.jaxprs.worth import Candidate, Codes, not_worth
 from srjit.numerics.products import DotProduct
@@ -94,12 +94,19 @@ class _Noise:
     """
 
     def __init__(self) -> None:
-        self._first: dict[Shared, tuple[int, int, tuple[Any, ...]]] = {}
+        self._first: dict[Shared | int, tuple[int, int, tuple[Any, ...]]] = {}
         # Of delayed scales: the history of a value, by the lengths of the loops around.
         self.states: dict[tuple[Shared, tuple[int, ...]], str] = {}
 
-    def draw(self, o: Occurrence, number: int, slot: int, shared: Shared) -> Draw:
-        """The noise of one operand of the site with that number."""
+    def draw(self, o: Occurrence, number: int, slot: int, shared: Shared | int) -> Draw:
+        """The noise of one operand of the site with that number, or that of its signs.
+
+        Args:
+          o: the site.
+          number: of it.
+          slot: which of its draws.
+          shared: what its codes are; of signs, the number again.
+        """
         loops = o.scope.loops
         number, slot, others = self._first.setdefault(shared, (number, slot, loops))
         pairs = itertools.zip_longest(loops, others[: len(loops)], fillvalue=(None, False))
@@ -236,10 +243,14 @@ class _SitePlanner:
         ]
         shared: list[Shared | None] = [None, None]
         draws = [Draw(number, side, ()) for side in (0, 1)]
+        signs = noise.draw(o, number, SIGNS, number) if draw_signs(*specs) else None
         for side, q in enumerate(specs):
             if q is not None:
-                shared[side] = (self._token(side), q)
-                draws[side] = noise.draw(o, number, side, (self._token(side), q))
+                token = self._token(side)
+                if signs is not None:  # both operands' are those of this product, and no other's
+                    token = self.provenance.derived("flipped", token, signs.number)
+                shared[side] = (token, q)
+                draws[side] = noise.draw(o, number, side, (token, q))
         backward: list[Backward | None] = [None, None]
         for side, b in enumerate(plan.backward):
             ct, residual = (b.lhs, b.rhs) if side == 0 else (b.rhs, b.lhs)
@@ -272,6 +283,7 @@ class _SitePlanner:
             varies,
             (states[0], states[1]),
             (self._in_memory(0), self._in_memory(1)),
+            signs,
         )
 
     def _gradient_sites(self) -> list[Site]:
@@ -336,7 +348,7 @@ class _SitePlanner:
                 why = "delayed scales of gradients need the whole training step inside srjit"
                 return keep(why, asked=True)
         if product is not None and not product.can_rotate:
-            dropped = [q and dataclasses.replace(q, hadamard=False) for q in (lhs, rhs)]
+            dropped = [q and q.unrotated for q in (lhs, rhs)]
             if dropped != [lhs, rhs]:
                 lhs, rhs = dropped
                 site = dataclasses.replace(

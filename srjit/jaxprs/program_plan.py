@@ -51,6 +51,7 @@ class PlannedSite:
       states: names of the histories that delayed scales of the operands come from.
       in_memory: whether the operands are there before the program starts: no operation makes them
         that could do some of the quantizing.
+      signs: where random signs of both operands come from; None if it draws none.
     """
 
     params: SiteParams
@@ -61,6 +62,7 @@ class PlannedSite:
     varies: tuple[frozenset[str], frozenset[str], frozenset[str]]
     states: tuple[str | None, str | None] = (None, None)
     in_memory: tuple[bool, bool] = (False, False)
+    signs: Draw | None = None
 
     def operands(self) -> list[Shared]:
         """The operands that are quantized."""
@@ -83,6 +85,7 @@ class ProgramPlan:
         key: Key | None,
         before: jax.Array | None = None,
         *,
+        signs: Key | None = None,
         in_memory: bool = False,
         in_loop: bool = False,
         turned: bool = False,
@@ -96,6 +99,7 @@ class ProgramPlan:
             rng=rng,
             target=target,
             before=before,
+            signs=signs,
             in_memory=in_memory,
             in_loop=in_loop,
             turned=turned,

@@ -21,7 +21,7 @@ from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
 from srjit.diagnostics.naming import scope_of
-from srjit.jaxprs.program_plan import PlannedSite, ProgramPlan, Shared
+from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.site import bind_site, site_p
 from srjit.jaxprs.values import Path
 from srjit.numerics.quantization import ScaledValues
@@ -142,16 +142,18 @@ class _Frame:
         if shared is None:
             return None
         if shared not in self.codes:
-            spec, draw, key = shared[1], site.draws[side], None
+            spec, key, signs = shared[1], None, None
             if spec.rounding == "stochastic" and self.root is not None:
-                key = mix(mix(self._key(draw.flips), draw.number), draw.slot)
-                key = of_shards(key, site.varies[side])
+                key = of_shards(self._drawn(site.draws[side]), site.varies[side])
+            if site.signs is not None and self.root is not None:
+                signs = self._drawn(site.signs)  # of all shards: it is one contraction
             history = site.states[side]
             q = self.plan.quantize(
                 x,
                 spec,
                 key,
                 None if history is None else jnp.max(self.histories[history]),
+                signs=signs,
                 in_memory=site.in_memory[side],
                 in_loop=bool(self.trips),
                 turned=shared in self.plan.turned,
@@ -170,6 +172,9 @@ class _Frame:
     def seen(self, path: Path) -> State:
         """The amax of every delayed scale inside the scope at ``path``."""
         return {n: self.observed.get(n, _unseen(self.histories[n])) for n in self.plan.states(path)}
+
+    def _drawn(self, draw: Draw) -> Key:
+        return mix(mix(self._key(draw.flips), draw.number), draw.slot)
 
     def _key(self, flips: tuple[bool, ...]) -> Key:
         """mix(... mix(mix(key, trip), trip) ...), trips of the loops around the site."""

@@ -32,7 +32,8 @@ from srjit.numerics.random_bits import Key, Rng, mix, of_typed_shards
 from srjit.numerics.scaled_dot import scaled_dot
 from srjit.targets.base import Target, emulate
 
-LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL = range(5)  # the quantizations of one site
+# The quantizations of one site, and what draws signs: of it, and of its operands' gradients.
+LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL, _, SIGNS, GRADIENT_SIGNS = range(8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def oriented(
         return dataclasses.replace(spec, axis=-1)
     contracting = product.contracting(side)
     if spec.hadamard and not product.can_rotate:
-        return oriented(dataclasses.replace(spec, hadamard=False), product, side, shape)
+        return oriented(spec.unrotated, product, side, shape)
     if not contracting:  # an outer product: every element is a contraction of its own
         contracting = (len(shape) - 1,) if shape else ()
     axes = tuple(d - len(shape) for d in contracting)
@@ -104,12 +105,22 @@ def oriented(
     return dataclasses.replace(spec, axis=axes)
 
 
+def draw_signs(*specs: Quantization | None) -> bool:
+    """Whether a product has signs of its operands, so quantized, flipped at random first."""
+    return any(q is not None and q.draws_signs for q in specs)
+
+
 @functools.cache
 def _quantizer(
     spec: Quantization, rng: Rng, target: Target, in_memory: bool, in_loop: bool, turned: bool
 ) -> Any:
-    def run(x: jax.Array, key: Key | None, before: jax.Array | None) -> ScaledValues:
-        q = target.quantize(lax.stop_gradient(x), spec, key, before, rng, in_memory, turned)
+    def run(
+        x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
+    ) -> ScaledValues:
+        x = lax.stop_gradient(x)
+        if signs is not None:
+            x = hadamard.flipped(x, spec.axes(x.ndim)[-1], signs, rng)
+        q = target.quantize(x, spec, key, before, rng, in_memory, turned)
         if q.blocks is not None:  # codes as they are
             return q
         carrier = target.carrier(spec, q.values.dtype, in_loop)
@@ -119,17 +130,20 @@ def _quantizer(
             turned=None if q.turned is None else q.turned.astype(carrier),
         )
 
-    def named(x: jax.Array, key: Key | None, before: jax.Array | None) -> ScaledValues:
+    def named(
+        x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
+    ) -> ScaledValues:
         sharding = _compat.explicit_sharding(jax.typeof(x))
         if sharding is None or not (spec.is_blocked or spec.hadamard):
-            return run(x, key, before)
+            return run(x, key, before, signs)
         # Shards may cut blocks: no type says how such a reshape is sharded, but XLA knows.
-        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (x, key, before))
+        operands = x, key, before, signs
+        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
         sharded = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), jax.eval_shape(run, *given))
         codes = _codes_sharding(x.shape, spec, sharding)
         sharded = dataclasses.replace(sharded, values=codes)
         auto = jax.sharding.auto_axes(run, out_sharding=sharded)
-        return auto(x, key, before)  # type: ignore[call-arg]  (its stub knows one argument)
+        return auto(*operands)  # type: ignore[call-arg]  (its stub knows one argument)
 
     named.__name__ = named.__qualname__ = f"{QUANTIZER}{spec.format}_{spec.rounding}"
     return jax.jit(named)
@@ -140,7 +154,7 @@ def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -
     entries = list(sharding.spec) + [None] * (len(shape) - len(sharding.spec))
     if spec.hadamard:
         padded = spec.axes(len(shape))[-1]
-        size = -(-shape[padded] // hadamard.SIZE) * hadamard.SIZE
+        size = -(-shape[padded] // spec.rotation) * spec.rotation
         names = entries[padded] or ()
         names = names if isinstance(names, tuple) else (names,)
         if size % math.prod(sharding.mesh.shape[n] for n in names):
@@ -156,15 +170,20 @@ def quantize_operand(
     rng: Rng,
     target: str,
     before: jax.Array | None = None,
+    signs: Key | None = None,
     in_memory: bool = False,
     in_loop: bool = False,
     turned: bool = False,
 ) -> ScaledValues:
-    """x's codes in the target's carrier dtype; one function a spec, traced once a shape."""
+    """x's codes in the target's carrier dtype; one function a spec, traced once a shape.
+
+    ``signs`` is what signs along the contraction are drawn from, the same for both operands; None
+    for products that draw none.
+    """
     key = key if spec.rounding == "stochastic" else None
     chosen = targets.get(target)
     in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
-    return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, before)
+    return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, before, signs)
 
 
 # ----------------------------------------------------------------------------- the two primitives
@@ -340,23 +359,29 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
     # The cotangent stands where the differentiated operand stood.
     specs = {side: (grad.lhs, grad.rhs)[side] for side, grad in planned.items()}
     turned = {specs[side] for side, grad in planned.items() if grad.turned[side]}
-    drawn: dict[Quantization, ScaledValues] = {}
+    drawn: dict[tuple[Quantization, int | None], ScaledValues] = {}
     grads: list[jax.Array] = []
     for side, grad in planned.items():
         other = 1 - side
         ct_spec, residual_spec = specs[side], (grad.lhs, grad.rhs)[other]
-        if ct_spec and ct_spec not in drawn:
+        signs = owner = None
+        if key is not None and draw_signs(ct_spec, residual_spec):
+            # Codes whose signs are of one product are of no use to the other.
+            signs, owner = mix(key, GRADIENT_SIGNS + side), side
+        if ct_spec and (ct_spec, owner) not in drawn:
             slot = CT_DGRAD if side == 0 else CT_WGRAD
-            drawn[ct_spec] = _quantize_backward(site, masked, ct_spec, key, slot, ct_spec in turned)
+            drawn[ct_spec, owner] = _quantize_backward(
+                site, masked, ct_spec, key, slot, signs, ct_spec in turned
+            )
         residual = saved[other] if residual_spec else None
-        if residual_spec and residual_spec != kinds[other]:
+        if residual_spec and (residual_spec != kinds[other] or signs is not None):
             kept = site.product.mask(other, floats[other], *extras)
             residual = _quantize_backward(
-                site, kept, residual_spec, key, RESIDUAL + side, grad.turned[other]
+                site, kept, residual_spec, key, RESIDUAL + side, signs, grad.turned[other]
             )
         order = slice(None) if side == 0 else slice(None, None, -1)
         pair = [ct, floats[other]][order]
-        codes = [drawn[ct_spec] if ct_spec else None, residual][order]
+        codes = [drawn[ct_spec, owner] if ct_spec else None, residual][order]
         grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], None))
     return grads
 
@@ -389,25 +414,25 @@ def _quantize_backward(
     spec: Quantization,
     key: Key | None,
     slot: int,
+    signs: Key | None,
     turned: bool,
 ) -> ScaledValues:
     """Quantizes a tensor of the backward pass, under vmap if every example has its own key."""
     noise = None
     if key is not None and spec.rounding == "stochastic":
         noise = of_typed_shards(mix(key, slot), x)
+    words = noise or signs
     run = functools.partial(
         quantize_operand,
         spec=spec,
         rng=site.rng,
         target=site.target,
-        turned=turned and (noise is None or not noise[0].ndim),
+        turned=turned and (words is None or not words[0].ndim),
     )
-    if noise is None:
-        return run(x, key=None)
-    call = lambda x, key: run(x, key=key)  # noqa: E731
-    for _ in range(noise[0].ndim):
+    call = lambda x, key, signs: run(x, key=key, signs=signs)  # noqa: E731
+    for _ in range(words[0].ndim if words else 0):
         call = jax.vmap(call)
-    return call(x, noise)
+    return call(x, noise, signs)
 
 
 ad.primitive_jvps[site_p] = _site_jvp

@@ -1,7 +1,8 @@
-"""The 16-point Hadamard transform along a contraction: spreads outliers before 4-bit rounding.
+"""Hadamard transforms along a contraction: they spread outliers before 4-bit rounding.
 
-Applied to both operands of a product along the contraction it cancels, H being orthonormal:
-(x H)(g H)^T = x g^T. The random signs are those of one fixed draw, the same for every tensor.
+Applied to both operands of a product along the contraction they cancel, H being orthonormal:
+(x H)(g H)^T = x g^T. The random signs in H are those of one fixed draw, the same for every tensor.
+With signs drawn for a product, D of both operands, (x D H)(g D H)^T = x g^T, too.
 """
 
 from __future__ import annotations
@@ -11,37 +12,56 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from srjit.numerics.random_bits import Key, Rng, random_bits
+
 SIZE = 16
 _SIGNS = np.array([1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1], np.float32)
 
 
-def matrix() -> np.ndarray:
-    """The (16, 16) orthonormal matrix diag(signs) @ H / 4, float32."""
+def matrix(size: int = SIZE) -> np.ndarray:
+    """The (size, size) orthonormal matrix diag(signs) @ H / sqrt(size), float32."""
     h = np.ones((1, 1), np.float32)
-    while len(h) < SIZE:
+    while len(h) < size:
         h = np.block([[h, h], [h, -h]])
-    return _SIGNS[:, None] * h / 4
+    return np.tile(_SIGNS, size // SIZE)[:, None] * h / np.float32(size**0.5)
 
 
-def transform(x: jax.Array, axis: int) -> jax.Array:
-    """x with each 16 elements along ``axis`` transformed; zeros pad the axis to a multiple of 16.
+def transform(x: jax.Array, axis: int, size: int = SIZE) -> jax.Array:
+    """x with each ``size`` elements along ``axis`` transformed; zeros pad to a multiple of that.
 
     Args:
       x: float32 or float64.
       axis: the contraction; one dimension.
+      size: 16, or a multiple of it that is a power of two.
 
     Returns:
       x's dtype, of x's shape but for ``axis``, rounded to bfloat16 values as NVIDIA's recipe does.
     """
     axis %= x.ndim
-    x = pad_to_multiple(x, axis, SIZE)
-    blocks = x.reshape(*x.shape[:axis], x.shape[axis] // SIZE, SIZE, *x.shape[axis + 1 :])
-    h = jnp.asarray(matrix(), x.dtype)
+    x = pad_to_multiple(x, axis, size)
+    blocks = x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
+    h = jnp.asarray(matrix(size), x.dtype)
     mixed = lax.dot_general(
         blocks, h, (((axis + 1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST
     )
     mixed = jnp.moveaxis(mixed, -1, axis + 1).reshape(x.shape)
     return lax.reduce_precision(mixed, exponent_bits=8, mantissa_bits=7)
+
+
+def flipped(x: jax.Array, axis: int, key: Key, rng: Rng = "hash") -> jax.Array:
+    """x with a random sign for every position along ``axis``.
+
+    Args:
+      x: float array.
+      axis: the contraction; one dimension.
+      key: two uint32 words, the same for both operands of a product.
+      rng: ``hash`` or ``threefry``.
+    """
+    # Bits of a vector, not of x: they are the same whatever else an operand has dimensions for.
+    positions = jnp.zeros(x.shape[axis], x.dtype)
+    is_negative = random_bits(key, positions, rng) >> 31 == 1
+    signs = jnp.where(is_negative, -1, 1).astype(x.dtype)
+    return x * jnp.expand_dims(signs, [d for d in range(x.ndim) if d != axis % x.ndim])
 
 
 def pad_to_multiple(x: jax.Array, axis: int, multiple: int) -> jax.Array:

@@ -31,8 +31,9 @@ _CHOICES = {
     "rounding": ("nearest", "stochastic", "none"),
     "scaling": ("dynamic", "delayed", "static"),
     "granularity": ("tensor", "channel", "block", "square"),
-    "scale_rounding": ("standard", "up", "four_over_six"),
+    "scale_rounding": ("standard", "up", "four_over_six", "eden"),
 }
+_EDEN_ROTATION = 128  # elements that are rotated, and corrected, together
 
 # What the scales of a format are, and what may share one of them.
 _SCALE_LAYOUTS = {
@@ -70,9 +71,12 @@ class Quantization:
       scale_rounding: ``standard`` is the format's own rule, which may clip the largest elements of
         a block (nvfp4 rounds scales to nearest, MX rounds them down); ``up`` never clips;
         ``four_over_six``, of nvfp4 to nearest, takes the largest element of a block to 6 or to 4,
-        whichever leaves the smaller squared error.
-      hadamard: transform 16 elements at a time along the contraction first. Both operands of a
-        product have to.
+        whichever leaves the smaller squared error. ``eden``, of nvfp4 after a Hadamard transform,
+        is MS-EDEN (arXiv 2601.22813): elements go to nearest, and what is stochastic are the
+        scales, corrected for what that lost, and signs that a product gives both of its operands
+        before the transform; ``quantize`` on its own flips no signs.
+      hadamard: transform 16 elements at a time (128 for ``eden``) along the contraction first. Both
+        operands of a product have to.
     """
 
     format: str
@@ -109,6 +113,16 @@ class Quantization:
                 "scale_rounding='four_over_six' picks scales by the error of rounding to nearest, "
                 f"for format 'nvfp4': it does not fit rounding {self.rounding!r} of {self.format!r}"
             )
+        if self.scale_rounding == "eden" and not (
+            fmt.scale == "e4m3"
+            and self.shared == "block"
+            and self.hadamard
+            and _EDEN_ROTATION % self.block_size == 0
+        ):
+            raise ValueError(
+                "scale_rounding='eden' is for format 'nvfp4' with hadamard=True and "
+                f"granularity='block', whose blocks fit into {_EDEN_ROTATION} elements"
+            )
         if (self.scaling == "static") != (self.amax is not None):
             raise ValueError("scaling='static' takes amax=..., and only it does")
         if self.amax is not None and not 0 < self.amax < math.inf:
@@ -128,6 +142,24 @@ class Quantization:
     def block_size(self) -> int:
         """B, with the format's own in place of None."""
         return self.block or get_format(self.format).block
+
+    @property
+    def rotation(self) -> int:
+        """How many elements a Hadamard transform takes at a time; 0 if there is none."""
+        size = _EDEN_ROTATION if self.scale_rounding == "eden" else hadamard.SIZE
+        return size if self.hadamard else 0
+
+    @property
+    def draws_signs(self) -> bool:
+        """Whether a product has to flip signs of its operands at random first."""
+        return self.scale_rounding == "eden" and self.rounding == "stochastic"
+
+    @property
+    def unrotated(self) -> Quantization:
+        """As near as it gets without a Hadamard transform; as unbiased as with it."""
+        is_eden = self.scale_rounding == "eden"
+        rounding = "up" if is_eden else self.scale_rounding
+        return dataclasses.replace(self, hadamard=False, scale_rounding=rounding)
 
     def _has_blocks_of(self, size: object) -> bool:
         return isinstance(size, int) and size > 0 and self.shared in ("block", "square")
@@ -364,7 +396,7 @@ def emulated(
 def _prepared(x: jax.Array, spec: Quantization) -> jax.Array:
     """x in the working dtype, transformed if the spec says so."""
     x = x.astype(working_dtype(x.dtype))
-    return hadamard.transform(x, spec.axes(x.ndim)[-1]) if spec.hadamard else x
+    return hadamard.transform(x, spec.axes(x.ndim)[-1], spec.rotation) if spec.hadamard else x
 
 
 def _codes(
@@ -379,8 +411,10 @@ def _codes(
     """Codes in the view that has blocks as dimensions, with the scales."""
     fmt = get_format(spec.format)
     x = _prepared(x, spec)
-    bits = None if key is None else random_bits.random_bits(key, x, rng)
     view = _BlockView.of(x.shape, spec, spec.axes(x.ndim))
+    if spec.scale_rounding == "eden":
+        return *_eden(view.split(x), view, fmt.element, key, rng, subnormal), view
+    bits = None if key is None else random_bits.random_bits(key, x, rng)
     if fmt.scale == "none":
         rounded = _keep_visible(x, round_to_grid(x, fmt.element, bits))
         one = jnp.ones((), x.dtype)
@@ -416,6 +450,31 @@ def _four_over_six(
     better = error_four < error_six
     scales = jax.tree.map(lambda a, b: jnp.where(better, a, b) if a.ndim else a, four, six)
     return jnp.where(view.spread(better), codes_four, codes_six), scales
+
+
+def _eden(
+    blocks: jax.Array,
+    view: _BlockView,
+    element: Element,
+    key: Key | None,
+    rng: Rng,
+    subnormal: bool,
+) -> tuple[jax.Array, scaling.Scales]:
+    """Codes to nearest, and scales that make up for what that lost, stochastically rounded."""
+    scales = scaling.eden_scales(*_nvfp4_amax(blocks, view), subnormal)
+    y = _encoded(blocks, view, scales)
+    codes = round_to_grid(y, element)
+    sf = scales.scale.astype(jnp.float32)
+    size = view.spread(sf).astype(y.dtype)
+    exact = jnp.where(size == 0, 0, y * size)  # all of a group in one unit; y may be infinite
+
+    def with_exact(values: jax.Array) -> jax.Array:
+        per_block = jnp.sum(exact * values, axis=view.shared)
+        return view.over_groups(per_block, _EDEN_ROTATION // view.block)
+
+    bits = None if key is None else random_bits.random_bits(key, sf, rng)
+    corrected = scaling.eden_scale(sf, with_exact(exact), with_exact(codes * size), bits)
+    return codes, scales._replace(scale=corrected)
 
 
 def _scales(
@@ -542,6 +601,14 @@ class _BlockView:
             return view
         padded = [n + (-n % self.block) * (d in self.dims) for d, n in enumerate(self.shape)]
         return lax.slice(view.reshape(padded), [0] * len(padded), self.shape)
+
+    def over_groups(self, per_block: jax.Array, count: int) -> jax.Array:
+        """Numbers of blocks along one dimension, summed over each ``count`` of them."""
+        (d,) = self.dims
+        shape = per_block.shape
+        groups = per_block.reshape(*shape[:d], shape[d] // count, count, *shape[d + 1 :])
+        sums = jnp.sum(groups, axis=d + 1, keepdims=True)
+        return jnp.broadcast_to(sums, groups.shape).reshape(shape)
 
     def spread(self, scale: jax.Array) -> jax.Array:
         """One scale a block, with dimensions of size 1 for the elements of the blocks."""

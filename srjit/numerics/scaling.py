@@ -17,7 +17,7 @@ from jax import lax
 from srjit.numerics.formats import ELEMENTS, Element
 from srjit.numerics.rounding import round_to_grid
 
-ScaleRounding = Literal["standard", "up", "four_over_six"]
+ScaleRounding = Literal["standard", "up", "four_over_six", "eden"]
 _E4M3 = ELEMENTS["float8_e4m3fn"]
 _FLT_MAX = float(np.finfo(np.float32).max)
 # CPUs and TPUs flush subnormal floats. What is below _TINY is lifted, by a power of two, out of
@@ -119,13 +119,40 @@ def four_over_six_scales(
     return scales(6), scales(4)
 
 
+def eden_scales(block: jax.Array, tensor: jax.Array, subnormal: bool) -> Scales:
+    """``nvfp4_scales`` that leave room for EDEN's correction: E4M3 has up to 1.75 times of them.
+
+    A block's largest element goes to 6 / (0.93 * 17/16) = 6.07, with the least error after a
+    rotation, and A to 256 times that (arXiv 2601.22813, and its authors' kernels).
+    """
+    return nvfp4_scales(block, tensor, "standard", subnormal, 1554, 1554 / 256)
+
+
+def eden_scale(
+    scale: jax.Array, of_squares: jax.Array, of_products: jax.Array, bits: jax.Array | None
+) -> jax.Array:
+    """Scales of blocks times <x, x> / <x, q>, stochastically rounded to E4M3; 1 if <x, q> is 0.
+
+    With it, q has the length along x that x has, so that on average over rotations of x there is
+    no error (S. Vargaftik et al., "EDEN", 2022), and none is made by rounding.
+
+    Args:
+      scale: E4M3 values.
+      of_squares, of_products: <x, x> and <x, q> of the groups that are rotated together.
+      bits: uint32 noise of scale's shape; None rounds to nearest.
+    """
+    correction = of_squares / jnp.where(of_products == 0, of_squares, of_products)
+    correction = jnp.where(of_products == 0, jnp.ones_like(correction), correction)
+    return round_to_grid(scale * correction.astype(scale.dtype), _E4M3, bits)
+
+
 def nvfp4_scales(
     block: jax.Array,
     tensor: jax.Array,
     rounding: ScaleRounding,
     subnormal: bool,
     top: int = 2688,
-    largest: int = 6,
+    largest: float = 6,
 ) -> Scales:
     """NVFP4's two levels: E4M3 per block under float32 per tensor (arXiv 2509.25149, appendix).
 
@@ -157,7 +184,7 @@ def nvfp4_scales(
 
 
 def _nvfp4_block_scale(
-    block: jax.Array, s: jax.Array, rounding: ScaleRounding, largest: int
+    block: jax.Array, s: jax.Array, rounding: ScaleRounding, largest: float
 ) -> jax.Array:
     target = block * (s * np.float32(1 / largest))
     sf = round_to_grid(target, _E4M3)
@@ -167,7 +194,7 @@ def _nvfp4_block_scale(
 
 
 def _subnormal_nvfp4_scales(
-    block: jax.Array, tensor: jax.Array, rounding: ScaleRounding, top: int, largest: int
+    block: jax.Array, tensor: jax.Array, rounding: ScaleRounding, top: int, largest: float
 ) -> Scales:
     """``nvfp4_scales`` where any float32, D among them, may be subnormal."""
     tiny = tensor < _TINY

@@ -116,7 +116,7 @@ def attention(ws: Any, x: jax.Array) -> jax.Array:
 
 @needs_cuda
 @pytest.mark.parametrize("gpu", ["b200", "b300"])
-@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4-unbiased", "mxfp8", "mxfp4"])
+@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4-unbiased", "nvfp4-eden", "mxfp8", "mxfp4"])
 @pytest.mark.parametrize("which", ["even", "odd", "attention"])
 def test_products_with_scales_of_blocks_are_cudnns_in_all_roles(gpu: str, recipe: str, which: str):
     fun: Any = loss

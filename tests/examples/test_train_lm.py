@@ -129,10 +129,43 @@ def test_the_demo_compares_every_recipe_with_its_twin(tmp_path, capsys):
     assert "nvfp4, nearest grads" in table
 
 
-def test_an_unknown_recipe_is_refused_before_anything_runs(tmp_path, capsys):
+@pytest.mark.slow
+def test_an_ablation_takes_a_part_away_at_a_time(tmp_path):
+    results = train_from_command_line(tmp_path, "--ablate", "--steps", "4")
+    assert list(results["summary"]) == train_lm.ABLATED
+    losses = {name: tuple(run["train_loss"]) for name, (run,) in results["runs"].items()}
+    assert len(set(losses.values())) == len(losses), "two recipes computed the same thing"
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    assert len(rows) == 2 + len(train_lm.ABLATED)
+    assert all(row.count("|") == 5 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("variant", "field", "value"),
+    [
+        ("nearest", "rounding", "stochastic"),
+        ("no-hadamard", "hadamard", True),
+        ("rows", "granularity", "square"),
+    ],
+)
+def test_a_variant_lacks_a_part_of_nvfp4_and_nothing_else(variant, field, value):
+    found = {"nvfp4": [], f"nvfp4:{variant}": []}
+    for name, quantizations in found.items():
+        train_lm.find_recipe(name).map_quantizations(
+            lambda role, kind, q, into=quantizations: into.append(dataclasses.asdict(q)) or q
+        )
+    whole, without = found.values()
+    assert any(q[field] == value for q in whole)
+    assert all(q[field] != value for q in without)
+    for a, b in zip(whole, without, strict=True):
+        assert a | {field: None} == b | {field: None}
+
+
+@pytest.mark.parametrize("name", ["int7", "nvfp4:rounded"])
+def test_an_unknown_recipe_is_refused_before_anything_runs(name, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        train_lm.main(["--recipe", "bf16", "int7", "--out", str(tmp_path / "out")])
-    assert "int7" in capsys.readouterr().err
+        train_lm.main(["--recipe", "bf16", name, "--out", str(tmp_path / "out")])
+    assert name in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -45,7 +45,7 @@ def _close(a: Any, b: Any, exact: bool) -> None:
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4"])
+@pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4", "nvfp4-eden"])
 def test_eight_devices_compute_what_one_does(recipe: str, sharding: str):
     def linear(w: jax.Array, x: jax.Array, ct: jax.Array) -> Any:
         out, pullback = jax.vjp(lambda w, x: x @ w, w, x)
@@ -63,7 +63,7 @@ def test_eight_devices_compute_what_one_does(recipe: str, sharding: str):
 
 
 @pytest.mark.parametrize("sharding", ["rows", "columns"])
-@pytest.mark.parametrize("recipe", ["int8", "nvfp4"])
+@pytest.mark.parametrize("recipe", ["int8", "nvfp4", "nvfp4-eden"])
 def test_explicitly_sharded_programs_compute_what_one_device_does(recipe: str, sharding: str):
     alone = srjit.srjit(_step, recipe=recipe)(W, X, sr_key=3)
     mesh = _mesh(AxisType.Explicit)
@@ -225,3 +225,29 @@ def test_a_copy_that_meets_a_shard_has_the_same_noise_on_every_device(check: boo
     assert (rounded[0] != W[0]).any()
     for other in rounded[1:]:
         np.testing.assert_array_equal(other, rounded[0])
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("inside", [True, False], ids=["grad inside", "grad outside"])
+def test_random_rotations_cancel_on_every_device(check: bool, inside: bool):
+    """Rows are sharded and weights are not: signs that followed the shards would not be shared."""
+    mesh, rows = _mesh(AxisType.Auto), PartitionSpec("d")
+    w, x = normal(32, 16) / 5, normal(8 * 32, 32, seed=1)
+
+    def local(w: jax.Array, x: jax.Array) -> Any:
+        if not inside:
+            return ((x @ w) ** 2).sum()[None]
+        return jax.value_and_grad(lambda x: ((x @ w) ** 2).sum())(x)[1]
+
+    def step(w: jax.Array, x: jax.Array) -> jax.Array:
+        f = jax.shard_map(local, mesh=mesh, in_specs=(WHOLE, rows), out_specs=rows, check_vma=check)
+        return f(w, x).sum() if not inside else f(w, x)
+
+    f = srjit.transform(step, recipe="nvfp4-eden")
+    if inside:
+        got = jax.jit(lambda w, x: f(w, x, sr_key=1))(w, x)
+    else:
+        got = jax.jit(jax.grad(lambda x, w: f(w, x, sr_key=1)))(x, w)
+    exact = np.asarray(2 * (x @ w) @ w.T)
+    off = np.linalg.norm(np.asarray(got) - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    assert off.max() < 0.5  # of rows whose operands have other signs, the error is more than all

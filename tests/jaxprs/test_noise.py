@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from scipy import stats
 
 import srjit
 
@@ -205,3 +206,39 @@ def test_recomputation_by_a_checkpoint_around_the_decorated_function_is_exact():
     plain, again = (jax.jit(jax.grad(g))(STACK, H) for g in (loss, jax.checkpoint(loss)))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# ----------------------------------------------------------------------------- signs of rotations
+
+_X, _COTANGENT = normal(128, 32), normal(128, 32, seed=1)
+
+
+def _two_equal_products(ws: jax.Array, x: jax.Array, is_loop: bool) -> jax.Array:
+    """Products whose gradients have equal operands, too."""
+    one = lambda w: jnp.sum((x @ w) * _COTANGENT)  # noqa: E731
+    if is_loop:
+        return lax.scan(lambda total, w: (total + one(w), None), 0.0, ws)[0]
+    return one(ws[0]) + one(ws[1])
+
+
+@pytest.mark.parametrize("is_loop", [False, True], ids=["two sites", "two iterations"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_products_draw_signs_of_their_own(inside: bool, is_loop: bool):
+    """With those of another, errors of rounding to nearest would be the same."""
+    ws, draws = jnp.zeros((2, 32, 32)), 64
+    loss = lambda ws, x: _two_equal_products(ws, x, is_loop)  # noqa: E731
+    step = srjit.transform(jax.value_and_grad(loss), recipe="nvfp4-eden")
+    rounded = srjit.transform(loss, recipe="nvfp4-eden")
+
+    def gradient(key: Any) -> jax.Array:
+        if inside:
+            return step(ws, _X, sr_key=key)[1]
+        return jax.grad(lambda ws: rounded(ws, _X, sr_key=key))(ws)
+
+    exact = np.asarray(_X).T @ np.asarray(_COTANGENT)
+    off = np.asarray(jax.jit(jax.vmap(gradient))(jnp.arange(draws))) - exact
+    sizes = np.sqrt((off**2).mean((2, 3)))
+    assert np.all((sizes > 0.05 * exact.std()) & (sizes < 0.3 * exact.std()))
+    correlations = (off[:, 0] * off[:, 1]).mean((1, 2)) / sizes.prod(1)
+    bound = stats.t.isf(1e-6 / 2, df=draws - 1) / np.sqrt(draws)
+    assert abs(correlations.mean()) < bound * correlations.std(ddof=1)

@@ -41,6 +41,8 @@ NOISE = "numerics/test_noise.py::"
 VISIBILITY = "numerics/test_visibility.py::"
 AVERAGES = "numerics/test_averages.py::"
 PROGRAMS = "test_noise_of_programs.py::"
+SIGNS = "jaxprs/test_noise.py::test_products_draw_signs_of_their_own"
+RECIPES = "test_recipes.py::"
 
 MUTANTS: dict[str, Mutant] = {
     # Rounding
@@ -300,8 +302,8 @@ MUTANTS: dict[str, Mutant] = {
     "one key for both operands": Mutant(
         group="programs",
         module="srjit.jaxprs.rewrite",
-        old="key = mix(mix(self._key(draw.flips), draw.number), draw.slot)",
-        new="key = mix(mix(self._key(draw.flips), draw.number), np.uint32(0))",
+        old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
+        new="return mix(mix(self._key(draw.flips), draw.number), np.uint32(0))",
         killed_by=(PROGRAMS + "test_both_operands_of_a_product_have_noise_of_their_own",),
     ),
     "one key for dgrad and wgrad": Mutant(
@@ -316,8 +318,8 @@ MUTANTS: dict[str, Mutant] = {
     "one key for all sites": Mutant(
         group="programs",
         module="srjit.jaxprs.rewrite",
-        old="key = mix(mix(self._key(draw.flips), draw.number), draw.slot)",
-        new="key = mix(mix(self._key(draw.flips), np.uint32(0)), draw.slot)",
+        old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
+        new="return mix(mix(self._key(draw.flips), np.uint32(0)), draw.slot)",
         killed_by=(PROGRAMS + "test_equal_values_are_rounded_with_different_noise[unrolled]",),
     ),
     "a trip count that is not folded in": Mutant(
@@ -329,6 +331,47 @@ MUTANTS: dict[str, Mutant] = {
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[scanned]",
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[counted]",
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[nested]",
+        ),
+    ),
+    # MS-EDEN
+    "eden without its correction": Mutant(
+        group="eden",
+        module=SCALING,
+        old="return round_to_grid(scale * correction.astype(scale.dtype), _E4M3, bits)",
+        new="return round_to_grid(scale, _E4M3, bits)",
+        killed_by=(
+            SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",
+            AVERAGES + "test_averages_of_eden_gain_a_bit_for_every_factor_4[1024]",
+        ),
+    ),
+    "eden with its scales rounded to nearest": Mutant(
+        group="eden",
+        module=QUANTIZATION,
+        old="bits = None if key is None else random_bits.random_bits(key, sf, rng)",
+        new="bits = None",
+        killed_by=(SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
+    ),
+    "eden's blocks are corrected one by one": Mutant(
+        group="eden",
+        module=QUANTIZATION,
+        old="return view.over_groups(per_block, _EDEN_ROTATION // view.block)",
+        new="return per_block",
+        killed_by=(SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
+    ),
+    "all products share the signs of their rotations": Mutant(
+        group="eden",
+        module="srjit.jaxprs.planner",
+        old="noise.draw(o, number, SIGNS, number)",
+        new="noise.draw(o, 0, SIGNS, 0)",
+        killed_by=(SIGNS + "[True-two sites]",),
+    ),
+    "operands of a product draw signs apart": Mutant(
+        group="eden",
+        module="srjit.jaxprs.rewrite",
+        old="signs = self._drawn(site.signs)",
+        new="signs = mix(self._drawn(site.signs), side)",
+        killed_by=(
+            RECIPES + "test_every_builtin_recipe_runs_and_stays_near_the_truth[nvfp4-eden]",
         ),
     ),
 }

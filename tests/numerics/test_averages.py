@@ -16,7 +16,7 @@ from scipy import stats
 
 from oracles import scales as oracle
 from oracles.grids import GRIDS
-from srjit.numerics import random_bits
+from srjit.numerics import hadamard, random_bits
 from srjit.numerics.formats import FORMATS
 from srjit.numerics.quantization import Quantization, dequantize, encode, quantize
 
@@ -113,6 +113,54 @@ def assert_mean(values: np.ndarray, expected: float, digit: float) -> None:
     rows = values.mean(1)
     error = BOUND * rows.std(ddof=1) / np.sqrt(rows.size)
     assert abs(rows.mean() - expected) < digit / 2 + error
+
+
+EDEN = Quantization(format="nvfp4", rounding="stochastic", scale_rounding="eden", hadamard=True)
+
+
+def eden(x: jax.Array, step: jax.Array | int) -> jax.Array:
+    """What is left of x after MS-EDEN with signs of a step, rotated back."""
+    noise, signs = (random_bits.mix(random_bits.as_key(step), n) for n in (0, 1))
+    rotated = dequantize(encode(hadamard.flipped(x, 1, signs), EDEN, noise))
+    back = rotated.reshape(-1, 128) @ hadamard.matrix(128).T
+    return hadamard.flipped(back.reshape(x.shape), 1, signs)
+
+
+@functools.cache
+def eden_bits(is_sparse: bool) -> dict[int, tuple[float, float]]:
+    """As ``bits``: of averages of so many draws of a Gaussian tensor, or of 5 % of it."""
+    kept = np.random.default_rng(13).random(SHAPE) < 0.05
+    x = jnp.asarray(np.where(kept, X, 0) if is_sparse else X)
+    add = lambda step, total: total + eden(x, step)  # noqa: E731
+    totals = jax.jit(lambda first, last, total: jax.lax.fori_loop(first, last, add, total))
+    found, total, done = {}, jnp.zeros(SHAPE), 0
+    for count in DRAWS:
+        total, done = totals(done, count, total), count
+        rows = ((np.asarray(total, np.float64) / count - x) ** 2).sum(1)
+        error = rows.std(ddof=1) / np.sqrt(rows.size) / rows.mean()
+        relative = rows.sum() / np.sum(np.square(x, dtype=np.float64))
+        found[count] = float(-0.5 * np.log2(relative)), float(0.5 / np.log(2) * error)
+    return found
+
+
+@pytest.mark.parametrize("count", DRAWS[1:])
+def test_averages_of_eden_gain_a_bit_for_every_factor_4(count: int):
+    (first, error), (last, other) = (eden_bits(is_sparse=False)[n] for n in (1, count))
+    assert abs(last - first - np.log2(count) / 2) < BOUND * np.hypot(error, other)
+
+
+def test_averages_of_eden_stop_where_a_hadamard_transform_is_not_random_enough():
+    """Of few elements that are not zero, it makes few different magnitudes, whatever the signs."""
+    (some, error), (more, other) = (eden_bits(is_sparse=True)[n] for n in (64, 1024))
+    assert more - some + BOUND * np.hypot(error, other) < 1  # in place of 2
+
+
+def test_eden_has_a_relative_error_of_9_8_thousandths_with_scales_rounded_stochastically():
+    tensors = np.random.default_rng(14).standard_normal((64, *SHAPE)).astype(np.float32)
+    one = jax.jit(lambda x, step: ((eden(x, step) - x) ** 2).sum() / (x**2).sum())
+    errors = np.array([float(one(x, step)) for step, x in enumerate(tensors)])
+    bound = stats.t.isf(FALSE_ALARM / 2, df=63) * errors.std(ddof=1) / 8
+    assert abs(errors.mean() - 9.8e-3) < 0.05e-3 + bound
 
 
 def test_nvfp4_has_a_relative_error_of_9_thousandths_and_clips_3_5_percent():

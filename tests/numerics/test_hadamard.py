@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from srjit.numerics import hadamard
+from srjit.numerics import hadamard, random_bits
 
 from .support import assert_same_bits
 
 
-def oracle(x: np.ndarray) -> np.ndarray:
-    """Sixteen at a time along the last dimension, rounded to bfloat16, in float64."""
-    blocks = np.pad(x, [(0, 0), (0, -x.shape[1] % 16)]).reshape(x.shape[0], -1, 16)
-    signs = np.sign(hadamard.matrix()[:, 0])
-    mixed = blocks @ (signs[:, None] * linalg.hadamard(16) / 4)
+def oracle(x: np.ndarray, n: int = 16) -> np.ndarray:
+    """n at a time along the last dimension, rounded to bfloat16, in float64."""
+    blocks = np.pad(x, [(0, 0), (0, -x.shape[1] % n)]).reshape(x.shape[0], -1, n)
+    signs = np.sign(hadamard.matrix(n)[:, 0])
+    mixed = blocks @ (signs[:, None] * linalg.hadamard(n) / np.sqrt(n))
     return mixed.reshape(x.shape[0], -1).astype(ml_dtypes.bfloat16).astype(x.dtype)
 
 
@@ -36,6 +36,30 @@ def test_each_16_along_the_contraction_are_transformed(size: int):
     assert_same_bits(np.asarray(hadamard.transform(jnp.asarray(x), 1)), oracle(x))
     transposed = np.asarray(hadamard.transform(jnp.asarray(x.T), 0))
     assert_same_bits(np.ascontiguousarray(transposed.T), oracle(x))
+
+
+@pytest.mark.parametrize("size", [40, 128, 200])
+def test_each_128_along_the_contraction_are_transformed(size: int):
+    x = integers(5, size)
+    h = hadamard.matrix(128).astype(np.float64)
+    np.testing.assert_allclose(h @ h.T, np.eye(128), atol=128 * 2.0**-26)
+    y = np.asarray(hadamard.transform(jnp.asarray(x), 1, 128))
+    error_of_sum = 128 * 2.0**-24 * 128 * 4 / 128**0.5  # in float32, of 128 products
+    np.testing.assert_allclose(y, oracle(x, 128), rtol=2**-7, atol=error_of_sum)
+    assert y.shape == (5, -(-size // 128) * 128)
+
+
+def test_signs_are_flipped_along_one_dimension_by_fair_coins_of_the_key():
+    n = 4096
+    both = [hadamard.flipped(jnp.ones((2, n)), 1, random_bits.as_key(k)) for k in (0, 1)]
+    both.append(hadamard.flipped(jnp.ones((n, 3)), 0, random_bits.as_key(1)).T[:2])
+    first, second, same = map(np.asarray, both)
+    np.testing.assert_array_equal(second, same)
+    for signs in (first, second, first * second):
+        assert set(np.abs(signs).ravel()) == {1.0}
+        np.testing.assert_array_equal(signs[0], signs[1])
+        # Hoeffding: beyond it with a probability below 2 exp(-14.5) = 1e-6.
+        assert abs(signs[0].sum()) < np.sqrt(2 * n * 14.5)
 
 
 def test_results_are_rounded_to_bfloat16():

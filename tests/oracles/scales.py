@@ -52,7 +52,7 @@ def spread(scale: np.ndarray, shape: tuple[int, ...], block: int) -> np.ndarray:
 
 
 def nvfp4_scales(
-    b: np.ndarray, a: np.ndarray, *, up: bool = False, top: int = 2688, largest: int = 6
+    b: np.ndarray, a: np.ndarray, *, up: bool = False, top: int = 2688, largest: float = 6
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """encode, sf and tensor scale from the amax of blocks and of their tensors, float32.
 
@@ -107,6 +107,44 @@ def four_over_six(
     with np.errstate(all="ignore"):
         better = (errors[0] - errors[1]) / np.maximum(*errors)
     return both[0], both[1], better
+
+
+class Eden(NamedTuple):
+    """MS-EDEN but for the rounding of its scales (arXiv 2601.22813)."""
+
+    codes: np.ndarray
+    corrected: np.ndarray  # scales of blocks before they are rounded, float64
+    tensor_scale: np.ndarray
+
+    def scale(self, noise: np.ndarray) -> np.ndarray:
+        """Of the lower neighbours in E4M3 and those above, what noise in [0, 1) picks."""
+        e4m3 = GRIDS["float8_e4m3fn"]
+        low, high = e4m3.neighbours(self.corrected)
+        return np.where(noise < e4m3.fraction(self.corrected), high, low)
+
+
+def eden(z: np.ndarray, group: int = 128) -> Eden:
+    """Of rows that are rotated already, of a multiple of ``group`` elements.
+
+    The largest element of a block goes to 6 / (0.93 * 17/16), A to 256 times as much, both so
+    rounded that the latter is the integer 1554; elements to nearest. Then the scales of every group
+    are multiplied by <z, z> / <z, q>, in float64 here.
+    """
+    top, largest = 1554, 1554 / 256
+    assert round(256 * 6 / (0.93 * 17 / 16)) == top
+    b = block_amax(z, 16).astype(F)
+    encode, sf, tensor_scale = nvfp4_scales(b, b.max(), top=top, largest=largest)
+    with np.errstate(all="ignore"):
+        y = z * spread(encode, z.shape, 16).astype(z.dtype)
+    codes = GRIDS["float4_e2m1fn"].nearest(y)
+    size = spread(sf.astype(np.float64), z.shape, 16)
+    rows = (len(z), -1, group)
+    exact = np.multiply(y, size, out=np.zeros_like(size), where=size != 0).reshape(rows)
+    rounded = (codes * size).reshape(rows)
+    squares, products = (exact * exact).sum(-1), (exact * rounded).sum(-1)
+    correction = np.where(products == 0, 1, squares / np.where(products == 0, 1, products))
+    corrected = np.minimum(sf * np.repeat(correction, group // 16, axis=1), 448)
+    return Eden(codes.astype(z.dtype), corrected, tensor_scale)
 
 
 def mx(
