@@ -69,6 +69,18 @@ def want_of(gpu: Gpu, spec: Quantization, turned: bool = False) -> Want | None:
     )
 
 
+def remark(gpu: Gpu, spec: Quantization) -> str:
+    """See targets.Target."""
+    if spec.rounding != "stochastic" or want_of(gpu, spec) is None:
+        return ""
+    if gpu.has_stochastic_rounding:
+        return (
+            f"{spec.format} is rounded stochastically by the chip's cvt.rs where kernels run: with "
+            "16 bits of noise a value, one word for four, and not with the draws of other targets"
+        )
+    return f"{gpu.name} has no cvt.rs: {spec.format} is rounded stochastically by the formula"
+
+
 def quantize_together(
     gpu: Gpu, x: jax.Array, specs: Sequence[Quantization], keys: Sequence[Key | None]
 ) -> tuple[ScaledValues, ...]:
@@ -139,6 +151,7 @@ def target_of(name: str, recipe: str) -> Target:
         multiply=gpu_products.multiply,
         quantize=functools.partial(quantize, gpu),
         turns=functools.partial(gpu_products.turns, gpu),
+        remark=functools.partial(remark, gpu),
         compiler=gpu.compiler,
         peak=gpu.rate,
     )

@@ -70,6 +70,11 @@ class Task:
         """What scales are: as of a Format."""
         return get_format(self.spec.format).scale
 
+    @property
+    def name(self) -> str:
+        """What tells its kernel from others that round otherwise."""
+        return f"{self.spec.format}_{self.spec.rounding}"
+
     def sizes(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the codes in memory, those padded to whole blocks."""
         rows, columns = shape[::-1] if self.down else shape
@@ -289,6 +294,7 @@ def amax_matrix(
 
     partial = _call(
         kernel,
+        x,
         [jax.ShapeDtypeStruct((math.prod(grid),), jnp.int32) for _ in kinds],
         grid,
         interpret,
@@ -343,23 +349,28 @@ def quantize_matrix(
             noise = (key, start, places[i]) if keys[i] else None
             _write(task, part, values[i], noise, results[i], machine)
 
-    flat = _call(
-        kernel, [t for ts in types for t in ts], _grid(shape, tile), interpret, "srjit_quantize"
-    )(x.reshape(-1), *operands)
+    name = "_".join(["srjit_quantize", *dict.fromkeys(task.name for task in tasks)])
+    quantize = _call(
+        kernel, x, [t for ts in types for t in ts], _grid(shape, tile), interpret, name
+    )
+    flat = quantize(x.reshape(-1), *operands)
     left = iter(flat)
     return [[next(left) for _ in ts] for ts in types]
 
 
 def _call(
     kernel: Callable[..., None],
+    like: jax.Array,
     results: list[Any],
     grid: tuple[int, int],
     interpret: bool,
     name: str,
 ) -> Callable[..., list[jax.Array]]:
+    # Inside of a shard_map types say over what a value differs: as the matrix does.
+    typed = jax.eval_shape(lambda x: [lax.full_like(x, 0, t.dtype, t.shape) for t in results], like)
     return pl.pallas_call(
         kernel,
-        out_shape=results,
+        out_shape=typed,
         grid=grid,
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
         interpret=interpret,

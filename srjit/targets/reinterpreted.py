@@ -16,6 +16,8 @@ from jax.extend import core as jex_core
 from jax.extend.mlir import ir
 from jax.interpreters import mlir
 
+from srjit import _compat
+
 
 def reinterpreted(
     fun: Callable[..., Sequence[jax.Array]], types: Sequence[Any], *args: jax.Array
@@ -35,8 +37,12 @@ reinterpreted_p.multiple_results = True
 
 
 @reinterpreted_p.def_abstract_eval
-def _types(*_: Any, types: Any, **__: Any) -> list[Any]:
-    return [core.ShapedArray(shape, dtype) for shape, dtype in types]
+def _types(*args: Any, fun: Any, types: Any) -> list[Any]:
+    made = _compat.result_types(fun, *args)
+    return [
+        aval.update(shape=tuple(shape), dtype=dtype)
+        for aval, (shape, dtype) in zip(made, types, strict=True)
+    ]
 
 
 def _lowered(context: Any, *args: Any, fun: Any, types: Any) -> list[Any]:
