@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -82,13 +84,32 @@ def mesh_of(target: Target, like: Any) -> Mesh:
 def optimized(target: Target, lowered: Any) -> tuple[hlo.Module, Any]:
     """Compiles a ``jax.stages.Lowered``: the optimized program, and the memory that it takes."""
     options = dict(target.compiler.options) if target.compiler else {}
-    compiled = lowered.compile(compiler_options=options)
+    assembly: dict[str, tuple[str, ...]] = {}
+    if target.compiler and target.compiler.platform == "cuda":
+        with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
+            compiled = lowered.compile(compiler_options={**options, "xla_dump_to": folder})
+            for path in Path(folder).glob("*.ptx"):
+                _note_rounding(path.read_text(encoding="utf-8"), assembly)
+    else:
+        compiled = lowered.compile(compiler_options=options)
     try:
         with _silenced():
             text = compiled.as_text()
     except jax.errors.JaxRuntimeError:  # a jaxlib older than the compiler may not understand it
         text = _dumped(lowered, options)
-    return hlo.read(text), compiled.memory_analysis()
+    module = dataclasses.replace(hlo.read(text), assembly=assembly)
+    return module, compiled.memory_analysis()
+
+
+_ENTRY = re.compile(r"\.entry (\w+?)(?:__\d+)?\(")  # XLA numbers kernels of one name
+_ROUNDING = re.compile(r"\bcvt\.r[ns]\.satfinite\.\w+\.f32")
+
+
+def _note_rounding(ptx: str, found: dict[str, tuple[str, ...]]) -> None:
+    """Adds the instructions that round, by the name of the kernel that they are in."""
+    _, *parts = _ENTRY.split(ptx)
+    for name, body in zip(parts[::2], parts[1::2], strict=True):
+        found[name] = tuple(sorted({*found.get(name, ()), *_ROUNDING.findall(body)}))
 
 
 @contextlib.contextmanager

@@ -87,6 +87,12 @@ class Instruction:
         return self.attributes.get("custom_call_target", "").strip('"')
 
     @property
+    def kernel(self) -> str:
+        """What a custom call names its kernel, for XLA to compile; empty for other instructions."""
+        found = _KERNEL.search(self.attributes.get("backend_config", ""))
+        return found.group(1) if found else ""
+
+    @property
     def cycles(self) -> int | None:
         """The compiler's estimate of one execution, in cycles; None if it made none."""
         return _integer(self.config.get("window_config"), "estimated_cycles")
@@ -141,11 +147,16 @@ class Executed:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A module: its computations by name, and which of them is the program."""
+    """A module: its computations by name, and which of them is the program.
+
+    Beside it, where a GPU's compiler writes it down, ``assembly``: the instructions in its kernels
+    that round, by the name of a kernel.
+    """
 
     name: str
     computations: Mapping[str, Computation]
     entry: Computation
+    assembly: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def executed(self) -> Generator[Executed]:
         """Every instruction that runs on its own, loops, branches and calls gone into.
@@ -263,6 +274,7 @@ _OPCODE = re.compile(r" ?(?P<opcode>[\w-]+)\(")
 _SHAPE = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<dims>[^\]]*)\](?P<layout>\{[^}]*\})?")
 _REFERENCE = re.compile(r"%([^\s,(){}]+)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_KERNEL = re.compile(r'\bname = "([^"]*)"')
 _INTEGER = re.compile(r"-?\d+")
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[(){}\[\],]')
 _CALLS = (

@@ -75,6 +75,7 @@ class Kernel:
       times: how often a run executes it.
       cycles: of all executions, by the estimate of its own schedule; None if there is none.
       moved: bytes of its operands and results, of all executions.
+      rounds_by: the chip's instructions in it that round, where its compiler shows them.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Kernel:
     times: int
     cycles: int | None
     moved: int
+    rounds_by: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ def program_of(module: Module, analysis: Any) -> Program:
     return Program(
         cycles=sum(costs) if costs else None,
         sites=_sites(module, executed),
-        kernels=tuple(_kernel(e) for e in executed if e.instruction.target in _KERNELS),
+        kernels=tuple(_kernel(module, e) for e in executed if e.instruction.target in _KERNELS),
         collectives=_collectives(module, executed),
         memory=Memory(
             arguments=analysis.argument_size_in_bytes,
@@ -269,10 +271,12 @@ def _site_inside(module: Module, instruction: Instruction) -> int | None:
     return next((site for site in reversed(found) if site is not None), None)
 
 
-def _kernel(e: Executed) -> Kernel:
+def _kernel(module: Module, e: Executed) -> Kernel:
     cycles = e.instruction.profiled_cycles
+    named = e.instruction.kernel
     return Kernel(
-        name=e.instruction.name,
+        name=named or e.instruction.name,
+        rounds_by=module.assembly.get(named, ()),
         site=site_of(e.instruction.op_name),
         times=e.times,
         cycles=None if cycles is None else cycles * e.times,

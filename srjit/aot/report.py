@@ -190,7 +190,7 @@ class Report:
                 told += f", {counted(kernel.cycles)} (schedule)"
             name = f"kernel {kernel.name}" + (f" x{kernel.times}" if kernel.times > 1 else "")
             where = "" if kernel.site is None else f", site {kernel.site}"
-            rows.append([name + where, "", told, ""])
+            rows.append([name + where, "", ", ".join(kernel.rounds_by) or told, ""])
         for name, now in dataclasses.asdict(after.memory).items():
             rows.append(_compared(f"memory: {name}", getattr(before.memory, name), now, _mib))
         for kind in dict.fromkeys((*before.collectives, *after.collectives)):

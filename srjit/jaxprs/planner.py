@@ -79,11 +79,19 @@ def plan_of(
             recipe=settings.recipe.name,
             target=settings.target.name,
             mode=settings.mode,
-            notes=notes_of(provenance, classified, plans, recipe, used, settings.mode),
+            notes=(
+                *notes_of(provenance, classified, plans, recipe, used, settings.mode),
+                *_remarks(plans, settings.target),
+            ),
         ),
         provenance,
         settings,
     )
+
+
+def _remarks(plans: Sequence[SitePlan], target: targets.Target) -> list[str]:
+    specs = [q for plan in plans if plan.status != "kept" for q in (plan.lhs, plan.rhs) if q]
+    return [said for said in dict.fromkeys(map(target.remark, specs)) if said]
 
 
 class _Noise:

@@ -15,7 +15,12 @@ from jax import lax
 from srjit.numerics.random_bits import Key, Rng, random_bits
 
 SIZE = 16
-_SIGNS = np.array([1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1], np.float32)
+SIGNS = np.array([1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1], np.float32)
+
+
+def halves(size: int = SIZE) -> tuple[int, ...]:
+    """How far apart the two elements stand that a step adds and subtracts, step by step."""
+    return tuple(1 << i for i in range(size.bit_length() - 1))
 
 
 def matrix(size: int = SIZE) -> np.ndarray:
@@ -23,7 +28,7 @@ def matrix(size: int = SIZE) -> np.ndarray:
     h = np.ones((1, 1), np.float32)
     while len(h) < size:
         h = np.block([[h, h], [h, -h]])
-    return np.tile(_SIGNS, size // SIZE)[:, None] * h / np.float32(size**0.5)
+    return np.tile(SIGNS, size // SIZE)[:, None] * h / np.float32(size**0.5)
 
 
 def transform(x: jax.Array, axis: int, size: int = SIZE) -> jax.Array:
@@ -36,15 +41,19 @@ def transform(x: jax.Array, axis: int, size: int = SIZE) -> jax.Array:
 
     Returns:
       x's dtype, of x's shape but for ``axis``, rounded to bfloat16 values as NVIDIA's recipe does.
+      Sums are those of butterflies in the order of ``halves``, each rounded to x's dtype: of a
+      matrix product nobody says in which order it adds.
     """
     axis %= x.ndim
     x = pad_to_multiple(x, axis, size)
-    blocks = x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
-    h = jnp.asarray(matrix(size), x.dtype)
-    mixed = lax.dot_general(
-        blocks, h, (((axis + 1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST
-    )
-    mixed = jnp.moveaxis(mixed, -1, axis + 1).reshape(x.shape)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    signs = jnp.asarray(np.tile(SIGNS, x.shape[axis] // SIZE), x.dtype)
+    mixed = x * signs.reshape(-1, *(1 for _ in after))
+    for half in halves(size):
+        pairs = mixed.reshape(*before, -1, 2, half, *after)
+        sign = jnp.asarray([1, -1], x.dtype).reshape(2, *(1 for _ in (half, *after)))
+        mixed = lax.rev(pairs, (axis + 1,)) + pairs * sign
+    mixed = mixed.reshape(x.shape) * x.dtype.type(size**-0.5)
     return lax.reduce_precision(mixed, exponent_bits=8, mantissa_bits=7)
 
 

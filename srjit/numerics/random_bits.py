@@ -32,7 +32,8 @@ _A, _B = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-def _avalanche(h: Any) -> Any:
+def avalanche(h: Any) -> Any:
+    """A word all of whose bits depend on all bits of h."""
     h = scrambled(h)
     return h ^ (h >> np.uint32(16))
 
@@ -63,9 +64,9 @@ def _mix_first(key: Key, numbers: Any) -> Key:
 @jax.jit
 def _mix(key: Key, number: Any) -> Key:
     a, b = key
-    b = b ^ _avalanche(a ^ jnp.asarray(number, jnp.uint32))
-    a = a + _avalanche(b + _GOLDEN)
-    b = b ^ _avalanche(a ^ _GOLDEN)
+    b = b ^ avalanche(a ^ jnp.asarray(number, jnp.uint32))
+    a = a + avalanche(b + _GOLDEN)
+    b = b ^ avalanche(a ^ _GOLDEN)
     return a, b
 
 

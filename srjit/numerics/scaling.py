@@ -84,19 +84,26 @@ def e8m0_scales(
         blocks; without it scales are at least 2^-126, the smallest that targets do not flush.
     """
     amax = amax.astype(jnp.float32)
+    exponent, code = e8m0_codes(amax, element, rounding, subnormal)
+    encode = lax.bitcast_convert_type((254 - exponent) << 23, jnp.float32)
+    scale = lax.bitcast_convert_type(code.astype(jnp.uint8), jnp.float8_e8m0fnu)
+    if not subnormal:
+        return Scales(encode, scale)
+    lift = _lift_where(amax < _TINY)
+    return Scales(encode / lift, scale, lift=lift)
+
+
+def e8m0_codes(
+    amax: jax.Array, element: Element, rounding: ScaleRounding, subnormal: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Biased exponents of ``e8m0_scales``, and their codes; both int32, arguments as there."""
     word = lax.bitcast_convert_type(amax, jnp.int32)
     exponent = (word >> 23) - element.max_exponent
     if rounding == "up":
         clipped = (word & 0x7FFFFF) > np.float32(element.max).view(np.int32) & 0x7FFFFF
         exponent = exponent + clipped.astype(jnp.int32)
     exponent = jnp.maximum(exponent, 0 if subnormal else 1)
-    encode = lax.bitcast_convert_type((254 - exponent) << 23, jnp.float32)
-    code = jnp.where(word >= 0x7F800000, 255, exponent).astype(jnp.uint8)
-    scale = lax.bitcast_convert_type(code, jnp.float8_e8m0fnu)
-    if not subnormal:
-        return Scales(encode, scale)
-    lift = _lift_where(amax < _TINY)
-    return Scales(encode / lift, scale, lift=lift)
+    return exponent, jnp.where(word >= 0x7F800000, 255, exponent)
 
 
 def lifted_e8m0(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -189,7 +196,7 @@ def _nvfp4_block_scale(
     target = block * (s * np.float32(1 / largest))
     sf = round_to_grid(target, _E4M3)
     if rounding == "up":
-        sf = jnp.where(sf < jnp.minimum(target, _E4M3.max), _next_up(sf), sf)
+        sf = jnp.where(sf < jnp.minimum(target, _E4M3.max), next_up(sf), sf)
     return sf
 
 
@@ -246,7 +253,7 @@ def _lift_where(tiny: jax.Array) -> jax.Array:
     return jnp.where(tiny, jnp.float32(_LIFT), jnp.float32(1))
 
 
-def _next_up(sf: jax.Array) -> jax.Array:
+def next_up(sf: jax.Array) -> jax.Array:
     """The next larger E4M3 value above ``sf`` >= 0."""
     word = lax.bitcast_convert_type(sf, jnp.int32)
     normal = lax.bitcast_convert_type(word + (1 << 20), jnp.float32)

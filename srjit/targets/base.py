@@ -52,6 +52,11 @@ def turns_nothing(product: Product, shapes: Shapes, specs: Specs) -> tuple[bool,
     return False, False
 
 
+def says_nothing(spec: Quantization) -> str:
+    """Noise is the emulation's."""
+    return ""
+
+
 def never(product: Product, shapes: Shapes, specs: Specs) -> bool:
     """No product has a rate of its own."""
     return False
@@ -122,6 +127,7 @@ class Target:
       turns: which operands a product wants with their last dimension first, too, if quantizing
         makes such a copy on the way: of a product, its operands' shapes, and how they are
         quantized.
+      remark: what a user should know of how a quantization is rounded there; empty if nothing.
       integers: the dtype that holds integer codes outside of loops; int8 inside, where what the
         backward pass needs is kept for every iteration.
       compiler: what compiles for it without it; None: nothing that srjit knows.
@@ -137,6 +143,7 @@ class Target:
     multiply: Multiply = multiply_values
     quantize: Quantize = emulate
     turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turns_nothing
+    remark: Callable[[Quantization], str] = says_nothing
     integers: str = "int8"
     compiler: Compiler | None = None
     peak: Callable[[str, str], float | None] | None = None

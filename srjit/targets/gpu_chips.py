@@ -84,6 +84,14 @@ class Gpu:
         return self.capability[0] == 10
 
     @property
+    def has_stochastic_rounding(self) -> bool:
+        """Whether it has ``cvt.rs`` to E2M1, E4M3 and E5M2: sm_100a and sm_103a do, and no other.
+
+        PTX ISA, cvt: neither sm_90a nor sm_110a nor sm_120a.
+        """
+        return self.capability in ((10, 0), (10, 3))
+
+    @property
     def compiler(self) -> Compiler:
         """How to compile for it."""
         return Compiler(

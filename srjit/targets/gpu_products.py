@@ -49,7 +49,7 @@ _HLO = {
     "float8_e5m2": "f8e5m2",
     "int8": "s8",
 }
-_FP8 = {"float8_e4m3fn", "float8_e5m2"}
+FP8 = {"float8_e4m3fn", "float8_e5m2"}
 
 
 def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -> jax.Array:
@@ -66,7 +66,7 @@ def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -
             )
         names = {values_of(operand).dtype.name for operand in (lhs, rhs)}
         # There is no product of two E5M2 operands.
-        if names <= _FP8 and names != {"float8_e5m2"}:
+        if names <= FP8 and names != {"float8_e5m2"}:
             return _fp8(product, lhs, rhs)
     return multiply_values(product, lhs, rhs, *extras)
 
@@ -196,7 +196,10 @@ def _as_matrices(
     shape, spec = operand.values.shape, operand.spec
     along_rows = [d for d in blocked_dims(spec, shape) if d != last]
     scales = spread_blocks(operand.blocks, spec, shape, along_rows)
-    codes = pad_to_multiple(operand.values, last, spec.block_size)
+    codes = operand.values
+    if operand.turned is not None and order == [len(shape) - 1, *range(len(shape) - 1)]:
+        codes = jnp.moveaxis(operand.turned, 0, -1)  # and back, below: no copy of a copy
+    codes = pad_to_multiple(codes, last, spec.block_size)
 
     def matrices(x: jax.Array) -> jax.Array:
         sizes = iter(x.shape[d] for d in order)
@@ -232,6 +235,21 @@ def is_native(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> bool:
     if any(max(sizes, default=1) == 1 for sizes in free):
         return False
     return (gpu.rate(lhs, rhs) or 0) > FASTER
+
+
+def turns(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
+    """See targets.Target: of squares, whose codes are the same for both ways to contract."""
+    if not isinstance(product, DotProduct):
+        return False, False
+    first, second = (
+        spec is not None
+        and spec.shared == "square"
+        and takes_blocks(gpu, spec)
+        and len(shape) == 2
+        and labels[-1] in product.out
+        for spec, shape, labels in zip(specs, shapes, (product.lhs, product.rhs), strict=True)
+    )
+    return first, second
 
 
 def _carrier(gpu: Gpu, spec: Quantization) -> str:

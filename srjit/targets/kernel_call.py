@@ -107,3 +107,4 @@ def _lowered(
 
 batching.primitive_batchers[kernel_call_p] = _batch
 mlir.register_lowering(kernel_call_p, _lowered)
+_compat.lowers_for_devices(kernel_call_p)  # kernels may be partitioned by hand

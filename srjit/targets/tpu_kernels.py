@@ -23,6 +23,7 @@ from srjit.numerics import random_bits, rounding, scaling
 from srjit.numerics.formats import Element
 from srjit.numerics.quantization import tensor_amax
 from srjit.numerics.random_bits import Key
+from srjit.targets.codes import float_code, word_of
 from srjit.targets.kernel_call import kernel_call
 
 # Elements whose codes Mosaic can store, and the dtype that holds them.
@@ -37,7 +38,6 @@ _INPUTS = ("float32", "bfloat16")
 _TILE = 256, 2048  # of every grid step; 1 MB of bfloat16 read and half of that written, twice each
 _STRIP = 64  # rows worked on at a time
 _SUBLANES = 32  # rows of a vector of 8-bit codes
-_TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
 _SCALAR = pl.BlockSpec(memory_space=pltpu.SMEM)
 
 
@@ -149,7 +149,7 @@ def _amax_beside(x: jax.Array, codes: jax.Array) -> jax.Array:
     It fuses a reduction with what it stores: so the codes' last bits are among what is reduced.
     They are 0 where x is, and its word is 1 at least elsewhere.
     """
-    word = _word(x.astype(jnp.float32)) & 0x7FFFFFFF
+    word = word_of(x.astype(jnp.float32)) & 0x7FFFFFFF
     code = lax.bitcast_convert_type(codes, f"int{8 * codes.dtype.itemsize}").astype(jnp.int32)
     return lax.bitcast_convert_type(jnp.max(jnp.maximum(word, code & 1)), jnp.float32)
 
@@ -247,14 +247,8 @@ def _codes(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any
         return rounding.round_to_integer(lax.clamp(-limit, y, limit), bits).astype(dtype)
     if m is None or element.name == "bfloat16":
         return rounding.round_to_grid(y, element, bits).astype(dtype)
-    magnitude = jnp.minimum(jnp.abs(y), jnp.float32(element.max))
-    # A float's code counts the steps from 0: those below its binade, and those in it. By integers:
-    # the compiler's own conversion of float32 to FP8 stops it in some kernels.
-    smallest = element.min_exponent + 127 << 23
-    power = jnp.maximum(_word(magnitude) & 0x7F800000, smallest)
-    twice_reciprocal = lax.bitcast_convert_type(power ^ 0x7F800000, jnp.float32)
-    steps = _round_units(magnitude * twice_reciprocal, bits, 2.0 ** (m - 1))
-    code = (power - smallest >> 23 - m) + steps | _word(y) >> 24 & -128
+    # By integers: the compiler's own conversion of float32 to FP8 stops it in some kernels.
+    code = float_code(y, element, bits) | word_of(y) >> 24 & -128
     return lax.bitcast_convert_type(code.astype(jnp.int8), dtype)
 
 
@@ -278,7 +272,7 @@ def converted(
     if bits is None:
         # By way of bfloat16, rounded to odd so that the second rounding is as if it were the first:
         # of float32's own conversion the compiler cannot write a profile.
-        odd = ((_word(capped) & 0xFFFF) + 0xFFFF | _word(capped)) & -0x10000
+        odd = ((word_of(capped) & 0xFFFF) + 0xFFFF | word_of(capped)) & -0x10000
         narrow = lax.bitcast_convert_type(odd, jnp.float32).astype(jnp.bfloat16)
         return narrow.astype(dtype)
     if reference:
@@ -299,7 +293,7 @@ def stochastic_round(y: jax.Array, bits: jax.Array, element: Element) -> jax.Arr
       element: a float format of at least 8 bits.
     """
     assert element.mantissa_bits is not None
-    word = _word(y) & 0x7FFFFFFF
+    word = word_of(y) & 0x7FFFFFFF
     dropped = 23 - element.mantissa_bits
     noise = lax.bitcast_convert_type(bits >> (32 - dropped), jnp.int32)
     normal = lax.bitcast_convert_type((word + noise) & (-1 << dropped), jnp.float32)
@@ -310,23 +304,7 @@ def stochastic_round(y: jax.Array, bits: jax.Array, element: Element) -> jax.Arr
     carried = fixed + lax.bitcast_convert_type(bits >> 8, jnp.int32) >> 24
     is_normal = word >= element.min_exponent + 127 << 23
     magnitude = jnp.where(is_normal, normal, carried.astype(jnp.float32) * step)
-    return jnp.where(_word(y) < 0, -magnitude, magnitude)
-
-
-def _round_units(x: jax.Array, bits: jax.Array | None, factor: float = 1.0) -> jax.Array:
-    """0 <= t = x * factor < 128 to an int32, as ``round_to_grid`` does, in fewer operations.
-
-    With k the upper 24 bits and C = ceil(t * 2^24), both exact, u is less than the fraction of t
-    if and only if (k + C) >> 24 is one more than floor(t).
-    """
-    if bits is None:
-        return lax.round(x * np.float32(factor), _TIES_TO_EVEN).astype(jnp.int32)
-    ceiling = jnp.ceil(x * np.float32(factor * 2**24)).astype(jnp.int32)
-    return lax.bitcast_convert_type(bits >> 8, jnp.int32) + ceiling >> 24
-
-
-def _word(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(word_of(y) < 0, -magnitude, magnitude)
 
 
 def _amax_kernel(
@@ -385,7 +363,7 @@ def _add_to_amax(
       left: how many of its rows and columns are in the array, where a tile hangs over its edge.
       overhangs: whether the last tile does, along both dimensions.
     """
-    word = _word(x) & jnp.int32(0x7FFFFFFF)
+    word = word_of(x) & jnp.int32(0x7FFFFFFF)
     for d, limit in enumerate(left):
         if overhangs[d]:
             inside = lax.broadcasted_iota(jnp.int32, word.shape, d) < limit

@@ -213,7 +213,7 @@ MUTANTS: dict[str, Mutant] = {
     "nvfp4's scales are not rounded up": Mutant(
         group="scales",
         module=SCALING,
-        old="jnp.where(sf < jnp.minimum(target, _E4M3.max), _next_up(sf), sf)",
+        old="jnp.where(sf < jnp.minimum(target, _E4M3.max), next_up(sf), sf)",
         new="sf",
         killed_by=(
             AVERAGES + "test_scales_rounded_up_clip_nothing",
@@ -284,8 +284,8 @@ MUTANTS: dict[str, Mutant] = {
     "a mix that forgets half the key": Mutant(
         group="noise",
         module=BITS,
-        old="b = b ^ _avalanche(a ^ jnp.asarray(number, jnp.uint32))",
-        new="b = _avalanche(a ^ jnp.asarray(number, jnp.uint32))",
+        old="b = b ^ avalanche(a ^ jnp.asarray(number, jnp.uint32))",
+        new="b = avalanche(a ^ jnp.asarray(number, jnp.uint32))",
         killed_by=(
             NOISE + "test_mixing_is_the_one_that_is_documented",
             NOISE + "test_a_step_is_one_number_whatever_holds_it[5]",

@@ -1,0 +1,110 @@
+"""NVIDIA's compilers: every stochastic quantization is one kernel with cvt.rs, and reads twice."""
+
+import importlib.util
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from srjit import srjit, targets
+from srjit.aot.compilers import devices_of, optimized
+from srjit.aot.reading import program_of
+from srjit.numerics.products import DotProduct
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.scaled_dot import scaled_dot
+from srjit.targets import gpu
+from srjit.targets.gpu_chips import GPUS
+
+if importlib.util.find_spec("jax_cuda13_plugin") is None:
+    pytest.skip("JAX's plugin for CUDA is not installed", allow_module_level=True)
+
+Shape = jax.ShapeDtypeStruct
+W, X = Shape((256, 384), jnp.bfloat16), Shape((512, 256), jnp.bfloat16)
+
+
+def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("chip", "recipe", "instruction"),
+    [
+        ("b200", "nvfp4", "cvt.rs.satfinite.e2m1x4.f32"),
+        ("b300", "nvfp4", "cvt.rs.satfinite.e2m1x4.f32"),
+        ("b200", "mxfp8", "cvt.rs.satfinite.e4m3x4.f32"),
+        ("b200", "mxfp4", "cvt.rs.satfinite.e2m1x4.f32"),
+        ("b200", "fp8", "cvt.rs.satfinite.e5m2x4.f32"),
+        ("h200", "fp8", None),
+    ],
+)
+def test_every_stochastic_quantization_is_one_kernel_that_rounds_by_it(
+    chip: str, recipe: str, instruction: str | None
+):
+    report = srjit(jax.grad(loss, (0, 1)), recipe=recipe).aot(W, X, target=chip)
+    assert [s.verdict for s in report.sites] == ["native"] * 3
+    kernels = [k for k in report.after.kernels if k.name.startswith("srjit_quantize")]
+    stochastic = [k for k in kernels if "stochastic" in k.name]
+    assert stochastic and len(stochastic) < len(kernels)
+    for kernel in kernels:
+        by_hardware = [i for i in kernel.rounds_by if i.startswith("cvt.rs")]
+        assert bool(by_hardware) is (kernel in stochastic and instruction is not None)
+        assert all(i.startswith(instruction or "-") for i in by_hardware)
+    text = str(report)
+    assert (instruction is None) is ("has no cvt.rs" in text)
+    assert instruction is None or instruction in text
+    planned = [q for s in report.sites for q in (s.plan.lhs, s.plan.rhs) if q]
+    drawn = [q for q in planned if q.rounding == "stochastic"]
+    assert len(drawn) == 2  # of one gradient, which has codes for each product if it needs them
+    assert len(stochastic) == (2 if drawn[0].is_oriented else 1)
+
+
+T, D, F = 4096, 2048, 8192
+KEYS = 4
+
+
+def nvfp4(rounding: Any = "nearest", **options: Any) -> Quantization:
+    return Quantization(format="nvfp4", rounding=rounding, **options)
+
+
+def layer(x: jax.Array, w: jax.Array, g: jax.Array, words: jax.Array) -> Any:
+    """A linear layer's three products, each tensor quantized together for both of its products."""
+    b200, target = GPUS["b200"], targets.get("b200")
+    keys = [(words[0], words[1]), (words[2], words[3])]
+    along, across = nvfp4(axis=1), nvfp4(axis=0, hadamard=True)
+    x_rows, x_columns = gpu.quantize_together(b200, x, [along, across], [None, None])
+    noisy = [nvfp4("stochastic", axis=1), nvfp4("stochastic", axis=0, hadamard=True)]
+    g_rows, g_columns = gpu.quantize_together(b200, g, noisy, keys)
+    square = nvfp4(granularity="square", axis=(0, 1))
+    weight = target.quantize(w, square, None, None, "hash", True, True)
+
+    def product(labels: Any, lhs: Any, rhs: Any) -> jax.Array:
+        dot = DotProduct(*labels)
+        return scaled_dot(dot, lhs, rhs, dtype=jnp.bfloat16, multiply=target.multiply)
+
+    return (
+        product(((0, 1), (1, 2), (0, 2)), x_rows, weight),
+        product(((0, 1), (2, 1), (0, 2)), g_rows, weight),
+        product(((0, 1), (0, 2), (1, 2)), x_columns, g_columns),
+    )
+
+
+def test_quantizing_a_layer_moves_little_more_than_it_has_to():
+    target = targets.get("b200")
+    place = jax.sharding.SingleDeviceSharding(devices_of(target)[0])
+    shapes = [((T, D), "bfloat16"), ((D, F), "bfloat16"), ((T, F), "bfloat16"), ((KEYS,), "uint32")]
+    args = [Shape(shape, dtype, sharding=place) for shape, dtype in shapes]
+    program = program_of(*optimized(target, jax.jit(layer).lower(*args)))
+    # The products and what makes bfloat16 of their float32, by hand.
+    codes = {"x": T * D, "w": D * F, "g": T * F}
+    outputs = T * F, T * D, D * F
+    multiplied = 2 * sum(n // 2 + n // 16 for n in codes.values())
+    converted = sum(4 * n + 4 * n + 2 * n for n in outputs)
+    quantizing = program.moved - multiplied - converted
+    read = 2 * 2 * sum(codes.values())  # bfloat16, once for amax and once for codes
+    written = 2 * sum(n // 2 for n in codes.values()) + 2 * (T * D + T * F) // 16 + D * F // 256
+    assert 1 <= quantizing / (read + written) < 1.25
+    kernels = [k for k in program.kernels if k.name.startswith("srjit_quantize")]
+    assert len(kernels) == 3 and math.prod(k.times for k in kernels) == 1
+    assert sum("cvt.rs.satfinite.e2m1x4.f32" in k.rounds_by for k in kernels) == 1

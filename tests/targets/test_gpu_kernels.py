@@ -1,0 +1,232 @@
+"""Kernels for GPUs give the emulation's codes and scales bit for bit, wherever shards are."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from srjit.numerics import quantization, random_bits
+from srjit.numerics.formats import get_format
+from srjit.numerics.quantization import Quantization
+from srjit.targets import gpu, gpu_kernels, gpu_quantize, ptx
+from srjit.targets.gpu_chips import GPUS
+
+B200, H200 = GPUS["b200"], GPUS["h200"]
+KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))
+FORMATS = ["nvfp4", "mxfp8", "mxfp4", "fp8_e4m3", "fp8_e5m2"]
+BLOCKED = FORMATS[:3]
+
+
+def wanted(spec, turned=False, by_instruction=False):
+    want = gpu.want_of(B200, spec, turned)
+    return dataclasses.replace(want, by_instruction=by_instruction)
+
+
+def tensor(shape, dtype="float32", seed=0):
+    x = jax.random.normal(jax.random.key(seed), shape) * jnp.linspace(0.01, 9, shape[-1])
+    return (x * (1 + jnp.arange(math.prod(shape)).reshape(shape) % 3)).astype(dtype)
+
+
+def by_kernels(wants, x, keys):
+    words = [word for key in keys for word in key or ()]
+    run = functools.partial(gpu_quantize.quantize_by_kernels, tuple(wants), interpret=True)
+    return jax.jit(run)(x, *words)
+
+
+def plainly(want, x, key):
+    return jax.jit(functools.partial(gpu._quantize_plainly, want, "hash"))(x, *(key or ()))
+
+
+def assert_same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        a, b = (np.asarray(v).view(np.uint8 if v.dtype.itemsize == 1 else "u4") for v in (a, b))
+        np.testing.assert_array_equal(a, b)
+
+
+def check(spec, x, turned=False):
+    key = KEY if spec.rounding == "stochastic" else None
+    want = wanted(spec, turned)
+    assert gpu_quantize.fits(x, want)
+    (got,) = by_kernels([want], x, [key])
+    assert_same(got, plainly(want, x, key))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((64, 96), 1), ((64, 96), 0), ((37, 53), 1), ((37, 53), 0), ((3, 64, 40), 1), ((70,), 0)],
+)
+def test_codes_and_scales_are_the_emulations(format, rounding, shape, axis):
+    check(Quantization(format=format, rounding=rounding, axis=axis), tensor(shape))
+
+
+@pytest.mark.parametrize("axis", [(0, 1), (1,), (1, 2), (2,), (0, 2)])
+@pytest.mark.parametrize("hadamard", [False, True])
+def test_any_dimensions_may_be_contracted(axis, hadamard):
+    spec = Quantization(format="nvfp4", rounding="stochastic", axis=axis, hadamard=hadamard)
+    check(spec, tensor((3, 32, 48), "bfloat16"))
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (40, 21)])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("format", ["nvfp4", "mxfp4"])
+def test_transforms_are_the_emulations(shape, axis, format):
+    if format == "mxfp4":
+        shape = (64, 96)
+    spec = Quantization(format=format, rounding="stochastic", axis=axis, hadamard=True)
+    check(spec, tensor(shape))
+
+
+@pytest.mark.parametrize("format", BLOCKED)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shape", [(64, 96), (37, 53)])
+def test_squares_come_in_both_orientations(format, turned, shape):
+    spec = Quantization(format=format, granularity="square", axis=(0, 1))
+    check(spec, tensor(shape), turned)
+
+
+@pytest.mark.parametrize("format", BLOCKED)
+def test_scales_may_be_rounded_up(format):
+    check(Quantization(format=format, axis=0, scale_rounding="up"), tensor((64, 64)))
+
+
+@pytest.mark.parametrize("format", ["nvfp4", "fp8_e4m3"])
+@pytest.mark.parametrize("size", [0.0, 2.0**-90, 2.0**90])
+def test_tensors_of_all_sizes_are_the_emulations(format, size):
+    check(Quantization(format=format), tensor((32, 64)) * jnp.float32(size))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_visible(format, bad):
+    x = tensor((32, 64)).at[3, 5].set(bad)
+    (got,) = by_kernels([wanted(Quantization(format=format))], x, [None])
+    scale = np.asarray(got.blocks, np.float32)[3, 0] if got.blocks is not None else 1.0
+    factor = scale * (1.0 if got.scale is None else np.float32(got.scale))
+    assert not np.isfinite(np.float32(got.values[3, 5]) * factor)
+
+
+@pytest.mark.parametrize("tile", [(32, 32), (64, 128), (128, 64)])
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("by_instruction", [False, True])
+def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
+    x = tensor((96, 160))
+    spec = Quantization(format="nvfp4", rounding="stochastic", hadamard=True)
+    task = gpu_kernels.Task(
+        spec=spec, carrier="float4_e2m1fn", down=down, by_instruction=by_instruction
+    )
+    places = gpu_kernels.Places.of(x.shape, x.shape, 1)
+
+    def run(tile):
+        (amax,) = gpu_kernels.amax_matrix(
+            x, ["columns" if down else "rows"], tile=tile, interpret=True
+        )
+        return gpu_kernels.quantize_matrix(
+            x, [task], [places], [amax], [KEY], tile=tile, interpret=True
+        )
+
+    for got, expected in zip(
+        jax.tree.leaves(run(tile)), jax.tree.leaves(run((16, 16))), strict=True
+    ):
+        np.testing.assert_array_equal(
+            np.asarray(got).view(np.uint8), np.asarray(expected).view(np.uint8)
+        )
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_instruction_takes_a_word_of_four_values(format, axis):
+    """By the definition: the hash at the index of the first of the four, and 16 bits for each."""
+    if format not in BLOCKED:
+        axis = 1
+    x = tensor((32, 64))
+    spec = Quantization(format=format, rounding="stochastic", axis=axis)
+    want = wanted(spec, by_instruction=True)
+    (got,) = by_kernels([want], x, [KEY])
+    exact = plainly(wanted(dataclasses.replace(spec, rounding="nearest")), x, None)
+    assert_same((got.blocks, got.scale), (exact.blocks, exact.scale))
+    # Where elements stand on the grid, as the emulation has it.
+    y = jax.jit(functools.partial(scaled, spec=spec))(x)
+    index = np.arange(32, dtype=np.uint32)[:, None] * np.uint32(65) + np.arange(64, dtype=np.uint32)
+    step = 65 if axis == 0 else 1
+    at = np.indices((32, 64))[axis] % 4
+    factor, term = random_bits.line(KEY)
+    first = index - (at * step).astype(np.uint32)
+    words = np.asarray(random_bits.avalanche(jnp.asarray(first) * factor + term))
+    element = get_format(format).element
+    fields = np.stack(
+        [np.asarray(f) for f in ptx.noise_fields(jnp.asarray(words.view(np.int32)), element)]
+    )
+    field = np.take_along_axis(fields, at[None], 0)[0]
+    code = ptx.signed(y, ptx.carried_code(y, jnp.asarray(field), element), element)
+    number = np.asarray(code).astype(np.uint8).view(element.dtype)
+    np.testing.assert_array_equal(np.float32(got.values), np.float32(number))
+
+
+def scaled(x, spec):
+    view = quantization._BlockView.of(x.shape, spec, spec.axes(x.ndim))
+    blocks = view.split(x)
+    scales = quantization._scales(blocks, view, spec, get_format(spec.format), None, False)
+    return view.merge(quantization._encoded(blocks, view, scales))
+
+
+# ------------------------------------------------------------------------------- several at once
+
+RECIPE = (
+    Quantization(format="nvfp4", rounding="stochastic", axis=1),
+    Quantization(format="nvfp4", rounding="stochastic", axis=0, hadamard=True),
+    Quantization(format="mxfp8", axis=0),
+)
+
+
+def test_several_quantizations_are_what_each_is_alone():
+    x = tensor((64, 96), "bfloat16")
+    wants = [wanted(spec) for spec in RECIPE]
+    keys = [KEY, random_bits.mix(KEY, 1), None]
+    got = by_kernels(wants, x, keys)
+    for one, want, key in zip(got, wants, keys, strict=True):
+        assert_same(one, plainly(want, x, key))
+    together = gpu.quantize_together(B200, x, RECIPE, keys)  # where no GPU is
+    assert_same(together[1], got[1])
+
+
+def test_what_no_kernel_makes_is_an_error():
+    with pytest.raises(ValueError, match="no kernel of h200 makes"):
+        gpu.quantize_together(H200, tensor((32, 32)), RECIPE[:1], [KEY])
+
+
+MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [P("data"), P(None, "model"), P("model", "data"), P(None, ("data", "model"))],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(128, 256), (3, 128, 128), (72, 80)], ids=str)
+@pytest.mark.parametrize("by_instruction", [False, True])
+def test_shards_draw_the_noise_of_their_places(spec, shape, by_instruction):
+    x = tensor(shape, "bfloat16")
+    axes = (len(shape) - 1, len(shape) - 2)
+    specs = [dataclasses.replace(q, axis=a) for q, a in zip(RECIPE[:2], axes, strict=True)]
+    wants = [wanted(q, by_instruction=by_instruction) for q in specs]
+    keys = [KEY, random_bits.mix(KEY, 1)]
+    expected = by_kernels(wants, x, keys)
+    place = P(*(None,) * (len(shape) - 2), *spec)
+    run = functools.partial(gpu_quantize.quantize_by_kernels, tuple(wants), interpret=True)
+    words = [word for key in keys for word in key]
+    x = jax.device_put(x, NamedSharding(MESH, place))
+    compiled = jax.jit(run).lower(x, *words).compile()
+    assert_same(compiled(x, *words), expected)
+    if shape != (72, 80):  # no shard cuts a block
+        text = compiled.as_text()
+        assert "all-gather" not in text and "all-to-all" not in text and "all-reduce" in text
