@@ -147,9 +147,9 @@ def fits(x: Any, want: Want) -> bool:
     if spec.shared == "tensor" and spec.hadamard:
         return False
     (written,) = _written(want, shape)
-    above = math.prod(shape[: written.dim])
+    # What is padded is the last block of every row; of matrices below each other, of all of them.
     whole = shape[written.dim] % written.multiple == 0
-    return whole or (not (written.task.down and above > 1) and not spec.hadamard) or above == 1
+    return whole or not written.task.down or math.prod(shape[: written.dim]) == 1
 
 
 def _written(want: Want, shape: tuple[int, ...]) -> list[_Written]:
