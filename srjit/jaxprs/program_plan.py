@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from srjit.jaxprs.provenance import Provenance
-from srjit.jaxprs.site import SiteParams, quantize_operand
+from srjit.jaxprs.site import SiteParams, quantize_operand, quantize_together
 from srjit.jaxprs.values import Path
 from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.random_bits import Key, Rng
@@ -104,6 +106,46 @@ class ProgramPlan:
             in_loop=in_loop,
             turned=turned,
         )
+
+    def quantize_together(
+        self,
+        x: jax.Array,
+        shared: Sequence[Shared],
+        keys: Sequence[Key | None],
+        *,
+        in_loop: bool,
+    ) -> list[ScaledValues] | None:
+        """Several operands' codes that come from one read of x, if that is to be had."""
+        return quantize_together(
+            x,
+            [spec for _, spec in shared],
+            keys,
+            rng=self.settings.rng,
+            target=self.settings.target.name,
+            in_loop=in_loop,
+            turned=[s in self.turned for s in shared],
+        )
+
+    @functools.cached_property
+    def together(self) -> dict[tuple[Path, Shared], dict[Shared, tuple[PlannedSite, int]]]:
+        """By scope, for codes of a value that sites in it want in several ways: all of those.
+
+        Each with the first site that reads them, and as which operand.
+        """
+        if self.settings.target.quantize_together is None:
+            return {}
+        first: dict[tuple[Path, Any], dict[Shared, tuple[PlannedSite, int]]] = {}
+        for path, site in self.sites.items():
+            for side, shared in enumerate((site.lhs, site.rhs)):
+                if shared is not None and site.signs is None:
+                    found = first.setdefault((path[:-1], shared[0]), {})
+                    found.setdefault(shared, (site, side))
+        return {
+            (scope, shared): found
+            for (scope, _), found in first.items()
+            for shared in found
+            if len(found) > 1
+        }
 
     @functools.cached_property
     def histories(self) -> dict[str, tuple[int, ...]]:

@@ -142,6 +142,8 @@ class _Frame:
         if shared is None:
             return None
         if shared not in self.codes:
+            self._quantize_together(shared, x)
+        if shared not in self.codes:
             spec, key, signs = shared[1], None, None
             if spec.rounding == "stochastic" and self.root is not None:
                 key = of_shards(self._drawn(site.draws[side]), site.varies[side])
@@ -162,6 +164,20 @@ class _Frame:
                 self.observe({history: q.seen})
             self.codes[shared] = dataclasses.replace(q, seen=None)
         return self.codes[shared]
+
+    def _quantize_together(self, shared: Shared, x: Any) -> None:
+        """Makes all codes of a value that sites of this scope want, if that reads it less often."""
+        wanted = self.plan.together.get((self.path, shared), {})
+        wanted = {s: user for s, user in wanted.items() if s not in self.codes}
+        keys = [
+            None
+            if self.root is None or s[1].rounding != "stochastic"
+            else of_shards(self._drawn(site.draws[side]), site.varies[side])
+            for s, (site, side) in wanted.items()
+        ]
+        made = self.plan.quantize_together(x, list(wanted), keys, in_loop=bool(self.trips))
+        if made is not None:
+            self.codes.update(zip(wanted, made, strict=True))
 
     def observe(self, seen: State) -> None:
         """Adds what delayed scales saw; a value that is quantized in two places has one history."""

@@ -121,14 +121,7 @@ def _quantizer(
         if signs is not None:
             x = hadamard.flipped(x, spec.axes(x.ndim)[-1], signs, rng)
         q = target.quantize(x, spec, key, before, rng, in_memory, turned)
-        if q.blocks is not None:  # codes as they are
-            return q
-        carrier = target.carrier(spec, q.values.dtype, in_loop)
-        return dataclasses.replace(
-            q,
-            values=q.values.astype(carrier),
-            turned=None if q.turned is None else q.turned.astype(carrier),
-        )
+        return _carried(q, target, in_loop)
 
     def named(
         x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
@@ -146,6 +139,35 @@ def _quantizer(
         return auto(*operands)  # type: ignore[call-arg]  (its stub knows one argument)
 
     named.__name__ = named.__qualname__ = f"{QUANTIZER}{spec.format}_{spec.rounding}"
+    return jax.jit(named)
+
+
+def _carried(q: ScaledValues, target: Target, in_loop: bool) -> ScaledValues:
+    """Codes in the dtype that a target's programs have them in."""
+    if q.blocks is not None:  # as they are
+        return q
+    carrier = target.carrier(q.spec, q.values.dtype, in_loop)
+    return dataclasses.replace(
+        q,
+        values=q.values.astype(carrier),
+        turned=None if q.turned is None else q.turned.astype(carrier),
+    )
+
+
+@functools.cache
+def _joint_quantizer(
+    specs: tuple[Quantization, ...],
+    rng: Rng,
+    target: Target,
+    in_loop: bool,
+    turned: tuple[bool, ...],
+) -> Any:
+    def named(x: jax.Array, keys: Sequence[Key | None]) -> list[ScaledValues] | None:
+        assert target.quantize_together is not None
+        made = target.quantize_together(lax.stop_gradient(x), specs, keys, rng, turned)
+        return None if made is None else [_carried(q, target, in_loop) for q in made]
+
+    named.__name__ = named.__qualname__ = f"{QUANTIZER}{specs[0].format}_together"
     return jax.jit(named)
 
 
@@ -184,6 +206,27 @@ def quantize_operand(
     chosen = targets.get(target)
     in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
     return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, before, signs)
+
+
+def quantize_together(
+    x: jax.Array,
+    specs: Sequence[Quantization],
+    keys: Sequence[Key | None],
+    *,
+    rng: Rng,
+    target: str,
+    in_loop: bool = False,
+    turned: Sequence[bool],
+) -> list[ScaledValues] | None:
+    """Several ``quantize_operand`` of x that read it once; None where one by one is as good."""
+    chosen = targets.get(target)
+    is_one = all((s.scaling, s.rounding != "none") == ("dynamic", True) for s in specs)
+    if chosen.quantize_together is None or len(specs) < 2 or not is_one:
+        return None
+    keys = [k if s.rounding == "stochastic" else None for s, k in zip(specs, keys, strict=True)]
+    if any(k is None and s.rounding == "stochastic" for s, k in zip(specs, keys, strict=True)):
+        return None
+    return _joint_quantizer(tuple(specs), rng, chosen, in_loop, tuple(turned))(x, keys)
 
 
 # ----------------------------------------------------------------------------- the two primitives
@@ -359,7 +402,7 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
     # The cotangent stands where the differentiated operand stood.
     specs = {side: (grad.lhs, grad.rhs)[side] for side, grad in planned.items()}
     turned = {specs[side] for side, grad in planned.items() if grad.turned[side]}
-    drawn: dict[tuple[Quantization, int | None], ScaledValues] = {}
+    drawn = _cotangents_together(site, masked, planned, specs, key, turned)
     grads: list[jax.Array] = []
     for side, grad in planned.items():
         other = 1 - side
@@ -384,6 +427,34 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
         codes = [drawn[ct_spec, owner] if ct_spec else None, residual][order]
         grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], None))
     return grads
+
+
+def _cotangents_together(
+    site: SiteParams,
+    ct: jax.Array,
+    planned: dict[int, SiteParams],
+    specs: dict[int, Quantization | None],
+    key: Key | None,
+    turned: set[Quantization | None],
+) -> dict[tuple[Quantization, int | None], ScaledValues]:
+    """What both products need of the cotangent, where it comes from one read of it."""
+    wanted = {q: side for side, q in specs.items() if q is not None}
+    random = key is not None and any(draw_signs(g.lhs, g.rhs) for g in planned.values())
+    if random or (key is not None and key[0].ndim):
+        return {}
+    slots = (CT_DGRAD, CT_WGRAD)
+    keys = [
+        None if key is None else of_typed_shards(mix(key, slots[s]), ct) for s in wanted.values()
+    ]
+    made = quantize_together(
+        ct,
+        list(wanted),
+        keys,
+        rng=site.rng,
+        target=site.target,
+        turned=[q in turned for q in wanted],
+    )
+    return {} if made is None else {(q, None): codes for q, codes in zip(wanted, made, strict=True)}
 
 
 def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:

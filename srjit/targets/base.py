@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -18,6 +18,13 @@ from srjit.numerics.scaled_dot import Multiply, multiply_values
 # How a target quantizes an operand: a function like ``emulate``, with the same numbers.
 Quantize = Callable[
     [jax.Array, Quantization, Key | None, jax.Array | None, Rng, bool, bool], ScaledValues
+]
+
+# How a target quantizes one tensor in several ways, with the numbers of ``quantize``: a function of
+# it, and for each way of the spec, the key, and ``turned``. None if one by one is as good.
+QuantizeTogether = Callable[
+    [jax.Array, Sequence[Quantization], Sequence[Key | None], Rng, Sequence[bool]],
+    Sequence[ScaledValues] | None,
 ]
 
 
@@ -124,6 +131,8 @@ class Target:
         shapes, and how they are quantized. Otherwise it is emulated.
       multiply: how values are multiplied.
       quantize: how operands are quantized.
+      quantize_together: quantizes one tensor in several ways at once, where that reads it less
+        often; None where it does not. See ``QuantizeTogether``.
       turns: which operands a product wants with their last dimension first, too, if quantizing
         makes such a copy on the way: of a product, its operands' shapes, and how they are
         quantized.
@@ -142,6 +151,7 @@ class Target:
     native: Callable[[Product, Shapes, Specs], bool] = never
     multiply: Multiply = multiply_values
     quantize: Quantize = emulate
+    quantize_together: QuantizeTogether | None = None
     turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turns_nothing
     remark: Callable[[Quantization], str] = says_nothing
     integers: str = "int8"

@@ -39,9 +39,7 @@ def quantize(
     if want is None or x.dtype == jnp.float64:
         return emulated(x, spec, key, before=before, rng=rng)
     formula = functools.partial(_quantize_plainly, want, rng)
-    # No type says how what is cut into blocks is sharded.
-    typed = _compat.explicit_sharding(jax.typeof(x)) is not None
-    if typed or rng != "hash" or before is not None or not gpu_quantize.fits(x, want):
+    if _is_typed(x) or rng != "hash" or before is not None or not gpu_quantize.fits(x, want):
         return formula(x, *(key or ()), before=before)
     return kernel_call(
         x,
@@ -82,24 +80,18 @@ def remark(gpu: Gpu, spec: Quantization) -> str:
 
 
 def quantize_together(
-    gpu: Gpu, x: jax.Array, specs: Sequence[Quantization], keys: Sequence[Key | None]
-) -> tuple[ScaledValues, ...]:
-    """Several quantizations of a tensor that is read once for all amaxes, and once for all codes.
-
-    Args:
-      gpu: which has a product for codes of each.
-      x: float array, of which kernels can make each: see ``gpu_quantize.fits``.
-      specs: how.
-      keys: of their noise; None for what is rounded to nearest.
-
-    Raises:
-      ValueError: kernels cannot make one of them.
-    """
-    wants = [want_of(gpu, spec) for spec in specs]
-    for spec, want in zip(specs, wants, strict=True):
-        if want is None or not gpu_quantize.fits(x, want):
-            raise ValueError(f"no kernel of {gpu.name} makes {spec} of {x.dtype}{list(x.shape)}")
-    fitting = tuple(want for want in wants if want is not None)
+    gpu: Gpu,
+    x: jax.Array,
+    specs: Sequence[Quantization],
+    keys: Sequence[Key | None],
+    rng: Rng,
+    turned: Sequence[bool],
+) -> tuple[ScaledValues, ...] | None:
+    """See targets.QuantizeTogether: reads x once for all amaxes, and once for all codes."""
+    wants = [want_of(gpu, spec, turn) for spec, turn in zip(specs, turned, strict=True)]
+    fitting = tuple(w for w in wants if w is not None and gpu_quantize.fits(x, w))
+    if len(fitting) < len(wants) or rng != "hash" or _is_typed(x):
+        return None
     return kernel_call(
         x,
         *(word for key in keys for word in key or ()),
@@ -108,6 +100,11 @@ def quantize_together(
         platform="cuda",
         partitions=True,
     )
+
+
+def _is_typed(x: jax.Array) -> bool:
+    """Whether its type says how it is sharded: none says so of what is cut into blocks."""
+    return _compat.explicit_sharding(jax.typeof(x)) is not None
 
 
 def _quantize_by_kernel(want: Want, x: jax.Array, *words: jax.Array) -> ScaledValues:
@@ -150,6 +147,7 @@ def target_of(name: str, recipe: str) -> Target:
         native=functools.partial(gpu_products.is_native, gpu),
         multiply=gpu_products.multiply,
         quantize=functools.partial(quantize, gpu),
+        quantize_together=functools.partial(quantize_together, gpu),
         turns=functools.partial(gpu_products.turns, gpu),
         remark=functools.partial(remark, gpu),
         compiler=gpu.compiler,

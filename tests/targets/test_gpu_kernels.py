@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from srjit import srjit, targets
 from srjit.numerics import quantization, random_bits
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
@@ -195,13 +196,44 @@ def test_several_quantizations_are_what_each_is_alone():
     got = by_kernels(wants, x, keys)
     for one, want, key in zip(got, wants, keys, strict=True):
         assert_same(one, plainly(want, x, key))
-    together = gpu.quantize_together(B200, x, RECIPE, keys)  # where no GPU is
+    together = gpu.quantize_together(B200, x, RECIPE, keys, "hash", [False] * 3)  # on a CPU
+    assert together is not None
     assert_same(together[1], got[1])
 
 
-def test_what_no_kernel_makes_is_an_error():
-    with pytest.raises(ValueError, match="no kernel of h200 makes"):
-        gpu.quantize_together(H200, tensor((32, 32)), RECIPE[:1], [KEY])
+def test_what_no_kernel_makes_is_not_made_together():
+    x = tensor((32, 32))
+    assert gpu.quantize_together(H200, x, RECIPE[:1], [KEY], "hash", [False]) is None
+    assert gpu.quantize_together(B200, x, RECIPE[:1], [KEY], "threefry", [False]) is None
+
+
+@pytest.fixture
+def apart():
+    """b200, where every quantization is by itself."""
+    name = "b200-apart"
+    target = dataclasses.replace(targets.get("b200"), name=name, kinds=(), quantize_together=None)
+    targets.register(target)
+    yield name
+    del targets._TARGETS[name]
+
+
+@pytest.mark.parametrize("grad_of", [True, False], ids=["gradients of it", "it of gradients"])
+def test_a_program_has_the_same_codes_together_and_one_by_one(grad_of, apart):
+    def loss(w, x):
+        return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+    def gradients(target):
+        wrap = functools.partial(srjit, recipe="nvfp4", target=target)
+        if grad_of:
+            quantized = wrap(loss)
+            return jax.grad(lambda w, x: quantized(w, x, sr_key=1), (0, 1))
+        quantized = wrap(jax.grad(loss, (0, 1)))
+        return lambda w, x: quantized(w, x, sr_key=1)
+
+    args = tensor((32, 48)), tensor((64, 32))
+    programs = [str(jax.make_jaxpr(gradients(target))(*args)) for target in ("b200", apart)]
+    assert ["quantize_nvfp4_together" in text for text in programs] == [True, False]
+    assert_same(*(jax.jit(gradients(target))(*args) for target in ("b200", apart)))
 
 
 MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
