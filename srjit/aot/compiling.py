@@ -17,7 +17,7 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
-from srjit.aot.compilers import devices_of, mesh_of, optimized
+from srjit.aot.compilers import devices_of, mesh_of, on_device_of, optimized
 from srjit.aot.rates import rate
 from srjit.aot.reading import Program, SiteCost, program_of
 from srjit.aot.report import CompiledSite, Report
@@ -61,7 +61,7 @@ class Placement:
     def entered(self) -> Generator[None]:
         """Where programs are lowered: the mesh is the one that their PartitionSpecs are about."""
         try:
-            with contextlib.nullcontext() if self.mesh is None else _in_use(self.mesh):
+            with on_device_of(self.target) if self.mesh is None else _in_use(self.mesh):
                 yield
         except ValueError as error:
             if "incompatible devices" in str(error) or "mesh passed to shard_map" in str(error):
@@ -130,9 +130,13 @@ class Placement:
 
 
 def _in_use(mesh: Mesh) -> Any:
-    """A context where a mesh is in use; without its devices, which an AbstractMesh lacks, too."""
+    """A context where a mesh is in use; without its devices, which an AbstractMesh lacks, too.
+
+    Not on GPUs: their kernels ask for the device.
+    """
     is_typed = AxisType.Explicit in mesh.axis_types
-    if is_typed or not jax.sharding.get_abstract_mesh().empty:
+    is_gpu = mesh.devices.flat[0].platform == "gpu"
+    if is_typed or is_gpu or not jax.sharding.get_abstract_mesh().empty:
         return jax.set_mesh(mesh)
     abstract = AbstractMesh(mesh.axis_sizes, mesh.axis_names, mesh.axis_types)
     return jax.sharding.use_abstract_mesh(abstract)
