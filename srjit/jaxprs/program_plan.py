@@ -8,6 +8,7 @@ import functools
 
 import jax
 
+from srjit.diagnostics.capture import Observer
 from srjit.jaxprs.provenance import Provenance
 from srjit.jaxprs.site import SiteParams, quantize_operand
 from srjit.jaxprs.values import Path
@@ -75,6 +76,7 @@ class ProgramPlan:
     report: Report
     provenance: Provenance
     settings: Settings
+    observer: Observer | None = None
 
     def quantize(
         self,
