@@ -111,8 +111,8 @@ def unrounded(quantizer: Quantizer, x: jax.Array, before: Any) -> tuple[jax.Arra
     return values, ones.dequantize(working_dtype(x.dtype))
 
 
-def rounded(quantizer: Quantizer, x: jax.Array, key: Key, before: Any) -> jax.Array:
-    """The codes of one draw times their scales."""
-    q = quantizer.run(x, key=key, before=before)
+def rounded(quantizer: Quantizer, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
+    """The codes of one draw, under two key words, times their scales."""
+    q = quantizer.run(x, key=(words[0], words[1]), before=before)
     values = q.merged.astype(working_dtype(x.dtype))
     return values if q.scale is None else values * aligned(q.scale, values.ndim)

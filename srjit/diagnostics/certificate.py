@@ -8,47 +8,9 @@ import math
 import shutil
 from typing import Any
 
+from srjit.diagnostics.averages import Averages
 from srjit.diagnostics.statistics import FALSE_ALARM, Test
 from srjit.plan import html_page, html_table, table, wrap
-
-
-@dataclasses.dataclass(frozen=True)
-class Averages:
-    """How averages of many draws converge.
-
-    Attributes:
-      bits: -1/2 log2 of the relative squared error of the average, by the number of draws.
-    """
-
-    bits: dict[int, float]
-
-    @property
-    def slope(self) -> float:
-        """Bits gained for every factor of four in draws, late: 1 for unbiased noise."""
-        (n, a), (m, b) = list(self.bits.items())[-2:]
-        return (b - a) / math.log(m / n, 4)
-
-    @property
-    def plateau(self) -> float | None:
-        """The bits that more draws would end at; None if half of the error was noise still.
-
-        Of n draws the squared error is noise / n + plateau: two unknowns, from first and last.
-        """
-        (n, a), (m, b) = self._ends()
-        if not (math.isfinite(a) and math.isfinite(b)):
-            return None
-        error = 4.0**-b
-        left = (m * error - n * 4.0**-a) / (m - n)
-        return -0.5 * math.log2(left) if left > error / 2 else None
-
-    def _ends(self) -> tuple[tuple[int, float], tuple[int, float]]:
-        found = list(self.bits.items())
-        return found[0], found[-1]
-
-    def __str__(self) -> str:
-        (_, first), (_, last) = self._ends()
-        end = "" if self.plateau is None else f", plateau at {self.plateau:.1f}"
-        return f"{first:.1f} to {last:.1f} bits, slope {self.slope:.2f}{end}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +143,7 @@ class Certificate:
 
         Its keys are the attributes of ``Certificate`` with ``passed``, ``verdict`` and
         ``false_alarm``; operands have the attributes of ``OperandCertificate`` with ``passed`` and
-        ``verdict``, averages those of ``Averages`` with ``slope`` and ``plateau``, tests those of
+        ``verdict``, averages ``bits``, ``slope`` and ``plateau``, tests those of
         ``Test`` with ``passed`` and ``visible``. Infinite and undefined numbers are null.
         """
         operands = [
@@ -189,7 +151,7 @@ class Certificate:
                 **dataclasses.asdict(o),
                 "passed": o.passed,
                 "verdict": o.verdict,
-                "averages": _averages(o.averages),
+                "averages": o.averages.to_dict(),
                 "tests": [
                     {**dataclasses.asdict(t), "passed": t.passed, "visible": t.visible}
                     for t in o.tests
@@ -206,7 +168,7 @@ class Certificate:
             "tests": self.tests,
             "false_alarm": FALSE_ALARM,
             "notes": self.notes,
-            "outputs": {name: _averages(found) for name, found in self.outputs.items()},
+            "outputs": {name: found.to_dict() for name, found in self.outputs.items()},
             "operands": operands,
         }
         return json.dumps(_finite(whole), indent=1, allow_nan=False)
@@ -249,10 +211,6 @@ def _cell(test: Test | None) -> str:
     if test is None:
         return "-"
     return f"{abs(test.found):.1g} of {test.limit:.1g}" + " x" * (not test.passed)
-
-
-def _averages(found: Averages) -> dict[str, Any]:
-    return {"bits": found.bits, "slope": found.slope, "plateau": found.plateau}
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ element, sums of products of neighbours, and single residuals only of the first 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from srjit.diagnostics.averages import Averages, Error, checkpoints
 from srjit.diagnostics.statistics import Signed
 from srjit.numerics.formats import Element
 from srjit.numerics.random_bits import row_stride
@@ -131,7 +132,7 @@ class Residuals:
       draws: how often.
       chosen: flat positions of the elements whose sums are here; all of a small tensor.
       totals: their sums of residuals, in steps.
-      averages: -1/2 log2 of the relative squared error of the mean of so many draws.
+      averages: how their means converge.
       pairs: positions of neighbours along the last dimensions, (2, pairs) each, by dimension.
       products: for each of them, the sums over all draws of r r', with r as it is, and away from 0.
       head: residuals of the first elements, (draws, elements); 0 beyond the largest value.
@@ -141,7 +142,7 @@ class Residuals:
     draws: int
     chosen: np.ndarray[Any, Any]
     totals: Floats
-    averages: dict[int, float]
+    averages: Averages
     pairs: dict[int, np.ndarray[Any, Any]]
     products: dict[int, tuple[float, float]]
     head: np.ndarray[Any, Any]
@@ -250,21 +251,20 @@ def _correlation(what: str, where: str, total: float, both: Any, repeats: int) -
     )
 
 
-def checkpoints(draws: int) -> list[int]:
-    """1, 4, 16, ... and ``draws``."""
-    powers = [4**i for i in range(16) if 4**i < draws]
-    return [*powers, draws]
-
-
 def draw_residuals(
-    draw: Callable[[Any], jax.Array], keys: Any, grid: Grid, seed: int = 0
+    draw: Callable[..., jax.Array],
+    keys: Any,
+    grid: Grid,
+    operands: Sequence[Any] = (),
+    seed: int = 0,
 ) -> Residuals:
     """Rounds with every key.
 
     Args:
-      draw: of a key, the rounded tensor: in the unit of ``grid``, of its shape.
+      draw: of a key and the operands, the rounded tensor: in the unit of ``grid``, of its shape.
       keys: a pytree of arrays, whose leading dimension is the draws.
       grid: what is rounded.
+      operands: pytrees of arrays; what ``draw`` captures instead, XLA takes for constants.
       seed: of the choice of elements of a large tensor.
     """
     rng = np.random.default_rng(seed)
@@ -288,9 +288,11 @@ def draw_residuals(
     sign = jnp.sign(expected)
     inside = jnp.asarray(~grid.clipped[at], jnp.float32)  # what is clipped is no noise
 
-    def one(i: Any, carry: Any, keys: Any) -> Any:
+    def one(i: Any, carry: Any, keys: Any, operands: Any) -> Any:
         totals, products, kept = carry
-        rounded = draw(jax.tree.map(lambda k: k[i], keys)).ravel()[at].astype(jnp.float32)
+        rounded = (
+            draw(jax.tree.map(lambda k: k[i], keys), *operands).ravel()[at].astype(jnp.float32)
+        )
         residual = (rounded - expected) * unit
         noise = residual * inside
         signed = noise * sign
@@ -303,30 +305,24 @@ def draw_residuals(
         return totals + residual[: len(chosen)], products, kept.at[i].set(noise[len(at) - head :])
 
     @jax.jit
-    def advance(carry: Any, start: Any, stop: Any, keys: Any) -> Any:
-        return lax.fori_loop(start, stop, lambda i, c: one(i, c, keys), carry)
+    def advance(carry: Any, start: Any, stop: Any, keys: Any, operands: Any) -> Any:
+        return lax.fori_loop(start, stop, lambda i, c: one(i, c, keys, operands), carry)
 
     carry = (
         jnp.zeros(len(chosen)),
         jnp.zeros((draws, 2, len(pairs))),
         jnp.zeros((draws, head)),
     )
-    averages: dict[int, float] = {}
-    done, step = 0, grid.step[chosen]
-    largest = float(np.sum(grid.expected[chosen] ** 2))
+    errors: dict[int, Error] = {}
+    done, exact = 0, grid.expected[chosen]
     for count in checkpoints(draws):
-        carry = advance(carry, done, count, keys)
+        carry = advance(carry, done, count, keys, operands)
         done = count
-        off = float(np.sum((np.asarray(carry[0], np.float64) / count * step) ** 2))
-        averages[count] = bits_of(off, largest)
+        off = np.asarray(carry[0], np.float64) / count * grid.step[chosen]
+        errors[count] = Error.of(exact + off, exact)
     totals, products, kept = (np.asarray(x) for x in carry)
     sums = products.astype(np.float64).sum(axis=0)
     found = {axis: (float(sums[0, i]), float(sums[1, i])) for i, axis in enumerate(pairs)}
-    return Residuals(grid, draws, chosen, totals.astype(np.float64), averages, pairs, found, kept)
-
-
-def bits_of(error: float, size: float) -> float:
-    """-1/2 log2 of a relative squared error; infinite if there is none."""
-    if not error:
-        return float("inf")
-    return float(-0.5 * np.log2(error / size)) if size else float("nan")
+    return Residuals(
+        grid, draws, chosen, totals.astype(np.float64), Averages(errors), pairs, found, kept
+    )

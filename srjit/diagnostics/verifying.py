@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from srjit.diagnostics import capture
+from srjit.diagnostics.averages import Averages, Error, checkpoints
 from srjit.diagnostics.capture import Capture, Captured, Place
-from srjit.diagnostics.certificate import Averages, Certificate, OperandCertificate
+from srjit.diagnostics.certificate import Certificate, OperandCertificate
 from srjit.diagnostics.residuals import (
     SATURATED,
     Grid,
     Residuals,
-    bits_of,
-    checkpoints,
     draw_residuals,
 )
 from srjit.diagnostics.statistics import FALSE_ALARM, Signed, Test, probability_of_no_change
@@ -58,14 +57,14 @@ def certify(
             f"draws={draws}: verification compares steps, and takes 4 of them at least"
         )
     outputs = _average_outputs(run, reference, seen, draws)
-    labels, found, notes = [], [], [*_left_out(seen)]
+    found: list[_Found] = []
+    notes = _notes(seen, report)
     for place, captured in sorted(seen.places.items(), key=lambda item: _order(item[0])):
         label = _Label.of(place, report)
         residuals = _redrawn(place, captured)
         if residuals is None:
             notes.append(f"{label.name}: not verified, its operand is empty or not finite")
             continue
-        labels.append(label)
         found.append(_Found(label, residuals, captured.keys))
     operands, tests = _judge(found)
     return Certificate(
@@ -79,20 +78,28 @@ def certify(
     )
 
 
-def _left_out(seen: Capture) -> list[str]:
-    n = seen.left_out
-    if not n:
-        return []
-    return [f"{n} more executions of quantizers, in loops or shards, were not looked at"]
+def _notes(seen: Capture, report: Report) -> list[str]:
+    notes: list[str] = []
+    if seen.left_out:
+        notes.append(
+            f"{seen.left_out} more executions of quantizers, in loops or shards: not looked at"
+        )
+    planned = [q for p in report.sites for q in (p.lhs, p.rhs) if q]
+    if not seen.places and any(q.rounding == "stochastic" for q in planned):
+        notes.append(
+            "stochastic operands that only differentiating the function adds are not in its "
+            "program: verify the function that differentiates it"
+        )
+    return notes
 
 
 def _average_outputs(
     run: Callable[[int], Any], reference: Callable[[], Any], seen: Capture, draws: int
 ) -> dict[str, Averages]:
-    """Bits of the averages of every floating-point output, by its path; steps through ``seen``."""
+    """How averages converge of every floating-point output, by its path; steps through ``seen``."""
     exact = {name: np.asarray(x, np.float64) for name, x in _floats(reference())}
     sums = {name: np.zeros_like(x) for name, x in exact.items()}
-    bits: dict[str, dict[int, float]] = {name: {} for name in exact}
+    errors: dict[str, dict[int, Error]] = {name: {} for name in exact}
     points = set(checkpoints(draws))
     for step in range(draws):
         seen.step = step
@@ -101,9 +108,8 @@ def _average_outputs(
         jax.effects_barrier()
         if step + 1 in points:
             for name, x in exact.items():
-                off = float(np.sum((sums[name] / (step + 1) - x) ** 2))
-                bits[name][step + 1] = bits_of(off, float(np.sum(x**2)))
-    return {name: Averages(found) for name, found in bits.items()}
+                errors[name][step + 1] = Error.of(sums[name] / (step + 1), x)
+    return {name: Averages(found) for name, found in errors.items()}
 
 
 def _floats(outputs: Any) -> list[tuple[str, Any]]:
@@ -156,12 +162,8 @@ def _redrawn(place: Place, captured: Captured) -> Residuals | None:
         return None
     grid = Grid.of(expected, scale, get_format(quantizer.spec.format).element)
     words = np.array([captured.keys[step] for step in sorted(captured.keys)], np.uint32)
-    draw = functools.partial(_drawn, quantizer, x, before)
-    return draw_residuals(draw, jnp.asarray(words), grid)
-
-
-def _drawn(quantizer: capture.Quantizer, x: Any, before: Any, words: Any) -> jax.Array:
-    return capture.rounded(quantizer, x, (words[0], words[1]), before)
+    draw = functools.partial(capture.rounded, quantizer)
+    return draw_residuals(draw, jnp.asarray(words), grid, (x, before))
 
 
 # ----------------------------------------------------------------------------------- judgement
@@ -231,7 +233,7 @@ def _certificate(
         sampled=len(r.chosen),
         draws=r.draws,
         bits=_bits(tests),
-        averages=Averages(r.averages),
+        averages=r.averages,
         saturation=r.grid.saturation(),
         underflow=r.grid.underflow(),
         tests=tuple(tests),

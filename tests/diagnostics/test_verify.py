@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -182,3 +184,75 @@ def test_a_step_that_is_not_in_the_key_is_found(planted: Callable[..., None]):
     planted(transformation, "key_words", lambda key: random_bits.as_key(7))
     certificate = verified_alone("int8")
     assert "one key serves several steps" in certificate.verdict
+
+
+# --------------------------------------------------------------------------- all of a program
+
+
+def _layers(ws: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def layer(h: jax.Array, w: jax.Array) -> Any:
+        return h @ w, None
+
+    return jnp.mean((jax.lax.scan(jax.checkpoint(layer), x, ws)[0] - y) ** 2)
+
+
+def test_the_iterations_of_a_loop_are_looked_at_apart():
+    ws = jnp.stack([jnp.eye(48) + W[:, :48] / 4] * 6)
+    certificate = srjit(jax.grad(_layers), recipe="int8").verify(ws, X, X, draws=64)
+    assert certificate.passed, str(certificate)
+    assert len({o.where for o in certificate.operands}) == 4
+    assert any("2 more executions" in note for note in certificate.notes)
+    between = [t for o in certificate.operands for t in o.tests if t.what == "sites"]
+    assert len(between) == 4 * 3 // 2 * 2
+
+
+def test_verifying_neither_counts_calls_nor_takes_arguments_away():
+    step = srjit(jax.grad(one_layer), recipe="int8", key=jax.random.key(5), donate_argnums=0)
+    given = V + 0
+    first = step.verify(given, X @ W, Y, draws=4)
+    assert step.calls == 0 and not given.is_deleted()
+    assert first == step.verify(given, X @ W, Y, draws=4)
+    assert first != step.verify(given, X @ W, Y, draws=4, sr_key=jax.random.key(6))
+
+
+def test_delayed_scales_and_lowered_modules_are_verified():
+    for options in ({"recipe": "fp8-delayed"}, {"recipe": "int8", "layer": "stablehlo"}):
+        certificate = srjit(jax.grad(one_layer), **options).verify(V, X @ W, Y, draws=64)
+        assert certificate.passed and len(certificate.operands) == 1, str(certificate)
+        assert list(certificate.outputs) == ["output"]
+
+
+def test_a_loss_whose_gradient_would_draw_noise_says_what_to_verify():
+    certificate = srjit(one_layer, recipe="int8").verify(V, X @ W, Y, draws=4)
+    assert not certificate.operands
+    assert any("verify the function that differentiates it" in n for n in certificate.notes)
+
+
+def test_an_operand_that_is_not_finite_is_not_verified():
+    certificate = srjit(jax.grad(one_layer), recipe="int8").verify(
+        V, X @ W, Y.at[0, 0].set(jnp.nan), draws=4
+    )
+    assert not certificate.operands and "not finite" in certificate.notes[0]
+
+
+# ---------------------------------------------------------------------------------- the report
+
+
+def test_the_certificate_says_the_same_as_text_json_and_html():
+    certificate = verified("nvfp4", draws=64)
+    assert "NOT verified" in str(certificate) and "wgrad gradient" in str(certificate)
+    page = certificate.to_html()
+    assert page.startswith("<!doctype html>") and html.escape(certificate.verdict) in page
+    told = json.loads(certificate.to_json())
+    assert told["verdict"] == certificate.verdict and told["passed"] is False
+    assert told["false_alarm"] == 1e-6 and told["tests"] == certificate.tests
+    for operand, found in zip(told["operands"], certificate.operands, strict=True):
+        assert operand["shape"] == list(found.shape)
+        assert operand["averages"]["bits"]["64"] == found.averages.bits[64]
+        assert [t["passed"] for t in operand["tests"]] == [t.passed for t in found.tests]
+
+
+def test_every_test_has_its_share_of_the_probability_of_a_false_alarm():
+    certificate = verified_alone("int8")
+    (operand,) = certificate.operands
+    assert certificate.tests == len(operand.tests) + 1
