@@ -20,7 +20,7 @@ def test_the_page_runs_and_tells_the_verdicts():
     text = " ".join(PAGE.replace("\n> ", " ").split())
     assert names["certificate"].operands[0].verdict in text
     found = {name: o.verdict for name, o in names["verdicts"].items()}
-    assert found["Qwix int8"].startswith("neighbouring elements share noise")
+    assert "neighbouring elements share noise" in found["Qwix int8"]
     assert "beyond the largest value" in found["Qwix int8, noise per element"]
     assert found["Qwix float8_e4m3fn"] in text
     assert found["srjit int8"].startswith("unbiased to ")
