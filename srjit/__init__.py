@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 if _TYPE_CHECKING:
     from srjit import passes, recipes, targets
     from srjit.api import SrjitFunction, keep_high_precision, role, srjit
+    from srjit.diagnostics.certificate import Certificate, OperandCertificate
+    from srjit.diagnostics.verifying import verify_function
     from srjit.export import Exported, export, load
     from srjit.numerics.quantization import (
         Quantization,
@@ -31,6 +33,8 @@ _HOME = {
     name: module
     for module, names in {
         "passes": "",
+        "diagnostics.certificate": "Certificate OperandCertificate",
+        "diagnostics.verifying": "verify_function",
         "export": "Exported export load",
         "rejit": "Rejitted rejit",
         "recipes": "Operands Recipe RecipeError Rule",
@@ -46,9 +50,11 @@ _HOME = {
 _MODULES = ("passes", "recipes", "targets")
 
 __all__ = [
+    "Certificate",
     "Compiled",
     "Exported",
     "Lowered",
+    "OperandCertificate",
     "Operands",
     "Quantization",
     "QuantizedArray",
@@ -76,6 +82,7 @@ __all__ = [
     "stochastic_round",
     "targets",
     "transform",
+    "verify_function",
 ]
 
 

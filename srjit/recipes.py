@@ -190,6 +190,15 @@ class Recipe:
             f"{self.name}[{label}]",
         )
 
+    def without_noise(self) -> Recipe:
+        """The recipe with its stochastic quantizers removed, whose results averages converge to."""
+
+        def change(role: str, kind: str, q: Quantization) -> Quantization:
+            del role, kind
+            return dataclasses.replace(q, rounding="none") if q.rounding == "stochastic" else q
+
+        return self.map_quantizations(change, f"{self.name}[without noise]")
+
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
         lines = [f"name = {_toml(self.name)}"]

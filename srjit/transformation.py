@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from srjit import _compat, hlo_call, recipes, targets
 from srjit.arguments import Arguments, Changed, Objects
+from srjit.diagnostics.capture import Observer
 from srjit.diagnostics.dump import Dump
 from srjit.jaxprs.planner import make_plan, recipe_of
 from srjit.jaxprs.program_plan import ProgramPlan, Settings
@@ -215,10 +216,15 @@ class Transformation:
         dump = options.dump
         self._seen = None if dump is None else hlo_call.dumping(dump.write)
         self._warned = False
+        self._observer: Observer | None = None
 
     def watch(self, seen: Callable[[str, Any], None]) -> None:
         """From now on, only looks: ``seen`` gets the module after every pass, nobody is warned."""
         self._seen, self._warned = seen, True
+
+    def observe(self, observer: Observer) -> None:
+        """From now on, ``observer`` sees stochastic quantizations, and nobody is warned."""
+        self._observer, self._warned = observer, True
 
     def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the rewritten function returns; ``Changed`` if it changed objects in place.
@@ -326,7 +332,7 @@ class Transformation:
         report = plan.report
         notes = (*report.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
         report = dataclasses.replace(report, notes=notes)
-        plan = dataclasses.replace(plan, report=report)
+        plan = dataclasses.replace(plan, report=report, observer=self._observer)
         return _Program(original, closed, plan, dynamic, labels, unflatten)
 
     def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:

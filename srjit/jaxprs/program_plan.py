@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from srjit.diagnostics.capture import Observer
 from srjit.jaxprs.provenance import Provenance
 from srjit.jaxprs.site import SiteParams, quantize_operand, quantize_together
 from srjit.jaxprs.values import Path
@@ -79,6 +80,7 @@ class ProgramPlan:
     report: Report
     provenance: Provenance
     settings: Settings
+    observer: Observer | None = None
 
     def quantize(
         self,

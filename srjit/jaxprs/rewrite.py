@@ -8,6 +8,7 @@ copies of them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,8 +21,9 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
+from srjit.diagnostics.capture import Quantizer
 from srjit.diagnostics.naming import scope_of
-from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Shared
+from srjit.jaxprs.program_plan import Draw, ProgramPlan, Shared
 from srjit.jaxprs.site import bind_site, site_p
 from srjit.jaxprs.values import Path
 from srjit.numerics.quantization import ScaledValues
@@ -111,7 +113,7 @@ class _Frame:
 
     def _evaluated(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
         if path in self.plan.sites:
-            return [self._site(eqn, self.plan.sites[path], values)]
+            return [self._site(path, values)]
         rule = _RULES.get(eqn.primitive)
         if rule is not None and self._inside(path):
             return rule(self, eqn, path, values)
@@ -123,11 +125,12 @@ class _Frame:
 
     # --------------------------------------------------------------------------------- sites
 
-    def _site(self, eqn: Any, site: PlannedSite, values: list[Any]) -> Any:
+    def _site(self, path: Path, values: list[Any]) -> Any:
+        site = self.plan.sites[path]
         x, w, *extras = values
         product = site.params.product
         codes = [
-            self._quantized(site, side, product.mask(side, value, *extras))
+            self._quantized(path, side, product.mask(side, value, *extras))
             for side, value in enumerate((x, w))
         ]
         params, key = site.params, None
@@ -137,7 +140,8 @@ class _Frame:
             key = of_shards(mix(self._key(()), site.number), site.varies[2])
         return bind_site(params, x, w, extras, codes[0], codes[1], key)
 
-    def _quantized(self, site: PlannedSite, side: int, x: Any) -> ScaledValues | None:
+    def _quantized(self, path: Path, side: int, x: Any) -> ScaledValues | None:
+        site = self.plan.sites[path]
         shared = (site.lhs, site.rhs)[side]
         if shared is None:
             return None
@@ -150,16 +154,24 @@ class _Frame:
             if site.signs is not None and self.root is not None:
                 signs = self._drawn(site.signs)  # of all shards: it is one contraction
             history = site.states[side]
-            q = self.plan.quantize(
-                x,
-                spec,
-                key,
-                None if history is None else jnp.max(self.histories[history]),
+            before = None if history is None else jnp.max(self.histories[history])
+            quantize = functools.partial(
+                self.plan.quantize,
+                spec=spec,
                 signs=signs,
                 in_memory=site.in_memory[side],
                 in_loop=bool(self.trips),
                 turned=shared in self.plan.turned,
             )
+            if self.plan.observer and key is not None and signs is None:
+                draw = site.draws[side]
+                loops = itertools.zip_longest(self.trips, draw.flips)
+                trips = [trip.counted(bool(flip)) for trip, flip in loops]
+                shards = [lax.axis_index(axis) for axis in sorted(site.varies[side])]
+                noise, number = (draw.number, draw.slot), self.plan.numbers[path]
+                quantizer = Quantizer(noise, number, side, spec, quantize)
+                self.plan.observer(quantizer, [*trips, *shards], x, key, before)
+            q = quantize(x, key=key, before=before)
             if history is not None and q.seen is not None:
                 self.observe({history: q.seen})
             self.codes[shared] = dataclasses.replace(q, seen=None)
@@ -167,7 +179,8 @@ class _Frame:
 
     def _quantize_together(self, shared: Shared, x: Any) -> None:
         """Makes all codes of a value that sites of this scope want, if that reads it less often."""
-        wanted = self.plan.together.get((self.path, shared), {})
+        together = {} if self.plan.observer else self.plan.together  # seen one by one
+        wanted = together.get((self.path, shared), {})
         wanted = {s: user for s, user in wanted.items() if s not in self.codes}
         keys = [
             None
