@@ -21,8 +21,10 @@ from srjit.toml_lines import TomlLines
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 Kind = Literal["activation", "weight", "gradient"]
+WriteBackRounding = Literal["stochastic"]
 ROLES: tuple[Role, ...] = ("fprop", "dgrad", "wgrad")
 KINDS: tuple[Kind, ...] = ("activation", "weight", "gradient")
+_WRITTEN = ("weights", "moments")
 _OPERANDS = ("any", "weight", "activations")
 # Which kinds meet in each product of a layer.
 _KINDS_OF: dict[Role, tuple[Kind, Kind]] = {
@@ -121,6 +123,11 @@ class Recipe:
       rules: first match decides; a site that none matches stays in high precision.
       keep_first, keep_last: how many weight products to keep in high precision at the beginning
         and the end of the forward pass, with their gradients.
+      weights: ``stochastic``: where a whole training step writes parameters back that are narrower
+        than float32, it adds in float32 and rounds stochastically to the parameter's own dtype.
+        None: as the program has it.
+      moments: the same for what the step takes and returns beside parameters, of their shapes and
+        dtypes: the moments of an optimizer. Goes with ``weights``.
       pays_on: a target by whose estimates quantizing has to pay: sites where it does not stay in
         high precision. Empty: whatever it costs.
     """
@@ -129,10 +136,19 @@ class Recipe:
     rules: tuple[Rule, ...]
     keep_first: int = 0
     keep_last: int = 0
+    weights: WriteBackRounding | None = None
+    moments: WriteBackRounding | None = None
     pays_on: str = ""
 
     def __post_init__(self) -> None:
         _check_types(self, ("name", "pays_on"), ("keep_first", "keep_last"))
+        for field in _WRITTEN:
+            if getattr(self, field) not in (None, "stochastic"):
+                known = ("stochastic",)
+                raise RecipeError(str(unknown_name(field, getattr(self, field), known)), (field,))
+        if self.moments and not self.weights:
+            message = 'moments are written back as weights are: it needs weights = "stochastic" too'
+            raise RecipeError(message, ("moments",))
 
     def name_of(self, rule: Rule) -> str:
         """What messages call one of the rules: ``rule 2 (path '*/attn/*')``."""
@@ -189,6 +205,7 @@ class Recipe:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
         lines = [f"name = {_toml(self.name)}"]
         lines += [f"pays_on = {_toml(self.pays_on)}"] if self.pays_on else []
+        lines += [f"{k} = {_toml(v)}" for k in _WRITTEN if (v := getattr(self, k))]
         lines += [f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))]
         for rule in self.rules:
             lines += ["", "[[rule]]"]
@@ -264,7 +281,8 @@ def _inline_table(q: Quantization) -> str:
 
 
 def _recipe(data: dict[str, Any]) -> Recipe:
-    _check_keys(data, {"name", "rule", "keep_first", "keep_last", "pays_on"}, "recipe", ())
+    known = {"name", "rule", "keep_first", "keep_last", "pays_on", *_WRITTEN}
+    _check_keys(data, known, "recipe", ())
     if "name" not in data:
         raise RecipeError('a recipe needs name = "..."')
     if not isinstance(tables := data.pop("rule", []), list):
@@ -416,6 +434,8 @@ BUILTIN: dict[str, Recipe] = {
         Recipe(
             name="bf16-sr",
             rules=(Rule(keep="the recipe bf16-sr leaves matrix multiplications alone"),),
+            weights="stochastic",
+            moments="stochastic",
         ),
     )
 }
