@@ -6,7 +6,7 @@ import types as _types
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
-    from srjit import passes, recipes, targets
+    from srjit import optim, passes, recipes, targets
     from srjit.api import SrjitFunction, keep_high_precision, role, srjit
     from srjit.export import Exported, export, load
     from srjit.numerics.quantization import (
@@ -43,7 +43,7 @@ _HOME = {
     }.items()
     for name in names.split()
 }
-_MODULES = ("passes", "recipes", "targets")
+_MODULES = ("optim", "passes", "recipes", "targets")
 
 __all__ = [
     "Compiled",
@@ -67,6 +67,7 @@ __all__ = [
     "export",
     "keep_high_precision",
     "load",
+    "optim",
     "passes",
     "quantize",
     "recipes",
