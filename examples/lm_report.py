@@ -57,7 +57,8 @@ def table(summary: dict[str, dict[str, float | None]]) -> str:
 
 def describe(name: str) -> str:
     """A recipe's name for people."""
-    return name.replace(NEAREST, ", nearest grads")
+    what = "updates" if name.startswith("bf16-sr") else "grads"
+    return name.replace(NEAREST, f", nearest {what}")
 
 
 def write_json(path: Path, settings: dict[str, Any], runs: Runs) -> None:

@@ -5,7 +5,9 @@
 
 The model (`lm_model.py`) is plain Flax NNX; `srjit` around the training step does the rest. `bf16`
 is the same step under plain `jax.jit`. `NAME:nearest` is the recipe NAME with its gradients rounded
-to nearest instead of stochastically. `--compare` runs bf16, int8, fp8 and nvfp4 and, of the last
+to nearest instead of stochastically. `bf16-sr` is about weight updates: it keeps parameters and
+Adam's moments in bfloat16, where the others have float32; `bf16-sr:nearest` is that with updates
+rounded to nearest. `--compare` runs bf16, int8, fp8 and nvfp4 and, of the last
 three, the variants with gradients rounded to nearest.
 
 Every run leaves a checkpoint; `--resume` continues interrupted runs, and the result is bit for bit
@@ -87,13 +89,22 @@ def find_recipe(name: str) -> Any:
     """The srjit recipe of this name, or None for the bf16 twin.
 
     Args:
-        name: "bf16", or a recipe of `srjit.recipes`, with ":nearest" after it for gradients
-            that are rounded to nearest.
+        name: "bf16", or a recipe of `srjit.recipes`, with ":nearest" after it for gradients,
+            and weight updates, that are rounded to nearest.
     """
     if name == TWIN:
         return None
     recipe = recipes.get(name.removesuffix(NEAREST))
-    return recipe.with_rounding(gradients="nearest") if name.endswith(NEAREST) else recipe
+    if name.endswith(NEAREST):
+        nearest = recipe.with_rounding(gradients="nearest")
+        return dataclasses.replace(nearest, weights=None, moments=None)
+    return recipe
+
+
+def parameter_dtype(name: str) -> str:
+    """What a recipe keeps parameters and optimizer state in: its own, if it rounds updates."""
+    recipe = find_recipe(name.removesuffix(NEAREST))
+    return "float32" if recipe is None or recipe.weights is None else "bfloat16"
 
 
 def make_optimizer(run: Run) -> optax.GradientTransformation:
@@ -148,6 +159,8 @@ def train(run: Run, out: Path, checkpoint_every: int, resume: bool) -> Iterator[
     """
     corpus = lm_data.load_corpus()
     graphdef, params = nnx.split(Transformer(run.model, nnx.Rngs(run.seed)), nnx.Param)
+    dtype = parameter_dtype(run.recipe)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
     optimizer = make_optimizer(run)
     train_step = compile_train_step(make_train_step(graphdef, optimizer), run.recipe)
     validate = make_validation(run, compile_loss(graphdef, run.recipe))
