@@ -1,7 +1,8 @@
 """Where a training step writes parameters back, whatever its optimizer.
 
 Looked for from the outputs: one that has a parameter's shape and dtype is followed, through what
-only passes it (calls, loops, branches, ``where``), to what makes it. That is a write-back if it is
+only passes it (calls, loops, branches, ``where``, ``clip``), to what makes it. That is a
+write-back if it is
 
   narrow arithmetic   p + u, or (1 - d) * p - u: all steps from p to the result are in p's dtype
   a cast              from float32 or float64 to p's dtype, of what p was widened and added to
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,10 +30,14 @@ NARROW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _WIDE = ("float32", "float64")
 _ARITHMETIC = {"add", "sub", "add_any", "mul", "div", "neg"}
 _OPERATIONS = {"convert_element_type": "cast", "add_any": "add"}  # what reports call them
-# What is the same value as the operand in the same position.
+# What is the same values as the operand in the same position, wherever they then stand.
 _PASSING = {
     "copy", "copy_p", "name", "optimization_barrier", "pvary", "pcast", "sharding_constraint",
-    "reshard",
+    "reshard", "reshape", "transpose", "squeeze", "expand_dims",
+}  # fmt: skip
+# What is, element by element, one of some operands: a write-back is rounded before the choice.
+_CHOOSING = {
+    "select_n": slice(1, None), "max": slice(None), "min": slice(None), "clamp": slice(1, 2),
 }  # fmt: skip
 
 
@@ -261,8 +267,11 @@ class _Search:
                     widened.update(between)
                     if path not in writes:
                         writes[path] = Write(len(writes), output.var.aval.dtype)
+        # Something is written, or comes back for every parameter: that should be its update.
+        returned = Counter(_kind(o.var) for o in self.outputs)
+        trains = bool(writes) or Counter(self.inputs[i] for i in self.narrow) <= returned
         reported = [
-            self._reported(i, became.get(i, []), bool(writes))
+            self._reported(i, became.get(i, []), trains)
             for i, label in enumerate(self.labels)
             if i in self.narrow or (label != PARAMETER and i in became)
         ]
@@ -306,7 +315,7 @@ class _Search:
             yield _Source(origin)
             return
         name = place.operation
-        same = place.operands[1:] if name == "select_n" else place.same
+        same = place.operands[_CHOOSING[name]] if name in _CHOOSING else place.same
         if same:
             for one in same:
                 yield from self._sources(one)

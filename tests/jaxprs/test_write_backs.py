@@ -134,6 +134,14 @@ def choosing(w: jax.Array, g: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(g), w - 1e-3 * g, w)
 
 
+def clipping(w: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.clip(w - 1e-3 * g, -2, 2)
+
+
+def flattened(w: jax.Array, g: jax.Array) -> jax.Array:
+    return (w.ravel() - 1e-3 * g.T.ravel()).reshape(w.shape)
+
+
 def layer_by_layer(w: jax.Array, g: jax.Array) -> jax.Array:
     return lax.scan(lambda _, wg: (None, wg[0] - 1e-3 * wg[1]), None, (w, g))[1]
 
@@ -148,7 +156,7 @@ def in_a_while_loop(w: jax.Array, g: jax.Array) -> jax.Array:
 
 STEPS = [
     adamw, momentum, wide_updates, decayed, through_float32, jitted, skipping, choosing,
-    layer_by_layer, several_steps, in_a_while_loop,
+    clipping, flattened, layer_by_layer, several_steps, in_a_while_loop,
 ]  # fmt: skip
 
 
@@ -254,6 +262,24 @@ def test_a_write_back_that_cannot_be_had_warns_and_is_an_error_if_strict():
         step_of(unrelated, strict=True)(w, g, sr_key=0)
 
 
+def sparse(w: jax.Array, g: jax.Array) -> jax.Array:
+    return w.at[0].add(-1e-3 * g[0])
+
+
+def test_an_update_of_the_only_parameter_that_cannot_be_found_is_no_silence():
+    w = jnp.ones((2, N), BF16)
+    with pytest.warns(UserWarning, match="scatter-add makes it"):
+        assert same(step_of(sparse)(w, w), sparse(w, w))
+    with pytest.raises(srjit.UnsupportedSiteError, match="parameter w"):
+        step_of(sparse, strict=True)(w, w)
+
+
+def test_a_loss_writes_nothing_and_needs_no_key():
+    w = {"a": jnp.ones((8, 8), BF16), "b": jnp.ones(8, BF16)}
+    loss = step_of(lambda w: w["a"] @ w["a"] @ w["b"], strict=True)
+    assert loss(w).shape == (8,) and set(became(loss, w).values()) == {"kept"}
+
+
 def test_inference_writes_back_as_the_program_does_and_takes_no_key():
     w = jnp.ones(N, BF16)
     assert same(step_of(sgd, mode="inference")(w, w), sgd(w, w))
@@ -350,6 +376,18 @@ def test_replicas_do_not_diverge_under_data_parallelism(check: bool):
         w = step(w, x, sr_key=key)
         copies = {np.asarray(s.data).tobytes() for s in w.addressable_shards}
         assert len(copies) == 1 and len(w.addressable_shards) == 8
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_shards_of_a_parameter_do_not_share_noise(check: bool):
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("d")
+    spread = jax.shard_map(sgd, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=check)
+    w = jnp.ones((8, N), BF16)
+    rows = np.asarray(step_of(spread)(w, w, sr_key=0), np.float64) < 1
+    for i, row in enumerate(rows):
+        for other in rows[:i]:
+            assert abs(np.corrcoef(row, other)[0, 1]) < SIGMAS / math.sqrt(N)
 
 
 # ----------------------------------------------------------------------------- the other door
