@@ -176,6 +176,14 @@ def test_a_step_moves_parameters_by_its_update_on_average(fun: Callable[..., Any
     assert bool(jnp.all(fun(w, g) == 1))  # to nearest nothing moves
 
 
+def test_nothing_is_rounded_between_a_parameter_and_its_write_back():
+    w = jnp.ones(N, BF16)
+    with jax.disable_jit():  # compiled together, operations may keep more bits than they have
+        moved = step_of(decayed)(w, w, sr_key=0)
+    p = 0.002 * 2**8  # of falling; 0.001 if the first subtraction were rounded, which loses it
+    assert abs(np.mean(np.asarray(moved, np.float64) < 1) - p) < SIGMAS * math.sqrt(p / N) + 2e-3
+
+
 def test_every_layer_and_every_step_of_a_loop_has_noise_of_its_own():
     g = jnp.ones((4, N), BF16)
     rows = step_of(layer_by_layer)(jnp.ones((4, N), BF16), g, sr_key=0)
