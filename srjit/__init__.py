@@ -16,7 +16,7 @@ if _TYPE_CHECKING:
         quantize,
         stochastic_round,
     )
-    from srjit.plan import Report, Site, SitePlan
+    from srjit.plan import Report, Site, SitePlan, WriteBack
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
     from srjit.rejit import Rejitted, rejit
     from srjit.stages import Compiled, Lowered, Traced
@@ -37,7 +37,7 @@ _HOME = {
         "targets": "Target",
         "api": "SrjitFunction keep_high_precision role srjit",
         "numerics.quantization": "Quantization QuantizedArray dequantize quantize stochastic_round",
-        "plan": "Report Site SitePlan",
+        "plan": "Report Site SitePlan WriteBack",
         "stages": "Compiled Lowered Traced",
         "transformation": "UnsupportedSiteError transform",
     }.items()
@@ -63,6 +63,7 @@ __all__ = [
     "Target",
     "Traced",
     "UnsupportedSiteError",
+    "WriteBack",
     "dequantize",
     "export",
     "keep_high_precision",
