@@ -23,6 +23,7 @@ class CheckpointError(Exception):
 def save(path: Path, tree: Any, header: dict[str, Any]) -> None:
     """Writes `tree` and the JSON-able `header` to `path`, atomically."""
     arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
+    arrays = {name: array.view(_stored(array.dtype)) for name, array in arrays.items()}
     unfinished = path.with_name(path.name + ".tmp")
     with open(unfinished, "wb") as file:
         np.savez(file, **{_HEADER: np.array(json.dumps(header))}, **arrays)
@@ -56,6 +57,12 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(keys): leaf for keys, leaf in leaves}
 
 
+def _stored(dtype: Any) -> np.dtype:
+    """What stands for a dtype in a file: NumPy's files have no bfloat16, but bits of its size."""
+    dtype = np.dtype(dtype)
+    return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype
+
+
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -80,7 +87,7 @@ def _check_run(path: Path, saved: dict[str, Any], run: dict[str, Any]) -> None:
 
 def _fill(path: Path, arrays: dict[str, np.ndarray], like: Any) -> Any:
     wanted = _named_leaves(like)
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
+    expected = {name: (leaf.shape, _stored(leaf.dtype)) for name, leaf in wanted.items()}
     present = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if expected != present:
         names = sorted(
@@ -90,5 +97,5 @@ def _fill(path: Path, arrays: dict[str, np.ndarray], like: Any) -> Any:
             f"{path} holds another state than this program's: {', '.join(names[:4])} "
             f"({len(names)} in all) differ in presence, shape or dtype. Run without --resume."
         )
-    leaves = [jax.numpy.array(arrays[name]) for name in wanted]
+    leaves = [jax.numpy.array(arrays[name].view(leaf.dtype)) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -76,6 +76,8 @@ def markdown(runs: Runs) -> str:
 
 def describe(name: str) -> str:
     """A recipe's name for people."""
+    if name.startswith("bf16-sr") and _variant(name):
+        return f"{base_of(name)}, nearest updates"
     return base_of(name) + _LABELS.get(_variant(name), "")
 
 

@@ -7,7 +7,9 @@
 The model (`lm_model.py`) is plain Flax NNX; `srjit` around the training step does the rest. `bf16`
 is the same step under plain `jax.jit`. `NAME:nearest` is the recipe NAME with its gradients rounded
 to nearest instead of stochastically, `NAME:no-hadamard` it without the Hadamard transform, and
-`NAME:rows` it with a scale for every row of a block of weights instead of for a square.
+`NAME:rows` it with a scale for every row of a block of weights instead of for a square. `bf16-sr`
+is about weight updates: it keeps parameters and Adam's moments in bfloat16, where the others have
+float32; `bf16-sr:nearest` is that with updates rounded to nearest.
 
 `--compare` runs bf16, int8, fp8 and nvfp4 and, of the last three, the variants with gradients
 rounded to nearest. `--ablate` runs bf16, nvfp4, nvfp4 without each of its parts, and the recipes
@@ -102,7 +104,9 @@ def changed(change: Callable[[Quantization], dict[str, Any]]) -> Callable[[Recip
 
 VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "": lambda recipe: recipe,
-    NEAREST: lambda recipe: recipe.with_rounding(gradients="nearest"),
+    NEAREST: lambda recipe: dataclasses.replace(
+        recipe.with_rounding(gradients="nearest"), weights=None, moments=None
+    ),
     NO_HADAMARD: changed(lambda q: {"hadamard": False}),
     ROWS: changed(lambda q: {"granularity": "block"} if q.granularity == "square" else {}),
 }
@@ -124,6 +128,12 @@ def find_recipe(name: str) -> Recipe | None:
     if variant not in VARIANTS:
         raise ValueError(f"{name}: variants of a recipe are {', '.join(filter(None, VARIANTS))}")
     return VARIANTS[variant](recipes.get(base))
+
+
+def parameter_dtype(name: str) -> str:
+    """What a recipe keeps parameters and optimizer state in: its own, if it rounds updates."""
+    recipe = find_recipe(lm_report.base_of(name))
+    return "float32" if recipe is None or recipe.weights is None else "bfloat16"
 
 
 def make_optimizer(run: Run) -> optax.GradientTransformation:
@@ -178,6 +188,8 @@ def train(run: Run, out: Path, checkpoint_every: int, resume: bool) -> Iterator[
     """
     corpus = lm_data.load_corpus()
     graphdef, params = nnx.split(Transformer(run.model, nnx.Rngs(run.seed)), nnx.Param)
+    dtype = parameter_dtype(run.recipe)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
     optimizer = make_optimizer(run)
     train_step = compile_train_step(make_train_step(graphdef, optimizer), run.recipe)
     validate = make_validation(run, compile_loss(graphdef, run.recipe))

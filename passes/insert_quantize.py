@@ -11,6 +11,7 @@ import numpy as np
 from srjit._mlir import ir
 from srjit.diagnostics.naming import scope_of
 from srjit.passes.annotate_matmuls import provenance_of
+from srjit.passes.diagnostics import emit_warning
 from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, frames, symbols
 from srjit.passes.support.composites import (
@@ -33,6 +34,10 @@ from srjit.passes.support.states import (
 )
 
 T = TypeVar("T")
+_NOT_WRITTEN = (
+    "parameters are written back as the module has it: passes leave that alone, since a module "
+    "does not say which of its results are parameters; srjit(..., layer='stablehlo') rounds them"
+)
 _FLOAT32 = np.dtype(np.float32)
 
 if TYPE_CHECKING:
@@ -84,7 +89,7 @@ class InsertQuantize(Pass):
         program, provenance, notes = provenance_of(module)
         classified = annotation.classified(provenance)
         plan = plan_of(provenance, classified, settings, False)
-        self._complain(plan)
+        notes = (*notes, *self._complain(module, plan))
         _Insertion(module, program, plan).run()
         report = plan.report
         module.attributes[annotation.REPORT] = attributes.encode(
@@ -109,7 +114,12 @@ class InsertQuantize(Pass):
         except (ValueError, OSError) as error:
             raise PassError(None, str(error)) from None
 
-    def _complain(self, plan: ProgramPlan) -> None:
+    def _complain(self, module: ir.Operation, plan: ProgramPlan) -> list[str]:
+        """What a report has to say of that the recipe asks for and no pass does.
+
+        Raises:
+          PassError: there is something, and ``strict``.
+        """
         missing = [s for s in plan.report.sites if s.asked and s.status == "kept"]
         if self.strict and missing:
             lines = [f"{s.described()}: {s.reason}" for s in missing[:10]]
@@ -118,6 +128,12 @@ class InsertQuantize(Pass):
                 f"{len(missing)} multiplications that recipe {plan.report.recipe!r} asks for stay "
                 "in high precision (strict): " + "; ".join(lines),
             )
+        if plan.settings.recipe.weights is None or plan.settings.mode == "inference":
+            return []
+        if self.strict:
+            raise PassError(None, f"{_NOT_WRITTEN} (strict)")
+        emit_warning(module, _NOT_WRITTEN)
+        return [_NOT_WRITTEN]
 
 
 class _Insertion:

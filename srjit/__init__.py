@@ -6,7 +6,7 @@ import types as _types
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
-    from srjit import passes, recipes, targets
+    from srjit import optim, passes, recipes, targets
     from srjit.api import SrjitFunction, keep_high_precision, role, srjit
     from srjit.diagnostics.certificate import Certificate, OperandCertificate
     from srjit.diagnostics.verifying import verify_function
@@ -18,7 +18,7 @@ if _TYPE_CHECKING:
         quantize,
         stochastic_round,
     )
-    from srjit.plan import Report, Site, SitePlan
+    from srjit.plan import Report, Site, SitePlan, WriteBack
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
     from srjit.rejit import Rejitted, rejit
     from srjit.stages import Compiled, Lowered, Traced
@@ -41,13 +41,13 @@ _HOME = {
         "targets": "Target",
         "api": "SrjitFunction keep_high_precision role srjit",
         "numerics.quantization": "Quantization QuantizedArray dequantize quantize stochastic_round",
-        "plan": "Report Site SitePlan",
+        "plan": "Report Site SitePlan WriteBack",
         "stages": "Compiled Lowered Traced",
         "transformation": "UnsupportedSiteError transform",
     }.items()
     for name in names.split()
 }
-_MODULES = ("passes", "recipes", "targets")
+_MODULES = ("optim", "passes", "recipes", "targets")
 
 __all__ = [
     "Certificate",
@@ -69,10 +69,12 @@ __all__ = [
     "Target",
     "Traced",
     "UnsupportedSiteError",
+    "WriteBack",
     "dequantize",
     "export",
     "keep_high_precision",
     "load",
+    "optim",
     "passes",
     "quantize",
     "recipes",

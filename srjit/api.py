@@ -285,7 +285,8 @@ class SrjitFunction:
             return planned
         done = self._report_of_module(args, kwargs)
         notes = dict.fromkeys((*planned.notes, *done.notes))
-        return dataclasses.replace(done, notes=tuple(notes))
+        # Write-backs are rewritten before lowering: a module does not say what is a parameter's.
+        return dataclasses.replace(done, notes=tuple(notes), write_backs=planned.write_backs)
 
     def _report_of_module(self, args: Any, kwargs: Any) -> Report:
         """What the passes say that they have done."""

@@ -29,6 +29,7 @@ class Arguments:
     Attributes:
       leaves: arrays and whatever else the leaves are; an object's state counts by its leaves.
       owners: for each leaf, the position of its argument, or its keyword.
+      paths: for each leaf, where it is in its argument: ``['layer'].w``.
       tree: how the arguments hang together; objects are leaves of it.
       positions: which leaves of ``tree`` are objects.
       definition, state_tree: of all objects together, since they may share what they hold.
@@ -36,6 +37,7 @@ class Arguments:
 
     leaves: list[Any]
     owners: list[int | str]
+    paths: list[str]
     tree: Any
     positions: list[int]
     definition: Any
@@ -50,8 +52,11 @@ class Arguments:
         for owner, value in (*enumerate(args), *sorted(kwargs.items())):
             owners += [owner] * len(jax.tree.leaves(value, is_leaf=is_leaf))
         positions = [i for i, leaf in enumerate(flat) if _is_object(leaf)]
+        keyed, _ = jax.tree_util.tree_flatten_with_path((tuple(args), kwargs), is_leaf=is_leaf)
+        steps = [path[2:] for path, _ in keyed]  # the first two are which argument it is in
+        names = list(map(jax.tree_util.keystr, steps))
         if not positions:
-            return cls(flat, owners, tree, [], None, None)
+            return cls(flat, owners, names, tree, [], None, None)
         definition, state = _nnx().split([flat[i] for i in positions])
         paths, state_tree = jax.tree_util.tree_flatten_with_path(state)
         plain = [i for i in range(len(flat)) if i not in set(positions)]
@@ -60,6 +65,8 @@ class Arguments:
         return cls(
             [flat[i] for i in plain] + [leaf for _, leaf in paths],
             [owners[i] for i in plain] + inside,
+            [names[i] for i in plain]
+            + [names[positions[p[0].key]] + jax.tree_util.keystr(p[1:]) for p, _ in paths],
             tree,
             positions,
             definition,

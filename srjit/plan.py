@@ -88,6 +88,35 @@ class SitePlan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WriteBack:
+    """A parameter narrower than float32, or a moment, and how a training step writes it back.
+
+    Attributes:
+      path: what it is among the arguments: ``params['w']``.
+      kind: ``parameter`` or ``moment``.
+      shape, dtype: of it.
+      op: what writes it, ``add``, ``sub``, ``cast``, ...; empty if nothing that was found.
+      status: ``stochastic``: computed in float32 and rounded stochastically to ``dtype``; or
+        ``kept``: as the program has it.
+      reason: why it is kept; empty otherwise.
+      asked: whether the recipe asked for it, and there is something to be written.
+    """
+
+    path: str
+    kind: Literal["parameter", "moment"]
+    shape: tuple[int, ...]
+    dtype: str
+    op: str
+    status: Literal["stochastic", "kept"]
+    reason: str = ""
+    asked: bool = False
+
+    def described(self) -> str:
+        """For messages: which value this is."""
+        return f"{self.kind} {self.path}, {self.dtype} {_shape(self.shape)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """Every site of a program, as ``explain`` returns it.
 
@@ -96,6 +125,7 @@ class Report:
         site is followed by its dgrad and wgrad.
       recipe, target, mode: names.
       notes: what else a user should know: rules that matched nothing, kernels left alone, ...
+      write_backs: what becomes of narrow parameters, if the recipe asks for their write-back.
     """
 
     sites: tuple[SitePlan, ...]
@@ -103,6 +133,7 @@ class Report:
     target: str
     mode: str
     notes: tuple[str, ...] = ()
+    write_backs: tuple[WriteBack, ...] = ()
 
     def coverage(self) -> float:
         """The fraction of matrix-multiplication FLOPs that are quantized; 1 if there are none."""
@@ -120,13 +151,16 @@ class Report:
         remarks = [*reasons(self.sites), *(f"note: {n}" for n in self.notes)]
         wrapped = [line for r in remarks for line in wrap(r, width)]
         legend = [_LEGEND] if any(s.lhs or s.rhs for s in self.sites) else []
-        return "\n".join([*wrap(title, width), *rows, *legend, *wrapped])
+        written = [_WRITTEN_HEADER, *map(_written_row, self.write_backs)]
+        writes = ["", *table(written, width)] if self.write_backs else []
+        return "\n".join([*wrap(title, width), *rows, *legend, *wrapped, *writes])
 
     def to_json(self) -> str:
         """The report as a JSON object.
 
         Its keys are ``recipe``, ``target``, ``mode``, ``coverage`` (between 0 and 1), ``notes`` (a
-        list of strings) and ``sites``: a list of objects with the attributes of ``Site``, those
+        list of strings), ``write_backs`` (a list of objects with the attributes of ``WriteBack``)
+        and ``sites``: a list of objects with the attributes of ``Site``, those
         of ``SitePlan`` but for ``site`` and ``backward``, and in ``lhs`` and ``rhs`` the attributes
         of a ``Quantization``, or null.
         """
@@ -148,6 +182,7 @@ class Report:
             "mode": self.mode,
             "coverage": self.coverage(),
             "notes": self.notes,
+            "write_backs": [dataclasses.asdict(w) for w in self.write_backs],
             "sites": sites,
         }
         return json.dumps(report, indent=1, default=str)
@@ -159,8 +194,11 @@ class Report:
             f"{100 * self.coverage():.1f} % of matrix-multiplication FLOPs quantized."
         )
         rows = [(s.status, _full_row(s)) for s in self.sites]
-        sites = html_table([*_HEADER, "why"], rows)
-        return html_page(f"recipe {self.recipe}", lead, [sites], self.notes)
+        tables = [html_table([*_HEADER, "why"], rows)]
+        if self.write_backs:
+            written = [(w.status, _written_row(w)) for w in self.write_backs]
+            tables.append(html_table(_WRITTEN_HEADER, written))
+        return html_page(f"recipe {self.recipe}", lead, tables, self.notes)
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -245,6 +283,7 @@ def _shape(shape: Sequence[int]) -> str:
 # ---------------------------------------------------------------------------- for a terminal
 
 _HEADER = ["#", "path", "role", "op", "lhs", "rhs", "status"]
+_WRITTEN_HEADER = ["path", "kind", "value", "written back"]
 _LEGEND = "~: stochastic rounding, otherwise to nearest; H: after a Hadamard transform"
 _OPS = {
     "dot_general": "dot",
@@ -272,6 +311,13 @@ def cells(plan: SitePlan) -> list[str]:
         _operand(plan.lhs, site.lhs_kind, site.lhs_shape),
         _operand(plan.rhs, site.rhs_kind, site.rhs_shape),
     ]
+
+
+def _written_row(write: WriteBack) -> list[str]:
+    how = f"{write.op} in float32, rounded stochastically to {write.dtype}"
+    if write.status == "kept":
+        how = f"kept: {write.reason}"
+    return [write.path, write.kind, f"{write.dtype} {_shape(write.shape)}", how]
 
 
 def _operand(spec: Quantization | None, kind: str, shape: Sequence[int]) -> str:

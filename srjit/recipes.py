@@ -21,8 +21,10 @@ from srjit.toml_lines import TomlLines
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 Kind = Literal["activation", "weight", "gradient"]
+WriteBackRounding = Literal["stochastic"]
 ROLES: tuple[Role, ...] = ("fprop", "dgrad", "wgrad")
 KINDS: tuple[Kind, ...] = ("activation", "weight", "gradient")
+_WRITTEN = ("weights", "moments")
 _OPERANDS = ("any", "weight", "activations")
 # Which kinds meet in each product of a layer.
 _KINDS_OF: dict[Role, tuple[Kind, Kind]] = {
@@ -124,6 +126,11 @@ class Recipe:
       rules: first match decides; a site that none matches stays in high precision.
       keep_first, keep_last: how many weight products to keep in high precision at the beginning
         and the end of the forward pass, with their gradients.
+      weights: ``stochastic``: where a whole training step writes parameters back that are narrower
+        than float32, it adds in float32 and rounds stochastically to the parameter's own dtype.
+        None: as the program has it.
+      moments: the same for what the step takes and returns beside parameters, of their shapes and
+        dtypes: the moments of an optimizer. Goes with ``weights``.
       pays_on: a target by whose estimates quantizing has to pay: sites where it does not stay in
         high precision. Empty: whatever it costs.
       source: where the scheme is published, and how the recipe differs.
@@ -133,11 +140,20 @@ class Recipe:
     rules: tuple[Rule, ...]
     keep_first: int = 0
     keep_last: int = 0
+    weights: WriteBackRounding | None = None
+    moments: WriteBackRounding | None = None
     pays_on: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:
         _check_types(self, ("name", "pays_on", "source"), ("keep_first", "keep_last"))
+        for field in _WRITTEN:
+            if getattr(self, field) not in (None, "stochastic"):
+                known = ("stochastic",)
+                raise RecipeError(str(unknown_name(field, getattr(self, field), known)), (field,))
+        if self.moments and not self.weights:
+            message = 'moments are written back as weights are: it needs weights = "stochastic" too'
+            raise RecipeError(message, ("moments",))
 
     def name_of(self, rule: Rule) -> str:
         """What messages call one of the rules: ``rule 2 (path '*/attn/*')``."""
@@ -203,6 +219,7 @@ class Recipe:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
         lines = [f"name = {_toml(self.name)}"]
         lines += [f"{k} = {_toml(v)}" for k in ("pays_on", "source") if (v := getattr(self, k))]
+        lines += [f"{k} = {_toml(v)}" for k in _WRITTEN if (v := getattr(self, k))]
         lines += [f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))]
         for rule in self.rules:
             lines += ["", "[[rule]]"]
@@ -278,7 +295,7 @@ def _inline_table(q: Quantization) -> str:
 
 
 def _recipe(data: dict[str, Any]) -> Recipe:
-    known = {"name", "rule", "keep_first", "keep_last", "pays_on", "source"}
+    known = {"name", "rule", "keep_first", "keep_last", "pays_on", "source", *_WRITTEN}
     _check_keys(data, known, "recipe", ())
     if "name" not in data:
         raise RecipeError('a recipe needs name = "..."')
@@ -469,6 +486,8 @@ BUILTIN: dict[str, Recipe] = {
         Recipe(
             name="bf16-sr",
             rules=(Rule(keep="the recipe bf16-sr leaves matrix multiplications alone"),),
+            weights="stochastic",
+            moments="stochastic",
         ),
     )
 }

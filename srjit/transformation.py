@@ -34,7 +34,7 @@ from srjit.keys import (
 )
 from srjit.numerics.formats import unknown_name
 from srjit.numerics.random_bits import Key, Rng
-from srjit.plan import Report
+from srjit.plan import Report, SitePlan, WriteBack
 from srjit.recipes import Recipe
 from srjit.targets import Target
 
@@ -254,18 +254,36 @@ class Transformation:
     ) -> tuple[list[Any], State]:
         """The outputs of the program as passes rewrite it, when JAX lowers it."""
         options = self.options
+        recipe, closed, first = options.recipe, program.closed, ()
+        if words is not None and program.plan.write_backs.writes:
+            closed, first = self._written_back(program, words), words
+        recipe = dataclasses.replace(recipe, weights=None, moments=None)  # that is done
+        labels = (*[DATA] * len(first), *program.labels)
         rewriting = hlo_call.Rewriting(
             name=self.name,
-            recipe=options.recipe.to_toml(),
+            recipe=recipe.to_toml(),
             target=options.target.name,
             mode=options.mode,
             rng=options.rng,
-            parameters=tuple(label == PARAMETER for label in program.labels),
+            parameters=tuple(label == PARAMETER for label in labels),
             has_key=words is not None,
             states=tuple(histories),
             seen=self._seen,
         )
-        return hlo_call.call(program.closed, rewriting, words, histories, program.leaves)
+        return hlo_call.call(closed, rewriting, words, histories, [*first, *program.leaves])
+
+    @staticmethod
+    def _written_back(program: _Program, words: Key) -> Any:
+        """The program, which takes the key words first, with nothing but its write-backs rounded.
+
+        They are no products: passes find the same sites in it, with the same numbers.
+        """
+        plan = dataclasses.replace(program.plan, sites={})
+
+        def fun(words: Key, leaves: Sequence[Any]) -> list[Any]:
+            return evaluate(program.closed, plan, words, leaves, {})[0]
+
+        return jax.make_jaxpr(fun)(words, program.leaves)
 
     def init_state(self, args: Sequence[Any], kwargs: dict[str, Any]) -> State:
         """Histories that remember nothing, one for each delayed scale."""
@@ -328,7 +346,7 @@ class Transformation:
             self.options.recipe, self.options.target, self.options.mode, self.options.rng
         )
         closed = _compat.dce(original)
-        plan = make_plan(closed, labels, settings)
+        plan = make_plan(closed, labels, settings, self._names(given, numbers))
         report = plan.report
         notes = (*report.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
         report = dataclasses.replace(report, notes=notes)
@@ -346,6 +364,17 @@ class Transformation:
         chosen: set[int | str] = {n % count for n in numbers if -count <= n < count}
         chosen |= {parameters[n].name for n in numbers if 0 <= n < len(parameters)}
         return [PARAMETER if owner in chosen else DATA for owner in owners]
+
+    def _names(self, given: Arguments, numbers: Sequence[int]) -> list[str]:
+        """What leaves of the arguments are called: ``params['w']``."""
+        parameters = [p.name for p in parameters_of(self.fun) or ()]
+
+        def owner(of: int | str) -> str:
+            if isinstance(of, str):
+                return of
+            return parameters[of] if of < len(parameters) else f"args[{of}]"
+
+        return [owner(given.owners[i]) + given.paths[i] for i in numbers]
 
     def _notes(self, labels: Sequence[str], leaves: Sequence[Any]) -> list[str]:
         parameters = [x for x, la in zip(leaves, labels, strict=True) if la == PARAMETER]
@@ -389,20 +418,28 @@ class Transformation:
     # --------------------------------------------------------------------------------- telling
 
     def _complain(self, report: Report) -> None:
-        missing = [s for s in report.sites if s.asked and s.status == "kept"]
-        if not missing or (self._warned and not self.options.strict):
-            return
-        lines = [f"  {s.described()}: {s.reason}" for s in missing[:10]]
-        if len(missing) > 10:
-            lines.append(f"  and {len(missing) - 10} more: see explain()")
-        message = (
-            f"{self.name}: {len(missing)} of {len(report.sites)} matrix multiplications that "
-            f"recipe {report.recipe!r} asks for stay in high precision:\n" + "\n".join(lines)
+        asked = (
+            (report.sites, "matrix multiplications", "stay in high precision"),
+            (report.write_backs, "write-backs", "stay as the program has them"),
         )
+        message = "\n".join(
+            self._missing(given, f"{what} that recipe {report.recipe!r} asks for {stay}")
+            for given, what, stay in asked
+            if any(_is_missing(s) for s in given)
+        )
+        if not message or (self._warned and not self.options.strict):
+            return
         if self.options.strict:
             raise UnsupportedSiteError(message)
         self._warned = True
         warnings.warn(message, stacklevel=_compat.user_stacklevel())
+
+    def _missing(self, given: Sequence[SitePlan | WriteBack], what: str) -> str:
+        missing = [s for s in given if _is_missing(s)]
+        lines = [f"  {s.described()}: {s.reason}" for s in missing[:10]]
+        if len(missing) > 10:
+            lines.append(f"  and {len(missing) - 10} more: see explain()")
+        return f"{self.name}: {len(missing)} of {len(given)} {what}:\n" + "\n".join(lines)
 
     def _dump(self, dump: Dump, program: _Program, words: Key | None, histories: State) -> None:
         dump.write("original.jaxpr", str(program.original))
@@ -413,6 +450,11 @@ class Transformation:
             return  # modules, when there are any
         rewritten = jax.make_jaxpr(program.evaluate)(words, program.leaves, histories)
         dump.write("rewritten.jaxpr", str(rewritten))
+
+
+def _is_missing(planned: SitePlan | WriteBack) -> bool:
+    """Whether a recipe asked for what is not done."""
+    return planned.asked and planned.status == "kept"
 
 
 def transform(

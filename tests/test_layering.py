@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     ["_compat", "_mlir", "arguments"],
     ["numerics"],
-    ["keys"],
+    ["keys", "optim"],
     ["recipes", "targets", "toml_lines"],
     ["plan"],
     ["diagnostics", "jaxprs", "passes"],

@@ -86,8 +86,10 @@ def rules(draw: Any) -> Rule:
     return Rule(**base, **{r: draw(operands(r)) for r in KINDS})
 
 
+written = st.sampled_from([(None, None), ("stochastic", None), ("stochastic", "stochastic")])
 made_recipes = st.builds(
-    Recipe,
+    lambda written, **given: Recipe(weights=written[0], moments=written[1], **given),
+    written=written,
     name=texts,
     rules=st.lists(rules(), max_size=4).map(tuple),
     keep_first=st.integers(0, 9),

@@ -94,7 +94,7 @@ def test_the_table_says_why_sites_are_kept_once_a_reason():
 
 def test_json_round_trips_with_its_documented_keys():
     data = json.loads(report.to_json())
-    assert sorted(data) == ["coverage", "mode", "notes", "recipe", "sites", "target"]
+    assert sorted(data) == ["coverage", "mode", "notes", "recipe", "sites", "target", "write_backs"]
     assert (data["recipe"], data["target"], data["mode"]) == ("nvfp4", "cpu", "train")
     assert data["coverage"] == report.coverage() and data["notes"] == list(report.notes)
     for made, plan in zip(data["sites"], report.sites, strict=True):

@@ -330,7 +330,8 @@ class _BlockReader:
             self.eqns[-1].opaque, self.eqns[-1].effects = why, True
             return True
         program = self.raiser.function(name)
-        eqn = self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
+        operands = map(self.value, op.operands)
+        eqn = self.add(_jax().call, op, operands, op.results, jaxpr=program, name=name)
         # JAX calls the body of a scan so, once unless it was unrolled.
         if name.startswith("closed_call") and name in self.bodies and multiplies(program):
             self.raiser.note(

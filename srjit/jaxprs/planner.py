@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from srjit import recipes, targets
+from srjit.jaxprs import write_backs
 from srjit.jaxprs.equations import extents_of, flops_of, product_of
 from srjit.jaxprs.notes import notes_of
 from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Settings, Shared
@@ -31,12 +32,27 @@ def recipe_of(target: targets.Target) -> Recipe:
     return dataclasses.replace(recipe, pays_on=target.name) if target.estimates else recipe
 
 
-def make_plan(closed: Any, labels: Sequence[str], settings: Settings) -> ProgramPlan:
-    """Plans a closed jaxpr whose inputs carry ``labels``."""
+def make_plan(
+    closed: Any, labels: Sequence[str], settings: Settings, names: Sequence[str] | None = None
+) -> ProgramPlan:
+    """Plans a closed jaxpr.
+
+    Args:
+      closed: the program.
+      labels: for each of its inputs, whether it is a parameter or data.
+      settings: what a user chose.
+      names: what its inputs are called.
+    """
     provenance = Provenance(closed, labels)
     classified = classify(provenance)
     differentiable = all(c.phase == "forward" for c in classified)
-    return plan_of(provenance, classified, settings, differentiable)
+    plan = plan_of(provenance, classified, settings, differentiable)
+    if settings.mode == "inference":
+        return plan
+    names = names or [f"input {i}" for i in range(len(labels))]
+    found = write_backs.find(closed, labels, names, settings.recipe)
+    report = dataclasses.replace(plan.report, write_backs=found.reported)
+    return dataclasses.replace(plan, write_backs=found, report=report)
 
 
 def plan_of(

@@ -14,6 +14,7 @@ from srjit.diagnostics.capture import Observer
 from srjit.jaxprs.provenance import Provenance
 from srjit.jaxprs.site import SiteParams, quantize_operand, quantize_together
 from srjit.jaxprs.values import Path
+from srjit.jaxprs.write_backs import NOTHING, WriteBacks
 from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.random_bits import Key, Rng
 from srjit.plan import Report
@@ -81,6 +82,7 @@ class ProgramPlan:
     provenance: Provenance
     settings: Settings
     observer: Observer | None = None
+    write_backs: WriteBacks = NOTHING
 
     def quantize(
         self,
@@ -173,8 +175,9 @@ class ProgramPlan:
 
     @functools.cached_property
     def scopes(self) -> frozenset[Path]:
-        """Paths of the equations that have sites inside."""
-        return frozenset(path[:n] for path in self.sites for n in range(1, len(path)))
+        """Paths of the equations that have sites or write-backs inside."""
+        paths = (*self.sites, *self.write_backs.writes)
+        return frozenset(path[:n] for path in paths for n in range(1, len(path)))
 
     @functools.cached_property
     def uses(self) -> dict[Path, list[Shared]]:
@@ -226,6 +229,8 @@ class ProgramPlan:
     @functools.cached_property
     def draws_forward(self) -> bool:
         """Whether the program itself draws noise."""
+        if self.write_backs.writes:
+            return True
         return any(q.rounding == "stochastic" for s in self.sites.values() for _, q in s.operands())
 
     @functools.cached_property

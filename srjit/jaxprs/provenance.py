@@ -38,6 +38,7 @@ RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 # What an inner srjit makes of a product, and calls what it quantizes an operand by.
 REWRITTEN = ("srjit_site", "srjit_lin")
 QUANTIZER = "srjit_quantize_"
+WRITE_BACK = "srjit_write_back_"  # and what it rounds a parameter by
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {
@@ -85,6 +86,8 @@ class Provenance:
         self.random: list[str] = []  # where the program itself draws random bits
         self.unrolled: list[str] = []  # where scans do several iterations in one
         self.tokens: dict[tuple[Path, int], int] = {}  # of the inputs of scopes
+        # Mesh axes over which the results of equations differ, inside shard_maps.
+        self.varies: dict[Path, frozenset[str]] = {}
         self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
@@ -163,6 +166,8 @@ class Provenance:
         outs = self._simple(eqn, values, scope)
         if not scope.record:
             return outs
+        if outs and outs[0].varies:
+            self.varies[scope.path] = outs[0].varies
         name, location = eqn.primitive.name, self._source.location(eqn)
         if name in PRODUCTS:
             lhs, rhs, *extras = values
@@ -221,7 +226,11 @@ class Provenance:
     # ------------------------------------------------------------------- one rule a primitive
 
     def _call(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        return self._run(_compat.called_jaxpr(eqn), values, scope)
+        outs = self._run(_compat.called_jaxpr(eqn), values, scope)
+        if str(eqn.params.get("name", "")).startswith(WRITE_BACK):
+            # Noise flows into it too, but what was a parameter is one.
+            return [dataclasses.replace(out, labels=values[0].labels) for out in outs]
+        return outs
 
     def _ruled(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
         return self._call(eqn, values, dataclasses.replace(scope, ruled=True))

@@ -1,4 +1,6 @@
-"""Evaluates a jaxpr with its sites quantized: one loop, and one rule for each primitive that calls.
+"""Evaluates a jaxpr with its sites quantized and its write-backs rounded.
+
+One loop, and one rule for each primitive that calls.
 
 Codes are shared: a frame remembers what it has quantized, by (token, quantization). Loops and calls
 take codes in and hand codes out where a site on the other side reads the same value, but no turned
@@ -26,11 +28,13 @@ from srjit.diagnostics.naming import scope_of
 from srjit.jaxprs.program_plan import Draw, ProgramPlan, Shared
 from srjit.jaxprs.site import bind_site, site_p
 from srjit.jaxprs.values import Path
+from srjit.jaxprs.written import exactly, round_write_back
 from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key, mix, of_shards
 
 Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name
+_WRITE_BACKS = 2**31  # their numbers begin where no site's and no trip's gets to
 UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
 
 
@@ -97,11 +101,20 @@ class _Frame:
 
         env.update(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
+        exact: dict[Any, Any] = {}  # what is rounded in env, and is needed before that
+        found = self.plan.write_backs
         for index, eqn in enumerate(jaxpr.eqns):
             path = (*self.path, index)
             values = [read(v) for v in eqn.invars]
             with _compat.source_of(eqn):
-                env.update(zip(eqn.outvars, self._equation(eqn, path, values), strict=True))
+                if path in found.writes or path in found.widened:
+                    known = zip(eqn.invars, values, strict=True)
+                    exact[eqn.outvars[0]] = exactly(eqn, [_known(exact, *k) for k in known])
+                if path in found.writes:
+                    outs = [self._written(exact[eqn.outvars[0]], path)]
+                else:
+                    outs = self._equation(eqn, path, values)
+                env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
@@ -118,6 +131,14 @@ class _Frame:
         if rule is not None and self._inside(path):
             return rule(self, eqn, path, values)
         return _bind(eqn, values)
+
+    def _written(self, wide: jax.Array, path: Path) -> jax.Array:
+        """A parameter as it is written back."""
+        write = self.plan.write_backs.writes[path]
+        key = mix(self._key(()), _WRITE_BACKS + write.number)
+        # A copy on every device is rounded the same way on all of them.
+        key = of_shards(key, self.plan.provenance.varies.get(path, ()))
+        return round_write_back(wide, write.dtype, key, self.plan.settings.rng)
 
     def _inside(self, path: Path) -> bool:
         """Whether any site stands inside the equation at ``path``."""
@@ -247,6 +268,11 @@ class _Frame:
                     self.codes[shared] = self.plan.quantize(
                         values[position], spec, None, in_memory=True
                     )
+
+
+def _known(exact: dict[Any, Any], v: Any, value: Any) -> Any:
+    """A value, unrounded if that is known."""
+    return value if isinstance(v, jex_core.Literal) else exact.get(v, value)
 
 
 def remembered(history: jax.Array, amax: jax.Array) -> jax.Array:

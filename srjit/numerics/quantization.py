@@ -239,8 +239,12 @@ def stochastic_round(x: jax.Array, dtype: Any, key: Any, *, rng: Rng = "hash") -
       ValueError: nothing can be rounded to ``dtype``.
     """
     x = _as_float(x, "stochastic_round")
-    element = get_element(dtype)
     words = random_bits.of_typed_shards(random_bits.as_key(key), x)
+    return round_with(words, x, get_element(dtype), rng)
+
+
+def round_with(words: random_bits.Key, x: jax.Array, element: Element, rng: Rng) -> jax.Array:
+    """``stochastic_round`` by two key words, which are the same on every shard or are not."""
     bits = random_bits.random_bits(words, x, rng)
     work = x.astype(working_dtype(x.dtype))
     rounded = round_to_grid(work, element, bits)

@@ -16,7 +16,7 @@ import lm_data
 import train_lm
 from lm_checkpoint import CheckpointError
 
-RECIPES = ["bf16", "int8", "nvfp4"]
+RECIPES = ["bf16", "int8", "nvfp4", "bf16-sr"]
 UNIFORM_LOSS = np.log(lm_data.VOCABULARY)
 
 
@@ -159,6 +159,27 @@ def test_a_variant_lacks_a_part_of_nvfp4_and_nothing_else(variant, field, value)
     assert all(q[field] != value for q in without)
     for a, b in zip(whole, without, strict=True):
         assert a | {field: None} == b | {field: None}
+
+
+@pytest.mark.slow
+def test_bfloat16_parameters_learn_as_float32_ones_do_if_updates_round_stochastically(tmp_path):
+    """Also the moments are in bfloat16: with updates rounded to nearest, small ones are lost."""
+    model = ["--steps", "300", "--batch", "8", "--seq", "64", "--seeds", "3"]
+    recipes = ["--recipe", "bf16", "bf16-sr", "bf16-sr:nearest"]
+    gaps = {
+        name: row["gap_percent"]
+        for name, row in train_from_command_line(tmp_path, *model, *recipes)["summary"].items()
+    }
+    assert gaps["bf16-sr"] < 0.5 and gaps["bf16-sr:nearest"] > 2
+
+
+def test_bfloat16_parameters_and_moments_take_half_the_memory(tmp_path):
+    wide, narrow = (finish(quick_run(r, steps=1), tmp_path / r) for r in ("bf16", "bf16-sr"))
+    sizes = [
+        sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+        for state in (wide, narrow)
+    ]
+    assert sizes[1] < 0.51 * sizes[0]
 
 
 @pytest.mark.parametrize("name", ["int7", "nvfp4:rounded"])
