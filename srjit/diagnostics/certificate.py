@@ -114,7 +114,7 @@ class Certificate:
     def verdict(self) -> str:
         """``unbiased to k bits``, or what is wrong and where."""
         if not self.operands:
-            return "nothing is rounded stochastically"
+            return "no operand is rounded stochastically"
         wrong = [f"{o.name}: {o.verdict}" for o in self.operands if not o.passed]
         return "; ".join(wrong) or f"unbiased to {min(o.bits for o in self.operands)} bits"
 

@@ -90,6 +90,12 @@ def _notes(seen: Capture, report: Report) -> list[str]:
             "stochastic operands that only differentiating the function adds are not in its "
             "program: verify the function that differentiates it"
         )
+    written = sum(w.status == "stochastic" for w in report.write_backs)
+    if written:
+        notes.append(
+            f"{written} write-backs that round stochastically: not looked at, and left out of the "
+            "steps; verify_function tests the rounding that they do"
+        )
     specs = [q for s in report.sites for q in (s.lhs, s.rhs) if q]
     if any(q.scale_rounding == "eden" and q.rounding == "stochastic" for q in specs):
         notes.append(

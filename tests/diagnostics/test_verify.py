@@ -71,9 +71,21 @@ def test_a_correct_program_passes(recipe: str):
 def test_nothing_is_wrong_where_nothing_is_rounded_stochastically():
     certificate = verified("int8-qat", draws=4)
     assert certificate.operands == () and certificate.passed
-    assert certificate.verdict == "nothing is rounded stochastically"
+    assert certificate.verdict == "no operand is rounded stochastically"
     inference = srjit(loss, recipe="int8", mode="inference").verify((W, V), X, Y, draws=4)
     assert inference.operands == ()
+
+
+def test_write_backs_are_left_out_and_that_is_said():
+    def step(w: jax.Array, x: jax.Array) -> jax.Array:
+        return w - jax.grad(lambda w: jnp.sum((x @ w).astype(jnp.float32)))(w)
+
+    w, x = W.astype(jnp.bfloat16), X.astype(jnp.bfloat16)
+    certificate = srjit(step, recipe="bf16-sr").verify(w, x, draws=4)
+    assert certificate.verdict == "no operand is rounded stochastically"
+    assert any("1 write-backs" in note for note in certificate.notes)
+    (averages,) = certificate.outputs.values()
+    assert set(averages.bits.values()) == {float("inf")}
 
 
 def test_fewer_than_four_draws_are_refused():
