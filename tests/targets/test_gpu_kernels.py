@@ -60,16 +60,26 @@ def check(spec, x, turned=False):
     assert_same(got, plainly(want, x, key))
 
 
+slow = pytest.mark.slow  # compiling kernels that are interpreted takes ten seconds and more
+
+
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize(
-    ("shape", "axis"),
-    [((64, 96), 1), ((64, 96), 0), ((37, 53), 1), ((37, 53), 0), ((3, 64, 40), 1), ((70,), 0)],
+    ("rounding", "shape", "axis"),
+    [
+        ("stochastic", (37, 53), 1),
+        ("stochastic", (37, 53), 0),
+        pytest.param("nearest", (37, 53), 1, marks=slow),
+        pytest.param("nearest", (64, 96), 0, marks=slow),
+        pytest.param("stochastic", (3, 64, 40), 1, marks=slow),
+        pytest.param("stochastic", (70,), 0, marks=slow),
+    ],
 )
 def test_codes_and_scales_are_the_emulations(format, rounding, shape, axis):
     check(Quantization(format=format, rounding=rounding, axis=axis), tensor(shape))
 
 
+@slow
 @pytest.mark.parametrize("axis", [(0, 1), (1,), (1, 2), (2,), (0, 2)])
 @pytest.mark.parametrize("hadamard", [False, True])
 def test_any_dimensions_may_be_contracted(axis, hadamard):
@@ -77,29 +87,31 @@ def test_any_dimensions_may_be_contracted(axis, hadamard):
     check(spec, tensor((3, 32, 48), "bfloat16"))
 
 
-@pytest.mark.parametrize("shape", [(64, 96), (40, 21)])
+@slow
+@pytest.mark.parametrize(
+    ("format", "shape"), [("nvfp4", (64, 96)), ("nvfp4", (40, 21)), ("mxfp4", (64, 96))]
+)
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("format", ["nvfp4", "mxfp4"])
-def test_transforms_are_the_emulations(shape, axis, format):
-    if format == "mxfp4":
-        shape = (64, 96)
+def test_transforms_are_the_emulations(format, shape, axis):
     spec = Quantization(format=format, rounding="stochastic", axis=axis, hadamard=True)
     check(spec, tensor(shape))
 
 
+@slow
 @pytest.mark.parametrize("format", BLOCKED)
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("shape", [(64, 96), (37, 53)])
+@pytest.mark.parametrize(("turned", "shape"), [(True, (37, 53)), (False, (64, 96))])
 def test_squares_come_in_both_orientations(format, turned, shape):
     spec = Quantization(format=format, granularity="square", axis=(0, 1))
     check(spec, tensor(shape), turned)
 
 
+@slow
 @pytest.mark.parametrize("format", BLOCKED)
 def test_scales_may_be_rounded_up(format):
     check(Quantization(format=format, axis=0, scale_rounding="up"), tensor((64, 64)))
 
 
+@slow
 @pytest.mark.parametrize("format", ["nvfp4", "fp8_e4m3"])
 @pytest.mark.parametrize("size", [0.0, 2.0**-90, 2.0**90])
 def test_tensors_of_all_sizes_are_the_emulations(format, size):
@@ -116,9 +128,9 @@ def test_what_is_not_finite_stays_visible(format, bad):
     assert not np.isfinite(np.float32(got.values[3, 5]) * factor)
 
 
-@pytest.mark.parametrize("tile", [(32, 32), (64, 128), (128, 64)])
-@pytest.mark.parametrize("down", [False, True])
-@pytest.mark.parametrize("by_instruction", [False, True])
+@slow
+@pytest.mark.parametrize("tile", [(32, 32), (64, 128)])
+@pytest.mark.parametrize(("down", "by_instruction"), [(False, True), (True, False), (True, True)])
 def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
     x = tensor((96, 160))
     spec = Quantization(format="nvfp4", rounding="stochastic", hadamard=True)
@@ -143,12 +155,11 @@ def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
         )
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("format", "axis"), [("nvfp4", 0), *((f, 1) for f in FORMATS), ("mxfp8", 0), ("mxfp4", 0)]
+)
 def test_an_instruction_takes_a_word_of_four_values(format, axis):
     """By the definition: the hash at the index of the first of the four, and 16 bits for each."""
-    if format not in BLOCKED:
-        axis = 1
     x = tensor((32, 64))
     spec = Quantization(format=format, rounding="stochastic", axis=axis)
     want = wanted(spec, by_instruction=True)
@@ -240,12 +251,18 @@ MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
 
 
 @pytest.mark.parametrize(
-    "spec",
-    [P("data"), P(None, "model"), P("model", "data"), P(None, ("data", "model"))],
+    ("shape", "spec", "by_instruction"),
+    [
+        ((128, 256), P("model", "data"), True),
+        pytest.param((128, 256), P(None, ("data", "model")), False, marks=slow),
+        pytest.param((3, 128, 128), P("data"), False, marks=slow),
+        pytest.param((3, 128, 128), P(None, ("data", "model")), True, marks=slow),
+        pytest.param((3, 128, 128), P(None, "model"), False, marks=slow),
+        pytest.param((72, 80), P("data"), False, marks=slow),
+        pytest.param((72, 80), P(None, "model"), True, marks=slow),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("shape", [(128, 256), (3, 128, 128), (72, 80)], ids=str)
-@pytest.mark.parametrize("by_instruction", [False, True])
 def test_shards_draw_the_noise_of_their_places(spec, shape, by_instruction):
     x = tensor(shape, "bfloat16")
     axes = (len(shape) - 1, len(shape) - 2)
