@@ -230,8 +230,8 @@ MUTANTS: dict[str, Mutant] = {
     "a static scale hides NaN": Mutant(
         group="scales",
         module=QUANTIZATION,
-        old="scale=jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)",
-        new="scale=scales.scale",
+        old="visible = jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)",
+        new="visible = scales.scale",
         killed_by=(VISIBILITY + "test_static_scales_do_not_hide_what_is_not_finite[int8-nan]",),
     ),
     # Noise
