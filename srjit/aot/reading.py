@@ -111,8 +111,8 @@ class Program:
 
     Attributes:
       cycles: estimates of all instructions added up, loops counted, without kernels, without what
-        runs beside the rest, and without what only a delayed scale without history runs; None if the
-        compiler makes none.
+        runs beside the rest, and without what a delayed scale runs only if it has no history; None
+        if the compiler makes none.
       sites: by number, those that were found.
       kernels: in the order of the program.
       collectives: by kind.

@@ -47,7 +47,7 @@ def emulate(
     return emulated(x, spec, key, before=before, rng=rng)
 
 
-# The scope of what only runs for a delayed scale whose history is empty or all zeros: most steps lack it.
+# The scope of what only runs for a delayed scale without a history: in hardly any step.
 WITHOUT_HISTORY = "srjit.without_history"
 FASTER = 1.1  # than bfloat16, at least, is a rate of its own
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
