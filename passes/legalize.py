@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.registry import Pass, PassError, register
 from srjit.passes.support import annotation, attributes, editing, symbols
-from srjit.passes.support.composites import QUANTIZE, SCALED_DOT, Quantizer, ScaledDot
-from srjit.passes.support.lowering import Library, signature_of
+from srjit.passes.support.composites import QUANTIZE, SCALED_DOT
 from srjit.passes.support.products import RAGGED
 from srjit.passes.support.raising import why_closed
-
-if TYPE_CHECKING:
-    from srjit.targets import Target
+from srjit.passes.support.target_calls import TargetCalls
 
 
 @register
@@ -26,6 +22,9 @@ class Legalize(Pass):
 
     Every number is defined once: a target's products and quantizations are those that the
     decorator uses there. ``target=portable`` inlines the decompositions that the composites carry.
+    In a module of a program on one device (`mhlo.num_partitions = 1`), a target that multiplies
+    codes with the scales of their blocks beside them gets them so, and a target that can quantizes
+    a value in several ways at once.
     A composite that srjit does not know stays, and the report says so.
 
     Attributes:
@@ -48,27 +47,18 @@ class Legalize(Pass):
             target = targets.get(self.target)
         except ValueError as error:
             raise PassError(None, str(error)) from None
-        library = Library(module)
-        unknown: dict[str, None] = {}
-        known: dict[Any, str] = {}
         composites = [
             op
             for function in symbols.functions(module).values()
             for op in annotation.operations(function)
             if annotation.is_composite(op)
         ]
-        used: dict[str, None] = {}
-        for op in composites:
-            name = symbols.text(op, "name")
-            decomposition = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
-            if name in _READERS and target.name != "portable":
-                _called(op, _on(target, op, library, known) or decomposition)
-            elif name in (QUANTIZE, SCALED_DOT, RAGGED):
-                _called(op, decomposition)
-            else:
-                unknown[name] = None
-                continue
-            used[decomposition] = None
+        ours = [
+            op for op in composites if symbols.text(op, "name") in (QUANTIZE, SCALED_DOT, RAGGED)
+        ]
+        unknown = dict.fromkeys(symbols.text(op, "name") for op in composites if op not in ours)
+        used = {ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value: None for op in ours}
+        TargetCalls(target, module).replace(ours)
         if target.name == "portable" and used:
             used |= dict.fromkeys(_inline(module))
         symbols.erase_unused(module, used)
@@ -77,69 +67,6 @@ class Legalize(Pass):
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
             header = dataclasses.replace(header, target=target.name, notes=(*header.notes, *notes))
             module.attributes[annotation.REPORT] = attributes.encode(header)
-
-
-_READERS = {QUANTIZE: Quantizer.read, SCALED_DOT: ScaledDot.read}
-
-
-def _on(target: Target, op: Any, library: Library, known: dict[Any, str]) -> str | None:
-    """The function that a target runs for a composite, if it has one of its own.
-
-    Args:
-      target: what is compiled for.
-      op: the composite.
-      library: to lower into.
-      known: those that were found before.
-    """
-    from srjit.targets.base import emulate
-    from srjit.targets.kernel_call import without_kernels
-
-    name = symbols.text(op, "name")
-    if name == QUANTIZE and target.quantize is emulate:
-        return None
-    types = tuple(v.type for v in (*op.operands, *op.results))
-    key = (name, op.attributes["composite_attributes"], types)
-    if key not in known:
-        try:
-            found = _READERS[name](op)
-        except (ValueError, TypeError, LookupError) as error:
-            why = f"a composite {name!r} that srjit did not write: {error}"
-            raise PassError(op, why) from None
-        if found is None:
-            return None
-        signature = signature_of(op.operands)
-        label = f"{found.label}_{target.name}"
-        platform = target.compiler.platform if target.compiler else None
-        partitions = not _runs_alone(library.module)  # which kernels do not
-        with without_kernels() if partitions else contextlib.nullcontext():
-            known[key], _ = library.lowered(
-                label, found, found.on(target.name), signature, platform=platform
-            )
-    return known[key]
-
-
-def _runs_alone(module: Any) -> bool:
-    """Whether a module says that it is of a program on one device."""
-    counts = ("mhlo.num_partitions", "mhlo.num_replicas")
-    given = module.attributes
-    return all(n in given and ir.IntegerAttr(given[n]).value == 1 for n in counts)
-
-
-def _called(op: Any, symbol: str) -> None:
-    """Puts a call in place of a composite."""
-    attributes: dict[str, Any] = {"callee": ir.FlatSymbolRefAttr.get(symbol)}
-    if annotation.SITES in op.attributes:
-        attributes[annotation.SITES] = op.attributes[annotation.SITES]
-    with ir.InsertionPoint(op), op.location:
-        new = ir.Operation.create(
-            "func.call",
-            results=[r.type for r in op.results],
-            operands=list(op.operands),
-            attributes=attributes,
-        )
-    for old, result in zip(op.results, new.results, strict=True):
-        old.replace_all_uses_with(result)
-    op.erase()
 
 
 def _inline(module: Any) -> set[str]:
@@ -184,8 +111,5 @@ def _pass_on_sites(call: Any, results: Sequence[Any]) -> None:
         op.attributes[annotation.SITES] = call.attributes[annotation.SITES]
 
 
-_OURS = "srjit."
-
-
 def _calls_ours(op: Any) -> bool:
-    return (editing.callee_of(op) or "").startswith(_OURS)
+    return (editing.callee_of(op) or "").startswith(annotation.PREFIX)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from srjit.jaxprs.roles import Classified
     from srjit.jaxprs.values import Occurrence
 
+PREFIX = "srjit."  # of all that is ours: functions, composites, attributes
 SITES = "srjit.sites"
 REPORT = "srjit.report"
 KEY = "srjit.key"
@@ -178,6 +179,6 @@ def operations(module: Any) -> Iterator[Any]:
                     yield from operations(op)
 
 
-def is_composite(op: Any, prefix: str = "srjit.") -> bool:
+def is_composite(op: Any, prefix: str = PREFIX) -> bool:
     """Whether an operation is a composite of ours."""
     return op.name == "stablehlo.composite" and symbols.text(op, "name").startswith(prefix)

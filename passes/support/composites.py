@@ -79,6 +79,8 @@ class Quantizer:
       remembers: whether it takes a history.
       in_memory: see ``PlannedSite``.
       masked: for ragged products.
+      beside: whether the scales of blocks may stand beside the codes, as the second result: where
+        a target multiplies them so.
     """
 
     spec: Quantization
@@ -88,6 +90,7 @@ class Quantizer:
     remembers: bool = False
     in_memory: bool = False
     masked: Masked | None = None
+    beside: bool = False
 
     def on(self, target: str) -> Callable[..., tuple[Any, ...]]:
         """The JAX function that a target runs."""
@@ -114,9 +117,14 @@ class Quantizer:
                 signs=signs,
                 in_memory=self.in_memory,
             )
-            return q.merged, *(v for v in (q.scale, q.seen) if v is not None)
+            return self.results(q)
 
         return fun
+
+    def results(self, q: ScaledValues) -> tuple[Any, ...]:
+        """What its functions return of codes."""
+        values = (q.merged,) if q.blocks is None or not self.beside else (q.values, q.blocks)
+        return *values, *(v for v in (q.scale, q.seen) if v is not None)
 
     @property
     def label(self) -> str:
@@ -156,6 +164,50 @@ class Quantizer:
         return cls(spec, rng, **flags)  # type: ignore[arg-type]
 
 
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Several quantizations of one operand.
+
+    A function of the operand, and of what each of them takes beside it, in order; its results are
+    theirs, in order.
+
+    Attributes:
+      quantizers: of one format and generator, that flip and remember nothing.
+    """
+
+    quantizers: tuple[Quantizer, ...]
+
+    def on(self, target: str) -> Callable[..., tuple[Any, ...]]:
+        """The JAX function that a target runs."""
+
+        def fun(x: Any, *words: Any) -> tuple[Any, ...]:
+            from srjit.jaxprs.site import quantize_together
+
+            left = iter(words)
+            taken = [[next(left)] if q.draws else [] for q in self.quantizers]
+            made = quantize_together(
+                x,
+                [q.spec for q in self.quantizers],
+                [(w[0][0], w[0][1]) if w else None for w in taken],
+                rng=self.quantizers[0].rng,
+                target=target,
+                turned=[False] * len(self.quantizers),
+            )
+            if made is None:  # one by one is as good
+                pairs = zip(self.quantizers, taken, strict=True)
+                return tuple(v for q, w in pairs for v in q.on(target)(x, *w))
+            return tuple(
+                v for q, m in zip(self.quantizers, made, strict=True) for v in q.results(m)
+            )
+
+        return fun
+
+    @property
+    def label(self) -> str:
+        """What functions of it are called."""
+        return f"srjit.quantize_{self.quantizers[0].spec.format}_together"
+
+
 # ------------------------------------------------------------------------------------- scaled_dot
 
 
@@ -168,6 +220,7 @@ class ScaledDot:
       dtype: of the result.
       lhs, rhs: how the operands were quantized; None: in high precision.
       counts: how many values each operand is.
+      blocked: which operands have the scales of blocks beside their codes.
     """
 
     product: Product
@@ -175,6 +228,7 @@ class ScaledDot:
     lhs: Quantization | None
     rhs: Quantization | None
     counts: tuple[int, int]
+    blocked: tuple[bool, bool] = (False, False)
 
     def on(self, target: str) -> Callable[..., Any]:
         """The JAX function of the operands' values that a target runs."""
@@ -187,8 +241,8 @@ class ScaledDot:
             lhs, rhs = values[:a], values[a : a + b]
             out = scaled_dot(
                 self.product,
-                _operand(lhs, self.lhs),
-                _operand(rhs, self.rhs),
+                _operand(lhs, self.lhs, self.blocked[0]),
+                _operand(rhs, self.rhs, self.blocked[1]),
                 *values[a + b :],
                 dtype=self.dtype,
                 multiply=targets.get(target).multiply,
@@ -258,9 +312,13 @@ class ScaledDot:
         return cls(product, dtype, specs[0], specs[1], (counts[0], counts[1]))
 
 
-def _operand(values: Sequence[Any], spec: Quantization | None) -> ScaledValues | Any:
+def _operand(
+    values: Sequence[Any], spec: Quantization | None, is_blocked: bool
+) -> ScaledValues | Any:
     from srjit.numerics.quantization import ScaledValues
 
     if spec is None:
         return values[0]
-    return ScaledValues(values[0], values[1] if len(values) > 1 else None, spec)
+    codes, *rest = values
+    blocks = rest.pop(0) if is_blocked else None
+    return ScaledValues(codes, rest[0] if rest else None, spec, blocks=blocks)

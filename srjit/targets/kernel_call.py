@@ -100,7 +100,8 @@ def _lowered(
     by_xla: bool,
 ) -> Any:
     given = context.platforms or context.module_context.platforms
-    fits = partitions or ((by_xla or _allowed.get()) and _compat.runs_alone(context))
+    allowed = by_xla or _allowed.get()
+    fits = allowed and (partitions or _compat.runs_alone(context))
     fun = _flat(kernel if fits and tuple(given) == (platform,) else formula)
     return mlir.lower_fun(fun, multiple_results=True)(context, *args)
 

@@ -32,7 +32,7 @@ needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="JAX's plugin for CUDA is n
 CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
 GPUS = ("h100", "h200", "b200", "gb200", "b300")
 COMPILED = [pytest.param(chip, marks=needs_libtpu) for chip in CHIPS]
-COMPILED += [pytest.param(gpu, marks=needs_cuda) for gpu in ("h200", "b200", "b300")]
+COMPILED += [pytest.param(gpu, marks=needs_cuda) for gpu in ("h200", "b200")]
 Shape = jax.ShapeDtypeStruct
 W, X = Shape((256, 256), jnp.bfloat16), Shape((512, 256), jnp.bfloat16)
 
@@ -52,6 +52,16 @@ def deep(ws: Any, x: jax.Array) -> jax.Array:
         hidden = jax.nn.relu(jax.nn.relu(x @ ws["first"]) @ ws["second"])
         hidden, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), hidden, ws["loop"])
         return jnp.sum(hidden.astype(jnp.float32))
+
+    return jax.grad(run)(ws)
+
+
+def shallow(ws: Any, x: jax.Array) -> jax.Array:
+    """A site in a loop, forward and backward."""
+
+    def run(ws: Any) -> jax.Array:
+        hidden, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)
+        return jnp.sum(hidden.astype(jnp.float32) ** 2)
 
     return jax.grad(run)(ws)
 
@@ -115,9 +125,16 @@ def attention(ws: Any, x: jax.Array) -> jax.Array:
 
 
 @needs_cuda
-@pytest.mark.parametrize("gpu", ["b200", "b300"])
-@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4-unbiased", "nvfp4-eden", "mxfp8", "mxfp4"])
-@pytest.mark.parametrize("which", ["even", "odd", "attention"])
+@pytest.mark.parametrize(
+    ("gpu", "recipe", "which"),
+    [
+        *(("b200", recipe, "odd") for recipe in ("nvfp4", "nvfp4-eden", "mxfp8", "mxfp4")),
+        ("b200", "nvfp4", "even"),
+        ("b200", "nvfp4", "attention"),
+        ("b200", "mxfp8", "attention"),
+        ("b300", "nvfp4", "odd"),
+    ],
+)
 def test_products_with_scales_of_blocks_are_cudnns_in_all_roles(gpu: str, recipe: str, which: str):
     fun: Any = loss
     args: Any = (W, X) if which == "even" else (Shape((70, 33), "bfloat16"), Shape((50, 70), "f4"))
@@ -288,7 +305,7 @@ def test_the_cpu_compiles_for_itself():
 @pytest.mark.parametrize("chip", COMPILED)
 @pytest.mark.parametrize("recipe", recipes.names())
 def test_every_recipe_compiles_and_what_is_planned_as_native_is(recipe: str, chip: str):
-    report = srjit(deep, recipe=recipe).aot(WS, X, target=chip)
+    report = srjit(shallow, recipe=recipe).aot(WS["loop"], X, target=chip)
     assert report.sites and "unseen" not in verdicts(report)
     for site in report.sites:
         if site.plan.status == "native":

@@ -22,6 +22,8 @@ B200, H200 = GPUS["b200"], GPUS["h200"]
 KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))
 FORMATS = ["nvfp4", "mxfp8", "mxfp4", "fp8_e4m3", "fp8_e5m2"]
 BLOCKED = FORMATS[:3]
+# What runs a kernel here is no code of a GPU's, and compiles thrice as fast without LLVM's passes.
+QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def wanted(spec, turned=False, by_instruction=False):
@@ -37,7 +39,7 @@ def tensor(shape, dtype="float32", seed=0):
 def by_kernels(wants, x, keys):
     words = [word for key in keys for word in key or ()]
     run = functools.partial(gpu_quantize.quantize_by_kernels, tuple(wants), interpret=True)
-    return jax.jit(run)(x, *words)
+    return jax.jit(run, compiler_options=QUICKLY)(x, *words)
 
 
 def plainly(want, x, key):
