@@ -9,6 +9,9 @@ if _TYPE_CHECKING:
     from srjit import optim, passes, recipes, targets
     from srjit.api import SrjitFunction, keep_high_precision, role, srjit
     from srjit.diagnostics.certificate import Certificate, OperandCertificate
+    from srjit.diagnostics.diagnosis import Diagnosis
+    from srjit.diagnostics.recommending import Recommendation, recommend
+    from srjit.diagnostics.sinks import TensorBoard
     from srjit.diagnostics.verifying import verify_function
     from srjit.export import Exported, export, load
     from srjit.numerics.quantization import (
@@ -34,6 +37,9 @@ _HOME = {
     for module, names in {
         "passes": "",
         "diagnostics.certificate": "Certificate OperandCertificate",
+        "diagnostics.diagnosis": "Diagnosis",
+        "diagnostics.recommending": "Recommendation recommend",
+        "diagnostics.sinks": "TensorBoard",
         "diagnostics.verifying": "verify_function",
         "export": "Exported export load",
         "rejit": "Rejitted rejit",
@@ -52,6 +58,7 @@ _MODULES = ("optim", "passes", "recipes", "targets")
 __all__ = [
     "Certificate",
     "Compiled",
+    "Diagnosis",
     "Exported",
     "Lowered",
     "OperandCertificate",
@@ -60,6 +67,7 @@ __all__ = [
     "QuantizedArray",
     "Recipe",
     "RecipeError",
+    "Recommendation",
     "Rejitted",
     "Report",
     "Rule",
@@ -67,6 +75,7 @@ __all__ = [
     "SitePlan",
     "SrjitFunction",
     "Target",
+    "TensorBoard",
     "Traced",
     "UnsupportedSiteError",
     "WriteBack",
@@ -78,6 +87,7 @@ __all__ = [
     "passes",
     "quantize",
     "recipes",
+    "recommend",
     "rejit",
     "role",
     "srjit",

@@ -20,8 +20,10 @@ from srjit import _compat, aot, recipes, targets
 from srjit.arguments import Changed, Objects
 from srjit.diagnostics.capture import Capture, Observer
 from srjit.diagnostics.certificate import Certificate
+from srjit.diagnostics.diagnosis import Diagnosis, diagnosed
 from srjit.diagnostics.naming import naming_sites
 from srjit.diagnostics.verifying import certify
+from srjit.diagnostics.watching import Record, Watch
 from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
 from srjit.keys import (
     Counted,
@@ -70,6 +72,7 @@ def srjit(
     rng: Rng = "hash",
     strict: bool = False,
     key: Any = None,
+    watch: Any = None,
     dump_to: str | os.PathLike[str] | None = None,
     **jit_options: Any,
 ) -> Any:
@@ -89,6 +92,10 @@ def srjit(
       strict: whether a site that the recipe asks for and that cannot be had is an error.
       key: a base key, for calls without ``sr_key``: the wrapper counts its calls and folds the
         count in.
+      watch: a file that gets a JSON object a line for every gradient that is quantized, in every
+        step: its norm and the noise's, what nearest rounding sends to zero, what is saturated,
+        amax (``srjit.diagnostics.watching.Record``). Or a function of such a record, such as
+        ``srjit.TensorBoard(folder)``. Results stay as they are; ``srjit watch FILE`` draws it.
       dump_to: a folder for the program after every stage; by default what ``SRJIT_DUMP_TO`` says
         when ``fun`` is decorated. A folder that cannot be written to is an OSError at the call
         that would write.
@@ -111,12 +118,12 @@ def srjit(
     """
     for name in jit_options:
         if name not in _JIT_OPTIONS:
-            known = {*_JIT_OPTIONS, *inspect.signature(Options.of).parameters, "key"}
+            known = {*_JIT_OPTIONS, *inspect.signature(Options.of).parameters, "key", "watch"}
             raise TypeError(str(unknown_name("option", name, known - {"fun"})))
 
     def decorate(fun: Callable[..., Any]) -> SrjitFunction:
         options = Options.of(fun, recipe, target, mode, params_argnums, rng, strict, dump_to, layer)
-        return SrjitFunction(fun, options, key, jit_options)
+        return SrjitFunction(fun, options, key, jit_options, watch)
 
     return decorate if fun is None else decorate(fun)
 
@@ -131,7 +138,12 @@ class SrjitFunction:
     """
 
     def __init__(
-        self, fun: Callable[..., Any], options: Options, key: Any, jit_options: dict[str, Any]
+        self,
+        fun: Callable[..., Any],
+        options: Options,
+        key: Any,
+        jit_options: dict[str, Any],
+        watch: Any = None,
     ) -> None:
         functools.update_wrapper(self, fun)
         self.name = name_of(fun)
@@ -139,6 +151,10 @@ class SrjitFunction:
         self._fun, self._options = fun, options
         self.target = options.target
         self._transformation = Transformation(fun, options, is_traced)
+        if watch is not None:
+            if options.layer != "jaxpr":
+                raise ValueError("watch= is for layer='jaxpr', whose numbers are the same")
+            self._transformation.observe(Watch.of(watch).observe, warned=False)
         self._base = key
         if key is not None:
             if options.mode == "inference":
@@ -440,6 +456,48 @@ class SrjitFunction:
         Raises:
           ValueError: fewer than 4 draws.
         """
+        # A write-back's noise would hide what averages of the products' converge to.
+        recipe = dataclasses.replace(self._options.recipe, weights=None, moments=None)
+        seen = Capture()
+        program = self._observed(seen.observe, args, kwargs, sr_key, sr_state)
+        run, reference = program(recipe), program(recipe.without_noise())
+        report = self._seen(self._transformation.report, args, kwargs)
+        return certify(run, lambda: reference(0), seen, report, draws)
+
+    def diagnose(
+        self, *args: Any, steps: int = 1, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> Diagnosis:
+        """Runs the program on these arguments and says what its gradients and their rounding do.
+
+        Watches what the recipe quantizes: of a function that is differentiated outside, no
+        gradients are in its program. ``srjit(..., watch=...)`` does the same in a run.
+
+        Args:
+          *args, **kwargs: fun's own, with values; nothing is donated, no object changed.
+          steps: how often to run, each time with another key.
+          sr_key, sr_state: as of ``verify``.
+
+        Returns:
+          A diagnosis: ``.findings``, ``.advice``; ``str()`` is a table and advice for a terminal;
+          ``.to_json()``, ``.to_html()``.
+        """
+        records: list[Record] = []
+        run = self._observed(Watch(records.append).observe, args, kwargs, sr_key, sr_state)
+        for step in range(steps):
+            jax.block_until_ready(run(self._options.recipe)(step))
+        jax.effects_barrier()
+        notes: list[str] = []
+        if not records:
+            notes.append(
+                "no gradient is quantized in this program: diagnose the function that "
+                "differentiates, with a recipe that quantizes gradients"
+            )
+        return diagnosed(records, notes)
+
+    def _observed(
+        self, observer: Observer, args: Any, kwargs: Any, sr_key: Any, sr_state: Any
+    ) -> Callable[[Recipe], Callable[[int], Any]]:
+        """Of a recipe and a step's number, what the program returns; nothing is donated."""
         if self._options.recipe.has_delayed_scales and sr_state is None:
             sr_state = self.init_state(*args, **kwargs)
         options = dataclasses.replace(self._options, layer="jaxpr", strict=False, dump=None)
@@ -448,7 +506,7 @@ class SrjitFunction:
         if options.mode == "inference":
             base = None
 
-        def program(recipe: Recipe, observer: Observer) -> Callable[[int], Any]:
+        def program(recipe: Recipe) -> Callable[[int], Any]:
             chosen = dataclasses.replace(options, recipe=recipe)
             copy = SrjitFunction(self._fun, chosen, base, jit_options)
             copy._transformation.observe(observer)
@@ -461,13 +519,7 @@ class SrjitFunction:
 
             return run
 
-        # A write-back's noise would hide what averages of the products' converge to.
-        recipe = dataclasses.replace(options.recipe, weights=None, moments=None)
-        seen = Capture()
-        run = program(recipe, seen.observe)
-        reference = program(recipe.without_noise(), seen.observe)
-        report = self._seen(self._transformation.report, args, kwargs)
-        return certify(run, lambda: reference(0), seen, report, draws)
+        return program
 
     def _in_shardings(self, count: int) -> tuple[Any, ...]:
         """What the options of ``jax.jit`` say of each of ``count`` positional arguments."""

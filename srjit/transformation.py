@@ -222,9 +222,9 @@ class Transformation:
         """From now on, only looks: ``seen`` gets the module after every pass, nobody is warned."""
         self._seen, self._warned = seen, True
 
-    def observe(self, observer: Observer) -> None:
-        """From now on, ``observer`` sees stochastic quantizations, and nobody is warned."""
-        self._observer, self._warned = observer, True
+    def observe(self, observer: Observer, warned: bool = True) -> None:
+        """From now on, ``observer`` sees quantizations; if ``warned``, nobody is warned again."""
+        self._observer, self._warned = observer, warned
 
     def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the rewritten function returns; ``Changed`` if it changed objects in place.

@@ -14,34 +14,47 @@ import numpy as np
 from srjit.numerics.quantization import Quantization, ScaledValues, aligned, encode
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import working_dtype
+from srjit.plan import SitePlan
 
 PLACES = 4  # executions of one quantizer (trips of its loops, shards) that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantizer:
-    """One stochastic quantization of a program.
+    """One quantization of a program.
 
     Attributes:
       draw: what its noise comes from, which tells quantizers apart: a recomputed one has that of
         what it recomputes.
-      site: number of the site where it stands: the first that reads its codes.
+      plan: of the site where it stands: the first that reads its codes.
       side: 0 for that site's lhs, 1 for its rhs.
       spec: how it quantizes.
       run: (x, key=, before=, spec=) -> codes, as the program does it.
+      flips_signs: whether the program flips signs of the operand at random first; ``run`` does not.
     """
 
     draw: tuple[int, int]
-    site: int = dataclasses.field(compare=False)
+    plan: SitePlan = dataclasses.field(compare=False)
     side: int = dataclasses.field(compare=False)
     spec: Quantization
     run: Callable[..., ScaledValues] = dataclasses.field(compare=False)
+    flips_signs: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def site(self) -> int:
+        """The site's number."""
+        return self.plan.site.number
+
+    @property
+    def kind(self) -> str:
+        """Of the operand: ``activation``, ``weight``, ``gradient`` or ``unknown``."""
+        return (self.plan.site.lhs_kind, self.plan.site.rhs_kind)[self.side]
 
 
-# Called while a program is traced, at each of its stochastic quantizations: with what tells its
-# executions apart (trips of the loops around it, shards), the operand, the key, and the largest
-# amax of earlier steps.
-Observer = Callable[[Quantizer, Sequence[Any], jax.Array, Key, "jax.Array | None"], None]
+# Called while a program is traced, at each of its quantizations: with what tells its executions
+# apart (trips of the loops around it, shards), the operand, the key if it draws noise, and the
+# largest amax of earlier steps.
+Observer = Callable[[Quantizer, Sequence[Any], jax.Array, "Key | None", "jax.Array | None"], None]
 Place = tuple[Quantizer, tuple[int, ...]]
 
 
@@ -84,10 +97,12 @@ class Capture:
         quantizer: Quantizer,
         where: Sequence[Any],
         x: jax.Array,
-        key: Key,
+        key: Key | None,
         before: jax.Array | None,
     ) -> None:
-        """An ``Observer``."""
+        """An ``Observer``, of what is rounded stochastically, element by element."""
+        if key is None or quantizer.flips_signs:
+            return
         take = functools.partial(self._take, quantizer)
         jax.debug.callback(take, [jnp.asarray(w) for w in where], x, key, before)
 

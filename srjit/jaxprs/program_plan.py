@@ -131,19 +131,19 @@ class ProgramPlan:
         )
 
     @functools.cached_property
-    def together(self) -> dict[tuple[Path, Shared], dict[Shared, tuple[PlannedSite, int]]]:
+    def together(self) -> dict[tuple[Path, Shared], dict[Shared, tuple[Path, int]]]:
         """By scope, for codes of a value that sites in it want in several ways: all of those.
 
-        Each with the first site that reads them, and as which operand.
+        Each with the path of the first site that reads them, and as which operand.
         """
         if self.settings.target.quantize_together is None:
             return {}
-        first: dict[tuple[Path, Any], dict[Shared, tuple[PlannedSite, int]]] = {}
+        first: dict[tuple[Path, Any], dict[Shared, tuple[Path, int]]] = {}
         for path, site in self.sites.items():
             for side, shared in enumerate((site.lhs, site.rhs)):
                 if shared is not None and site.signs is None:
                     found = first.setdefault((path[:-1], shared[0]), {})
-                    found.setdefault(shared, (site, side))
+                    found.setdefault(shared, (path, side))
         return {
             (scope, shared): found
             for (scope, _), found in first.items()

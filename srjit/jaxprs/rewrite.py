@@ -25,7 +25,7 @@ from jax.extend.core import primitives as jex_primitives
 from srjit import _compat
 from srjit.diagnostics.capture import Quantizer
 from srjit.diagnostics.naming import scope_of
-from srjit.jaxprs.program_plan import Draw, ProgramPlan, Shared
+from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.site import bind_site, site_p
 from srjit.jaxprs.values import Path
 from srjit.jaxprs.written import exactly, round_write_back
@@ -162,56 +162,87 @@ class _Frame:
         return bind_site(params, x, w, extras, codes[0], codes[1], key)
 
     def _quantized(self, path: Path, side: int, x: Any) -> ScaledValues | None:
+        """An operand's codes; with them, others that one read of it gives."""
         site = self.plan.sites[path]
         shared = (site.lhs, site.rhs)[side]
         if shared is None:
             return None
         if shared not in self.codes:
-            self._quantize_together(shared, x)
-        if shared not in self.codes:
-            spec, key, signs = shared[1], None, None
-            if spec.rounding == "stochastic" and self.root is not None:
-                key = of_shards(self._drawn(site.draws[side]), site.varies[side])
-            if site.signs is not None and self.root is not None:
-                signs = self._drawn(site.signs)  # of all shards: it is one contraction
-            history = site.states[side]
-            before = None if history is None else jnp.max(self.histories[history])
-            quantize = functools.partial(
-                self.plan.quantize,
-                spec=spec,
-                signs=signs,
-                in_memory=site.in_memory[side],
-                in_loop=bool(self.trips),
-                turned=shared in self.plan.turned,
+            wanted = self.plan.together.get((self.path, shared), {shared: (path, side)})
+            missing = {s: reader for s, reader in wanted.items() if s not in self.codes}
+            keys = {s: self._noise(s, *reader) for s, reader in missing.items()}
+            made = self.plan.quantize_together(
+                x, list(missing), list(keys.values()), in_loop=bool(self.trips)
             )
-            if self.plan.observer and key is not None and signs is None:
-                draw = site.draws[side]
-                loops = itertools.zip_longest(self.trips, draw.flips)
-                trips = [trip.counted(bool(flip)) for trip, flip in loops]
-                shards = [lax.axis_index(axis) for axis in sorted(site.varies[side])]
-                noise, number = (draw.number, draw.slot), self.plan.numbers[path]
-                quantizer = Quantizer(noise, number, side, spec, quantize)
-                self.plan.observer(quantizer, [*trips, *shards], x, key, before)
-            q = quantize(x, key=key, before=before)
-            if history is not None and q.seen is not None:
-                self.observe({history: q.seen})
-            self.codes[shared] = dataclasses.replace(q, seen=None)
+            if made is None:  # one by one is as good, and others when they are wanted
+                keys = {shared: keys[shared]}
+                made = [self._quantized_alone(shared, *missing[shared], x, keys[shared])]
+            if self.plan.observer:
+                for s in keys:
+                    self._show(s, *missing[s], x, keys[s])
+            self.codes.update(zip(keys, made, strict=True))
         return self.codes[shared]
 
-    def _quantize_together(self, shared: Shared, x: Any) -> None:
-        """Makes all codes of a value that sites of this scope want, if that reads it less often."""
-        together = {} if self.plan.observer else self.plan.together  # seen one by one
-        wanted = together.get((self.path, shared), {})
-        wanted = {s: user for s, user in wanted.items() if s not in self.codes}
-        keys = [
-            None
-            if self.root is None or s[1].rounding != "stochastic"
-            else of_shards(self._drawn(site.draws[side]), site.varies[side])
-            for s, (site, side) in wanted.items()
-        ]
-        made = self.plan.quantize_together(x, list(wanted), keys, in_loop=bool(self.trips))
-        if made is not None:
-            self.codes.update(zip(wanted, made, strict=True))
+    def _noise(self, shared: Shared, path: Path, side: int) -> Key | None:
+        """What the noise of an operand comes from; None if it draws none."""
+        site = self.plan.sites[path]
+        if shared[1].rounding != "stochastic" or self.root is None:
+            return None
+        return of_shards(self._drawn(site.draws[side]), site.varies[side])
+
+    def _quantized_alone(
+        self, shared: Shared, path: Path, side: int, x: Any, key: Key | None
+    ) -> ScaledValues:
+        site = self.plan.sites[path]
+        history = site.states[side]
+        q = self.plan.quantize(
+            x,
+            shared[1],
+            key,
+            self._before(history),
+            signs=self._signs(site),
+            in_memory=site.in_memory[side],
+            in_loop=bool(self.trips),
+            turned=shared in self.plan.turned,
+        )
+        if history is not None and q.seen is not None:
+            self.observe({history: q.seen})
+        return dataclasses.replace(q, seen=None)
+
+    def _signs(self, site: PlannedSite) -> Key | None:
+        """What random signs come from: of all shards, since it is one contraction."""
+        if site.signs is None or self.root is None:
+            return None
+        return self._drawn(site.signs)
+
+    def _before(self, history: str | None) -> jax.Array | None:
+        """The largest amax of earlier steps, for a delayed scale."""
+        return None if history is None else jnp.max(self.histories[history])
+
+    def _show(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
+        """Lets the observer see one quantization."""
+        assert self.plan.observer is not None
+        site = self.plan.sites[path]
+        draw = site.draws[side]
+        loops = itertools.zip_longest(self.trips, draw.flips)
+        trips = [trip.counted(bool(flip)) for trip, flip in loops]
+        shards = [lax.axis_index(axis) for axis in sorted(site.varies[side])]
+        run = functools.partial(
+            self.plan.quantize,
+            spec=shared[1],
+            in_memory=site.in_memory[side],
+            in_loop=bool(self.trips),
+        )
+        quantizer = Quantizer(
+            draw=(draw.number, draw.slot),
+            plan=self.plan.report.sites[self.plan.numbers[path]],
+            side=side,
+            spec=shared[1],
+            run=run,
+            flips_signs=self._signs(site) is not None,
+        )
+        before = self._before(site.states[side])
+        self.plan.observer(quantizer, [*trips, *shards], x, key, before)
 
     def observe(self, seen: State) -> None:
         """Adds what delayed scales saw; a value that is quantized in two places has one history."""

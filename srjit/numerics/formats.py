@@ -40,6 +40,11 @@ class Element:
         return self.mantissa_bits is None
 
     @property
+    def smallest(self) -> float:
+        """The smallest positive number; subnormal, for floats."""
+        return 2.0 ** (self.min_exponent - (self.mantissa_bits or 0))
+
+    @property
     def max_exponent(self) -> int:
         """floor(log2(max)): ``emax`` of the OCP specification."""
         return int(np.floor(np.log2(self.max)))

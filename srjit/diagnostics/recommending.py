@@ -1,0 +1,278 @@
+"""Which recipe a training step can take: tries them, on the user's own program."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srjit import recipes as known_recipes
+from srjit import targets
+from srjit.api import SrjitFunction, srjit
+from srjit.numerics.formats import get_format
+from srjit.plan import Report, table, wrap
+from srjit.recipes import Recipe
+from srjit.targets import Target
+
+HIGH_PRECISION = "high precision"
+
+# Of a step's number, its arguments and what it returned: the next step's arguments.
+Advance = Callable[[int, tuple[Any, ...], Any], tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One recipe's run.
+
+    Attributes:
+      recipe: its name; ``high precision`` is the program as it was.
+      loss: the mean of the last quarter of the steps'.
+      losses: of every step.
+      seconds: of a step, the median, on the machine that this ran on.
+      cost: of the products on the target, where high precision is 1: by the bits of those that run
+        at their own rate there.
+      bits: of the operands, mean over the products, by their operations.
+      coverage: the fraction of the operations that is quantized.
+    """
+
+    recipe: str
+    loss: float
+    losses: tuple[float, ...]
+    seconds: float
+    cost: float
+    bits: float
+    coverage: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """A recipe, and why.
+
+    Attributes:
+      recipe: the recommended one; None: high precision, as no recipe came near it.
+      trials: of every recipe, and of high precision, by their losses.
+      within: how far from the best recipe's loss one may be, as a fraction.
+      budget: how many steps each ran.
+      target: the chip that costs are of.
+    """
+
+    recipe: Recipe | None
+    trials: tuple[Trial, ...]
+    within: float
+    budget: int
+    target: str
+
+    @property
+    def reason(self) -> str:
+        """Why it is this recipe."""
+        if self.recipe is None:
+            return "no recipe has a finite loss: stay in high precision"
+        return (
+            f"{self.recipe.name}: the cheapest on {self.target} of those whose loss after "
+            f"{self.budget} steps is within {100 * self.within:.2g} % of the best recipe's"
+        )
+
+    def __str__(self) -> str:
+        width = shutil.get_terminal_size((100, 24)).columns
+        rows = [_HEADER, *(_row(t, self.trials[0].loss) for t in self.trials)]
+        return "\n".join([*table(rows, width), *wrap(self.reason, width)])
+
+    def to_json(self) -> str:
+        """The evidence as JSON text."""
+        trials = [dataclasses.asdict(t) for t in self.trials]
+        name = None if self.recipe is None else self.recipe.name
+        return json.dumps({"recipe": name, "reason": self.reason, "trials": trials}, indent=1)
+
+
+_HEADER = ["recipe", "loss", "to best", "cost", "bits", "quantized", "s/step"]
+
+
+def _row(trial: Trial, best: float) -> list[str]:
+    gap = trial.loss / best - 1 if best else math.nan
+    return [
+        trial.recipe,
+        f"{trial.loss:.5g}",
+        f"{100 * gap:+.2f} %",
+        f"{trial.cost:.2f}",
+        f"{trial.bits:.1f}",
+        f"{100 * trial.coverage:.0f} %",
+        f"{trial.seconds:.3g}",
+    ]
+
+
+def recommend(
+    fn: Callable[..., Any],
+    *args: Any,
+    budget: int = 32,
+    recipes: Iterable[str | Recipe] | None = None,
+    target: str | Target = "auto",
+    within: float = 0.003,
+    loss: Callable[[Any], Any] | None = None,
+    advance: Advance | None = None,
+    seed: int = 0,
+    params_argnums: int | Sequence[int] = 0,
+    **kwargs: Any,
+) -> Recommendation:
+    """Trains with every recipe for some steps, and recommends the cheapest that learns as well.
+
+    All runs start alike and see the same data. One run of each tells recipes apart only where they
+    differ by more than what another seed changes.
+
+    Args:
+      fn: a training step, decorated or not: by default it returns its new leading arguments (its
+        parameters, the optimizer's state), and the loss last.
+      *args, **kwargs: the first step's arguments, with values; nothing is donated.
+      budget: how many steps each recipe runs.
+      recipes: names or Recipes; all built-in ones if None.
+      target: the chip to choose for, a name or a Target; ``auto`` is the attached device's. Runs
+        are on the attached device, in the target's numbers.
+      within: how far from the best recipe's loss the recommended one's may be, as a fraction.
+      loss: of what ``fn`` returns, the loss; by default its last output, a scalar.
+      advance: of a step's number, its arguments and what it returned, the next step's positional
+        arguments: where data come from. By default what ``fn`` returns replaces the leading
+        arguments that have its shapes, and the rest, the data, stays.
+      seed: of the noise.
+      params_argnums: as of ``srjit``.
+
+    Raises:
+      ValueError: budget is not positive, or ``fn`` does not return what its defaults need.
+    """
+    if budget < 1:
+        raise ValueError(f"budget={budget}: it is a number of steps, 1 at least")
+    if isinstance(fn, SrjitFunction):
+        fn = inspect.unwrap(fn)
+    measure, proceed = loss or _last_output, advance or _replacing
+    chosen = targets.get(target)
+
+    def run(step: Callable[[int, tuple[Any, ...]], Any]) -> tuple[list[float], float]:
+        given, losses, seconds = args, list[float](), list[float]()
+        for i in range(budget):
+            began = time.perf_counter()
+            out = jax.block_until_ready(step(i, given))
+            seconds.append(time.perf_counter() - began)
+            losses.append(float(measure(out)))
+            given = proceed(i, given, out)
+        return losses, float(np.median(seconds))
+
+    plain = jax.jit(fn)
+    trials = {HIGH_PRECISION: _trial(None, *run(lambda _, given: plain(*given, **kwargs)), None)}
+    found: dict[str, Recipe] = {}
+    for name in known_recipes.names() if recipes is None else recipes:
+        recipe = known_recipes.get(name)
+        found[recipe.name] = recipe
+        function = srjit(fn, recipe=recipe, target=chosen, params_argnums=params_argnums)
+        report = function.explain(*args, **kwargs)
+        runner = _Runner(function, seed, kwargs, recipe.has_delayed_scales)
+        trials[recipe.name] = _trial(recipe, *run(runner.step), report)
+    return _recommended(trials, found, within, budget, chosen.name)
+
+
+class _Runner:
+    """Steps of one recipe, with the state of its delayed scales."""
+
+    def __init__(
+        self, function: SrjitFunction, seed: int, kwargs: dict[str, Any], is_delayed: bool
+    ) -> None:
+        self.function, self.kwargs, self.is_delayed = function, kwargs, is_delayed
+        self.key = jax.random.key(seed)
+        self.state: Any = None
+
+    def step(self, number: int, args: tuple[Any, ...]) -> Any:
+        """What step ``number`` returns."""
+        key = jax.random.fold_in(self.key, number)
+        if not self.is_delayed:
+            return self.function(*args, sr_key=key, **self.kwargs)
+        if self.state is None:
+            self.state = self.function.init_state(*args, **self.kwargs)
+        out, self.state = self.function(*args, sr_key=key, sr_state=self.state, **self.kwargs)
+        return out
+
+
+def _trial(
+    recipe: Recipe | None, losses: list[float], seconds: float, report: Report | None
+) -> Trial:
+    last = losses[-max(1, len(losses) // 4) :]
+    loss = sum(last) / len(last)
+    cost, bits = (1.0, _HIGH) if report is None else _cost(report)
+    return Trial(
+        recipe=HIGH_PRECISION if recipe is None else recipe.name,
+        loss=loss if math.isfinite(loss) else math.inf,
+        losses=tuple(losses),
+        seconds=seconds,
+        cost=cost,
+        bits=bits,
+        coverage=0.0 if report is None else report.coverage(),
+    )
+
+
+_HIGH = 16.0  # bits of what is not quantized, for this comparison
+
+
+def _cost(report: Report) -> tuple[float, float]:
+    """Of the products on the report's target, and the mean of their operands' bits."""
+    total = cost = bits = 0.0
+    for s in report.sites:
+        work = s.site.flops * s.site.trips
+        widths = [_HIGH if q is None else _width(q.format) for q in (s.lhs, s.rhs)]
+        total += work
+        bits += work * sum(widths) / 2
+        cost += work * (max(widths) / _HIGH if s.status == "native" else 1.0)
+    return (cost / total, bits / total) if total else (1.0, _HIGH)
+
+
+def _width(name: str) -> float:
+    dtype = get_format(name).element.dtype
+    info = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype)
+    return float(info.bits)
+
+
+def _recommended(
+    trials: dict[str, Trial], found: dict[str, Recipe], within: float, budget: int, target: str
+) -> Recommendation:
+    ordered = tuple(sorted(trials.values(), key=lambda t: t.loss))
+    tried = [t for t in ordered if t.recipe in found and math.isfinite(t.loss)]
+    recipe = None
+    if tried:
+        limit = tried[0].loss + within * abs(tried[0].loss)
+        good = [t for t in tried if t.loss <= limit]
+        recipe = found[min(good, key=lambda t: (t.cost, t.bits, t.loss)).recipe]
+    return Recommendation(recipe, ordered, within, budget, target)
+
+
+def _last_output(out: Any) -> Any:
+    last: Any = out[-1] if isinstance(out, (tuple, list)) and out else out
+    if jnp.shape(last) != () or not jnp.issubdtype(jnp.result_type(last), jnp.floating):
+        raise ValueError(
+            "the last output of the step is no scalar, so it is not the loss: pass loss=, a "
+            "function of what the step returns"
+        )
+    return last
+
+
+def _replacing(number: int, args: tuple[Any, ...], out: Any) -> tuple[Any, ...]:
+    """The arguments with the outputs in place of the leading ones of their shapes."""
+    del number
+    outs = list(out) if isinstance(out, (tuple, list)) else [out]
+    count = 0
+    while count < min(len(args), len(outs)) and _alike(args[count], outs[count]):
+        count += 1
+    if not count:
+        raise ValueError(
+            "the first output of the step is not like its first argument, so it is not its new "
+            "parameters: pass advance=, which makes the next step's arguments"
+        )
+    return (*outs[:count], *args[count:])
+
+
+def _alike(a: Any, b: Any) -> bool:
+    same = jax.tree.structure(a) == jax.tree.structure(b)
+    return same and jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)

@@ -1,0 +1,91 @@
+"""A recipe is recommended by what it does to the user's own program."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import srjit
+from srjit.diagnostics import recommending
+from srjit.diagnostics.recommending import HIGH_PRECISION, Trial
+
+W = jax.random.normal(jax.random.key(0), (32, 32)) / 6
+X = jax.random.normal(jax.random.key(1), (64, 32))
+
+
+def step(w, x):
+    value, grads = jax.value_and_grad(lambda w: jnp.mean((x @ w - jnp.roll(x, 1, 1)) ** 2))(w)
+    return w - 0.5 * grads, value
+
+
+def test_the_cheapest_of_those_that_learn_as_well_is_recommended():
+    names = ["int8", "nvfp4", "fp8-delayed"]
+    found = srjit.recommend(step, W, X, budget=12, recipes=names, within=0.05)
+    assert {t.recipe for t in found.trials} == {*names, HIGH_PRECISION}
+    losses = {t.recipe: t.loss for t in found.trials}
+    best = min(loss for name, loss in losses.items() if name in names)
+    good = {name for name in names if losses[name] <= 1.05 * best}
+    assert found.recipe is not None and found.recipe.name in good
+    bits = {t.recipe: t.bits for t in found.trials}
+    assert bits[found.recipe.name] == min(bits[name] for name in good)
+    plain = next(t for t in found.trials if t.recipe == HIGH_PRECISION)
+    assert plain.losses[0] == pytest.approx(float(step(W, X)[1]), rel=1e-6)
+    assert plain.losses[-1] < plain.losses[0]  # it went on with what it learned
+    assert not W.is_deleted()
+    assert found.recipe.name in str(found)
+    assert json.loads(found.to_json())["recipe"] == found.recipe.name
+
+
+def test_costs_are_of_the_target():
+    found = srjit.recommend(step, W, X, budget=1, recipes=["int8"], target="v5e", within=1)
+    costs = {t.recipe: t.cost for t in found.trials}
+    assert 0.5 <= costs["int8"] < 1 == costs[HIGH_PRECISION]  # one order of the products is slow
+
+
+def test_data_and_losses_may_come_from_elsewhere():
+    batches = []
+
+    def advance(number, args, out):
+        batches.append(number)
+        return out["w"], X + number
+
+    found = srjit.recommend(
+        srjit.srjit(lambda w, x: dict(zip(("w", "loss"), step(w, x), strict=True)), recipe="fp8"),
+        W,
+        X,
+        budget=3,
+        recipes=["int8"],
+        advance=advance,
+        loss=lambda out: out["loss"],
+    )
+    assert batches == [0, 1, 2] * 2 and len(found.trials) == 2
+
+
+def trial(recipe, loss, cost, bits=8.0):
+    return Trial(recipe, loss, (loss,), 1.0, cost, bits, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("trials", "chosen"),
+    [
+        ([trial("int8", 1.0, 0.5), trial("nvfp4", 1.002, 0.25)], "nvfp4"),
+        ([trial("int8", 1.0, 0.5), trial("nvfp4", 1.004, 0.25)], "int8"),
+        ([trial("int8", 1.0, 1.0, 8.0), trial("nvfp4", 1.0, 1.0, 4.0)], "nvfp4"),
+        ([trial("int8", -1.0, 0.5), trial("nvfp4", -0.998, 0.25)], "nvfp4"),
+        ([trial("int8", float("inf"), 0.5)], None),
+    ],
+)
+def test_which_is_recommended(trials, chosen):
+    recipes = {t.recipe: srjit.recipes.get(t.recipe) for t in trials}
+    found = recommending._recommended({t.recipe: t for t in trials}, recipes, 0.003, 1, "cpu")
+    assert (found.recipe and found.recipe.name) == chosen
+
+
+def test_a_step_that_returns_something_else_is_explained():
+    with pytest.raises(ValueError, match="pass loss="):
+        srjit.recommend(lambda w, x: (w, x @ w), W, X, budget=1, recipes=["int8"])
+    with pytest.raises(ValueError, match="pass advance="):
+        srjit.recommend(lambda w, x: jnp.sum(x @ w), W, X, budget=1, recipes=["int8"])
+    with pytest.raises(ValueError, match="number of steps"):
+        srjit.recommend(step, W, X, budget=0)
