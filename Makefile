@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@awk -F ' \\?=.*# ?' '/^[A-Z]+ \?=.*#/ { printf "  %-13s %s\n", $$1 "=...", $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
@@ -23,9 +23,13 @@ demo: setup-examples ## train a language model in bf16, int8, fp8 and nvfp4, sid
 	$(BIN)/python examples/train_lm.py --compare --out demo-out $(ARGS)
 
 .PHONY: test
-test: setup-test ## run all tests; a part: make test ARGS="tests/numerics -m 'not slow'"
+test: setup-test ## run the tests; a part: make test ARGS="tests/numerics -m 'not slow'"
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 	$(BIN)/lit -s -j $(JOBS) lit_tests
+
+.PHONY: test-all
+test-all: export SRJIT_NIGHTLY = 1
+test-all: test ## as test, with what crosses everything with everything, and measures: hours
 
 .PHONY: lint
 lint: setup-test ## check format and style (ruff)

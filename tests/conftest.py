@@ -1,8 +1,9 @@
-"""Eight CPU devices for every test, whatever hardware is attached."""
+"""Eight CPU devices for every test, whatever hardware is attached; nightly tests on demand."""
 
 import os
 
 import hypothesis
+import pytest
 
 # XLA and JAX read these once, so they have to be there before any test imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,3 +14,12 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 # The first example of a property also pays for compilation: time limits per example mean nothing.
 hypothesis.settings.register_profile("srjit", deadline=None)
 hypothesis.settings.load_profile("srjit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves nightly tests out, and says how many, unless SRJIT_NIGHTLY is set."""
+    if os.environ.get("SRJIT_NIGHTLY", "0") != "0":
+        return
+    left_out = [item for item in items if item.get_closest_marker("nightly")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]

@@ -32,7 +32,7 @@ def _figures(name, folder, *options):
     return json.loads(out.read_text())["figures"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_cpu_step_compares_the_same_mathematics_with_qwix_where_it_is_installed(tmp_path):
     figures = _figures("cpu_step", tmp_path)
     assert set(figures) == {"transformer", "mlp"}
@@ -43,7 +43,7 @@ def test_cpu_step_compares_the_same_mathematics_with_qwix_where_it_is_installed(
         assert ("qwix int8, per element" in rows) == bool(importlib.util.find_spec("qwix"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compile_time_measures_every_stage_scanned_and_unrolled(tmp_path):
     figures = _figures("compile_time", tmp_path, "--recipes", "int8")
     for form in ("scanned", "unrolled"):
@@ -51,14 +51,14 @@ def test_compile_time_measures_every_stage_scanned_and_unrolled(tmp_path):
         assert all(figures[form]["int8"][s] > 0 for s in ("trace", "lower", "compile"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rewriting_counts_every_site_of_the_unrolled_program(tmp_path):
     one, two = _figures("rewriting", tmp_path)
     assert two["sites"] - one["sites"] == 18  # a block: 6 products, and 2 gradients of each
     assert two["rewriting"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gpu_step_compares_and_checks_whatever_the_device(tmp_path):
     figures = _figures("gpu_step", tmp_path)
     assert {"bf16", "srjit fp8", "srjit int8"} <= set(figures["linear"]) & set(figures["block"])
@@ -97,14 +97,14 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_libtpu
 def test_rates_of_a_tpu_tell_which_orders_are_fast(tmp_path):
     rows = _figures("tpu_rates", tmp_path, "v5e")["v5e"]
     assert rows["int8"]["NN"] < 0.6 * rows["bfloat16"]["NN"] < rows["int8"]["TN"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_libtpu
 def test_kernels_of_a_tpu_have_a_profile(tmp_path):
     figures = _figures("tpu_kernels", tmp_path, "--chips", "v5e", "--kernels", "amax")
@@ -113,7 +113,7 @@ def test_kernels_of_a_tpu_have_a_profile(tmp_path):
     assert row["bytes"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_libtpu
 def test_steps_for_a_tpu_have_native_sites_and_fewer_cycles_of_xla(tmp_path):
     (row,) = _figures("tpu_cycles", tmp_path, "v5e", "--recipes", "own").values()
@@ -129,7 +129,7 @@ def test_every_benchmark_has_a_test():
     assert not missing
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_passes_are_measured_beside_the_compiler_and_by_their_sites(tmp_path):
     figures = _figures("passes", tmp_path)
     assert figures["compile"] > 0

@@ -63,7 +63,11 @@ def _four_steps(target: str, layer: Literal["jaxpr", "stablehlo"] = "jaxpr") -> 
     return seen
 
 
-@pytest.mark.parametrize("target", ["v5e", "v6e", "tpu7x", "h200"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target",
+    ["v5e", "h200", *(pytest.param(t, marks=pytest.mark.nightly) for t in ("v6e", "tpu7x"))],
+)
 def test_every_target_takes_the_same_steps_through_both_doors(target: str) -> None:
     steps = _four_steps(target)
     assert _equal(steps, _four_steps(target, "stablehlo"))

@@ -118,7 +118,7 @@ def test_the_report_is_the_mean_over_seeds(tmp_path):
     assert results["summary"]["bf16"]["val_loss"] == pytest.approx(np.mean(losses))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_demo_compares_every_recipe_with_its_twin(tmp_path, capsys):
     results = train_from_command_line(tmp_path, "--compare", "--steps", "4")
     assert list(results["summary"]) == train_lm.COMPARED
@@ -129,7 +129,7 @@ def test_the_demo_compares_every_recipe_with_its_twin(tmp_path, capsys):
     assert "nvfp4, nearest grads" in table
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_ablation_takes_a_part_away_at_a_time(tmp_path):
     results = train_from_command_line(tmp_path, "--ablate", "--steps", "4")
     assert list(results["summary"]) == train_lm.ABLATED
@@ -161,7 +161,7 @@ def test_a_variant_lacks_a_part_of_nvfp4_and_nothing_else(variant, field, value)
         assert a | {field: None} == b | {field: None}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bfloat16_parameters_learn_as_float32_ones_do_if_updates_round_stochastically(tmp_path):
     """Also the moments are in bfloat16: with updates rounded to nearest, small ones are lost."""
     model = ["--steps", "300", "--batch", "8", "--seq", "64", "--seeds", "3"]
@@ -173,6 +173,7 @@ def test_bfloat16_parameters_learn_as_float32_ones_do_if_updates_round_stochasti
     assert gaps["bf16-sr"] < 0.5 and gaps["bf16-sr:nearest"] > 2
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_and_moments_take_half_the_memory(tmp_path):
     wide, narrow = (finish(quick_run(r, steps=1), tmp_path / r) for r in ("bf16", "bf16-sr"))
     sizes = [
@@ -193,7 +194,11 @@ def test_an_unknown_recipe_is_refused_before_anything_runs(name, tmp_path, capsy
 # -- checkpoints
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe",
+    [r if r == "nvfp4" else pytest.param(r, marks=pytest.mark.nightly) for r in RECIPES],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe, tmp_path):
     run = quick_run(recipe)
     whole = finish(run, tmp_path / "whole")

@@ -14,7 +14,10 @@ _UNROLLED = ("penzai:Gemma with a layer stack",)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("entry", [pytest.param(e, id=e.id) for e in entries()])
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(e, id=e.id, marks=[] if e.runs else pytest.mark.nightly) for e in entries()],
+)
 def test_both_doors_say_the_same_of_every_product(entry: Entry):
     case = entry.build()
     options = {"recipe": "int8", "params_argnums": case.params_argnums}

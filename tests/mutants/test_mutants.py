@@ -14,7 +14,7 @@ TESTS = pathlib.Path(__file__).parents[1]
 GROUPS = sorted({mutant.group for mutant in MUTANTS.values()})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_mutant_is_killed(group: str):
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}

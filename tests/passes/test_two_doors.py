@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import jax
@@ -19,22 +18,20 @@ from .programs import PARAMS, PROGRAMS, X, on_eight_devices
 # Everything draws noise, so that every kind of operand has a number, a loop's trip and a shard.
 _ALL = recipes.get("int8").with_rounding(activations="stochastic", weights="stochastic")
 # The programs that every recipe goes through, and the recipes that every program goes through.
-# With SRJIT_CROSS=1 every recipe goes through every program, which takes ten minutes.
-_CROSS = os.environ.get("SRJIT_CROSS", "0") != "0"
 _EVERY_RECIPE = ("bfloat16", "shard_map")
-_EVERY_PROGRAM = ("int8", "nvfp4", _ALL)
+_EVERY_PROGRAM = ("int8", "nvfp4")
 
 
 def _pairs() -> list[Any]:
+    """All programs by all recipes: some always, the rest nightly."""
     pairs: list[Any] = []
     for program in PROGRAMS:
         for recipe in (*recipes.names(), _ALL):
             name = recipe if isinstance(recipe, str) else "all stochastic"
-            quick = program in _EVERY_RECIPE or recipe in _EVERY_PROGRAM[:1]
-            marks = [] if quick else [pytest.mark.slow]
-            common = program in _EVERY_RECIPE or recipe in _EVERY_PROGRAM or recipe == "fp8-delayed"
-            if common or _CROSS:
-                pairs.append(pytest.param(program, recipe, id=f"{program}-{name}", marks=marks))
+            marks = [] if program in _EVERY_RECIPE or recipe == "int8" else [pytest.mark.slow]
+            if program not in _EVERY_RECIPE and recipe not in _EVERY_PROGRAM:
+                marks = [pytest.mark.nightly]
+            pairs.append(pytest.param(program, recipe, id=f"{program}-{name}", marks=marks))
     return pairs
 
 

@@ -62,7 +62,8 @@ def check(spec, x, turned=False):
     assert_same(got, plainly(want, x, key))
 
 
-slow = pytest.mark.slow  # compiling kernels that are interpreted takes ten seconds and more
+# Compiling kernels that are interpreted takes ten seconds and more.
+slow, nightly = pytest.mark.slow, pytest.mark.nightly
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -71,17 +72,17 @@ slow = pytest.mark.slow  # compiling kernels that are interpreted takes ten seco
     [
         ("stochastic", (37, 53), 1),
         ("stochastic", (37, 53), 0),
-        pytest.param("nearest", (37, 53), 1, marks=slow),
+        pytest.param("nearest", (37, 53), 1, marks=nightly),
         pytest.param("nearest", (64, 96), 0, marks=slow),
         pytest.param("stochastic", (3, 64, 40), 1, marks=slow),
-        pytest.param("stochastic", (70,), 0, marks=slow),
+        pytest.param("stochastic", (70,), 0, marks=nightly),
     ],
 )
 def test_codes_and_scales_are_the_emulations(format, rounding, shape, axis):
     check(Quantization(format=format, rounding=rounding, axis=axis), tensor(shape))
 
 
-@slow
+@nightly
 @pytest.mark.parametrize("axis", [(0, 1), (1,), (1, 2), (2,), (0, 2)])
 @pytest.mark.parametrize("hadamard", [False, True])
 def test_any_dimensions_may_be_contracted(axis, hadamard):
@@ -130,7 +131,7 @@ def test_what_is_not_finite_stays_visible(format, bad):
     assert not np.isfinite(np.float32(got.values[3, 5]) * factor)
 
 
-@slow
+@nightly
 @pytest.mark.parametrize("tile", [(32, 32), (64, 128)])
 @pytest.mark.parametrize(("down", "by_instruction"), [(False, True), (True, False), (True, True)])
 def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
@@ -256,11 +257,11 @@ MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
     ("shape", "spec", "by_instruction"),
     [
         ((128, 256), P("model", "data"), True),
-        pytest.param((128, 256), P(None, ("data", "model")), False, marks=slow),
-        pytest.param((3, 128, 128), P("data"), False, marks=slow),
+        pytest.param((128, 256), P(None, ("data", "model")), False, marks=nightly),
+        pytest.param((3, 128, 128), P("data"), False, marks=nightly),
         pytest.param((3, 128, 128), P(None, ("data", "model")), True, marks=slow),
-        pytest.param((3, 128, 128), P(None, "model"), False, marks=slow),
-        pytest.param((72, 80), P("data"), False, marks=slow),
+        pytest.param((3, 128, 128), P(None, "model"), False, marks=nightly),
+        pytest.param((72, 80), P("data"), False, marks=nightly),
         pytest.param((72, 80), P(None, "model"), True, marks=slow),
     ],
     ids=str,
