@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit import _compat, targets
 from srjit.jaxprs.provenance import QUANTIZER, REWRITTEN
@@ -132,8 +133,10 @@ def _quantizer(
         # Shards may cut blocks: no type says how such a reshape is sharded, but XLA knows.
         operands = x, key, before, signs
         given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
-        sharded = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), jax.eval_shape(run, *given))
-        codes = _codes_sharding(x.shape, spec, sharding)
+        # With their mesh: arrays may have one where there is none around (jax.set_mesh).
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+        sharded = jax.tree.map(lambda _: whole, jax.eval_shape(run, *given))
+        codes = NamedSharding(sharding.mesh, _codes_sharding(x.shape, spec, sharding))
         sharded = dataclasses.replace(sharded, values=codes)
         auto = jax.sharding.auto_axes(run, out_sharding=sharded)
         return auto(*operands)  # type: ignore[call-arg]  (its stub knows one argument)
@@ -181,7 +184,7 @@ def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -
         names = names if isinstance(names, tuple) else (names,)
         if size % math.prod(sharding.mesh.shape[n] for n in names):
             entries[padded] = None
-    return jax.sharding.PartitionSpec(*entries)
+    return PartitionSpec(*entries)
 
 
 def quantize_operand(
