@@ -1,7 +1,8 @@
 """The page about stochastic rounding runs, and what it finds is what is known.
 
-Limits are two-sided, and made from the number of samples: each assertion about noise fails for a
-correct program with a probability below 1e-6. Results of rounding to nearest are exact.
+Limits are two-sided, and made from the number of samples: each assertion about means and deviations
+of noise fails for a correct program with a probability below 1e-6. Results of rounding to nearest
+are exact; limits on how far trainings get are round numbers.
 """
 
 from __future__ import annotations
