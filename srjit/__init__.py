@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from srjit import optim, passes, recipes, targets
-    from srjit.api import SrjitFunction, keep_high_precision, role, srjit
+    from srjit.api import SrjitFunction, keep_high_precision, replay, role, srjit
     from srjit.diagnostics.certificate import Certificate, OperandCertificate
     from srjit.diagnostics.diagnosis import Diagnosis
     from srjit.diagnostics.recommending import Recommendation, recommend
@@ -45,7 +45,7 @@ _HOME = {
         "rejit": "Rejitted rejit",
         "recipes": "Operands Recipe RecipeError Rule",
         "targets": "Target",
-        "api": "SrjitFunction keep_high_precision role srjit",
+        "api": "SrjitFunction keep_high_precision replay role srjit",
         "numerics.quantization": "Quantization QuantizedArray dequantize quantize stochastic_round",
         "plan": "Report Site SitePlan WriteBack",
         "stages": "Compiled Lowered Traced",
@@ -89,6 +89,7 @@ __all__ = [
     "recipes",
     "recommend",
     "rejit",
+    "replay",
     "role",
     "srjit",
     "stochastic_round",

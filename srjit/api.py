@@ -9,7 +9,7 @@ import os
 import threading
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -22,6 +22,7 @@ from srjit.diagnostics.capture import Capture, Observer
 from srjit.diagnostics.certificate import Certificate
 from srjit.diagnostics.diagnosis import Diagnosis, diagnosed
 from srjit.diagnostics.naming import naming_sites
+from srjit.diagnostics.replaying import Replayed, replayed
 from srjit.diagnostics.verifying import certify
 from srjit.diagnostics.watching import Record, Watch
 from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
@@ -33,6 +34,7 @@ from srjit.keys import (
     as_words,
     from_host,
     is_host_value,
+    key_words,
 )
 from srjit.numerics.formats import unknown_name
 from srjit.numerics.random_bits import Rng, as_key
@@ -162,6 +164,7 @@ class SrjitFunction:
             as_key(key)  # says at once what is wrong with it
             self._base = from_host(key) if is_host_value(key) else key
         self.calls = 0
+        self._last: tuple[Any, Any] | None = None
         self._counting = threading.Lock()
         self._dump = options.dump
         jax.jit(fun, **jit_options)  # says what is wrong with them, in terms of fun's arguments
@@ -273,6 +276,7 @@ class SrjitFunction:
         """``run(key, args, kwargs)`` as a function of fun's signature with a key in front."""
 
         def keyed(_srjit_key: Any, /, *args: Any, **kwargs: Any) -> Any:
+            self._last = jax.tree.map(_shape_of, (args, kwargs))
             return run(_srjit_key, args, kwargs)
 
         functools.update_wrapper(keyed, self._fun)
@@ -494,6 +498,45 @@ class SrjitFunction:
             )
         return diagnosed(records, notes)
 
+    def replay(
+        self,
+        *args: Any,
+        step: Any,
+        site: int | str,
+        operand: str | None = None,
+        trips: Sequence[int] | None = None,
+        shards: Mapping[str, int] | None = None,
+        **kwargs: Any,
+    ) -> list[Replayed]:
+        """The noise of one site in one step of a run, drawn again without running the program.
+
+        It depends on the step's key and on places, not on values, devices or what ran before. On
+        chips that round by an instruction of their own, noise is another: see ``explain``.
+
+        Args:
+          *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do; those of the last call that
+            was traced if there are none.
+          step: with a base key, the number of the call; otherwise the call's ``sr_key``.
+          site: number of the site, or its path, in which ``*`` stands for anything.
+          operand: ``lhs`` or ``rhs``; None: all that are rounded stochastically.
+          trips: an iteration of each loop around the site, outermost first; None: all.
+          shards: by name, places along mesh axes of ``shard_map``; 0 where nothing is said.
+
+        Returns:
+          One for each operand and iteration; none if the site draws no noise.
+
+        Raises:
+          ValueError: there is no such site, or no arguments and nothing was called yet.
+        """
+        if not args and not kwargs:
+            if self._last is None:
+                raise ValueError(f"{self.name} was not called yet: replay needs its arguments")
+            args, kwargs = self._last
+        plan = self._seen(self._transformation.planned, args, kwargs)
+        key = as_words(step) if self._base is None else self._counted(step)
+        root = None if self._options.mode == "inference" else key_words(key)
+        return replayed(plan, root, site, operand, trips, shards or {})
+
     def _observed(
         self, observer: Observer, args: Any, kwargs: Any, sr_key: Any, sr_state: Any
     ) -> Callable[[Recipe], Callable[[int], Any]]:
@@ -557,6 +600,13 @@ class SrjitFunction:
                 jitted.clear_cache()
 
 
+def _shape_of(leaf: Any) -> Any:
+    """An array's shape and dtype; anything else as it is."""
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
 def _as_tuple(value: Any) -> Sequence[Any]:
     if value is None:
         return ()
@@ -590,6 +640,11 @@ def _explain(error: ValueError, key: Any, arguments: Any) -> None:
             "Replicate it, with jax.device_put(key, NamedSharding(mesh, PartitionSpec())), or pass "
             "an integer step, which is not committed to any device"
         ) from error
+
+
+def replay(fn: SrjitFunction, *args: Any, **options: Any) -> list[Replayed]:
+    """``fn.replay(*args, step=..., site=...)``: the noise of one site in one step of a run."""
+    return fn.replay(*args, **options)
 
 
 # --------------------------------------------------------------------------- where people decide

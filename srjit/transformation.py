@@ -308,7 +308,11 @@ class Transformation:
 
     def report(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Report:
         """What would become of every site."""
-        return self._traced(args, kwargs).plan.report
+        return self.planned(args, kwargs).report
+
+    def planned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> ProgramPlan:
+        """The plan of the program."""
+        return self._traced(args, kwargs).plan
 
     # --------------------------------------------------------------------------------- tracing
 

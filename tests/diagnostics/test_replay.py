@@ -1,0 +1,89 @@
+"""Noise of a run that is drawn again is what the run drew."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import srjit
+from srjit.diagnostics.capture import Capture
+from srjit.numerics.quantization import encode
+
+W = jax.random.normal(jax.random.key(0), (3, 32, 32)) / 6
+X = jax.random.normal(jax.random.key(1), (24, 32))
+
+
+def step(w, x):
+    def loss(w):
+        with jax.named_scope("layers"):
+            body = jax.checkpoint(lambda x, w: (x + jnp.tanh(x @ w), None))
+            y, _ = jax.lax.scan(body, x, w)
+        with jax.named_scope("head"):
+            return jnp.sum((y @ w[0]) ** 2)
+
+    return jax.grad(loss)(w)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("base", [None, jax.random.key(5)], ids=["step", "base key"])
+def test_keys_are_those_that_the_run_took(recipe, base):
+    fun = srjit.srjit(step, recipe=recipe, key=base)
+    seen = Capture()
+    run = fun._observed(seen.observe, (W, X), {}, None, None)(fun._options.recipe)
+    for seen.step in range(2):
+        run(seen.step)
+        jax.effects_barrier()
+    if base is None:  # what a run counts from there is an integer base key, 0
+        fun = srjit.srjit(step, recipe=recipe, key=0)
+    assert seen.places
+    for (quantizer, where), captured in seen.places.items():
+        side = ("lhs", "rhs")[quantizer.side]
+        for number, key in captured.keys.items():
+            (again,) = srjit.replay(
+                fun, W, X, step=number, site=quantizer.site, operand=side, trips=where
+            )
+            assert again.key == key and again.where == where
+
+
+def gradients(fun):
+    """Numbers of sites whose left operand is a gradient that is rounded stochastically."""
+    sites = fun.explain(W, X).sites
+    return [s.site.number for s in sites if s.lhs and s.lhs.rounding == "stochastic"]
+
+
+def test_noise_is_what_rounds():
+    """Integer codes are floor(y + u), u of the noise's upper 24 bits."""
+    fun = srjit.srjit(step, recipe="int8")
+    (drawn,) = fun.replay(W, X, step=3, site=gradients(fun)[0], operand="lhs")
+    x = jax.random.normal(jax.random.key(9), drawn.noise.shape)
+    spec = srjit.Quantization(format="int8", rounding="stochastic")
+    codes = encode(x, spec, tuple(jnp.uint32(word) for word in drawn.key))
+    y = np.asarray(x, np.float64) / np.asarray(codes.scale, np.float64)
+    sums = y + (np.asarray(drawn.noise) >> 8) / 2.0**24
+    clear = np.abs(sums - np.round(sums)) > 1e-5  # of what floats may round the other way
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(np.asarray(codes.codes)[clear], np.floor(sums)[clear])
+
+
+def test_sites_are_found_by_number_path_and_trip():
+    fun = srjit.srjit(step, recipe="int8")
+    with pytest.raises(ValueError, match="was not called yet"):
+        srjit.replay(fun, step=0, site=0)
+    fun(W, X, sr_key=0)
+    inside = next(n for n in gradients(fun) if fun.explain(W, X).sites[n].site.trips == 3)
+    every = srjit.replay(fun, step=0, site=inside, operand="lhs")
+    assert [r.where for r in every] == [(0,), (1,), (2,)]
+    assert len({r.key for r in every}) == 3
+    one = srjit.replay(fun, W, X, step=0, site=inside, operand="lhs", trips=(1,))
+    np.testing.assert_array_equal(one[0].noise, every[1].noise)
+    other = srjit.replay(fun, W, X, step=1, site=inside, operand="lhs", trips=(1,))
+    assert other[0].key != one[0].key
+    with pytest.raises(ValueError, match="no site is 'nothing'; there are 0: "):
+        fun.replay(step=0, site="nothing")
+    with pytest.raises(ValueError, match="there are 1 loops"):
+        fun.replay(step=0, site=inside, trips=(1, 2))
+    with pytest.raises(ValueError, match="'lhs' or 'rhs'"):
+        fun.replay(step=0, site=inside, operand="left")
+    assert (
+        srjit.srjit(step, recipe="int8", mode="inference").replay(W, X, step=0, site=inside) == []
+    )
