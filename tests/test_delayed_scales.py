@@ -66,7 +66,7 @@ def _four_steps(target: str, layer: Literal["jaxpr", "stablehlo"] = "jaxpr") -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "target",
-    ["v5e", "h200", *(pytest.param(t, marks=pytest.mark.nightly) for t in ("v6e", "tpu7x"))],
+    ["v5e", *(pytest.param(t, marks=pytest.mark.nightly) for t in ("v6e", "tpu7x", "h200"))],
 )
 def test_every_target_takes_the_same_steps_through_both_doors(target: str) -> None:
     steps = _four_steps(target)

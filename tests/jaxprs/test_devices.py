@@ -35,6 +35,9 @@ def _step(w: jax.Array, x: jax.Array) -> Any:
     return jax.value_and_grad(lambda w, x: (jnp.tanh(x @ w) ** 2).sum(), (0, 1))(w, x)
 
 
+EDEN = pytest.param("nvfp4-eden", marks=pytest.mark.slow)
+
+
 def _close(a: Any, b: Any, exact: bool) -> None:
     for got, expected in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         got, expected = np.asarray(got), np.asarray(expected)
@@ -45,7 +48,7 @@ def _close(a: Any, b: Any, exact: bool) -> None:
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4", "nvfp4-eden"])
+@pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4", EDEN])
 def test_eight_devices_compute_what_one_does(recipe: str, sharding: str):
     def linear(w: jax.Array, x: jax.Array, ct: jax.Array) -> Any:
         out, pullback = jax.vjp(lambda w, x: x @ w, w, x)
@@ -63,7 +66,7 @@ def test_eight_devices_compute_what_one_does(recipe: str, sharding: str):
 
 
 @pytest.mark.parametrize("sharding", ["rows", "columns"])
-@pytest.mark.parametrize("recipe", ["int8", "nvfp4", "nvfp4-eden"])
+@pytest.mark.parametrize("recipe", ["int8", "nvfp4", EDEN])
 def test_explicitly_sharded_programs_compute_what_one_device_does(recipe: str, sharding: str):
     alone = srjit.srjit(_step, recipe=recipe)(W, X, sr_key=3)
     mesh = _mesh(AxisType.Explicit)

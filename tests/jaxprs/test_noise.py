@@ -175,7 +175,7 @@ POLICIES = {
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("program", [_unrolled, _scanned, _branched])
 @pytest.mark.parametrize("inside", [True, False], ids=["grad inside", "grad outside"])
-@pytest.mark.parametrize("recipe", ["int8", "stochastic"])
+@pytest.mark.parametrize("recipe", ["int8", pytest.param("stochastic", marks=pytest.mark.nightly)])
 def test_what_is_recomputed_has_the_noise_that_it_had(
     recipe: str, inside: bool, program: Any, policy: str
 ):

@@ -17,9 +17,9 @@ from .programs import PARAMS, PROGRAMS, X, on_eight_devices
 
 # Everything draws noise, so that every kind of operand has a number, a loop's trip and a shard.
 _ALL = recipes.get("int8").with_rounding(activations="stochastic", weights="stochastic")
-# The programs that every recipe goes through, and the recipes that every program goes through.
+# The programs that every recipe goes through; every program goes through int8.
 _EVERY_RECIPE = ("bfloat16", "shard_map")
-_EVERY_PROGRAM = ("int8", "nvfp4")
+_LONG = ("transformer", "experts")  # that also go through NVFP4, whose codes have two scales
 
 
 def _pairs() -> list[Any]:
@@ -28,9 +28,10 @@ def _pairs() -> list[Any]:
     for program in PROGRAMS:
         for recipe in (*recipes.names(), _ALL):
             name = recipe if isinstance(recipe, str) else "all stochastic"
-            marks = [] if program in _EVERY_RECIPE or recipe == "int8" else [pytest.mark.slow]
-            if program not in _EVERY_RECIPE and recipe not in _EVERY_PROGRAM:
-                marks = [pytest.mark.nightly]
+            always = program in _EVERY_RECIPE or recipe == "int8"
+            marks = [] if always else [pytest.mark.nightly]
+            if program in _LONG and recipe == "nvfp4":
+                marks = [pytest.mark.slow]
             pairs.append(pytest.param(program, recipe, id=f"{program}-{name}", marks=marks))
     return pairs
 

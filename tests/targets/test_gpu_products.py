@@ -144,7 +144,13 @@ def mapped(fun: Any, recipe: str, target: str) -> Any:
     ("make", "fun"), [(inside, loss), (inside, looped), (outside, looped), (mapped, loss)]
 )
 @pytest.mark.parametrize(
-    ("recipe", "target"), [*((r, "b200") for r in ("nvfp4", "mxfp8", "mxfp4")), ("fp8", "h200")]
+    ("recipe", "target"),
+    [
+        ("nvfp4", "b200"),
+        pytest.param("mxfp8", "b200", marks=pytest.mark.nightly),
+        pytest.param("mxfp4", "b200", marks=pytest.mark.nightly),
+        ("fp8", "h200"),
+    ],
 )
 def test_where_no_gpu_is_the_numbers_are_the_emulations(
     make: Any, fun: Any, recipe: str, target: str

@@ -114,7 +114,7 @@ def vmapped(fun: Any) -> Any:
     return make
 
 
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize("chip", ["v5e", pytest.param("v6e", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     ("make", "fun"),
     [
