@@ -368,8 +368,8 @@ MUTANTS: dict[str, Mutant] = {
     "operands of a product draw signs apart": Mutant(
         group="eden",
         module="srjit.jaxprs.rewrite",
-        old="signs = self._drawn(site.signs)",
-        new="signs = mix(self._drawn(site.signs), side)",
+        old="signs=self._signs(site),",
+        new="signs=(s := self._signs(site)) and mix(s, side),",
         killed_by=(
             RECIPES + "test_every_builtin_recipe_runs_and_stays_near_the_truth[nvfp4-eden]",
         ),
