@@ -18,7 +18,7 @@ import numpy as np
 
 from srjit import _compat, aot, recipes, targets
 from srjit.arguments import Changed, Objects
-from srjit.diagnostics.capture import Capture, Observer
+from srjit.diagnostics.capture import Capture
 from srjit.diagnostics.certificate import Certificate
 from srjit.diagnostics.diagnosis import Diagnosis, diagnosed
 from srjit.diagnostics.naming import naming_sites
@@ -156,7 +156,7 @@ class SrjitFunction:
         if watch is not None:
             if options.layer != "jaxpr":
                 raise ValueError("watch= is for layer='jaxpr', whose numbers are the same")
-            self._transformation.observe(Watch.of(watch).observe, warned=False)
+            self._transformation.stream(Watch.of(watch))
         self._base = key
         if key is not None:
             if options.mode == "inference":
@@ -463,7 +463,7 @@ class SrjitFunction:
         # A write-back's noise would hide what averages of the products' converge to.
         recipe = dataclasses.replace(self._options.recipe, weights=None, moments=None)
         seen = Capture()
-        program = self._observed(seen.observe, args, kwargs, sr_key, sr_state)
+        program = self._observed(lambda t: t.observe(seen.observe), args, kwargs, sr_key, sr_state)
         run, reference = program(recipe), program(recipe.without_noise())
         report = self._seen(self._transformation.report, args, kwargs)
         return certify(run, lambda: reference(0), seen, report, draws)
@@ -486,9 +486,11 @@ class SrjitFunction:
           ``.to_json()``, ``.to_html()``.
         """
         records: list[Record] = []
-        run = self._observed(Watch(records.append).observe, args, kwargs, sr_key, sr_state)
+        watch = Watch(records.append)
+        program = self._observed(lambda t: t.stream(watch), args, kwargs, sr_key, sr_state)
+        run = program(self._options.recipe)
         for step in range(steps):
-            jax.block_until_ready(run(self._options.recipe)(step))
+            jax.block_until_ready(run(step))
         jax.effects_barrier()
         notes: list[str] = []
         if not records:
@@ -538,9 +540,19 @@ class SrjitFunction:
         return replayed(plan, root, site, operand, trips, shards or {})
 
     def _observed(
-        self, observer: Observer, args: Any, kwargs: Any, sr_key: Any, sr_state: Any
+        self,
+        observe: Callable[[Transformation], None],
+        args: Any,
+        kwargs: Any,
+        sr_key: Any,
+        sr_state: Any,
     ) -> Callable[[Recipe], Callable[[int], Any]]:
-        """Of a recipe and a step's number, what the program returns; nothing is donated."""
+        """Of a recipe and a step's number, what the program returns; nothing is donated.
+
+        Args:
+          observe: lets somebody look at the program.
+          args, kwargs, sr_key, sr_state: as of ``verify``.
+        """
         if self._options.recipe.has_delayed_scales and sr_state is None:
             sr_state = self.init_state(*args, **kwargs)
         options = dataclasses.replace(self._options, layer="jaxpr", strict=False, dump=None)
@@ -552,7 +564,7 @@ class SrjitFunction:
         def program(recipe: Recipe) -> Callable[[int], Any]:
             chosen = dataclasses.replace(options, recipe=recipe)
             copy = SrjitFunction(self._fun, chosen, base, jit_options)
-            copy._transformation.observe(observer)
+            observe(copy._transformation)
 
             def run(step: int) -> Any:
                 key = None if base is None else copy._counted(step)

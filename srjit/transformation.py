@@ -19,6 +19,7 @@ from srjit import _compat, hlo_call, recipes, targets
 from srjit.arguments import Arguments, Changed, Objects
 from srjit.diagnostics.capture import Observer
 from srjit.diagnostics.dump import Dump
+from srjit.diagnostics.watching import Watch
 from srjit.jaxprs.planner import make_plan, recipe_of
 from srjit.jaxprs.program_plan import ProgramPlan, Settings
 from srjit.jaxprs.rewrite import State, evaluate, remembered
@@ -217,14 +218,19 @@ class Transformation:
         self._seen = None if dump is None else hlo_call.dumping(dump.write)
         self._warned = False
         self._observer: Observer | None = None
+        self._stream: Watch | None = None
 
     def watch(self, seen: Callable[[str, Any], None]) -> None:
         """From now on, only looks: ``seen`` gets the module after every pass, nobody is warned."""
         self._seen, self._warned = seen, True
 
-    def observe(self, observer: Observer, warned: bool = True) -> None:
-        """From now on, ``observer`` sees quantizations; if ``warned``, nobody is warned again."""
-        self._observer, self._warned = observer, warned
+    def observe(self, observer: Observer) -> None:
+        """From now on, ``observer`` sees quantizations, and nobody is warned."""
+        self._observer, self._warned = observer, True
+
+    def stream(self, watch: Watch) -> None:
+        """From now on, what quantizations are like is streamed."""
+        self._stream = watch
 
     def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the rewritten function returns; ``Changed`` if it changed objects in place.
@@ -354,7 +360,7 @@ class Transformation:
         report = plan.report
         notes = (*report.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
         report = dataclasses.replace(report, notes=notes)
-        plan = dataclasses.replace(plan, report=report, observer=self._observer)
+        plan = dataclasses.replace(plan, report=report, observer=self._observer, watch=self._stream)
         return _Program(original, closed, plan, dynamic, labels, unflatten)
 
     def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:

@@ -124,8 +124,8 @@ def _key(
     """What the rewritten program derives: of trips, of the quantization, and of the shard."""
     draw, key = planned.draws[side], root
     for trip, (length, _), flip in itertools.zip_longest(where, loops, draw.flips):
-        backwards = flip and length is not None
-        key = mix(key, jnp.uint32(length - 1 - trip if backwards else trip))
+        number = length - 1 - trip if flip and length is not None else trip
+        key = mix(key, jnp.uint32(number))
     key = mix(mix(key, draw.number), draw.slot)
     for axis in sorted(planned.varies[side]):
         key = mix(key, jnp.uint32(shards.get(axis, 0)))

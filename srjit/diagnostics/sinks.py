@@ -68,6 +68,6 @@ class TensorBoard:
             tag = f"srjit/{record.name}/{figure}"
             self._writer.add_scalar(tag, getattr(record, figure), record.step)
 
-    def flush(self) -> None:
+    def close(self) -> None:
         """Writes what is not written yet; that happens by itself every 10 seconds."""
-        self._writer.flush()
+        self._writer.close()

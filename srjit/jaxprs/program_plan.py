@@ -11,13 +11,14 @@ from typing import Any
 import jax
 
 from srjit.diagnostics.capture import Observer
+from srjit.diagnostics.watching import Watch
 from srjit.jaxprs.provenance import Provenance
 from srjit.jaxprs.site import SiteParams, quantize_operand, quantize_together
 from srjit.jaxprs.values import Path
 from srjit.jaxprs.write_backs import NOTHING, WriteBacks
 from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.random_bits import Key, Rng
-from srjit.plan import Report
+from srjit.plan import Report, SitePlan
 from srjit.recipes import Recipe
 from srjit.targets import Target
 
@@ -82,6 +83,7 @@ class ProgramPlan:
     provenance: Provenance
     settings: Settings
     observer: Observer | None = None
+    watch: Watch | None = None
     write_backs: WriteBacks = NOTHING
 
     def quantize(
@@ -154,19 +156,49 @@ class ProgramPlan:
     @functools.cached_property
     def histories(self) -> dict[str, tuple[int, ...]]:
         """The shape of every history of delayed scales: lengths of the loops around it, steps."""
-        loops = {o.scope.path: o.scope.loops for o in self.provenance.occurrences}
         return {
-            name: (*(n for n, _ in loops[path] if n is not None), HISTORY)
+            name: (*self.lengths(path), HISTORY)
             for path, site in self.sites.items()
             for name in site.states
             if name is not None
         }
 
     def states(self, scope: Path) -> list[str]:
-        """Names of the histories that sites inside ``scope`` need."""
-        inside = (s for path, s in self.sites.items() if path[: len(scope)] == scope)
-        names = (name for site in inside for name in site.states if name is not None)
+        """Names of the histories, and of what is watched, that sites inside ``scope`` have."""
+        inside = {p: s for p, s in self.sites.items() if p[: len(scope)] == scope}
+        names = [name for site in inside.values() for name in site.states if name is not None]
+        names += [name for (path, _), name in self.watched.items() if path in inside]
         return list(dict.fromkeys(names))
+
+    @functools.cached_property
+    def watched(self) -> dict[tuple[Path, int], str]:
+        """The operands that are watched: a name for each."""
+        kinds = self.watch.kinds if self.watch else ()
+        return {
+            (path, side): f"watched: {self.numbers[path]}, {side}"
+            for path, site in self.sites.items()
+            for side, shared in enumerate((site.lhs, site.rhs))
+            if shared is not None and self.kind(path, side) in kinds
+        }
+
+    def quantization(self, path: Path, side: int) -> tuple[SitePlan, int, Quantization]:
+        """The report's entry of a site, which operand, and how it is quantized."""
+        shared = (self.sites[path].lhs, self.sites[path].rhs)[side]
+        assert shared is not None
+        return self.report.sites[self.numbers[path]], side, shared[1]
+
+    def kind(self, path: Path, side: int) -> str:
+        """What an operand of a site is: ``activation``, ``weight``, ``gradient`` or ``unknown``."""
+        site = self.report.sites[self.numbers[path]].site
+        return (site.lhs_kind, site.rhs_kind)[side]
+
+    def lengths(self, path: Path) -> tuple[int, ...]:
+        """Of the loops around a site, but for those that have none."""
+        return tuple(n for n, _ in self._loops[path] if n is not None)
+
+    @functools.cached_property
+    def _loops(self) -> dict[Path, tuple[tuple[int | None, bool], ...]]:
+        return {o.path: o.scope.loops for o in self.provenance.occurrences}
 
     @functools.cached_property
     def numbers(self) -> dict[Path, int]:

@@ -24,6 +24,7 @@ from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
 from srjit.diagnostics.capture import Quantizer
+from srjit.diagnostics.measuring import MEASURED, measured
 from srjit.diagnostics.naming import scope_of
 from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Shared
 from srjit.jaxprs.site import bind_site, site_p
@@ -54,9 +55,20 @@ def evaluate(
       The outputs, and the amax of every delayed scale; ``UNSEEN`` where nothing was quantized.
     """
     jaxpr, consts = _compat.open_jaxpr(closed)
-    frame = _Frame(plan, key, (), (), histories)
+    # What is watched leaves loops and branches as what delayed scales see does.
+    none = {
+        name: jnp.zeros((*plan.lengths(path), len(MEASURED), 1), jnp.float32)
+        for (path, _), name in plan.watched.items()
+    }
+    frame = _Frame(plan, key, (), (), histories | none)
     outs = frame.run(jaxpr, consts, args)
-    return outs, frame.seen(())
+    seen = frame.seen(())
+    if plan.watch and plan.watched:
+        watched = {place: seen.pop(name) for place, name in plan.watched.items()}
+        plan.watch.stream(
+            [plan.quantization(path, side) for path, side in watched], list(watched.values())
+        )
+    return outs, seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +189,11 @@ class _Frame:
             if made is None:  # one by one is as good, and others when they are wanted
                 keys = {shared: keys[shared]}
                 made = [self._quantized_alone(shared, *missing[shared], x, keys[shared])]
-            if self.plan.observer:
-                for s in keys:
-                    self._show(s, *missing[s], x, keys[s])
+            for s, key in keys.items():
+                if self.plan.observer:
+                    self._show(s, *missing[s], x, key)
+                if missing[s] in self.plan.watched:
+                    self._measure(s, *missing[s], x, key)
             self.codes.update(zip(keys, made, strict=True))
         return self.codes[shared]
 
@@ -218,6 +232,13 @@ class _Frame:
     def _before(self, history: str | None) -> jax.Array | None:
         """The largest amax of earlier steps, for a delayed scale."""
         return None if history is None else jnp.max(self.histories[history])
+
+    def _measure(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
+        """Hands out what is to be told of a watched quantization."""
+        site = self.plan.sites[path]
+        before, flips = self._before(site.states[side]), self._signs(site) is not None
+        found = measured(x, shared[1], key, before, flips)
+        self.observe({self.plan.watched[path, side]: found})
 
     def _show(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
         """Lets the observer see one quantization."""

@@ -131,7 +131,7 @@ def test_a_run_is_written_line_by_line_and_read_again(tmp_path):
 def test_tensorboard_gets_scalars(tmp_path):
     sink = TensorBoard(tmp_path)
     sink(record())
-    sink.flush()
+    sink.close()
     (events,) = tmp_path.iterdir()
     assert b"srjit/site_1_wgrad_lhs_trip_2/norm" in events.read_bytes()
 
