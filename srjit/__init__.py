@@ -11,6 +11,7 @@ if _TYPE_CHECKING:
     from srjit.diagnostics.certificate import Certificate, OperandCertificate
     from srjit.diagnostics.verifying import verify_function
     from srjit.export import Exported, export, load
+    from srjit.freezing import freeze
     from srjit.numerics.quantization import (
         Quantization,
         QuantizedArray,
@@ -36,6 +37,7 @@ _HOME = {
         "diagnostics.certificate": "Certificate OperandCertificate",
         "diagnostics.verifying": "verify_function",
         "export": "Exported export load",
+        "freezing": "freeze",
         "rejit": "Rejitted rejit",
         "recipes": "Operands Recipe RecipeError Rule",
         "targets": "Target",
@@ -72,6 +74,7 @@ __all__ = [
     "WriteBack",
     "dequantize",
     "export",
+    "freeze",
     "keep_high_precision",
     "load",
     "optim",

@@ -498,6 +498,10 @@ class SrjitFunction:
         state = self.init_state(*args, **kwargs) if self._options.recipe.has_delayed_scales else {}
         return self._jit_for(args), Stateful(given, state) if state else given
 
+    def made_of(self) -> tuple[Callable[..., Any], Options, dict[str, Any]]:
+        """The function, how it is rewritten, and the options of ``jax.jit``, as they were given."""
+        return self._fun, self._options, dict(self._jit_options)
+
     def clear_cache(self) -> None:
         """As of ``jax.jit``."""
         for jitted in (self._jit, *self._jits.values()):

@@ -22,7 +22,7 @@ ORDER = [
     ["hlo_call"],
     ["transformation"],
     ["api"],
-    ["export"],
+    ["export", "freezing"],
     ["tools"],
     ["__init__"],
 ]
