@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from srjit.api import SrjitFunction
 from srjit.jaxprs import frozen
 from srjit.jaxprs.values import PARAMETER
-from srjit.transformation import Program, Transformation, is_traced, parameters_of
+from srjit.transformation import Program, Transformation, is_traced, name_of, parameters_of
 
 Arrays = dict[str, Any]
 _STATIC = ("static_argnums", "static_argnames")
 
 
-def freeze(fn: SrjitFunction, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[..., Any]]:
+def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[..., Any]]:
     """The parameters of a function with its weights quantized and packed, and what runs on them.
 
     A weight is an operand of a matrix multiplication that the recipe quantizes and that is made of
@@ -38,10 +38,10 @@ def freeze(fn: SrjitFunction, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Cal
       A pair ``(packed, run)``:
 
       - ``packed``, a dict of arrays by names such as ``layers.0.w``. A packed weight is
-        ``layers.0.w.codes`` (uint8 with two codes a byte for int4 and FP4, the first in the low
-        bits; int8, float8_e4m3fn, float8_e5m2 or bfloat16 otherwise), ``.scale`` (float32,
-        float8_e4m3fn, or uint8 with the bits of E8M0) and, for NVFP4, ``.tensor_scale``. Stacked
-        layers have a leading dimension. Every other parameter is what it was.
+        ``layers.0.w.codes`` (int8; or uint8 with the bits of FP8, or of two codes of int4 or FP4,
+        the first in the low ones), ``.scale`` (float32, or uint8 with the bits of E4M3 or E8M0)
+        and, for NVFP4, ``.tensor_scale`` (float32). Stacked layers have a leading dimension. Every
+        other parameter is what it was.
       - ``run``, a function jitted as fn is, that takes ``packed`` in place of the parameters and
         returns what fn returns in inference mode. Other shapes of the other arguments are fine
         while the recipe quantizes the same weights there. In derivatives, which packed weights
@@ -73,7 +73,7 @@ def freeze(fn: SrjitFunction, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Cal
     params = args[position]
     structs = jax.eval_shape(lambda p: p, params)
     program = _Function(transformation, position, structs)
-    jit_options = _for_packed(fn, jit_options, position, len(args))
+    jit_options = _for_packed(fun, jit_options, position, len(args))
     static = {name: value for name, value in jit_options.items() if name in _STATIC}
     layout = _looked(fun, program.layout, static, args, kwargs)
     leaves = jax.tree.leaves(params)
@@ -105,27 +105,29 @@ def _stands_for_array(x: Any) -> bool:
     return is_traced(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
-def _for_packed(fn: Any, options: dict[str, Any], position: int, count: int) -> dict[str, Any]:
+def _for_packed(
+    fun: Callable[..., Any], options: dict[str, Any], position: int, count: int
+) -> dict[str, Any]:
     """Options of ``jax.jit`` for a function with other parameters, which are there to stay."""
+    name = name_of(fun)
     if isinstance(options.get("in_shardings"), (tuple, list)):
         raise ValueError(
-            f"{fn.name} has in_shardings for each of its arguments, and packed parameters are other "
-            "arrays: leave them out, and shard the arrays"
+            f"{name} has in_shardings for each of its arguments, and packed parameters are other "
+            "arrays: leave in_shardings out, and shard the arrays"
         )
-    parameters = [p.name for p in parameters_of(fn) or ()]
-    name = parameters[position] if position < len(parameters) else None
-    changed = dict(options)
-    for kind in ("static", "donate"):
-        numbers, names = (changed.get(f"{kind}_{of}") for of in ("argnums", "argnames"))
-        numbers = [n for n in _as_tuple(numbers) if n % count != position]
-        names = [n for n in _as_tuple(names) if n != name]
-        dropped = numbers != list(_as_tuple(changed.get(f"{kind}_argnums")))
-        dropped |= names != list(_as_tuple(changed.get(f"{kind}_argnames")))
-        if dropped and kind == "static":
-            raise ValueError(f"the parameters of {fn.name} are a static argument: they are no arrays")
-        if dropped:
-            changed |= {f"{kind}_argnums": tuple(numbers), f"{kind}_argnames": tuple(names)}
-    return changed
+    parameters = [p.name for p in parameters_of(fun) or ()]
+    called = parameters[position : position + 1]
+
+    def others(option: str) -> tuple[Any, ...]:
+        """What an option says of the other arguments."""
+        given = _as_tuple(options.get(option))
+        return tuple(x for x in given if x not in (position, position - count, *called))
+
+    for option in ("static_argnums", "static_argnames"):
+        if len(others(option)) < len(_as_tuple(options.get(option))):
+            raise ValueError(f"the parameters of {name} are static: srjit.freeze packs arrays")
+    donated = {o: others(o) for o in ("donate_argnums", "donate_argnames") if options.get(o)}
+    return {**options, **donated}
 
 
 def _as_tuple(value: Any) -> Sequence[Any]:
@@ -223,9 +225,7 @@ class _Function:
         self.transformation.complain(program.plan.report)
         return _layout(program)
 
-    def call(
-        self, shapes: dict[str, Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Any:
+    def call(self, shapes: dict[str, Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the function returns.
 
         Args:
@@ -306,7 +306,9 @@ def _checked(name: str, packed: Any, shapes: dict[str, Any]) -> Mapping[str, Any
     missing, more = sorted(set(shapes) - set(packed)), sorted(set(packed) - set(shapes))
     if missing or more:
         what = f"lack {missing[:4]}" if missing else f"have {more[:4]} more"
-        raise ValueError(f"these are not the packed parameters that {name} was frozen for: they {what}")
+        raise ValueError(
+            f"these are not the packed parameters that {name} was frozen for: they {what}"
+        )
     for key, want in shapes.items():
         array = packed[key]
         if (array.shape, array.dtype) != (want.shape, want.dtype):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
+from jax.experimental import io_callback
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import srjit
 
@@ -54,7 +58,7 @@ def dtypes(packed: dict[str, jax.Array]) -> dict[str, str]:
 
 SCALES = {"int4": 4 / 32, "mxfp4": 1 / 32, "mxfp8": 1 / 32, "nvfp4": 1 / 256}  # bytes an element
 CODES = {
-    "int8": "int8", "int8-channel": "int8", "fp8": "float8_e4m3fn", "mxfp8": "float8_e4m3fn",
+    "int8": "int8", "int8-channel": "int8", "fp8": "uint8", "mxfp8": "uint8",
     "int4": "uint8", "mxfp4": "uint8", "nvfp4": "uint8", "nvfp4-4over6": "uint8",
 }  # fmt: skip
 
@@ -129,11 +133,13 @@ def test_bfloat16_parameters(recipe: str):
 
 
 def test_nan_and_infinity_among_the_weights_stay_visible():
-    for bad in (jnp.nan, jnp.inf):
-        params = MLP | {"down": MLP["down"].at[3, 4].set(bad)}
-        for recipe in ("int8", "int4", "nvfp4"):
-            packed, run = srjit.freeze(srjit.srjit(mlp, recipe=recipe), params, X)
-            expected = np.isfinite(inference(mlp, recipe, params, X))
+    w = normal(0, D, 40)
+    for recipe in ("int8", "nvfp4"):
+        _, run = srjit.freeze(srjit.srjit(lambda w, x: x @ w, recipe=recipe), w, X)
+        for bad in (jnp.nan, jnp.inf):
+            broken = w.at[3, 4].set(bad)
+            packed, _ = srjit.freeze(srjit.srjit(lambda w, x: x @ w, recipe=recipe), broken, X)
+            expected = np.isfinite(inference(lambda w, x: x @ w, recipe, broken, X))
             np.testing.assert_array_equal(np.isfinite(run(packed, X)), expected)
             assert not expected.all()
 
@@ -332,8 +338,8 @@ def test_it_can_be_jitted_vmapped_and_differentiated_by_what_it_still_takes():
     batched = jax.vmap(lambda x: run(packed, x))(jnp.stack([X, X]))
     np.testing.assert_allclose(batched[1], run(packed, X), rtol=1e-5, atol=1e-5)
     ours = jax.grad(lambda x: jnp.sum(run(packed, x)))(X)
-    exact = jax.grad(lambda x: jnp.sum(mlp(MLP, x)))(X)
-    assert jnp.linalg.norm(ours - exact) < 0.1 * jnp.linalg.norm(exact)
+    exact = jax.grad(lambda x: jnp.sum(inference(mlp, "int8", MLP, x)))(X)
+    assert 0 < jnp.linalg.norm(ours - exact) < 0.05 * jnp.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("rotated", [False, True])
@@ -368,6 +374,28 @@ def test_printing_does_not_stand_in_the_way(capfd: Any):
     jax.block_until_ready(run(packed, X))
     jax.effects_barrier()
     assert capfd.readouterr().out == "seen 4\n"
+
+
+def test_parameters_of_several_devices_stay_on_them():
+    mesh = Mesh(np.array(jax.devices()[:4]), "model")
+    sharding = NamedSharding(mesh, PartitionSpec(None, "model"))
+    w, x = jax.device_put(normal(0, D, 128), sharding), normal(1, 4, D)
+    decorated = srjit.srjit(lambda w, x: x @ w, recipe="nvfp4")
+    packed, run = srjit.freeze(decorated, w, x)
+    assert len(packed["params.codes"].sharding.device_set) == 4
+    assert_same_bits(run(packed, x), inference(lambda w, x: x @ w, "nvfp4", w, x))
+
+
+def test_modules_of_flax_and_equinox_are_parameters():
+    network = nnx.Sequential(
+        nnx.Linear(D, 48, rngs=nnx.Rngs(0)), nnx.Linear(48, 8, rngs=nnx.Rngs(1))
+    )
+    packed = frozen(lambda network, x: network(x), "int8", network, X)
+    assert {str(x.dtype) for n, x in packed.items() if n.endswith(".codes")} == {"int8"}
+    assert len(packed) == 6
+    linear = eqx.nn.Linear(D, 16, key=KEY)
+    packed = frozen(lambda linear, x: jax.vmap(linear)(x), "nvfp4", linear, X)
+    assert sorted(packed) == ["bias", "weight.codes", "weight.scale", "weight.tensor_scale"]
 
 
 # ---------------------------------------------------------------------------------------- files
@@ -409,7 +437,7 @@ def test_orbax_keeps_packed_parameters(recipe: str, tmp_path: Any):
 def test_what_cannot_be_frozen_says_why():
     decorated = srjit.srjit(mlp, recipe="int8")
     with pytest.raises(TypeError, match="a function that srjit"):
-        srjit.freeze(mlp, MLP, X)  # type: ignore[arg-type]
+        srjit.freeze(mlp, MLP, X)
     with pytest.raises(TypeError, match="parameters by position"):
         srjit.freeze(decorated, params=MLP, x=X)
     with pytest.raises(ValueError, match="one argument"):
@@ -418,9 +446,13 @@ def test_what_cannot_be_frozen_says_why():
         srjit.freeze(srjit.srjit(mlp, recipe="fp8-delayed"), MLP, X)
     with pytest.raises(ValueError, match="in_shardings"):
         srjit.freeze(srjit.srjit(mlp, recipe="int8", in_shardings=(None, None)), MLP, X)
-    with pytest.raises(ValueError, match="static argument"):
+    with pytest.raises(ValueError, match="are static"):
         static = srjit.srjit(lambda w, x: x * w, recipe="int8", static_argnums=0)
         srjit.freeze(static, 2.0, X)
+    with pytest.raises(ValueError, match="side effects"):
+        seen = jax.ShapeDtypeStruct((D, D), jnp.float32)
+        called = lambda p, x: x @ io_callback(lambda p: p, seen, p)  # noqa: E731
+        srjit.freeze(srjit.srjit(called, recipe="int8"), normal(0, D, D), X)
     with pytest.raises(ValueError, match=r"called 'w\.codes'"):
         twice = {"w": normal(0, D, D), "w.codes": normal(1, D)}
         srjit.freeze(srjit.srjit(lambda p, x: x @ p["w"] + p["w.codes"]), twice, X)
@@ -428,11 +460,11 @@ def test_what_cannot_be_frozen_says_why():
 
 def test_what_is_not_packed_for_the_function_says_what_is_wrong():
     packed, run = srjit.freeze(srjit.srjit(mlp, recipe="int8"), MLP, X)
-    with pytest.raises(ValueError, match="lack .*down.codes"):
+    with pytest.raises(ValueError, match=r"lack .*down\.codes"):
         run({name: x for name, x in packed.items() if name != "down.codes"}, X)
     with pytest.raises(ValueError, match="lack"):
         run(MLP, X)
-    with pytest.raises(ValueError, match="have .*more"):
+    with pytest.raises(ValueError, match=r"have .*more"):
         run(packed | {"other": X}, X)
     with pytest.raises(ValueError, match=r"packed\['bias'\] is bfloat16"):
         run(packed | {"bias": packed["bias"].astype(jnp.bfloat16)}, X)

@@ -113,8 +113,7 @@ class Frozen:
           inputs: of the program; those that are no parameters are not looked at.
         """
         closed, used = _compat.without_dead_inputs(self.packing)
-        jaxpr, consts = _compat.open_jaxpr(closed)
-        flat = jax.core.eval_jaxpr(jaxpr, consts, *(inputs[i] for i in used))
+        flat = jex_core.jaxpr_as_fun(closed)(*(inputs[i] for i in used))
         return jax.tree.unflatten(jax.tree.structure([w.parts for w in self.weights]), flat)
 
     def run(self, inputs: Sequence[Any], packed: Sequence[Packed]) -> list[Any]:
@@ -135,7 +134,7 @@ def freeze(closed: Any, plan: ProgramPlan, parameters: Sequence[bool]) -> Frozen
       parameters: for each of its inputs, whether it is a parameter.
 
     Raises:
-      ValueError: something else than values comes out of making a parameter a weight.
+      ValueError: the program has side effects, other than what its own equations print.
     """
     inputs = [_struct(v.aval) for v in _compat.open_jaxpr(closed)[0].invars]
     own = {i for i, is_parameter in enumerate(parameters) if is_parameter}
@@ -146,12 +145,11 @@ def freeze(closed: Any, plan: ProgramPlan, parameters: Sequence[bool]) -> Frozen
     frozen = _only(frozen, worth)
     sources = {i for w in worth for i in w.sources}
     kept = own - (sources - live)
-    effects = _compat.without_dead_inputs(frozen.packing)[0].effects
+    effects = _compat.open_jaxpr(frozen.packing)[0].effects
     if effects:
         raise ValueError(
-            "computing weights from parameters has side effects "
-            f"({', '.join(map(str, effects))}), as of jax.debug.print or io_callback: a weight that "
-            "is quantized once cannot have them at every call; take them out of the function"
+            "the function has side effects, and is evaluated for its weights alone, once: take "
+            f"io_callback, and printing inside of called functions, out of it ({effects})"
         )
     return dataclasses.replace(frozen, kept=frozenset(kept))
 
@@ -268,7 +266,7 @@ class _Weighing(Frame):
         frame.loops = (*self.loops, (path, trip.length))
         return frame
 
-    def closed(self) -> Any:
+    def without_weights(self) -> Any:
         """The same scope, with no weights inside what is in it."""
         frame = copy.copy(self)
         frame.is_open = False
@@ -366,9 +364,10 @@ class Running(_Weighing):
         self.floats: dict[Shared, Any] = {}
 
     def inner(self, path: Path, trip: Trip | None = None) -> Any:
-        """See Frame; what is known outside is known inside."""
+        """See Frame; what is known outside is known inside, and the other way round of a call."""
         frame = super().inner(path, trip)
-        frame.store, frame.floats = self.store, dict(self.floats)
+        is_call = self.is_open and trip is None
+        frame.store, frame.floats = self.store, self.floats if is_call else dict(self.floats)
         return frame
 
     def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
@@ -450,13 +449,13 @@ def _scan(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
 def _while(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     frame.enter((*path, "body"), values[c : c + b])
-    return RULES[jex_primitives.while_p](frame.closed(), eqn, path, values)
+    return RULES[jex_primitives.while_p](frame.without_weights(), eqn, path, values)
 
 
 def _cond(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     for i in range(len(eqn.params["branches"])):
         frame.enter((*path, i), values[1:])
-    return RULES[jex_primitives.cond_p](frame.closed(), eqn, path, values)
+    return RULES[jex_primitives.cond_p](frame.without_weights(), eqn, path, values)
 
 
 _CALL = RULES[jex_primitives.closed_call_p]

@@ -99,6 +99,7 @@ class Frame:
     # ------------------------------------------------------------------------------- the loop
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The outputs of a jaxpr that is this scope."""
         env: dict[Any, Any] = {}
 
         def read(v: Any) -> Any:

@@ -1,6 +1,12 @@
-"""Quantized arrays as they are kept: plain arrays of standard dtypes, 4-bit codes two to a byte."""
+"""Quantized arrays as they are kept: arrays of dtypes that all formats of files know.
+
+The floats of 8 and of 4 bits are not among those (safetensors 0.8 does not load them as NumPy or
+JAX arrays), so their bits are kept as bytes.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +16,7 @@ from srjit.numerics.formats import Element, get_format
 from srjit.numerics.quantization import Quantization, QuantizedArray, cast
 
 Packed = dict[str, jax.Array]
+_BYTES = {"e8m0": jnp.float8_e8m0fnu, "e4m3": jnp.float8_e4m3fn}  # scales that are kept as bytes
 
 
 def pack(q: QuantizedArray) -> Packed:
@@ -19,22 +26,21 @@ def pack(q: QuantizedArray) -> Packed:
       q: what ``encode`` or ``quantize`` returned.
 
     Returns:
-      ``codes``: uint8 for formats of 4 bits, with half as many elements along the last dimension,
-      rounded up; otherwise the element's dtype. ``scale``, unless the format has none: in its own
-      dtype, but for E8M0, which files of arrays do not have: its bytes, uint8. ``tensor_scale``,
-      float32, where there is one.
+      ``codes``: int8, bfloat16, or uint8, which are the bits of FP8, or two codes of 4 bits, the
+      first in the low ones; of those there are half as many along the last dimension, rounded up.
+      ``scale``, unless the format has none: float32 (float64 of float64), or uint8, the bits of
+      E4M3 or E8M0. ``tensor_scale``, float32, where there is one.
     """
     fmt = get_format(q.spec.format)
     parts: Packed = {"codes": _packed_codes(q.codes, fmt.element)}
     if fmt.scale != "none":
-        is_e8m0 = fmt.scale == "e8m0"
-        parts["scale"] = lax.bitcast_convert_type(q.scale, jnp.uint8) if is_e8m0 else q.scale
+        parts["scale"] = _as_bytes(q.scale)
     if q.tensor_scale is not None:
         parts["tensor_scale"] = q.tensor_scale
     return parts
 
 
-def unpack(parts: Packed, spec: Quantization, shape: tuple[int, ...], work: object) -> QuantizedArray:
+def unpack(parts: Packed, spec: Quantization, shape: tuple[int, ...], work: Any) -> QuantizedArray:
     """The quantized array that ``pack`` was given, with codes in a float dtype.
 
     Args:
@@ -45,12 +51,16 @@ def unpack(parts: Packed, spec: Quantization, shape: tuple[int, ...], work: obje
     """
     fmt = get_format(spec.format)
     codes = _unpacked_codes(parts["codes"], fmt.element, shape).astype(jnp.dtype(work))
-    scale = parts.get("scale")
-    if scale is None:
-        scale = jnp.ones((), codes.dtype)
-    elif fmt.scale == "e8m0":
-        scale = lax.bitcast_convert_type(scale, jnp.float8_e8m0fnu)
+    scale = parts.get("scale", jnp.ones((), codes.dtype))
+    if fmt.scale in _BYTES:
+        scale = lax.bitcast_convert_type(scale, _BYTES[fmt.scale])
     return QuantizedArray(codes, scale, parts.get("tensor_scale"), spec)
+
+
+def _as_bytes(x: jax.Array) -> jax.Array:
+    """x, or if it is of floats of 8 bits, these."""
+    is_narrow = x.dtype.itemsize == 1 and jnp.issubdtype(x.dtype, jnp.floating)
+    return lax.bitcast_convert_type(x, jnp.uint8) if is_narrow else x
 
 
 def _has_4_bits(element: Element) -> bool:
@@ -59,7 +69,7 @@ def _has_4_bits(element: Element) -> bool:
 
 def _packed_codes(codes: jax.Array, element: Element) -> jax.Array:
     if not _has_4_bits(element):
-        return cast(codes, element)
+        return _as_bytes(cast(codes, element))
     nibbles = _nibbles(jnp.where(jnp.isnan(codes), 0, codes).astype(jnp.float32), element)
     nibbles = nibbles.reshape(nibbles.shape or (1,))
     if nibbles.shape[-1] % 2:
@@ -69,7 +79,8 @@ def _packed_codes(codes: jax.Array, element: Element) -> jax.Array:
 
 def _unpacked_codes(codes: jax.Array, element: Element, shape: tuple[int, ...]) -> jax.Array:
     if not _has_4_bits(element):
-        return codes
+        is_narrow = element.dtype.itemsize == 1 and not element.is_integer
+        return lax.bitcast_convert_type(codes, element.dtype) if is_narrow else codes
     last = shape[-1] if shape else 1
     nibbles = jnp.stack([codes & 15, codes >> 4], axis=-1)
     nibbles = nibbles.reshape(*codes.shape[:-1], 2 * codes.shape[-1])[..., :last]
