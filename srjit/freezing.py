@@ -71,11 +71,11 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     options = dataclasses.replace(options, mode="inference", dump=None)
     transformation = Transformation(fun, options, _stands_for_array)
     params = args[position]
-    structs = jax.eval_shape(lambda p: p, params)
-    program = _Function(transformation, position, structs)
     jit_options = _for_packed(fun, jit_options, position, len(args))
     static = {name: value for name, value in jit_options.items() if name in _STATIC}
-    layout = _looked(fun, program.layout, static, args, kwargs)
+    structs, named = _structs_of(fun, static, args, kwargs)
+    program = _Function(transformation, position, structs[position])
+    layout = program.layout(structs, named)
     leaves = jax.tree.leaves(params)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         packed = layout.shapes
@@ -148,21 +148,24 @@ def _named(fun: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., A
     return named
 
 
-def _looked(
-    fun: Callable[..., Any],
-    look: Callable[..., Any],
-    static: dict[str, Any],
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-) -> Any:
-    """What ``look`` returns of the arguments as they are while fun is traced."""
+def _structs_of(
+    fun: Callable[..., Any], static: dict[str, Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments, with shapes and dtypes in place of all that fun is traced with."""
     seen: list[Any] = []
 
-    def only_look(args: Any, kwargs: Any) -> None:
-        seen.append(look(args, kwargs))
+    def look(args: Any, kwargs: Any) -> None:
+        seen.append(jax.tree.map(_struct_of, (args, kwargs)))
 
-    jax.jit(_named(fun, only_look), **static).trace(*args, **kwargs)
+    jax.jit(_named(fun, look), **static).trace(*args, **kwargs)
     return seen[0]
+
+
+def _struct_of(x: Any) -> Any:
+    if not is_traced(x):
+        return x
+    weak = getattr(jax.typeof(x), "weak_type", False)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +256,10 @@ class _Function:
         stored = [{kind: packed[n] for kind, n in names.items()} for names in layout.weights]
         out, changes = program.unflatten(layout.program.run(leaves, stored))
         if changes is not None:
-            raise TypeError(f"{name} changes objects in place, which a frozen function cannot")
+            raise TypeError(
+                f"{name} changes objects in place, as dropout and normalization do in training, "
+                "which a frozen function cannot: for flax.nnx, call model.eval() first"
+            )
         return out
 
     def _traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Program:
