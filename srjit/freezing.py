@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import re
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from srjit.api import SrjitFunction
+from srjit.arguments import Arguments
 from srjit.jaxprs import frozen
 from srjit.jaxprs.values import PARAMETER
 from srjit.transformation import Program, Transformation, is_traced, name_of, parameters_of
@@ -70,13 +72,12 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
         )
     options = dataclasses.replace(options, mode="inference", dump=None)
     transformation = Transformation(fun, options, _stands_for_array)
-    params = args[position]
     jit_options = _for_packed(fun, jit_options, position, len(args))
     static = {name: value for name, value in jit_options.items() if name in _STATIC}
     structs, named = _structs_of(fun, static, args, kwargs)
     program = _Function(transformation, position, structs[position])
     layout = program.layout(structs, named)
-    leaves = jax.tree.leaves(params)
+    leaves = Arguments.of((args[position],), {}).leaves  # in the order in which programs take them
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         packed = layout.shapes
     else:
@@ -251,8 +252,8 @@ class _Function:
         kept = {layout.inputs[i]: packed[name] for name, i in layout.names.items()}
         for i in layout.inputs:
             leaves[i] = kept.get(i, leaves[i])
-            if isinstance(leaves[i], jax.ShapeDtypeStruct):  # which nothing reads
-                leaves[i] = jnp.zeros(leaves[i].shape, leaves[i].dtype)
+            if isinstance(leaves[i], jax.ShapeDtypeStruct):
+                leaves[i] = _absent(leaves[i])
         stored = [{kind: packed[n] for kind, n in names.items()} for names in layout.weights]
         out, changes = program.unflatten(layout.program.run(leaves, stored))
         if changes is not None:
@@ -265,6 +266,12 @@ class _Function:
     def _traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Program:
         args = [*args[: self.position], self.structs, *args[self.position + 1 :]]
         return self.transformation.traced(args, kwargs)
+
+
+def _absent(struct: Any) -> jax.Array:
+    """In place of a parameter that nothing reads; if anything did, NaN would show it."""
+    is_float = jnp.issubdtype(struct.dtype, jnp.inexact)
+    return jnp.full(struct.shape, jnp.nan if is_float else 0, struct.dtype)
 
 
 def _layout(program: Program) -> _Layout:
@@ -288,10 +295,10 @@ def _layout(program: Program) -> _Layout:
         stem += f".{again}" * bool(again)
         weights.append({kind: f"{stem}.{kind}" for kind in weight.parts})
         shapes += [(f"{stem}.{kind}", part) for kind, part in weight.parts.items()]
-    twice = sorted({name for name, _ in shapes if [n for n, _ in shapes].count(name) > 1})
-    if twice:
-        raise ValueError(f"several packed arrays would be called {twice[0]!r}: rename parameters")
-    ordered = dict(sorted(shapes))
+    ordered = dict(sorted(shapes, key=lambda item: item[0]))
+    if len(ordered) < len(shapes):
+        name, _ = collections.Counter(name for name, _ in shapes).most_common(1)[0]
+        raise ValueError(f"several packed arrays would be called {name!r}: rename parameters")
     return _Layout(ordered, made, weights, kept, inputs, len(program.labels))
 
 

@@ -316,6 +316,12 @@ def test_a_weight_that_a_loop_does_not_change_is_packed_if_it_is_cast_before(whe
     assert ("params.codes" in packed) == (where == "before")
 
 
+def test_integers_that_are_weights_once_they_are_cast():
+    w = jax.random.randint(KEY, (D, 64), -100, 100)
+    packed = frozen(lambda w, x: x @ w.astype(jnp.float32), "int8", w, X)
+    assert sorted(packed) == ["params.codes", "params.scale"]
+
+
 def test_codes_that_would_take_more_than_the_parameter_are_not_kept():
     """An adapter's product with a wide matrix of ones is a large weight of few parameters."""
 

@@ -95,8 +95,12 @@ class Frozen:
     """A program whose weights are quantized before it runs.
 
     Attributes:
+      closed: the program.
+      plan: of it.
       weights: in the order in which the program uses them.
-      kept: positions of the parameters, among the program's inputs, that it needs as they are.
+      kept: positions of the parameters, among the program's inputs, that stay as they are.
+      packing: what makes the parts of all weights from the program's inputs, as a closed jaxpr.
+      where: which weight is used where.
     """
 
     closed: Any
@@ -372,7 +376,8 @@ class Running(_Weighing):
 
     def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
         """Takes the codes, if there are any."""
-        parts = self.store.get(self.where.keys[use])
+        key = self.where.keys.get(use)
+        parts = None if key is None else self.store.get(key)
         if parts is None:
             return
         spec = shared[1]
