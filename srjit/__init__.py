@@ -10,10 +10,10 @@ if _TYPE_CHECKING:
     from srjit.api import SrjitFunction, keep_high_precision, replay, role, srjit
     from srjit.diagnostics.certificate import Certificate, OperandCertificate
     from srjit.diagnostics.diagnosis import Diagnosis
-    from srjit.diagnostics.recommending import Recommendation, recommend
     from srjit.diagnostics.sinks import TensorBoard
     from srjit.diagnostics.verifying import verify_function
     from srjit.export import Exported, export, load
+    from srjit.freezing import freeze
     from srjit.numerics.quantization import (
         Quantization,
         QuantizedArray,
@@ -23,6 +23,7 @@ if _TYPE_CHECKING:
     )
     from srjit.plan import Report, Site, SitePlan, WriteBack
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
+    from srjit.recommending import Recommendation, recommend
     from srjit.rejit import Rejitted, rejit
     from srjit.stages import Compiled, Lowered, Traced
     from srjit.targets import Target
@@ -38,10 +39,11 @@ _HOME = {
         "passes": "",
         "diagnostics.certificate": "Certificate OperandCertificate",
         "diagnostics.diagnosis": "Diagnosis",
-        "diagnostics.recommending": "Recommendation recommend",
+        "recommending": "Recommendation recommend",
         "diagnostics.sinks": "TensorBoard",
         "diagnostics.verifying": "verify_function",
         "export": "Exported export load",
+        "freezing": "freeze",
         "rejit": "Rejitted rejit",
         "recipes": "Operands Recipe RecipeError Rule",
         "targets": "Target",
@@ -81,6 +83,7 @@ __all__ = [
     "WriteBack",
     "dequantize",
     "export",
+    "freeze",
     "keep_high_precision",
     "load",
     "optim",

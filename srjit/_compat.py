@@ -180,11 +180,50 @@ def is_float(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def dce(closed: Any) -> Any:
-    """A closed jaxpr without dead code; inputs and outputs stay as they are. Private in JAX."""
+def dce(closed: Any, outputs: Sequence[bool] | None = None) -> Any:
+    """A closed jaxpr without dead code, for all its outputs or for those chosen; private in JAX.
+
+    Inputs stay as they are.
+    """
+    return _without_dead(closed, outputs, True)[0]
+
+
+def without_dead_inputs(closed: Any) -> tuple[Any, list[int]]:
+    """A closed jaxpr without dead code and dead inputs, and which inputs are left."""
+    live, used = _without_dead(closed, None, False)
+    return live, [i for i, is_used in enumerate(used) if is_used]
+
+
+def _without_dead(
+    closed: Any, outputs: Sequence[bool] | None, instantiate: bool
+) -> tuple[Any, Sequence[bool]]:
     jaxpr, consts = open_jaxpr(closed)
-    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
-    return live if isinstance(live, jex_core.ClosedJaxpr) else jex_core.ClosedJaxpr(live, consts)
+    wanted = [True] * len(jaxpr.outvars) if outputs is None else list(outputs)
+    live, used = partial_eval.dce_jaxpr(jaxpr, wanted, instantiate=instantiate)
+    is_closed = isinstance(live, jex_core.ClosedJaxpr)
+    return live if is_closed else jex_core.ClosedJaxpr(live, consts), used
+
+
+def needed(closed: Any, output: int) -> set[int]:
+    """Which inputs of a closed jaxpr one of its outputs is computed from.
+
+    By JAX's own rules for dead code, which know what a loop's outputs are made of. They are
+    private.
+    """
+    jaxpr, _ = open_jaxpr(closed)
+    wanted = {jaxpr.outvars[output]}
+    for eqn in reversed(jaxpr.eqns):
+        used = [v in wanted for v in eqn.outvars]
+        if not any(used):
+            continue
+        rule = partial_eval.dce_rules.get(eqn.primitive)
+        reads = rule(used, eqn)[0] if rule else [True] * len(eqn.invars)
+        wanted.update(
+            v
+            for v, read in zip(eqn.invars, reads, strict=True)
+            if read and not isinstance(v, jex_core.Literal)
+        )
+    return {i for i, v in enumerate(jaxpr.invars) if v in wanted}
 
 
 def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: Any) -> Any:

@@ -22,7 +22,6 @@ from srjit.diagnostics.capture import Capture
 from srjit.diagnostics.certificate import Certificate
 from srjit.diagnostics.diagnosis import Diagnosis, diagnosed
 from srjit.diagnostics.naming import naming_sites
-from srjit.diagnostics.replaying import Replayed, replayed
 from srjit.diagnostics.verifying import certify
 from srjit.diagnostics.watching import Record, Watch
 from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
@@ -42,6 +41,7 @@ from srjit.passes import PassWarning
 from srjit.passes.report import report_of
 from srjit.plan import Report
 from srjit.recipes import Recipe, Role
+from srjit.replaying import Replayed, replayed
 from srjit.stages import Lowered, Traced
 from srjit.targets import Target
 from srjit.transformation import (
@@ -534,7 +534,7 @@ class SrjitFunction:
             if self._last is None:
                 raise ValueError(f"{self.name} was not called yet: replay needs its arguments")
             args, kwargs = self._last
-        plan = self._seen(self._transformation.planned, args, kwargs)
+        plan = self._seen(self._transformation.traced, args, kwargs).plan
         key = as_words(step) if self._base is None else self._counted(step)
         root = None if self._options.mode == "inference" else key_words(key)
         return replayed(plan, root, site, operand, trips, shards or {})
@@ -604,6 +604,10 @@ class SrjitFunction:
         given = None if self._options.mode == "inference" else key
         state = self.init_state(*args, **kwargs) if self._options.recipe.has_delayed_scales else {}
         return self._jit_for(args), Stateful(given, state) if state else given
+
+    def made_of(self) -> tuple[Callable[..., Any], Options, dict[str, Any]]:
+        """The function, how it is rewritten, and the options of ``jax.jit``, as they were given."""
+        return self._fun, self._options, dict(self._jit_options)
 
     def clear_cache(self) -> None:
         """As of ``jax.jit``."""

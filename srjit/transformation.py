@@ -179,7 +179,7 @@ def is_traced(x: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Program:
+class Program:
     """A traced function, and what is to become of it.
 
     Attributes:
@@ -188,6 +188,7 @@ class _Program:
       plan: of every site.
       leaves: the arrays among the arguments.
       labels: for each of them, whether it is a parameter or data.
+      names: of them: ``params['w']``.
       unflatten: makes (what the function returned, changed state or None) of the outputs.
     """
 
@@ -196,6 +197,7 @@ class _Program:
     plan: ProgramPlan
     leaves: list[Any]
     labels: list[str]
+    names: list[str]
     unflatten: Callable[[Sequence[Any]], Any]
 
     def evaluate(
@@ -239,11 +241,11 @@ class Transformation:
           key: a key, one of the types of ``srjit.keys``, or None inside another transformation.
           args, kwargs: of the function.
         """
-        program = self._traced(args, kwargs)
+        program = self.traced(args, kwargs)
         given = key if isinstance(key, Stateful) else Stateful(key, None)
         words = self._key_words(given.key, program.plan)
         histories = self._histories(given.state, program.plan)
-        self._complain(program.plan.report)
+        self.complain(program.plan.report)
         if self.options.dump:
             self._dump(self.options.dump, program, words, histories)
         if self.options.layer == "stablehlo":
@@ -256,7 +258,7 @@ class Transformation:
         return out if changes is None else Changed(out, changes)
 
     def _call_module(
-        self, program: _Program, words: Key | None, histories: State
+        self, program: Program, words: Key | None, histories: State
     ) -> tuple[list[Any], State]:
         """The outputs of the program as passes rewrite it, when JAX lowers it."""
         options = self.options
@@ -279,7 +281,7 @@ class Transformation:
         return hlo_call.call(closed, rewriting, words, histories, [*first, *program.leaves])
 
     @staticmethod
-    def _written_back(program: _Program, words: Key) -> Any:
+    def _written_back(program: Program, words: Key) -> Any:
         """The program, which takes the key words first, with nothing but its write-backs rounded.
 
         They are no products: passes find the same sites in it, with the same numbers.
@@ -293,7 +295,7 @@ class Transformation:
 
     def init_state(self, args: Sequence[Any], kwargs: dict[str, Any]) -> State:
         """Histories that remember nothing, one for each delayed scale."""
-        shapes = self._traced(args, kwargs).plan.histories
+        shapes = self.traced(args, kwargs).plan.histories
         return {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
 
     def _histories(self, state: Any, plan: ProgramPlan) -> State:
@@ -314,15 +316,12 @@ class Transformation:
 
     def report(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Report:
         """What would become of every site."""
-        return self.planned(args, kwargs).report
-
-    def planned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> ProgramPlan:
-        """The plan of the program."""
-        return self._traced(args, kwargs).plan
+        return self.traced(args, kwargs).plan.report
 
     # --------------------------------------------------------------------------------- tracing
 
-    def _traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Program:
+    def traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Program:
+        """The function, traced for these arguments, and planned."""
         given = Arguments.of(args, kwargs)
         numbers = [i for i, leaf in enumerate(given.leaves) if self.is_dynamic(leaf)]
         dynamic = [given.leaves[i] for i in numbers]
@@ -356,12 +355,13 @@ class Transformation:
             self.options.recipe, self.options.target, self.options.mode, self.options.rng
         )
         closed = _compat.dce(original)
-        plan = make_plan(closed, labels, settings, self._names(given, numbers))
+        names = self._names(given, numbers)
+        plan = make_plan(closed, labels, settings, names)
         report = plan.report
         notes = (*report.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
         report = dataclasses.replace(report, notes=notes)
         plan = dataclasses.replace(plan, report=report, observer=self._observer, watch=self._stream)
-        return _Program(original, closed, plan, dynamic, labels, unflatten)
+        return Program(original, closed, plan, dynamic, labels, names, unflatten)
 
     def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:
         """Parameter or data, for the leaves of the arguments ``owners``."""
@@ -427,7 +427,8 @@ class Transformation:
 
     # --------------------------------------------------------------------------------- telling
 
-    def _complain(self, report: Report) -> None:
+    def complain(self, report: Report) -> None:
+        """Warns once of what a recipe asked for and is not done; raises if that is strict."""
         asked = (
             (report.sites, "matrix multiplications", "stay in high precision"),
             (report.write_backs, "write-backs", "stay as the program has them"),
@@ -451,7 +452,7 @@ class Transformation:
             lines.append(f"  and {len(missing) - 10} more: see explain()")
         return f"{self.name}: {len(missing)} of {len(given)} {what}:\n" + "\n".join(lines)
 
-    def _dump(self, dump: Dump, program: _Program, words: Key | None, histories: State) -> None:
+    def _dump(self, dump: Dump, program: Program, words: Key | None, histories: State) -> None:
         dump.write("original.jaxpr", str(program.original))
         dump.write("dead-code-eliminated.jaxpr", str(program.closed))
         dump.write("plan.txt", str(program.plan.report))

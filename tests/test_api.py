@@ -171,6 +171,16 @@ def test_inference_compiles_to_a_program_without_key_or_random_bits(fun: Any, re
     assert "threefry" not in compiled
 
 
+@pytest.mark.parametrize("recipe", ["int8", "nvfp4-eden"])
+def test_inference_passes_the_pass_that_looks_for_generators(recipe: str):
+    verify = "srjit-verify-deterministic"
+    inference = srjit(step, recipe=recipe, mode="inference")
+    checked = package.rejit(jax.jit(inference).lower(W, X), verify)
+    assert same(checked(W, X), inference(W, X))
+    with pytest.raises(package.passes.PipelineError, match="random bits are generated"):
+        package.rejit(jax.jit(srjit(dropout_loss, mode="inference")).lower(W, X, KEY), verify)
+
+
 def test_inference_rounds_gradients_to_nearest_too():
     inference = srjit(step, recipe="int8", mode="inference")
     nearest = package.recipes.get("int8").with_rounding(gradients="nearest")

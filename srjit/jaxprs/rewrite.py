@@ -60,7 +60,7 @@ def evaluate(
         name: jnp.zeros((*plan.lengths(path), len(MEASURED), 1), jnp.float32)
         for (path, _), name in plan.watched.items()
     }
-    frame = _Frame(plan, key, (), (), histories | none)
+    frame = Frame(plan, key, (), (), histories | none)
     outs = frame.run(jaxpr, consts, args)
     seen = frame.seen(())
     if plan.watch and plan.watched:
@@ -72,7 +72,7 @@ def evaluate(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trip:
+class Trip:
     """The iteration of an enclosing loop, and its length if that is known."""
 
     number: jax.Array
@@ -85,7 +85,7 @@ class _Trip:
         return np.uint32(self.length - 1) - self.number
 
 
-class _Frame:
+class Frame:
     """One scope of the evaluation: the program, or the body of a loop, branch or call."""
 
     def __init__(
@@ -93,7 +93,7 @@ class _Frame:
         plan: ProgramPlan,
         key: Key | None,
         path: Path,
-        trips: tuple[_Trip, ...],
+        trips: tuple[Trip, ...],
         histories: State,
     ) -> None:
         self.plan, self.root, self.path, self.trips = plan, key, path, trips
@@ -103,9 +103,15 @@ class _Frame:
         self.stacked: Codes = {}
         self._keys: dict[tuple[bool, ...], Key] = {}
 
+    @property
+    def rules(self) -> dict[Any, Rule]:
+        """What evaluates the primitives that call, where sites stand inside."""
+        return RULES
+
     # ------------------------------------------------------------------------------- the loop
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The outputs of a jaxpr that is this scope."""
         env: dict[Any, Any] = {}
 
         def read(v: Any) -> Any:
@@ -139,7 +145,7 @@ class _Frame:
     def _evaluated(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
         if path in self.plan.sites:
             return [self._site(path, values)]
-        rule = _RULES.get(eqn.primitive)
+        rule = self.rules.get(eqn.primitive)
         if rule is not None and self._inside(path):
             return rule(self, eqn, path, values)
         return _bind(eqn, values)
@@ -290,10 +296,10 @@ class _Frame:
 
     # ------------------------------------------------------------------- scopes inside this one
 
-    def inner(self, path: Path, trip: _Trip | None = None) -> _Frame:
+    def inner(self, path: Path, trip: Trip | None = None) -> Frame:
         """The frame of a scope at ``path``, knowing the codes of the values that enter it."""
         trips = (*self.trips, trip) if trip else self.trips
-        return _Frame(self.plan, self.root, path, trips, self.histories)
+        return Frame(self.plan, self.root, path, trips, self.histories)
 
     def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Shared]:
         """Codes that sites inside the scope at ``path`` want of its inputs at ``positions``."""
@@ -304,7 +310,7 @@ class _Frame:
             tokens |= {provenance.unstacked(t) for t in tokens}
         return [s for s in self.plan.uses.get(path, ()) if s[0] in tokens and s in known]
 
-    def leaving(self, frame: _Frame, path: Path) -> tuple[list[Shared], list[Shared]]:
+    def leaving(self, frame: Frame, path: Path) -> tuple[list[Shared], list[Shared]]:
         """Codes made inside the scope at ``path`` (plain, stacked) that sites outside it want."""
         outside = self.plan.read_outside
         plain = [s for s in frame.codes if s not in self.codes and outside(s, path)]
@@ -345,8 +351,10 @@ def _bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
 
 # ------------------------------------------------------------------------ one rule a primitive
 
+Rule = Callable[[Frame, Any, Path, list[Any]], Sequence[Any]]
 
-def _scan(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+
+def _scan(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     params = _compat.scan_params(eqn)
     jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
     n, k = params.num_consts, params.num_carry
@@ -359,7 +367,7 @@ def _scan(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
     def body(state: Any, x: Any) -> Any:
         trip, carry = state
         x, codes, histories = x
-        inner = frame.inner(path, _Trip(trip, params.length))
+        inner = frame.inner(path, Trip(trip, params.length))
         inner.histories = histories
         inner.codes = {s: frame.codes[s] for s in invariant} | dict(zip(sliced, codes, strict=True))
         outs = inner.run(jaxpr, consts, [*constant, *carry, *x])
@@ -381,7 +389,7 @@ def _scan(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
     return [*carry, *ys]
 
 
-def _while(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _while(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_jaxpr, cond_consts = _compat.open_jaxpr(eqn.params["cond_jaxpr"])
     jaxpr, consts = _compat.open_jaxpr(eqn.params["body_jaxpr"])
@@ -391,12 +399,12 @@ def _while(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[A
     invariant = frame.entering(body_path, range(b))
 
     def cond(state: Any) -> Any:
-        inner = frame.inner((*path, "cond"), _Trip(state[0], None))
+        inner = frame.inner((*path, "cond"), Trip(state[0], None))
         return inner.run(cond_jaxpr, cond_consts, [*for_cond, *state[1]])[0]
 
     def body(state: Any) -> Any:
         trip, carry, before = state
-        inner = frame.inner(body_path, _Trip(trip, None))
+        inner = frame.inner(body_path, Trip(trip, None))
         inner.codes = {s: frame.codes[s] for s in invariant}
         outs = tuple(inner.run(jaxpr, consts, [*constant, *carry]))
         # A loop of unknown length has one history for all its iterations.
@@ -408,7 +416,7 @@ def _while(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[A
     return list(outs)
 
 
-def _cond(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _cond(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     index, *operands = values
 
     def branch(i: int, closed: Any) -> Callable[..., Any]:
@@ -429,7 +437,7 @@ def _cond(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
     return outs
 
 
-def _call(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _call(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     """Calls without meaning of their own are evaluated in place."""
     jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
     inner = frame.inner(path)
@@ -441,14 +449,14 @@ def _call(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
     return outs
 
 
-def _hand_out(frame: _Frame, inner: _Frame, path: Path) -> None:
+def _hand_out(frame: Frame, inner: Frame, path: Path) -> None:
     plain, stacked = frame.leaving(inner, path)
     frame.codes.update({s: inner.codes[s] for s in plain})
     frame.stacked.update({s: inner.stacked[s] for s in stacked})
 
 
 def _scope_function(
-    frame: _Frame, eqn: Any, path: Path, values: list[Any]
+    frame: Frame, eqn: Any, path: Path, values: list[Any]
 ) -> tuple[Callable[..., Any], list[ScaledValues], list[tuple[bool, Shared]]]:
     """A called jaxpr as a function of (codes that enter, values); and what enters and leaves.
 
@@ -474,21 +482,21 @@ def _scope_function(
     return run, entering, leaving
 
 
-def _receive(frame: _Frame, leaving: list[tuple[bool, Shared]], made: Any) -> None:
+def _receive(frame: Frame, leaving: list[tuple[bool, Shared]], made: Any) -> None:
     codes, seen = made
     frame.observe(seen)
     for (is_stack, shared), q in zip(leaving, codes, strict=True):
         (frame.stacked if is_stack else frame.codes)[shared] = q
 
 
-def _jit(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _jit(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     run, entering, leaving = _scope_function(frame, eqn, path, values)
     outs, made = _compat.bind_call(eqn, run, entering, values)
     _receive(frame, leaving, made)
     return outs
 
 
-def _remat(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _remat(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     run, entering, leaving = _scope_function(frame, eqn, path, values)
     policy = eqn.params["policy"]
     outs, made = _compat.bind_call(
@@ -510,7 +518,7 @@ def _policy_for_sites(policy: Callable[..., Any]) -> Callable[..., Any]:
     return decide
 
 
-def _shard_map(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _shard_map(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
     root, trips = frame.root, frame.trips
     manual = () if eqn.params["check_vma"] else tuple(sorted(eqn.params["newly_manual_axes"]))
@@ -520,7 +528,7 @@ def _shard_map(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequen
         inside = tuple(
             dataclasses.replace(t, number=n) for t, n in zip(trips, numbers, strict=True)
         )
-        inner = _Frame(frame.plan, key, path, inside, histories)
+        inner = Frame(frame.plan, key, path, inside, histories)
         outs = inner.run(jaxpr, consts, args)
         return outs, {name: _largest(x, manual) for name, x in inner.seen(path).items()}
 
@@ -537,7 +545,7 @@ def _largest(amax: jax.Array, manual: tuple[str, ...]) -> jax.Array:
     return lax.pmax(amax, axes) if axes else amax
 
 
-def _custom_jvp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _custom_jvp(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     """The user's rule keeps differentiating: the value is quantized, tangents are not."""
 
     @jax.custom_jvp
@@ -553,7 +561,7 @@ def _custom_jvp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Seque
     return run(*values)
 
 
-def _custom_vjp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _custom_vjp(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
     """The user's rule keeps differentiating: the value is quantized, cotangents are not."""
 
     @jax.custom_vjp
@@ -569,7 +577,7 @@ def _custom_vjp(frame: _Frame, eqn: Any, path: Path, values: list[Any]) -> Seque
     return run(*values)
 
 
-_RULES: dict[Any, Callable[[_Frame, Any, Path, list[Any]], Sequence[Any]]] = {
+RULES: dict[Any, Rule] = {
     jex_primitives.scan_p: _scan,
     jex_primitives.while_p: _while,
     jex_primitives.cond_p: _cond,

@@ -397,6 +397,29 @@ def emulated(
     return ScaledValues(view.merge(values), scales.tensor_scale, spec)
 
 
+def as_held(q: QuantizedArray, like: ScaledValues) -> ScaledValues:
+    """What quantizing an operand in a program gives, of codes and scales that are there already.
+
+    Args:
+      q: what ``encode(..., subnormal=False)`` gives of the operand, codes in its working dtype.
+      like: the same operand, as the program that is to hold it quantizes it; shapes and dtypes.
+
+    Returns:
+      ``like``'s values, bit for bit, without a turned copy.
+    """
+    values, scale, blocks = q.codes, q.scale, None
+    if like.blocks is not None:
+        scale, blocks = q.tensor_scale, q.scale
+    elif q.spec.is_blocked:
+        own = _as_float_scale(q.scale, values.dtype)
+        shape = values.shape
+        values = values * spread_blocks(own, q.spec, shape, blocked_dims(q.spec, shape))
+        scale = q.tensor_scale
+    elif get_format(q.spec.format).scale == "none":
+        scale = None
+    return ScaledValues(values.astype(like.values.dtype), scale, q.spec, blocks=blocks)
+
+
 def _prepared(x: jax.Array, spec: Quantization) -> jax.Array:
     """x in the working dtype, transformed if the spec says so."""
     x = x.astype(working_dtype(x.dtype))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 import srjit
-from srjit.diagnostics import recommending
-from srjit.diagnostics.recommending import HIGH_PRECISION, Trial
+from srjit import recommending
+from srjit.recommending import HIGH_PRECISION, Trial
 
 W = jax.random.normal(jax.random.key(0), (32, 32)) / 6
 X = jax.random.normal(jax.random.key(1), (64, 32))
