@@ -8,6 +8,7 @@ It also says whether all results of both are the same bits.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 import tempfile
@@ -40,19 +41,15 @@ def compare(recipe: str, rounds: int, quick: bool, folder: Path) -> dict[str, An
     corpus = lm_data.load_corpus()
     tokens = lm_data.training_batch(corpus.train, 0, 0, run.batch, run.seq)
     args = params, optimizer.init(params), tokens
-    plain = srjit(step, recipe=recipe)
     path = folder / f"{recipe}.jsonl"
     watched = srjit(step, recipe=recipe, watch=path)
-    outs = [jax.tree.leaves(f(*args, sr_key=1)) for f in (plain, watched)]
+    named = {"plain": srjit(step, recipe=recipe), "watched": watched}
+    outs = [jax.tree.leaves(f(*args, sr_key=1)) for f in named.values()]
     same = all(np.array_equal(a, b) for a, b in zip(*outs, strict=True))
 
-    def watching() -> Any:
-        out = watched(*args, sr_key=0)
-        jax.effects_barrier()
-        return out
-
-    calls = {"plain": lambda: plain(*args, sr_key=0), "watched": watching}
+    calls = {f: functools.partial(g, *args, sr_key=0) for f, g in named.items()}
     times, cpu = measuring.interleaved(calls, rounds)
+    watched.watch.wait()
     ratio = measuring.median_ratio(times["watched"], times["plain"])
     found = {
         "plain": statistics.median(times["plain"]),

@@ -15,6 +15,7 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from srjit import _compat, aot, recipes, targets
 from srjit.arguments import Changed, Objects
@@ -23,7 +24,7 @@ from srjit.diagnostics.certificate import Certificate
 from srjit.diagnostics.diagnosis import Diagnosis, diagnosed
 from srjit.diagnostics.naming import naming_sites
 from srjit.diagnostics.verifying import certify
-from srjit.diagnostics.watching import Record, Watch
+from srjit.diagnostics.watching import Record, Watch, Watched
 from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
 from srjit.keys import (
     Counted,
@@ -137,6 +138,8 @@ class SrjitFunction:
       name: what messages call it.
       target: what it is rewritten for.
       calls: how many calls have taken their noise from the base key; can be set, to resume.
+      watch: what streams the records of its calls, if it is watched; ``watch.wait()`` returns when
+        all are written.
     """
 
     def __init__(
@@ -153,10 +156,10 @@ class SrjitFunction:
         self._fun, self._options = fun, options
         self.target = options.target
         self._transformation = Transformation(fun, options, is_traced)
-        if watch is not None:
-            if options.layer != "jaxpr":
-                raise ValueError("watch= is for layer='jaxpr', whose numbers are the same")
-            self._transformation.stream(Watch.of(watch))
+        self.watch = None if watch is None else Watch.of(watch)
+        if self.watch is not None and options.layer != "jaxpr":
+            raise ValueError("watch= is for layer='jaxpr', whose numbers are the same")
+        self._watched: dict[int, Any] = {}
         self._base = key
         if key is not None:
             if options.mode == "inference":
@@ -213,6 +216,8 @@ class SrjitFunction:
         if sr_state is not None:
             sr_key = Stateful(sr_key, sr_state)
         jitted = self._jit or self._jit_for(args)
+        if self.watch is not None:
+            jitted = self._watched_jit_for(args, self.watch)
         if self._dump is not None:
             self._dump_module(jitted, sr_key, args, kwargs)
         try:
@@ -220,10 +225,21 @@ class SrjitFunction:
         except ValueError as error:
             _explain(error, sr_key, (args, kwargs))
             raise
+        if type(out) is Watched:
+            out = self._delivered(out)
         if type(out) is Changed:
             Objects.among(args, kwargs).update(out.state)
             return out.out
         return out
+
+    def _delivered(self, watched: Watched) -> Any:
+        """What the function returned; what was measured is on its way."""
+        assert self.watch is not None
+        if isinstance(watched.measured, Tracer):  # it runs when what is around it runs
+            jax.debug.callback(self.watch.take, watched.measured)
+        else:
+            self.watch.deliver(watched.measured)
+        return watched.out
 
     def _own_key(self) -> Any:
         """What a call without ``sr_key`` takes."""
@@ -256,9 +272,12 @@ class SrjitFunction:
         if self._jit is not None:
             return self._jit
         if len(args) not in self._jits:
-            count = len(args) - len(self._static_positions(len(args)))
-            self._jits[len(args)] = self._make_jit((None, *[self._one_sharding] * count))
+            self._jits[len(args)] = self._make_jit(self._spread(self._one_sharding, len(args)))
         return self._jits[len(args)]
+
+    def _spread(self, sharding: Any, count: int) -> tuple[Any, ...]:
+        """In-shardings of a key and ``count`` arguments, static ones left out, that share one."""
+        return (None, *[sharding] * (count - len(self._static_positions(count))))
 
     def _static_positions(self, count: int) -> set[int]:
         """Which of ``count`` positional arguments are static, as jax.jit infers it."""
@@ -268,9 +287,26 @@ class SrjitFunction:
             numbers = [parameters.index(name) for name in names if name in parameters]
         return {n % count for n in numbers if -count <= n < count}
 
-    def _make_jit(self, in_shardings: tuple[Any, ...]) -> Any:
+    def _watched_jit_for(self, args: Sequence[Any], watch: Watch) -> Any:
+        """As ``_jit_for``, of the program that returns what was measured too."""
+        if len(args) not in self._watched:
+            run = Transformation(self._fun, self._options, is_traced)
+            run.stream(watch)
+            given = self._jit_options.get("in_shardings")
+            if given is None:
+                shardings = ()
+            elif isinstance(given, (tuple, list)):
+                shardings = (None, *given)
+            else:
+                shardings = self._spread(given, len(args))
+            self._watched[len(args)] = self._make_jit(shardings, run)
+        return self._watched[len(args)]
+
+    def _make_jit(self, in_shardings: tuple[Any, ...], run: Transformation | None = None) -> Any:
         options = {**self._jit_options, **({"in_shardings": in_shardings} if in_shardings else {})}
-        return jax.jit(self._with_key_first(self._transformation), **_shifted(options))
+        if run is not None and options.get("out_shardings") is not None:
+            options["out_shardings"] = Watched(options["out_shardings"], None)
+        return jax.jit(self._with_key_first(run or self._transformation), **_shifted(options))
 
     def _with_key_first(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """``run(key, args, kwargs)`` as a function of fun's signature with a key in front."""
@@ -490,8 +526,7 @@ class SrjitFunction:
         program = self._observed(lambda t: t.stream(watch), args, kwargs, sr_key, sr_state)
         run = program(self._options.recipe)
         for step in range(steps):
-            jax.block_until_ready(run(step))
-        jax.effects_barrier()
+            watch.take(run(step).measured)
         notes: list[str] = []
         if not records:
             notes.append(
@@ -570,7 +605,7 @@ class SrjitFunction:
                 key = None if base is None else copy._counted(step)
                 given = key if sr_state is None else Stateful(key, sr_state)
                 out = copy._jit_for(args)(given, *args, **kwargs)
-                return out if sr_state is None else out[0]
+                return out if sr_state is None or type(out) is Watched else out[0]
 
             return run
 

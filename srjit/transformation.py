@@ -19,7 +19,7 @@ from srjit import _compat, hlo_call, recipes, targets
 from srjit.arguments import Arguments, Changed, Objects
 from srjit.diagnostics.capture import Observer
 from srjit.diagnostics.dump import Dump
-from srjit.diagnostics.watching import Watch
+from srjit.diagnostics.watching import Watch, Watched
 from srjit.jaxprs.planner import make_plan, recipe_of
 from srjit.jaxprs.program_plan import ProgramPlan, Settings
 from srjit.jaxprs.rewrite import State, evaluate, remembered
@@ -202,10 +202,11 @@ class Program:
 
     def evaluate(
         self, words: Key | None, leaves: Sequence[Any], state: State
-    ) -> tuple[list[Any], State]:
-        """The outputs of the rewritten program, and the histories of its delayed scales."""
+    ) -> tuple[list[Any], State, list[jax.Array]]:
+        """The outputs of the rewritten program, its delayed scales' histories, what is watched."""
         outs, seen = evaluate(self.closed, self.plan, words, leaves, state)
-        return outs, {name: remembered(state[name], amax) for name, amax in seen.items()}
+        watched = [seen.pop(name) for name in self.plan.watched.values()]
+        return outs, {n: remembered(state[n], amax) for n, amax in seen.items()}, watched
 
 
 class Transformation:
@@ -237,6 +238,8 @@ class Transformation:
     def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the rewritten function returns; ``Changed`` if it changed objects in place.
 
+        In ``Watched``, if it is streamed.
+
         Args:
           key: a key, one of the types of ``srjit.keys``, or None inside another transformation.
           args, kwargs: of the function.
@@ -248,14 +251,20 @@ class Transformation:
         self.complain(program.plan.report)
         if self.options.dump:
             self._dump(self.options.dump, program, words, histories)
+        watched: list[jax.Array] = []
         if self.options.layer == "stablehlo":
             outs, remembered = self._call_module(program, words, histories)
         else:
-            outs, remembered = program.evaluate(words, program.leaves, histories)
+            outs, remembered, watched = program.evaluate(words, program.leaves, histories)
         out, changes = program.unflatten(outs)
         if given.state is not None:
             out = out, remembered
-        return out if changes is None else Changed(out, changes)
+        out = out if changes is None else Changed(out, changes)
+        if self._stream is None:
+            return out
+        plan = program.plan
+        places = [plan.quantization(path, side) for path, side in plan.watched]
+        return Watched(out, self._stream.packed(places, watched))
 
     def _call_module(
         self, program: Program, words: Key | None, histories: State

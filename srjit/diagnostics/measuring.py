@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from srjit.numerics import hadamard
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import Quantization, emulated, encode, tensor_amax
+from srjit.numerics.quantization import Quantization, encode, tensor_amax
 from srjit.numerics.random_bits import Key, mix
 from srjit.numerics.rounding import working_dtype
 
-SAMPLE = 2**14  # elements of an operand, about
+SAMPLE = 2**12  # elements of an operand, about
 _WATCHING = 0x77617463  # apart from the noise of the program
 MEASURED = ("norm", "noise", "zeros", "saturated", "amax")
 
@@ -47,11 +48,10 @@ def measured(
     if spec.scaling == "dynamic" and spec.shared == "tensor" and not spec.hadamard:
         known = amax  # of the tensor, not of the sample
     again = None if key is None else mix(key, _WATCHING)
-    run = functools.partial(encode, part, before=known, subnormal=False)
-    rounded = run(spec, again)
+    values = _rotated(part, spec) if spec.hadamard else part
+    rounded = encode(values, spec.unrotated, again, before=known, subnormal=False)
     steps = dataclasses.replace(rounded, codes=jnp.ones_like(rounded.codes))
     scale = steps.dequantize(part.dtype)
-    values = emulated(part, dataclasses.replace(spec, rounding="none"), None).values
     off = rounded.dequantize(part.dtype) - values
     size = jnp.abs(values)
     lost = (size > 0) & (size <= scale * (fmt.element.smallest / 2))
@@ -59,6 +59,17 @@ def measured(
     saturated = jnp.mean(size > scale * fmt.element.max, dtype=jnp.float32)
     found = rms(part), rms(off), jnp.sum(lost) / count, saturated, amax
     return jnp.stack([value.astype(jnp.float32) for value in found])
+
+
+def _rotated(x: jax.Array, spec: Quantization) -> jax.Array:
+    """The Hadamard transform as a product: the bits of ``hadamard.transform`` are not needed here.
+
+    Of butterflies, XLA would compute each step again for each sum that is made of the result.
+    """
+    axis, size = spec.axes(x.ndim)[-1], spec.rotation
+    rows = jnp.moveaxis(hadamard.pad_to_multiple(x, axis, size), axis, -1)
+    rotated = rows.reshape(-1, size) @ jnp.asarray(hadamard.matrix(size), x.dtype)
+    return jnp.moveaxis(rotated.reshape(rows.shape), -1, axis)
 
 
 def _root_mean_square(x: jax.Array, size: int) -> jax.Array:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -67,20 +66,41 @@ class Record:
         return self.norm / self.noise if self.noise else math.inf
 
 
+# What is watched: a site, which of its operands, and how that is quantized.
+Place = tuple[SitePlan, int, Quantization]
+
+
+class Watched(NamedTuple):
+    """What a program returned, and what was measured of its quantizations."""
+
+    out: Any
+    measured: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """What the numbers that one traced program measures are of."""
+
+    places: tuple[Place, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
 class Watch:
     """Streams a ``Record`` of each watched quantization of a program to a sink.
 
-    A program hands all of a step's out in one piece, and does not wait for the sink.
+    A program returns all of a step's measurements in one piece; a thread waits for it.
 
     Attributes:
-      sink: called with records, one at a time.
+      sink: called with records, one at a time, never at the same time.
       kinds: of operands that are watched.
     """
 
     def __init__(self, sink: Sink, kinds: Sequence[str] = ("gradient",)) -> None:
         self.sink, self.kinds = sink, tuple(kinds)
+        self._layouts: list[_Layout] = []  # of every program that was traced
         self._step = 0
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="srjit-watch")
+        self._pending: list[Future[None]] = []
 
     @classmethod
     def of(cls, given: Any) -> Watch:
@@ -99,40 +119,55 @@ class Watch:
             f"watch={given!r}: it is the path of a JSON-lines file, or a function of a record"
         )
 
-    def stream(self, quantizations: Sequence[Watched], values: Sequence[jax.Array]) -> None:
-        """Called while a program is traced: gives what was measured to the sink when it runs.
+    def packed(self, places: Sequence[Place], measured: Sequence[jax.Array]) -> jax.Array:
+        """One float32 vector of all measurements, while a program is traced.
 
         Args:
-          quantizations: the watched ones.
-          values: of each, ``measuring.MEASURED`` as the last dimension, after the loops around it;
-            a negative amax where a step did not quantize it.
+          places: the watched quantizations.
+          measured: of each, ``measuring.MEASURED`` as the last dimension, after the loops around
+            it; a negative amax where a step did not quantize it.
         """
-        shapes = [v.shape for v in values]
-        take = functools.partial(self._take, quantizations, shapes)
-        jax.debug.callback(take, jnp.concatenate([v.ravel() for v in values]))
+        self._layouts.append(_Layout(tuple(places), tuple(m.shape for m in measured)))
+        number = jnp.full(1, len(self._layouts) - 1, jnp.float32)
+        return jnp.concatenate([number, *(m.ravel() for m in measured)])
 
-    def _take(
-        self, quantizations: Sequence[Watched], shapes: Sequence[tuple[int, ...]], flat: Any
-    ) -> None:
-        left = np.asarray(flat)
-        with self._lock:
-            step, self._step = self._step, self._step + 1
-            for quantization, shape in zip(quantizations, shapes, strict=True):
-                count = math.prod(shape)
-                values, left = left[:count].reshape(shape), left[count:]
-                for where in np.ndindex(*shape[:-1]):
-                    if not values[where][-1] < 0:
-                        self.sink(_record(step, quantization, where, values[where].tolist()))
+    def deliver(self, measured: Any) -> None:
+        """Gives what a step has measured to the sink, as soon as the step is done.
+
+        Raises:
+          Exception: what the sink raised for an earlier step.
+        """
+        done = [f for f in self._pending if f.done()]
+        self._pending = [f for f in self._pending if not f.done()]
+        for future in done:
+            future.result()
+        self._pending.append(self._thread.submit(self.take, measured))
+
+    def wait(self) -> None:
+        """Returns when the sink has all records of the steps until now.
+
+        Raises:
+          Exception: what the sink raised.
+        """
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def take(self, measured: Any) -> None:
+        """Makes records of what one step has measured, and gives them to the sink."""
+        flat = np.asarray(measured)
+        layout, left = self._layouts[int(flat[0])], flat[1:]
+        step, self._step = self._step, self._step + 1
+        for place, shape in zip(layout.places, layout.shapes, strict=True):
+            count = math.prod(shape)
+            values, left = left[:count].reshape(shape), left[count:]
+            for where in np.ndindex(*shape[:-1]):
+                if not values[where][-1] < 0:
+                    self.sink(_record(step, place, where, values[where].tolist()))
 
 
-# What is watched: a site, which of its operands, and how that is quantized.
-Watched = tuple[SitePlan, int, Quantization]
-
-
-def _record(
-    step: int, quantization: Watched, where: tuple[int, ...], values: Sequence[float]
-) -> Record:
-    plan, side, spec = quantization
+def _record(step: int, place: Place, where: tuple[int, ...], values: Sequence[float]) -> Record:
+    plan, side, spec = place
     site = plan.site
     return Record(
         step=step,

@@ -42,7 +42,7 @@ UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
 def evaluate(
     closed: Any, plan: ProgramPlan, key: Key | None, args: Sequence[Any], histories: State
 ) -> tuple[list[Any], State]:
-    """The outputs of a closed jaxpr with its planned sites quantized, and what delayed scales saw.
+    """The outputs of a closed jaxpr with its planned sites quantized, and what was seen of them.
 
     Args:
       closed: the program.
@@ -52,7 +52,8 @@ def evaluate(
       histories: for every delayed scale, the amax of earlier steps.
 
     Returns:
-      The outputs, and the amax of every delayed scale; ``UNSEEN`` where nothing was quantized.
+      The outputs; and the amax of every delayed scale and what was measured of every watched
+      operand, by name: ``UNSEEN`` where nothing was quantized.
     """
     jaxpr, consts = _compat.open_jaxpr(closed)
     # What is watched leaves loops and branches as what delayed scales see does.
@@ -62,13 +63,7 @@ def evaluate(
     }
     frame = Frame(plan, key, (), (), histories | none)
     outs = frame.run(jaxpr, consts, args)
-    seen = frame.seen(())
-    if plan.watch and plan.watched:
-        watched = {place: seen.pop(name) for place, name in plan.watched.items()}
-        plan.watch.stream(
-            [plan.quantization(path, side) for path, side in watched], list(watched.values())
-        )
-    return outs, seen
+    return outs, frame.seen(())
 
 
 @dataclasses.dataclass(frozen=True)

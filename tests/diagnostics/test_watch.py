@@ -50,7 +50,7 @@ def test_watching_changes_no_bit_and_sees_every_gradient_of_every_step(recipe):
         outs = [f(W, X, sr_key=key, **given) for f in (plain, watched)]
         for a, b in zip(*map(jax.tree.leaves, outs), strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    jax.effects_barrier()
+    watched.watch.wait()
     quantized = {(r.site, r.operand) for r in seen}
     steps = {(r.site, r.operand, r.where, r.step) for r in seen}
     assert len(steps) == len(seen) == len(quantized) * LAYERS * 3
@@ -61,8 +61,9 @@ def test_watching_changes_no_bit_and_sees_every_gradient_of_every_step(recipe):
 
 def watched(fun, *args, recipe, **options):
     seen = []
-    srjit(fun, recipe=recipe, watch=Watch(seen.append, **options))(*args, sr_key=1)
-    jax.effects_barrier()
+    quantized = srjit(fun, recipe=recipe, watch=Watch(seen.append, **options))
+    quantized(*args, sr_key=1)
+    quantized.watch.wait()
     return seen
 
 
@@ -115,7 +116,7 @@ def test_a_run_is_written_line_by_line_and_read_again(tmp_path):
     path = tmp_path / "runs" / "one.jsonl"
     fun = srjit(step, recipe="int8", watch=path)
     fun(W, X, sr_key=0)
-    jax.effects_barrier()
+    fun.watch.wait()
     lines = path.read_text().splitlines()
     found = list(sinks.read(path))
     assert len(found) == len(lines) > 0 and found[0].path == json.loads(lines[0])["path"]
@@ -134,6 +135,39 @@ def test_tensorboard_gets_scalars(tmp_path):
     sink.close()
     (events,) = tmp_path.iterdir()
     assert b"srjit/site_1_wgrad_lhs_trip_2/norm" in events.read_bytes()
+
+
+def test_inside_another_program_it_is_watched_too():
+    seen = []
+    fun = srjit(step, recipe="int8", watch=seen.append)
+    jax.jit(lambda w, x: fun(w, x, sr_key=1))(W, X)
+    jax.effects_barrier()
+    assert len(seen) == LAYERS
+
+
+def test_shardings_and_donation_stay_those_of_the_step():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, rows = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("d",))
+    )
+    options = {"in_shardings": (whole, rows), "out_shardings": (whole, whole), "donate_argnums": 0}
+    seen, w = [], jnp.copy(W)
+    fun = srjit(step, recipe="int8", watch=seen.append, **options)
+    new, _ = fun(w, X, sr_key=1)
+    fun.watch.wait()
+    assert len(seen) == LAYERS and new.sharding == whole
+    plain, _ = srjit(step, recipe="int8", **options)(jnp.copy(W), X, sr_key=1)
+    np.testing.assert_array_equal(np.asarray(new), np.asarray(plain))
+
+
+def test_what_a_sink_raises_is_raised():
+    def full(record):
+        raise OSError("no space left")
+
+    fun = srjit(step, recipe="int8", watch=full)
+    fun(W, X, sr_key=0)
+    with pytest.raises(OSError, match="no space left"):
+        fun.watch.wait()
 
 
 def test_what_cannot_be_watched_is_an_error():
