@@ -35,8 +35,9 @@ from srjit.passes.support.states import (
 
 T = TypeVar("T")
 _NOT_WRITTEN = (
-    "parameters are written back as the module has it: passes leave that alone, since a module "
-    "does not say which of its results are parameters; srjit(..., layer='stablehlo') rounds them"
+    "parameters are written back, and gradients cast, as the module has it: passes leave that "
+    "alone, since a module does not say which of its results are parameters; "
+    "srjit(..., layer='stablehlo') rounds them"
 )
 _FLOAT32 = np.dtype(np.float32)
 
@@ -128,7 +129,8 @@ class InsertQuantize(Pass):
                 f"{len(missing)} multiplications that recipe {plan.report.recipe!r} asks for stay "
                 "in high precision (strict): " + "; ".join(lines),
             )
-        if plan.settings.recipe.weights is None or plan.settings.mode == "inference":
+        recipe = plan.settings.recipe
+        if (recipe.weights or recipe.casts) is None or plan.settings.mode == "inference":
             return []
         if self.strict:
             raise PassError(None, f"{_NOT_WRITTEN} (strict)")

@@ -497,7 +497,7 @@ class SrjitFunction:
           ValueError: fewer than 4 draws.
         """
         # A write-back's noise would hide what averages of the products' converge to.
-        recipe = dataclasses.replace(self._options.recipe, weights=None, moments=None)
+        recipe = self._options.recipe.without_write_backs()
         seen = Capture()
         program = self._observed(lambda t: t.observe(seen.observe), args, kwargs, sr_key, sr_state)
         run, reference = program(recipe), program(recipe.without_noise())

@@ -89,11 +89,11 @@ class SitePlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WriteBack:
-    """A parameter narrower than float32, or a moment, and how a training step writes it back.
+    """A value narrower than float32 that a training step writes: a parameter, moment or gradient.
 
     Attributes:
-      path: what it is among the arguments: ``params['w']``.
-      kind: ``parameter`` or ``moment``.
+      path: what it is among the arguments: ``params['w']``; of a gradient, where it is cast.
+      kind: ``parameter``, ``moment`` or ``gradient``.
       shape, dtype: of it.
       op: what writes it, ``add``, ``sub``, ``cast``, ...; empty if nothing that was found.
       status: ``stochastic``: computed in float32 and rounded stochastically to ``dtype``; or
@@ -103,7 +103,7 @@ class WriteBack:
     """
 
     path: str
-    kind: Literal["parameter", "moment"]
+    kind: Literal["parameter", "moment", "gradient"]
     shape: tuple[int, ...]
     dtype: str
     op: str

@@ -24,7 +24,7 @@ Kind = Literal["activation", "weight", "gradient"]
 WriteBackRounding = Literal["stochastic"]
 ROLES: tuple[Role, ...] = ("fprop", "dgrad", "wgrad")
 KINDS: tuple[Kind, ...] = ("activation", "weight", "gradient")
-_WRITTEN = ("weights", "moments")
+_WRITTEN = ("weights", "moments", "casts")
 _OPERANDS = ("any", "weight", "activations")
 # Which kinds meet in each product of a layer.
 _KINDS_OF: dict[Role, tuple[Kind, Kind]] = {
@@ -131,6 +131,8 @@ class Recipe:
         None: as the program has it.
       moments: the same for what the step takes and returns beside parameters, of their shapes and
         dtypes: the moments of an optimizer. Goes with ``weights``.
+      casts: ``stochastic``: every cast of a gradient to a narrower float type, in the backward pass
+        as JAX wrote it, rounds stochastically. None: to nearest, as the program has it.
       pays_on: a target by whose estimates quantizing has to pay: sites where it does not stay in
         high precision. Empty: whatever it costs.
       source: where the scheme is published, and how the recipe differs.
@@ -142,6 +144,7 @@ class Recipe:
     keep_last: int = 0
     weights: WriteBackRounding | None = None
     moments: WriteBackRounding | None = None
+    casts: WriteBackRounding | None = None
     pays_on: str = ""
     source: str = ""
 
@@ -214,6 +217,10 @@ class Recipe:
             return dataclasses.replace(q, rounding="none") if q.rounding == "stochastic" else q
 
         return self.map_quantizations(change, f"{self.name}[without noise]")
+
+    def without_write_backs(self) -> Recipe:
+        """The recipe for products alone: what is written or cast stays as a program has it."""
+        return dataclasses.replace(self, weights=None, moments=None, casts=None)
 
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""

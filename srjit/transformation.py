@@ -274,7 +274,7 @@ class Transformation:
         recipe, closed, first = options.recipe, program.closed, ()
         if words is not None and program.plan.write_backs.writes:
             closed, first = self._written_back(program, words), words
-        recipe = dataclasses.replace(recipe, weights=None, moments=None)  # that is done
+        recipe = recipe.without_write_backs()  # that is done
         labels = (*[DATA] * len(first), *program.labels)
         rewriting = hlo_call.Rewriting(
             name=self.name,

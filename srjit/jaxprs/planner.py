@@ -51,6 +51,8 @@ def make_plan(
         return plan
     names = names or [f"input {i}" for i in range(len(labels))]
     found = write_backs.find(closed, labels, names, settings.recipe)
+    if settings.recipe.casts is not None:
+        found = write_backs.with_casts(found, provenance.casts)
     report = dataclasses.replace(plan.report, write_backs=found.reported)
     return dataclasses.replace(plan, write_backs=found, report=report)
 

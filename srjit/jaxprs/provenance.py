@@ -93,6 +93,7 @@ class Provenance:
         self._interned: dict[Any, int] = {}
         self._forward: set[int] = set()  # what the forward pass made, or its recomputation
         self._stacks: dict[int, Value] = {}
+        self.casts: list[tuple[Scope, Any]] = []  # of gradients
         self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
         self._crossed: dict[tuple[str, int], tuple[Any, int]] = {}  # shard_maps, to cross back
         jaxpr, _ = _compat.open_jaxpr(closed)
@@ -175,6 +176,8 @@ class Provenance:
             self.occurrences.append(occurrence)
         elif not _is_quantizer(eqn) and (why := self._source.opaque(eqn)):
             self.opaque.append(Opaque(scope, name, location, why))
+        elif name == "convert_element_type" and BACKWARD in outs[0].labels and not scope.ruled:
+            self.casts.append((scope, eqn))
         elif name in RANDOM:
             self.random.append("/".join(visible(scope.names)) or location or name)
         return outs

@@ -1,4 +1,4 @@
-"""Where a training step writes parameters back, whatever its optimizer.
+"""Where a training step writes parameters back, whatever its optimizer, and casts gradients.
 
 Looked for from the outputs: one that has a parameter's shape and dtype is followed, through what
 only passes it (calls, loops, branches, ``where``, ``clip``), to what makes it. That is a
@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.jaxprs.values import PARAMETER, Path
+from srjit.jaxprs.values import PARAMETER, Path, Scope, visible
 from srjit.plan import WriteBack
 from srjit.recipes import Recipe
 
@@ -84,6 +85,35 @@ def find(closed: Any, labels: Sequence[str], names: Sequence[str], recipe: Recip
     if recipe.weights is None:
         return NOTHING
     return _Search(closed, labels, names, recipe).run()
+
+
+def with_casts(found: WriteBacks, casts: Sequence[tuple[Scope, Any]]) -> WriteBacks:
+    """The same, and casts of gradients to narrower types, which are written so too.
+
+    Args:
+      found: the write-backs.
+      casts: where gradients are cast, and the equations.
+    """
+    writes, reported = dict(found.writes), list(found.reported)
+    for scope, eqn in casts:
+        wide, narrow = eqn.invars[0].aval.dtype, eqn.outvars[0].aval
+        is_float = jnp.issubdtype(wide, jnp.floating) and wide.itemsize > narrow.dtype.itemsize
+        if not is_float or narrow.dtype.name not in NARROW or scope.path in writes:
+            continue
+        writes[scope.path] = Write(len(writes), narrow.dtype)
+        path = "/".join(visible(scope.names)) or "backward pass"
+        reported.append(
+            WriteBack(
+                path=path,
+                kind="gradient",
+                shape=narrow.shape,
+                dtype=narrow.dtype.name,
+                op="cast",
+                status="stochastic",
+                asked=True,
+            )
+        )
+    return WriteBacks(writes, found.widened, tuple(reported))
 
 
 # ------------------------------------------------------------------------------ places of values
