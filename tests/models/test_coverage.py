@@ -41,7 +41,7 @@ def _decorated(case: Case) -> Any:
 
 def _parameters(chosen: Iterable[Entry]) -> list[Any]:
     return [
-        pytest.param(entry, id=entry.id, marks=[pytest.mark.slow] if entry.slow else [])
+        pytest.param(entry, id=entry.id, marks=[pytest.mark.nightly] if entry.slow else [])
         for entry in chosen
     ]
 

@@ -63,7 +63,7 @@ def check(spec, x, turned=False):
 
 
 # Compiling kernels that are interpreted takes ten seconds and more.
-slow, nightly = pytest.mark.slow, pytest.mark.nightly
+nightly = pytest.mark.nightly
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -73,8 +73,8 @@ slow, nightly = pytest.mark.slow, pytest.mark.nightly
         ("stochastic", (37, 53), 1),
         ("stochastic", (37, 53), 0),
         pytest.param("nearest", (37, 53), 1, marks=nightly),
-        pytest.param("nearest", (64, 96), 0, marks=slow),
-        pytest.param("stochastic", (3, 64, 40), 1, marks=slow),
+        pytest.param("nearest", (64, 96), 0, marks=nightly),
+        pytest.param("stochastic", (3, 64, 40), 1, marks=pytest.mark.slow),
         pytest.param("stochastic", (70,), 0, marks=nightly),
     ],
 )
@@ -90,7 +90,7 @@ def test_any_dimensions_may_be_contracted(axis, hadamard):
     check(spec, tensor((3, 32, 48), "bfloat16"))
 
 
-@slow
+@nightly
 @pytest.mark.parametrize(
     ("format", "shape"), [("nvfp4", (64, 96)), ("nvfp4", (40, 21)), ("mxfp4", (64, 96))]
 )
@@ -100,7 +100,7 @@ def test_transforms_are_the_emulations(format, shape, axis):
     check(spec, tensor(shape))
 
 
-@slow
+@nightly
 @pytest.mark.parametrize("format", BLOCKED)
 @pytest.mark.parametrize(("turned", "shape"), [(True, (37, 53)), (False, (64, 96))])
 def test_squares_come_in_both_orientations(format, turned, shape):
@@ -108,13 +108,13 @@ def test_squares_come_in_both_orientations(format, turned, shape):
     check(spec, tensor(shape), turned)
 
 
-@slow
+@nightly
 @pytest.mark.parametrize("format", BLOCKED)
 def test_scales_may_be_rounded_up(format):
     check(Quantization(format=format, axis=0, scale_rounding="up"), tensor((64, 64)))
 
 
-@slow
+@nightly
 @pytest.mark.parametrize("format", ["nvfp4", "fp8_e4m3"])
 @pytest.mark.parametrize("size", [0.0, 2.0**-90, 2.0**90])
 def test_tensors_of_all_sizes_are_the_emulations(format, size):
@@ -259,10 +259,10 @@ MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
         ((128, 256), P("model", "data"), True),
         pytest.param((128, 256), P(None, ("data", "model")), False, marks=nightly),
         pytest.param((3, 128, 128), P("data"), False, marks=nightly),
-        pytest.param((3, 128, 128), P(None, ("data", "model")), True, marks=slow),
+        pytest.param((3, 128, 128), P(None, ("data", "model")), True, marks=nightly),
         pytest.param((3, 128, 128), P(None, "model"), False, marks=nightly),
         pytest.param((72, 80), P("data"), False, marks=nightly),
-        pytest.param((72, 80), P(None, "model"), True, marks=slow),
+        pytest.param((72, 80), P(None, "model"), True, marks=nightly),
     ],
     ids=str,
 )
