@@ -395,11 +395,7 @@ def test_the_mesh_in_use_is_the_mesh():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", COMPILED)
-@pytest.mark.parametrize(
-    "mesh",
-    [pytest.param({"data": 4}, marks=pytest.mark.nightly), {"data": 4, "model": 2}],
-    ids=str,
-)
+@pytest.mark.parametrize("mesh", [{"data": 4}, {"data": 4, "model": 2}], ids=str)
 def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: dict[str, int]):
     weight = P(None, "model" if "model" in mesh else None)
     fun = srjit(step, in_shardings=(weight, P("data")))
