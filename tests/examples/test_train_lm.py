@@ -101,7 +101,10 @@ def test_batches_reach_both_ends_of_the_text():
 # -- runs
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [r if r == "int8" else pytest.param(r, marks=pytest.mark.nightly) for r in RECIPES],
+)
 def test_a_quick_run_learns_and_reports(recipe, tmp_path, capsys):
     results = train_from_command_line(tmp_path, "--recipe", recipe)
     (result,) = results["runs"][recipe]

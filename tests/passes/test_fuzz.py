@@ -21,7 +21,7 @@ from srjit.passes.insert_quantize import InsertQuantize
 
 from . import corpus
 
-EXAMPLES = int(os.environ.get("SRJIT_FUZZ", "40"))
+EXAMPLES = int(os.environ.get("SRJIT_FUZZ", "12"))
 N = 8
 _MESH = 'sdy.mesh @mesh = <["x"=2, "y"=2]>\n'
 

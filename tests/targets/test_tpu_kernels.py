@@ -54,7 +54,7 @@ def assert_same_bits(got, expected):
 @pytest.mark.parametrize("rounding_name", ROUNDINGS)
 @pytest.mark.parametrize(("name", "converts"), WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
 def test_codes_are_the_emulations(dtype, shape, name, converts, rounding_name):
     element, key = ELEMENTS[name], ROUNDINGS[rounding_name]
     x = jax.random.normal(jax.random.key(0), shape, dtype)
