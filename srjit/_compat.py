@@ -217,7 +217,11 @@ def needed(closed: Any, output: int) -> set[int]:
         if not any(used):
             continue
         rule = partial_eval.dce_rules.get(eqn.primitive)
-        reads = rule(used, eqn)[0] if rule else [True] * len(eqn.invars)
+        every = [True] * len(eqn.invars)
+        reads = every
+        if rule is not None:  # from jax 0.12 on, it is also told which inputs' contents are read
+            told = len(inspect.signature(rule).parameters) == 3
+            reads = rule(used, every, eqn)[0] if told else rule(used, eqn)[0]
         wanted.update(
             v
             for v, read in zip(eqn.invars, reads, strict=True)
