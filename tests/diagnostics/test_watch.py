@@ -12,6 +12,7 @@ import pytest
 from srjit import TensorBoard, recipes, srjit
 from srjit.diagnostics import sinks
 from srjit.diagnostics.diagnosis import PAYS, diagnosed, plot, sparkline
+from srjit.diagnostics.measuring import SAMPLE
 from srjit.diagnostics.watching import Record, Watch
 from srjit.numerics.formats import get_format
 from srjit.tools import watch as command
@@ -68,13 +69,13 @@ def watched(fun, *args, recipe, **options):
 
 
 def test_figures_are_those_of_the_operand():
-    """Of the squared distance from 0 to g, whose gradient is -g."""
-    g = np.asarray(jax.random.normal(jax.random.key(3), (64, 128)), np.float32)
+    """Of the squared distance from 0 to g, whose gradient is -g, small enough to be looked at whole."""
+    g = np.asarray(jax.random.normal(jax.random.key(3), (SAMPLE // 128, 128)), np.float32)
 
     def distance(w, x):
         return jnp.sum((x @ w - g) ** 2) / 2
 
-    x = jax.random.normal(jax.random.key(4), (64, 16))
+    x = jax.random.normal(jax.random.key(4), (len(g), 16))
     seen = watched(jax.grad(distance), jnp.zeros((16, 128)), x, recipe="int8")
     (found,) = (r for r in seen if r.role == "wgrad")
     amax, unit = np.abs(g).max(), np.abs(g).max() / 127
