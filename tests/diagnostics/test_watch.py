@@ -69,7 +69,7 @@ def watched(fun, *args, recipe, **options):
 
 
 def test_figures_are_those_of_the_operand():
-    """Of the squared distance from 0 to g, whose gradient is -g, small enough to be looked at whole."""
+    """Of the squared distance from 0 to g, whose gradient is -g; g is looked at whole."""
     g = np.asarray(jax.random.normal(jax.random.key(3), (SAMPLE // 128, 128)), np.float32)
 
     def distance(w, x):
