@@ -216,7 +216,7 @@ def needed(closed: Any, output: int) -> set[int]:
         used = [v in wanted for v in eqn.outvars]
         if not any(used):
             continue
-        rule = partial_eval.dce_rules.get(eqn.primitive)
+        rule: Any = partial_eval.dce_rules.get(eqn.primitive)
         every = [True] * len(eqn.invars)
         reads = every
         if rule is not None:  # from jax 0.12 on, it is also told which inputs' contents are read
