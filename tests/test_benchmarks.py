@@ -136,3 +136,10 @@ def test_passes_are_measured_beside_the_compiler_and_by_their_sites(tmp_path):
     sites = [row["sites"] for row in figures["scaling"]]
     assert sites == sorted(set(sites))
     assert all(row["seconds"] > 0 for row in figures["scaling"])
+
+
+@pytest.mark.nightly
+def test_watching_changes_no_bit_and_writes_records(tmp_path):
+    figures = _figures("watch_cost", tmp_path)
+    assert set(figures) == {"int8", "nvfp4"}
+    assert all(row["same bits"] and row["records a step"] > 0 for row in figures.values())
