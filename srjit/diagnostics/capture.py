@@ -45,11 +45,6 @@ class Quantizer:
         """The site's number."""
         return self.plan.site.number
 
-    @property
-    def kind(self) -> str:
-        """Of the operand: ``activation``, ``weight``, ``gradient`` or ``unknown``."""
-        return (self.plan.site.lhs_kind, self.plan.site.rhs_kind)[self.side]
-
 
 # Called while a program is traced, at each of its quantizations: with what tells its executions
 # apart (trips of the loops around it, shards), the operand, the key if it draws noise, and the

@@ -80,6 +80,7 @@ def test_figures_are_those_of_the_operand():
     (found,) = (r for r in seen if r.role == "wgrad")
     amax, unit = np.abs(g).max(), np.abs(g).max() / 127
     assert found.amax == amax and found.saturated == 0
+    # Sums of 4096 float32 squares, in XLA's order and in NumPy's.
     np.testing.assert_allclose(found.norm, np.sqrt(np.mean(g**2)), rtol=1e-5)
     assert found.zeros == np.mean(np.abs(g) <= unit / 2)
     # The variance of rounding g is p(1 - p) squared steps; of its mean over n elements, the fourth
@@ -251,4 +252,4 @@ def test_the_command_follows_until_it_is_stopped(tmp_path, monkeypatch):
 
     monkeypatch.setattr("time.sleep", stop)
     assert command.main(["watch", str(path), "--follow"]) == 0
-    assert "no records yet" in out.getvalue() or "healthy" not in out.getvalue()
+    assert "no records yet" in out.getvalue()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from srjit.diagnostics.diagnosis import _finding
-from srjit.diagnostics.watching import Record
 
 PAGE = (Path(__file__).parents[2] / "docs" / "watch.md").read_text(encoding="utf-8")
 
@@ -31,4 +30,3 @@ def test_every_verdict_is_in_the_table():
     source = Path(_finding.__code__.co_filename).read_text(encoding="utf-8")
     verdicts = set(re.findall(r'advice\["(\w+)"\]', source))
     assert verdicts == set(re.findall(r"^\| (\w+) \| (?!when)", PAGE, re.MULTILINE))
-    assert "ratio" in dir(Record)
