@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from srjit import _compat, aot, recipes, targets
+from srjit import _compat, aot, jitting, recipes, targets
 from srjit.arguments import Changed, Objects
 from srjit.diagnostics.capture import Capture
 from srjit.diagnostics.certificate import Certificate
@@ -26,6 +26,7 @@ from srjit.diagnostics.naming import naming_sites
 from srjit.diagnostics.verifying import certify
 from srjit.diagnostics.watching import Record, Watch, Watched
 from srjit.jaxprs.roles import KEEP_SCOPE, role_scope
+from srjit.jitting import KeyedJit
 from srjit.keys import (
     Counted,
     IfNeeded,
@@ -52,12 +53,8 @@ from srjit.transformation import (
     Transformation,
     is_traced,
     name_of,
-    parameters_of,
     signature_with_key,
 )
-
-_STATIC = ("static_argnums", "static_argnames")
-_JIT_OPTIONS = frozenset(inspect.signature(jax.jit).parameters) - {"fun"}
 
 
 @overload
@@ -120,8 +117,8 @@ def srjit(
       >>> params, loss = train_step(params, batch, sr_key=jax.random.key(0))
     """
     for name in jit_options:
-        if name not in _JIT_OPTIONS:
-            known = {*_JIT_OPTIONS, *inspect.signature(Options.of).parameters, "key", "watch"}
+        if name not in jitting.OPTIONS:
+            known = {*jitting.OPTIONS, *inspect.signature(Options.of).parameters, "key", "watch"}
             raise TypeError(str(unknown_name("option", name, known - {"fun"})))
 
     def decorate(fun: Callable[..., Any]) -> SrjitFunction:
@@ -159,7 +156,6 @@ class SrjitFunction:
         self.watch = None if watch is None else Watch.of(watch)
         if self.watch is not None and options.layer != "jaxpr":
             raise ValueError("watch= is for layer='jaxpr', whose numbers are the same")
-        self._watched: dict[int, Any] = {}
         self._base = key
         if key is not None:
             if options.mode == "inference":
@@ -172,13 +168,8 @@ class SrjitFunction:
         self._dump = options.dump
         jax.jit(fun, **jit_options)  # says what is wrong with them, in terms of fun's arguments
         self._jit_options = dict(jit_options)
-        sharding = jit_options.get("in_shardings")
-        if isinstance(sharding, list):
-            sharding = tuple(sharding)
-        self._one_sharding = None if isinstance(sharding, tuple) else sharding
-        own = () if sharding is None else (None, *sharding) if isinstance(sharding, tuple) else None
-        self._jit = None if own is None else self._make_jit(own)
-        self._jits: dict[int, Any] = {}
+        self._jit = KeyedJit(fun, self._remembering(self._transformation), self._jit_options)
+        self._watched = None if self.watch is None else self._watched_by(self.watch)
 
     def __repr__(self) -> str:
         o = self._options
@@ -215,15 +206,13 @@ class SrjitFunction:
             sr_key = from_host(sr_key)
         if sr_state is not None:
             sr_key = Stateful(sr_key, sr_state)
-        jitted = self._jit or self._jit_for(args)
-        if self.watch is not None:
-            jitted = self._watched_jit_for(args, self.watch)
+        jitted = (self._watched or self._jit).of(args)
         if self._dump is not None:
             self._dump_module(jitted, sr_key, args, kwargs)
         try:
             out = jitted(sr_key, *args, **kwargs)
         except ValueError as error:
-            _explain(error, sr_key, (args, kwargs))
+            jitting.explain(error, sr_key, (args, kwargs))
             raise
         if type(out) is Watched:
             out = self._delivered(out)
@@ -265,64 +254,23 @@ class SrjitFunction:
         if self._dump.written != before:
             self._dump.write("stablehlo.mlir", lowered.as_text())
 
-    # ----------------------------------------------------------------------------- the jax.jit
-
-    def _jit_for(self, args: Sequence[Any]) -> Any:
-        """The jit in use; one an arity where a single in_sharding is spread over the arguments."""
-        if self._jit is not None:
-            return self._jit
-        if len(args) not in self._jits:
-            self._jits[len(args)] = self._make_jit(self._spread(self._one_sharding, len(args)))
-        return self._jits[len(args)]
-
-    def _spread(self, sharding: Any, count: int) -> tuple[Any, ...]:
-        """In-shardings of a key and ``count`` arguments, static ones left out, that share one."""
-        return (None, *[sharding] * (count - len(self._static_positions(count))))
-
-    def _static_positions(self, count: int) -> set[int]:
-        """Which of ``count`` positional arguments are static, as jax.jit infers it."""
-        numbers, names = (_as_tuple(self._jit_options.get(name)) for name in _STATIC)
-        if not numbers and names:
-            parameters = [p.name for p in parameters_of(self._fun) or ()]
-            numbers = [parameters.index(name) for name in names if name in parameters]
-        return {n % count for n in numbers if -count <= n < count}
-
-    def _watched_jit_for(self, args: Sequence[Any], watch: Watch) -> Any:
-        """As ``_jit_for``, of the program that returns what was measured too."""
-        if len(args) not in self._watched:
-            run = Transformation(self._fun, self._options, is_traced)
-            run.stream(watch)
-            given = self._jit_options.get("in_shardings")
-            if given is None:
-                shardings = ()
-            elif isinstance(given, (tuple, list)):
-                shardings = (None, *given)
-            else:
-                shardings = self._spread(given, len(args))
-            self._watched[len(args)] = self._make_jit(shardings, run)
-        return self._watched[len(args)]
-
-    def _make_jit(self, in_shardings: tuple[Any, ...], run: Transformation | None = None) -> Any:
-        options = {**self._jit_options, **({"in_shardings": in_shardings} if in_shardings else {})}
-        if run is not None and options.get("out_shardings") is not None:
+    def _watched_by(self, watch: Watch) -> KeyedJit:
+        """The jit of the program that returns what was measured too."""
+        run = Transformation(self._fun, self._options, is_traced)
+        run.stream(watch)
+        options = dict(self._jit_options)
+        if options.get("out_shardings") is not None:
             options["out_shardings"] = Watched(options["out_shardings"], None)
-        return jax.jit(self._with_key_first(run or self._transformation), **_shifted(options))
+        return KeyedJit(self._fun, self._remembering(run), options)
 
-    def _with_key_first(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """``run(key, args, kwargs)`` as a function of fun's signature with a key in front."""
+    def _remembering(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """As ``run``; of what was traced last, shapes are kept."""
 
-        def keyed(_srjit_key: Any, /, *args: Any, **kwargs: Any) -> Any:
+        def remembering(key: Any, args: Any, kwargs: Any) -> Any:
             self._last = jax.tree.map(_shape_of, (args, kwargs))
-            return run(_srjit_key, args, kwargs)
+            return run(key, args, kwargs)
 
-        functools.update_wrapper(keyed, self._fun)
-        parameters = parameters_of(self._fun)
-        if parameters is None:
-            del keyed.__wrapped__  # type: ignore[attr-defined]  # a signature is looked for there
-        else:
-            key = inspect.Parameter("_srjit_key", inspect.Parameter.POSITIONAL_ONLY)
-            keyed.__signature__ = inspect.Signature([key, *parameters])  # type: ignore[attr-defined]
-        return keyed
+        return remembering
 
     # -------------------------------------------------------------- looking, without running
 
@@ -363,8 +311,9 @@ class SrjitFunction:
             del key
             seen.append(look(args, kwargs))
 
-        static = {k: v for k, v in self._jit_options.items() if k in _STATIC}
-        jax.jit(self._with_key_first(only_look), **_shifted(static)).trace(None, *args, **kwargs)
+        static = jitting.static_only(self._jit_options)
+        look_at = KeyedJit(self._fun, self._remembering(only_look), static)
+        look_at.of(args).trace(None, *args, **kwargs)
         return seen[0]
 
     def init_state(
@@ -398,7 +347,7 @@ class SrjitFunction:
             sr_state = self.init_state(*args, **kwargs)
         if sr_state is not None:
             key = Stateful(key, sr_state)
-        return Traced(self._jit_for(args).trace(key, *args, **kwargs), key, self._next_key)
+        return Traced(self._jit.of(args).trace(key, *args, **kwargs), key, self._next_key)
 
     def lower(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Lowered:
         """As of ``jax.jit``; the result compiles to something that is called as the function is.
@@ -414,7 +363,7 @@ class SrjitFunction:
         key = self._key_to_look_with(sr_key)
         if sr_state is not None:
             key = Stateful(key, sr_state)
-        out = self._jit_for(args).eval_shape(key, *args, **kwargs)
+        out = self._jit.of(args).eval_shape(key, *args, **kwargs)
         return out.out if type(out) is Changed else out
 
     def aot(
@@ -444,7 +393,7 @@ class SrjitFunction:
           ValueError: no such target, none that srjit can compile for, or no mesh of such a size.
         """
         chosen = self._options.target if target is None else targets.get(target)
-        options, given = self._options.on(chosen), self._in_shardings(len(args))
+        options, given = self._options.on(chosen), self._jit.in_shardings(len(args))
         own = [getattr(x, "sharding", None) for x in jax.tree.leaves((args, kwargs))]
         place = aot.Placement.of(chosen, mesh, given, own)
         moved = place.options(self._jit_options)
@@ -604,20 +553,12 @@ class SrjitFunction:
             def run(step: int) -> Any:
                 key = None if base is None else copy._counted(step)
                 given = key if sr_state is None else Stateful(key, sr_state)
-                out = copy._jit_for(args)(given, *args, **kwargs)
+                out = copy._jit.of(args)(given, *args, **kwargs)
                 return out if sr_state is None or type(out) is Watched else out[0]
 
             return run
 
         return program
-
-    def _in_shardings(self, count: int) -> tuple[Any, ...]:
-        """What the options of ``jax.jit`` say of each of ``count`` positional arguments."""
-        given = self._jit_options.get("in_shardings")
-        if not isinstance(given, (tuple, list)):
-            return (given,) * count
-        static, rest = self._static_positions(count), iter(given)
-        return tuple(None if i in static else next(rest, None) for i in range(count))
 
     def _key_to_look_with(self, sr_key: Any) -> Any:
         """What stands for a call's key where nothing runs; it does not count as a call."""
@@ -638,7 +579,7 @@ class SrjitFunction:
         """
         given = None if self._options.mode == "inference" else key
         state = self.init_state(*args, **kwargs) if self._options.recipe.has_delayed_scales else {}
-        return self._jit_for(args), Stateful(given, state) if state else given
+        return self._jit.of(args), Stateful(given, state) if state else given
 
     def made_of(self) -> tuple[Callable[..., Any], Options, dict[str, Any]]:
         """The function, how it is rewritten, and the options of ``jax.jit``, as they were given."""
@@ -646,7 +587,7 @@ class SrjitFunction:
 
     def clear_cache(self) -> None:
         """As of ``jax.jit``."""
-        for jitted in (self._jit, *self._jits.values()):
+        for jitted in (self._jit, self._watched):
             if jitted is not None:
                 jitted.clear_cache()
 
@@ -656,41 +597,6 @@ def _shape_of(leaf: Any) -> Any:
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _as_tuple(value: Any) -> Sequence[Any]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, (int, str)) else tuple(value)
-
-
-def _shifted(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of ``jax.jit`` for a function with one more argument in front."""
-    numbers = ("static_argnums", "donate_argnums")
-    return {
-        name: tuple(n + (n >= 0) for n in _as_tuple(value)) if name in numbers and value is not None
-        else value
-        for name, value in options.items()
-    }  # fmt: skip
-
-
-def _explain(error: ValueError, key: Any, arguments: Any) -> None:
-    """Says where the key has to do with an error of ``jax.jit``; raises one that blames it."""
-    if "in_shardings specification" in str(error):
-        error.add_note("srjit counts sr_key as an argument, and None as its in_sharding")
-    if "incompatible devices" not in str(error) or not isinstance(key, jax.Array):
-        return
-    others: set[frozenset[Any]] = {
-        frozenset(x.sharding.device_set)
-        for x in jax.tree.leaves(arguments)
-        if isinstance(x, jax.Array) and x.committed
-    }
-    if len(others) == 1 and key.committed and frozenset(key.sharding.device_set) not in others:
-        raise ValueError(
-            f"sr_key is committed to {key.sharding}, the other arguments to other devices. "
-            "Replicate it, with jax.device_put(key, NamedSharding(mesh, PartitionSpec())), or pass "
-            "an integer step, which is not committed to any device"
-        ) from error
 
 
 def replay(fn: SrjitFunction, *args: Any, **options: Any) -> list[Replayed]:

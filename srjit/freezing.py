@@ -16,10 +16,10 @@ from srjit.api import SrjitFunction
 from srjit.arguments import Arguments
 from srjit.jaxprs import frozen
 from srjit.jaxprs.values import PARAMETER
+from srjit.jitting import static_only
 from srjit.transformation import Program, Transformation, is_traced, name_of, parameters_of
 
 Arrays = dict[str, Any]
-_STATIC = ("static_argnums", "static_argnames")
 
 
 def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[..., Any]]:
@@ -73,7 +73,7 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     options = dataclasses.replace(options, mode="inference", dump=None)
     transformation = Transformation(fun, options, _stands_for_array)
     jit_options = _for_packed(fun, jit_options, position, len(args))
-    static = {name: value for name, value in jit_options.items() if name in _STATIC}
+    static = static_only(jit_options)
     structs, named = _structs_of(fun, static, args, kwargs)
     program = _Function(transformation, position, structs[position])
     layout = program.layout(structs, named)

@@ -21,6 +21,7 @@ ORDER = [
     ["rejit"],
     ["hlo_call"],
     ["transformation"],
+    ["jitting"],
     ["api"],
     ["export", "freezing", "recommending"],
     ["tools"],
