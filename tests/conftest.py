@@ -18,21 +18,27 @@ hypothesis.settings.load_profile("srjit")
 _NIGHTLY = os.environ.get("SRJIT_NIGHTLY", "0") != "0"
 
 
+# Most of the time of a test is XLA's compiler. Nightly, programs are compiled as users compile them.
+_COMPILER_FLAGS = "" if _NIGHTLY else "--xla_backend_optimization_level=0"
+
+
 def _compile_quickly() -> None:
-    """Most of the time of a test is XLA's compiler: no number may depend on what it optimizes."""
     import jax
 
-    flags = ["--xla_backend_optimization_level=0"]
-    if jax.__version_info__ < (0, 11):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
     before = os.environ["XLA_FLAGS"]
-    os.environ["XLA_FLAGS"] = " ".join([before, *flags])
+    os.environ["XLA_FLAGS"] = f"{before} {_COMPILER_FLAGS}"
     jax.devices()
     os.environ["XLA_FLAGS"] = before  # not for compilers of other chips, nor for other processes
 
 
-if not _NIGHTLY:
+if _COMPILER_FLAGS:
     _compile_quickly()
+
+
+@pytest.fixture
+def compiler_flags() -> str:
+    """What another process has as XLA_FLAGS, if it is to make of a program what this one does."""
+    return _COMPILER_FLAGS
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

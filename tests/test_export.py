@@ -36,7 +36,7 @@ def decorated(layer: str) -> Any:
 
 
 @pytest.mark.parametrize("way", ["jaxpr", "stablehlo", "rejit"])
-def test_another_process_computes_the_same_bits(way: str, tmp_path: Path):
+def test_another_process_computes_the_same_bits(way: str, tmp_path: Path, compiler_flags: str):
     if way == "rejit":
         function = srjit.rejit(jax.jit(step).lower(W, X), pipeline())
         exported = srjit.export(function)
@@ -47,7 +47,7 @@ def test_another_process_computes_the_same_bits(way: str, tmp_path: Path):
     np.savez(tmp_path / "given.npz", w=W, x=X)
     names = [str(tmp_path / n) for n in ("step.srjit", "given.npz", "out.npy")]
     command = [sys.executable, "-c", CALL, *names]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": compiler_flags}
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
     expected = function(W, X, sr_key=KEY)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
