@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("srjit")
 _NIGHTLY = os.environ.get("SRJIT_NIGHTLY", "0") != "0"
 
 
-# Most of the time of a test is XLA's compiler. Nightly, programs are compiled as users compile them.
+# Most of the time of a test is the compiler. Nightly, programs compile as they do for users.
 _COMPILER_FLAGS = "" if _NIGHTLY else "--xla_backend_optimization_level=0"
 
 
