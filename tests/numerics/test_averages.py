@@ -143,12 +143,14 @@ def eden_bits(is_sparse: bool) -> dict[int, tuple[float, float]]:
     return found
 
 
+@pytest.mark.nightly  # minutes
 @pytest.mark.parametrize("count", DRAWS[1:])
 def test_averages_of_eden_gain_a_bit_for_every_factor_4(count: int):
     (first, error), (last, other) = (eden_bits(is_sparse=False)[n] for n in (1, count))
     assert abs(last - first - np.log2(count) / 2) < BOUND * np.hypot(error, other)
 
 
+@pytest.mark.nightly  # minutes
 def test_averages_of_eden_stop_where_a_hadamard_transform_is_not_random_enough():
     """Of few elements that are not zero, it makes few different magnitudes, whatever the signs."""
     (some, error), (more, other) = (eden_bits(is_sparse=True)[n] for n in (64, 1024))

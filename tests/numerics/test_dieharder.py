@@ -5,8 +5,15 @@ import pytest
 from . import dieharder, streams
 
 
+# The others are nightly: half a minute each.
+QUICKLY = "by_element"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stream", streams.STREAMS)
+@pytest.mark.parametrize(
+    "stream",
+    [pytest.param(s, marks=[pytest.mark.nightly] * (s != QUICKLY)) for s in streams.STREAMS],
+)
 def test_dieharder_finds_nothing(stream: str):
     if not dieharder.PROGRAM:
         pytest.skip("dieharder is not installed (apt install dieharder): NumPy's battery alone ran")
