@@ -4,7 +4,6 @@ import pytest
 
 from . import dieharder, streams
 
-
 # The others are nightly: half a minute each.
 QUICKLY = "by_element"
 
