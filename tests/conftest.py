@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, whatever hardware is attached; nightly tests on demand."""
 
 import os
+from importlib.metadata import version
 
 import hypothesis
 import pytest
@@ -20,6 +21,10 @@ _NIGHTLY = os.environ.get("SRJIT_NIGHTLY", "0") != "0"
 
 # Most of the time of a test is the compiler. Nightly, programs compile as they do for users.
 _COMPILER_FLAGS = "" if _NIGHTLY else "--xla_backend_optimization_level=0"
+# Where XLA still has a choice of them, fusion emitters are what costs most of the rest.
+_HAS_EMITTERS = _NIGHTLY or tuple(map(int, version("jax").split(".")[:2])) >= (0, 11)
+if not _HAS_EMITTERS:
+    _COMPILER_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 
 def _compile_quickly() -> None:
@@ -39,6 +44,13 @@ if _COMPILER_FLAGS:
 def compiler_flags() -> str:
     """What another process has as XLA_FLAGS, if it is to make of a program what this one does."""
     return _COMPILER_FLAGS
+
+
+@pytest.fixture
+def fusion_emitters() -> None:
+    """Without them XLA rounds what it fuses otherwise: the same inside another program differs."""
+    if not _HAS_EMITTERS:
+        pytest.skip("compiled without fusion emitters: runs with SRJIT_NIGHTLY=1, or a newer JAX")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -260,6 +260,7 @@ def test_the_report_is_that_of_explain():
 # ---------------------------------------------------------------------- other transformations
 
 
+@pytest.mark.usefixtures("fusion_emitters")
 def test_inside_another_jit_it_computes_the_same():
     again = srjit.rejit(jax.jit(step).lower(W, X), pipeline())
     nested = jax.jit(lambda w, x, key: again(w, x, sr_key=key) + 1)
