@@ -108,7 +108,8 @@ class TargetCalls:
         from srjit.targets.kernel_call import without_kernels
 
         compiler = self.target.compiler
-        with contextlib.nullcontext() if self.runs_alone else without_kernels():
+        kernels = contextlib.nullcontext() if self.runs_alone else without_kernels()
+        with kernels, self.target.lowering():
             return self.library.lowered(
                 f"{found.label}_{self.target.name}",
                 found,

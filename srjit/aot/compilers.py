@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AxisType, Mesh
 
 from srjit import targets
 from srjit.aot import hlo
@@ -81,24 +81,13 @@ def mesh_of(target: Target, like: Any) -> Mesh:
     return jax.make_mesh(tuple(axes.values()), tuple(axes), types, devices=devices)
 
 
-@contextlib.contextmanager
-def on_device_of(target: Target) -> Generator[None]:
-    """Where programs are lowered and compiled for a device: kernels for GPUs ask which it is."""
-    if target.compiler is None or target.compiler.platform != "cuda":
-        yield
-        return
-    device = Mesh(devices_of(target)[:1], ("one",)).abstract_mesh.abstract_device
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-        yield
-
-
 def optimized(target: Target, lowered: Any) -> tuple[hlo.Module, Any]:
     """Compiles a ``jax.stages.Lowered``: the optimized program, and the memory that it takes."""
     options = dict(target.compiler.options) if target.compiler else {}
     assembly: dict[str, tuple[str, ...]] = {}
     if target.compiler and target.compiler.platform == "cuda":
         with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
-            with on_device_of(target):
+            with target.lowering():
                 compiled = lowered.compile(
                     compiler_options={**options, **_ASSEMBLY, "xla_dump_to": folder}
                 )

@@ -17,7 +17,7 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
-from srjit.aot.compilers import devices_of, mesh_of, on_device_of, optimized
+from srjit.aot.compilers import devices_of, mesh_of, optimized
 from srjit.aot.rates import rate
 from srjit.aot.reading import Program, SiteCost, program_of
 from srjit.aot.report import CompiledSite, Report
@@ -61,7 +61,7 @@ class Placement:
     def entered(self) -> Generator[None]:
         """Where programs are lowered: the mesh is the one that their PartitionSpecs are about."""
         try:
-            with on_device_of(self.target) if self.mesh is None else _in_use(self.mesh):
+            with self.target.lowering() if self.mesh is None else _in_use(self.mesh):
                 yield
         except ValueError as error:
             if "incompatible devices" in str(error) or "mesh passed to shard_map" in str(error):

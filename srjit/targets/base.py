@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
@@ -77,12 +79,14 @@ class Compiler:
       platform: as JAX calls it.
       topologies: by number of devices, what the compiler calls a slice of that many.
       description: of a device, for a compiler that knows none by their names.
+      device: what kernels are told that they are lowered for, where they ask.
       options: of the compiler.
     """
 
     platform: str
     topologies: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
     description: str = ""
+    device: AbstractDevice | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
@@ -158,6 +162,20 @@ class Target:
     compiler: Compiler | None = None
     peak: Callable[[str, str], float | None] | None = None
     estimates: Estimates | None = None
+
+    @contextlib.contextmanager
+    def lowering(self) -> Generator[None]:
+        """Where programs are lowered for it, whether or not it is attached."""
+        device = self.compiler.device if self.compiler else None
+        if device is None:
+            yield
+            return
+        mesh = jax.sharding.get_abstract_mesh()
+        mesh = AbstractMesh(
+            mesh.axis_sizes, mesh.axis_names, mesh.axis_types, abstract_device=device
+        )
+        with jax.sharding.use_abstract_mesh(mesh):
+            yield
 
     def carrier(self, spec: Quantization, work: Any, in_loop: bool = False) -> Any:
         """The dtype that holds an operand's values inside a program.

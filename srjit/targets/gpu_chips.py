@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from jax.sharding import AbstractDevice
+
 from srjit.targets.base import Compiler
 
 # As XLA describes a device (stream_executor/device_description.proto, GpuTargetConfigProto).
@@ -98,6 +100,7 @@ class Gpu:
             platform="cuda",
             topologies={n: f"1x1x{n}" for n in (1, 4, 8)},
             description=_DESCRIPTION.format(chip=self),
+            device=AbstractDevice(f"NVIDIA {self.label}", self.cores, "gpu"),
             # Without the device nothing can be tried out. The libraries' products, since it is
             # they that have the rates that are asked for.
             options={"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
