@@ -417,14 +417,15 @@ class SrjitFunction:
     ) -> Certificate:
         """Runs the program ``draws`` times and tests its stochastic rounding on these arguments.
 
-        What each stochastic quantizer gets in the first step is rounded again with the keys of all
-        steps. Signed sums of what that is off by, by sign, binade and fraction of a step, tell a
-        bias; products tell noise that neighbours, sites or steps share. Limits are Bernstein's for
-        the number of draws (``srjit.diagnostics.statistics`` derives them): a correct program
-        fails less than once in 10^6 certificates. Of tensors of more than 65536
+        What each stochastic quantizer and write-back gets in the first step is rounded again with
+        the keys of all steps. Signed sums of what that is off by, by sign, binade and fraction of a
+        step, tell a bias; products tell noise that neighbours, sites or steps share. Limits are
+        Bernstein's for the number of draws (``srjit.diagnostics.statistics`` derives them): a
+        correct program fails less than once in 10^6 certificates. Of tensors of more than 65536
         elements a seeded choice of that many is summed, and as many pairs of neighbours; noise is
-        compared between steps and between sites on the first 4096 elements; of a quantizer in
-        loops or shards, 4 executions.
+        compared between steps and between sites on the first 4096 elements; of what stands in loops
+        or shards, 4 executions are looked at. A program with stochastic write-backs runs twice as
+        often: the averages of its outputs are those without.
 
         What is verified is the formula of the platform that this runs on, with ``layer="jaxpr"``,
         whose noise is that of the other layer. Quantizers that only differentiating the function
@@ -445,13 +446,10 @@ class SrjitFunction:
         Raises:
           ValueError: fewer than 4 draws.
         """
-        # A write-back's noise would hide what averages of the products' converge to.
-        recipe = self._options.recipe.without_write_backs()
         seen = Capture()
         program = self._observed(lambda t: t.observe(seen.observe), args, kwargs, sr_key, sr_state)
-        run, reference = program(recipe), program(recipe.without_noise())
         report = self._seen(self._transformation.report, args, kwargs)
-        return certify(run, lambda: reference(0), seen, report, draws)
+        return certify(program, self._options.recipe, seen, report, draws)
 
     def diagnose(
         self, *args: Any, steps: int = 1, sr_key: Any = None, sr_state: Any = None, **kwargs: Any

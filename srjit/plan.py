@@ -87,6 +87,9 @@ class SitePlan:
         return f"site {self.site.number} {where}: {self.site.role} {self.site.op}{rule}"
 
 
+WrittenKind = Literal["parameter", "moment", "gradient"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WriteBack:
     """A value narrower than float32 that a training step writes: a parameter, moment or gradient.
@@ -103,7 +106,7 @@ class WriteBack:
     """
 
     path: str
-    kind: Literal["parameter", "moment", "gradient"]
+    kind: WrittenKind
     shape: tuple[int, ...]
     dtype: str
     op: str

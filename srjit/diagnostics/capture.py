@@ -1,22 +1,45 @@
-"""What a running program gives to its stochastic quantizers: operands, and keys, step by step."""
+"""What a running program rounds stochastically: values, and keys, step by step."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from srjit.diagnostics.labels import CAST, UPDATE, Label
 from srjit.numerics.quantization import Quantization, ScaledValues, aligned, encode
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import working_dtype
-from srjit.plan import SitePlan
+from srjit.plan import SitePlan, WrittenKind
 
-PLACES = 4  # executions of one quantizer (trips of its loops, shards) that are looked at
+PLACES = 4  # executions of one rounding (trips of its loops, shards) that are looked at
+
+
+class Rounding(Protocol):
+    """Something that a program rounds element by element; equal ones are the same, run again."""
+
+    @property
+    def label(self) -> Label:
+        """What it is called."""
+        ...
+
+    @property
+    def bits(self) -> int:
+        """How many bits of noise an element gets where it runs."""
+        ...
+
+    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
+        """What of ``x`` is rounded, and the scale of each element."""
+        ...
+
+    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
+        """One draw, under two key words: codes times their scales."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +53,7 @@ class Quantizer:
       side: 0 for that site's lhs, 1 for its rhs.
       spec: how it quantizes.
       run: (x, key=, before=, spec=) -> codes, as the program does it.
-      flips_signs: whether the program flips signs of the operand at random first; ``run`` does not.
+      bits: see ``Rounding``.
     """
 
     draw: tuple[int, int]
@@ -38,27 +61,92 @@ class Quantizer:
     side: int = dataclasses.field(compare=False)
     spec: Quantization
     run: Callable[..., ScaledValues] = dataclasses.field(compare=False)
-    flips_signs: bool = dataclasses.field(default=False, compare=False)
+    bits: int
 
     @property
-    def site(self) -> int:
-        """The site's number."""
-        return self.plan.site.number
+    def label(self) -> Label:
+        """See ``Rounding``."""
+        site = self.plan.site
+        return Label(
+            site=site.number,
+            path=site.path or site.location,
+            role=site.role,
+            operand=("lhs", "rhs")[self.side],
+            kind=(site.lhs_kind, site.rhs_kind)[self.side],
+            format=self.spec.format,
+        )
+
+    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
+        """See ``Rounding``: x or its Hadamard transform."""
+        spec = dataclasses.replace(self.spec, rounding="none")
+        values = self.run(x, spec=spec, key=None, before=before).values
+        spec = dataclasses.replace(self.spec, rounding="nearest")
+        q = encode(x, spec, None, before=before, subnormal=False)
+        ones = dataclasses.replace(q, codes=jnp.ones_like(q.codes))
+        return values, ones.dequantize(working_dtype(x.dtype))
+
+    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
+        """See ``Rounding``."""
+        q = self.run(x, key=(words[0], words[1]), before=before)
+        values = q.merged.astype(working_dtype(x.dtype))
+        return values if q.scale is None else values * aligned(q.scale, values.ndim)
 
 
-# Called while a program is traced, at each of its quantizations: with what tells its executions
-# apart (trips of the loops around it, shards), the operand, the key if it draws noise, and the
-# largest amax of earlier steps.
-Observer = Callable[[Quantizer, Sequence[Any], jax.Array, "Key | None", "jax.Array | None"], None]
-Place = tuple[Quantizer, tuple[int, ...]]
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """One write-back of a program, or cast of a gradient.
+
+    Attributes:
+      number: among all that the program writes.
+      path, kind: of what is written.
+      dtype: that is written.
+      run: (key words, x in float32 or float64) -> x in ``dtype``, as the program does it.
+      bits: see ``Rounding``.
+    """
+
+    number: int
+    path: str
+    kind: WrittenKind
+    dtype: str
+    run: Callable[[Key, jax.Array], jax.Array] = dataclasses.field(compare=False)
+    bits: int
+
+    @property
+    def label(self) -> Label:
+        """See ``Rounding``."""
+        return Label(
+            site=self.number,
+            path=self.path,
+            role=CAST if self.kind == "gradient" else UPDATE,
+            operand="",
+            kind=self.kind,
+            format=self.dtype,
+        )
+
+    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
+        """See ``Rounding``."""
+        del before
+        return x, jnp.ones((), x.dtype)
+
+    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
+        """See ``Rounding``."""
+        del before
+        return self.run((words[0], words[1]), x).astype(x.dtype)
+
+
+# Called while a program is traced, at each thing that it rounds stochastically: with what tells its
+# executions apart (trips of the loops around it, shards), the operand, the key, and the largest
+# amax of earlier steps for a delayed scale.
+Observer = Callable[[Rounding, Sequence[Any], jax.Array, Key, "jax.Array | None"], None]
+Place = tuple[Rounding, tuple[int, ...]]
 
 
 @dataclasses.dataclass
 class Captured:
-    """One quantizer at one place of a program.
+    """One rounding at one place of a program.
 
     Attributes:
-      operand: what it quantized in the first step that came there.
+      operand: what it rounded in the first step that came there.
       before: the largest amax of earlier steps, for a delayed scale.
       keys: the key words of every step, by the step's number.
     """
@@ -69,60 +157,41 @@ class Captured:
 
 
 class Capture:
-    """Observes a program.
+    """Takes operands and keys out of a running program.
 
     Attributes:
       step: number of the step that is running; set it before each.
       places: what was seen.
-      left_out: how many more executions of a quantizer there were than ``PLACES``.
+      left_out: how many more executions of a rounding there were than ``PLACES``.
     """
 
     def __init__(self) -> None:
         self.step = 0
         self.places: dict[Place, Captured] = {}
-        self._left_out: dict[Quantizer, set[tuple[int, ...]]] = {}
+        self._left_out: dict[Rounding, set[tuple[int, ...]]] = {}
 
     @property
     def left_out(self) -> int:
-        """How many executions of quantizers were not looked at."""
+        """How many executions were not looked at."""
         return sum(map(len, self._left_out.values()))
 
     def observe(
         self,
-        quantizer: Quantizer,
+        rounding: Rounding,
         where: Sequence[Any],
         x: jax.Array,
-        key: Key | None,
+        key: Key,
         before: jax.Array | None,
     ) -> None:
-        """An ``Observer``, of what is rounded stochastically, element by element."""
-        if key is None or quantizer.flips_signs:
-            return
-        take = functools.partial(self._take, quantizer)
+        """An ``Observer``."""
+        take = functools.partial(self._take, rounding)
         jax.debug.callback(take, [jnp.asarray(w) for w in where], x, key, before)
 
-    def _take(self, quantizer: Quantizer, where: Any, x: Any, key: Any, before: Any) -> None:
-        place = quantizer, tuple(int(w) for w in where)
+    def _take(self, rounding: Rounding, where: Any, x: Any, key: Any, before: Any) -> None:
+        place = rounding, tuple(int(w) for w in where)
         if place not in self.places:
-            if sum(q == quantizer for q, _ in self.places) >= PLACES:
-                self._left_out.setdefault(quantizer, set()).add(place[1])
+            if sum(r == rounding for r, _ in self.places) >= PLACES:
+                self._left_out.setdefault(rounding, set()).add(place[1])
                 return
             self.places[place] = Captured(np.array(x), before, {})
         self.places[place].keys[self.step] = int(key[0]), int(key[1])
-
-
-def unrounded(quantizer: Quantizer, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
-    """What the quantizer rounds, x or its Hadamard transform; and the scale of each element."""
-    spec = dataclasses.replace(quantizer.spec, rounding="none")
-    values = quantizer.run(x, spec=spec, key=None, before=before).values
-    spec = dataclasses.replace(quantizer.spec, rounding="nearest")
-    q = encode(x, spec, None, before=before, subnormal=False)
-    ones = dataclasses.replace(q, codes=jnp.ones_like(q.codes))
-    return values, ones.dequantize(working_dtype(x.dtype))
-
-
-def rounded(quantizer: Quantizer, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
-    """The codes of one draw, under two key words, times their scales."""
-    q = quantizer.run(x, key=(words[0], words[1]), before=before)
-    values = q.merged.astype(working_dtype(x.dtype))
-    return values if q.scale is None else values * aligned(q.scale, values.ndim)

@@ -9,21 +9,17 @@ import shutil
 from typing import Any
 
 from srjit.diagnostics.averages import Averages
+from srjit.diagnostics.labels import Label
 from srjit.diagnostics.statistics import FALSE_ALARM, Test
 from srjit.plan import html_page, html_table, table, wrap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OperandCertificate:
-    """One operand with stochastic rounding.
+class OperandCertificate(Label):
+    """One operand, or write-back, with stochastic rounding.
 
     Attributes:
-      site: number of the first site that reads its codes.
-      path, role: of that site.
-      operand: ``lhs`` or ``rhs``.
-      kind: ``gradient``, ``activation``, ``weight`` or ``unknown``.
-      where: which execution: trips of the loops around it, and shards.
-      format: what it is rounded to.
+      site, path, role, operand, kind, where, format: see ``Label``.
       shape: of what is rounded.
       sampled: how many of its elements were summed, by cells; a seeded choice of a large tensor.
       draws: how often it was rounded.
@@ -35,13 +31,6 @@ class OperandCertificate:
       wrong: what is wrong, in words.
     """
 
-    site: int
-    path: str
-    role: str
-    operand: str
-    kind: str
-    where: tuple[int, ...]
-    format: str
     shape: tuple[int, ...]
     sampled: int
     draws: int
@@ -62,12 +51,6 @@ class OperandCertificate:
         """``unbiased to k bits``, or what is wrong."""
         return "; ".join(self.wrong) or f"unbiased to {self.bits} bits"
 
-    @property
-    def name(self) -> str:
-        """``site 3 wgrad rhs``, and the execution in a loop."""
-        trip = f" trip {','.join(map(str, self.where))}" if self.where else ""
-        return f"site {self.site} {self.role} {self.operand}{trip}"
-
     def worst(self, what: str) -> Test | None:
         """The test of a kind that came closest to its limit, or is furthest beyond; None: none."""
         return max((t for t in self.tests if t.what == what), key=lambda t: t.excess, default=None)
@@ -86,11 +69,11 @@ class Certificate:
     """What ``verify`` found.
 
     Attributes:
-      operands: every operand with stochastic rounding.
+      operands: everything with stochastic rounding: operands, then write-backs and casts.
       outputs: averages of the program's outputs, against the same program with only the stochastic
-        quantizers removed, by the outputs' paths. Where the program is not linear in what it rounds
-        (a product of two rounded gradients, a norm), averages of its outputs end at a plateau,
-        however unbiased the rounding.
+        quantizers removed, by the outputs' paths; both without stochastic write-backs. Where the
+        program is not linear in what it rounds (a product of two rounded gradients, a norm),
+        averages of its outputs end at a plateau, however unbiased the rounding.
       recipe, target: names.
       draws: how many steps were run.
       tests: how many tests share the probability ``FALSE_ALARM`` of a false alarm.
@@ -114,7 +97,7 @@ class Certificate:
     def verdict(self) -> str:
         """``unbiased to k bits``, or what is wrong and where."""
         if not self.operands:
-            return "no operand is rounded stochastically"
+            return "nothing is rounded stochastically"
         wrong = [f"{o.name}: {o.verdict}" for o in self.operands if not o.passed]
         return "; ".join(wrong) or f"unbiased to {min(o.bits for o in self.operands)} bits"
 
@@ -195,7 +178,7 @@ def _row(o: OperandCertificate) -> list[str]:
     return [
         str(o.site),
         o.path,
-        " ".join([o.role, o.kind, o.operand, *(f"trip {w}" for w in o.where)]),
+        " ".join(filter(None, [o.role, o.kind, o.operand, *(f"trip {w}" for w in o.where)])),
         o.format,
         "x".join(map(str, o.shape)) or "scalar",
         *(_cell(o.worst(what)) for what in ("bias", "neighbours", "steps", "sites")),

@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srjit.diagnostics import capture
+from srjit import targets
 from srjit.diagnostics.averages import Averages, Error, checkpoints
-from srjit.diagnostics.capture import Capture, Captured, Place
+from srjit.diagnostics.capture import Capture, Captured, Place, Rounding
 from srjit.diagnostics.certificate import Certificate, OperandCertificate
-from srjit.diagnostics.residuals import (
-    SATURATED,
-    Grid,
-    Residuals,
-    draw_residuals,
-)
+from srjit.diagnostics.labels import Label
+from srjit.diagnostics.residuals import SATURATED, Grid, Residuals, draw_residuals
 from srjit.diagnostics.statistics import FALSE_ALARM, Signed, Test, probability_of_no_change
-from srjit.numerics.formats import get_element, get_format
+from srjit.numerics.formats import get_element
 from srjit.numerics.random_bits import as_key
+from srjit.numerics.rounding import NOISE_BITS
 from srjit.plan import Report
-
-BITS = 24  # of the noise, where quantizers are emulated
-
+from srjit.recipes import Recipe
 
 # ------------------------------------------------------------------------------------ a program
 
 
 def certify(
-    run: Callable[[int], Any],
-    reference: Callable[[], Any],
+    program: Callable[[Recipe], Callable[[int], Any]],
+    recipe: Recipe,
     seen: Capture,
     report: Report,
     draws: int,
 ) -> Certificate:
-    """Runs a program and judges its stochastic quantizers.
+    """Runs a program and judges its stochastic rounding.
 
     Args:
-      run: of a step's number, the program's outputs; ``seen`` observes it.
-      reference: the outputs of the same program without its stochastic quantizers.
+      program: of a recipe and a step's number, the program's outputs; ``seen`` observes it.
+      recipe: the program's own.
       seen: what observes the program.
       report: of its sites.
       draws: how many steps to run.
@@ -56,16 +50,21 @@ def certify(
         raise ValueError(
             f"draws={draws}: verification compares steps, and takes 4 of them at least"
         )
-    outputs = _average_outputs(run, reference, seen, draws)
+    products = recipe.without_write_backs()
+    outputs = _average_outputs(program(products), program(products.without_noise()), seen, draws)
+    if any(w.status == "stochastic" for w in report.write_backs):
+        # Runs of their own: their noise would hide what averages of the outputs converge to.
+        for _ in _run(program(recipe), seen, draws):
+            pass
     found: list[_Found] = []
     notes = _notes(seen, report)
-    for place, captured in sorted(seen.places.items(), key=lambda item: _order(item[0])):
-        label = _Label.of(place, report)
-        residuals = _redrawn(place, captured)
+    for (rounding, where), captured in sorted(seen.places.items(), key=_order):
+        label = dataclasses.replace(rounding.label, where=where)
+        residuals = _redrawn(rounding, label, captured)
         if residuals is None:
-            notes.append(f"{label.name}: not verified, its operand is empty or not finite")
+            notes.append(f"{label.name}: not verified, what it rounds is empty or not finite")
             continue
-        found.append(_Found(label, residuals, captured.keys))
+        found.append(_Found(label, residuals, captured.keys, rounding.bits))
     operands, tests = _judge(found)
     return Certificate(
         operands=tuple(operands),
@@ -81,43 +80,45 @@ def certify(
 def _notes(seen: Capture, report: Report) -> list[str]:
     notes: list[str] = []
     if seen.left_out:
-        notes.append(
-            f"{seen.left_out} more executions of quantizers, in loops or shards: not looked at"
-        )
-    planned = [q for p in report.sites for q in (p.lhs, p.rhs) if q]
-    if not seen.places and any(q.rounding == "stochastic" for q in planned):
+        notes.append(f"{seen.left_out} more executions, in loops or shards: not looked at")
+    specs = [q for p in report.sites for q in (p.lhs, p.rhs) if q and q.rounding == "stochastic"]
+    if specs and not any(rounding.label.operand for rounding, _ in seen.places):
         notes.append(
             "stochastic operands that only differentiating the function adds are not in its "
             "program: verify the function that differentiates it"
         )
-    written = sum(w.status == "stochastic" for w in report.write_backs)
-    if written:
-        notes.append(
-            f"{written} write-backs that round stochastically: not looked at, and left out of the "
-            "steps; verify_function tests the rounding that they do"
-        )
-    specs = [q for s in report.sites for q in (s.lhs, s.rhs) if q]
-    if any(q.scale_rounding == "eden" and q.rounding == "stochastic" for q in specs):
+    if any(q.scale_rounding == "eden" for q in specs):
         notes.append(
             "MS-EDEN rounds elements to nearest after a random rotation: no element by itself is "
             "unbiased, and only the outputs' averages tell of it here"
         )
+    target = targets.get(report.target)
+    if not target.is_attached:
+        remarks = [said for said in dict.fromkeys(map(target.remark, specs)) if said]
+        notes += [f"{said}; here it was rounded by the formula" for said in remarks]
     return notes
 
 
+def _run(run: Callable[[int], Any], seen: Capture, draws: int) -> Iterator[tuple[int, Any]]:
+    """Every step's number and outputs, while ``seen`` observes it."""
+    for step in range(draws):
+        seen.step = step
+        outputs = run(step)
+        jax.effects_barrier()
+        yield step, outputs
+
+
 def _average_outputs(
-    run: Callable[[int], Any], reference: Callable[[], Any], seen: Capture, draws: int
+    run: Callable[[int], Any], reference: Callable[[int], Any], seen: Capture, draws: int
 ) -> dict[str, Averages]:
-    """How averages converge of every floating-point output, by its path; steps through ``seen``."""
-    exact = {name: np.asarray(x, np.float64) for name, x in _floats(reference())}
+    """How averages converge of every floating-point output, by its path."""
+    exact = {name: np.asarray(x, np.float64) for name, x in _floats(reference(0))}
     sums = {name: np.zeros_like(x) for name, x in exact.items()}
     errors: dict[str, dict[int, Error]] = {name: {} for name in exact}
     points = set(checkpoints(draws))
-    for step in range(draws):
-        seen.step = step
-        for name, x in _floats(run(step)):
+    for step, outputs in _run(run, seen, draws):
+        for name, x in _floats(outputs):
             sums[name] += np.asarray(x, np.float64)
-        jax.effects_barrier()
         if step + 1 in points:
             for name, x in exact.items():
                 errors[name][step + 1] = Error.of(sums[name] / (step + 1), x)
@@ -130,52 +131,23 @@ def _floats(outputs: Any) -> list[tuple[str, Any]]:
     return [(name, x) for name, x in named if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
-def _order(place: Place) -> tuple[Any, ...]:
-    quantizer, where = place
-    return quantizer.site, quantizer.side, where
+def _order(item: tuple[Place, Captured]) -> tuple[Any, ...]:
+    """Operands by their sites, then what is written."""
+    (rounding, where), _ = item
+    label = rounding.label
+    return not label.operand, label.site, label.operand, where
 
 
-@dataclasses.dataclass(frozen=True)
-class _Label:
-    """What an operand is called."""
-
-    site: int
-    path: str
-    role: str
-    side: str
-    kind: str
-    where: tuple[int, ...]
-    format: str
-
-    @classmethod
-    def of(cls, place: Place, report: Report) -> _Label:
-        quantizer, where = place
-        number, side = quantizer.site, ("lhs", "rhs")[quantizer.side]
-        plan = next((p for p in report.sites if p.site.number == number), None)
-        if plan is None:
-            return cls(number, "", "unknown", side, "unknown", where, quantizer.spec.format)
-        kind = (plan.site.lhs_kind, plan.site.rhs_kind)[quantizer.side]
-        path = plan.site.path or plan.site.location
-        return cls(number, path, plan.site.role, side, kind, where, quantizer.spec.format)
-
-    @property
-    def name(self) -> str:
-        trip = f" trip {','.join(map(str, self.where))}" if self.where else ""
-        return f"site {self.site} {self.role} {self.side}{trip}"
-
-
-def _redrawn(place: Place, captured: Captured) -> Residuals | None:
-    """The residuals of a captured operand under the keys of all steps."""
-    quantizer = place[0]
+def _redrawn(rounding: Rounding, label: Label, captured: Captured) -> Residuals | None:
+    """The residuals of what was captured, under the keys of all steps."""
     x = jnp.asarray(captured.operand)
     before = None if captured.before is None else jnp.asarray(captured.before)
-    expected, scale = jax.jit(functools.partial(capture.unrounded, quantizer))(x, before)
+    expected, scale = jax.jit(rounding.unrounded)(x, before)
     if not x.size or not bool(jnp.all(jnp.isfinite(expected))):
         return None
-    grid = Grid.of(expected, scale, get_format(quantizer.spec.format).element)
+    grid = Grid.of(expected, scale, get_element(label.format))
     words = np.array([captured.keys[step] for step in sorted(captured.keys)], np.uint32)
-    draw = functools.partial(capture.rounded, quantizer)
-    return draw_residuals(draw, jnp.asarray(words), grid, (x, before))
+    return draw_residuals(rounding.rounded, jnp.asarray(words), grid, (x, before))
 
 
 # ----------------------------------------------------------------------------------- judgement
@@ -183,16 +155,17 @@ def _redrawn(place: Place, captured: Captured) -> Residuals | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """The residuals of one operand, and the keys that made them."""
+    """The residuals of one rounding, the keys that made them, and the bits of their noise."""
 
-    label: _Label
+    label: Label
     residuals: Residuals
     keys: dict[int, tuple[int, int]]
+    bits: int
 
 
 def _judge(found: Sequence[_Found]) -> tuple[list[OperandCertificate], int]:
     """The certificate of each operand, and how many tests they are: each gets an equal share."""
-    own: list[list[Signed]] = [[*_alone(f.residuals, BITS)] for f in found]
+    own: list[list[Signed]] = [[*_alone(f.residuals, f.bits)] for f in found]
     for i, f in enumerate(found):
         for other in found[:i]:
             if f.keys.keys() == other.keys.keys():
@@ -212,11 +185,14 @@ def _alone(residuals: Residuals, bits: int) -> Iterable[Signed]:
     yield residuals.steps()
 
 
+_ONE_KEY = "one key serves several steps"
+
+
 def _shared_keys(f: _Found, others: Sequence[_Found]) -> list[str]:
     """Where the same key is used again: of 2^64 keys, no two are equal by chance."""
     wrong: list[str] = []
     if len(set(f.keys.values())) < len(f.keys):
-        wrong.append("one key serves several steps")
+        wrong.append(_ONE_KEY)
     for other in others:
         if any(f.keys[step] == other.keys.get(step) for step in f.keys):
             wrong.append(f"its key is that of {other.label.name}")
@@ -228,23 +204,16 @@ def _certificate(
 ) -> OperandCertificate:
     r, label = f.residuals, f.label
     if r.never_change() and _must_change(r, delta):
-        wrong = shared or [
-            "the noise is ignored: every draw rounds alike, as rounding to nearest would"
-        ]
+        ignored = "the noise is ignored: every draw rounds alike, as rounding to nearest would"
+        wrong = shared if _ONE_KEY in shared else [*shared, ignored]
     else:
         wrong = [*_bias_in_words(tests, r, label.format), *shared, *_correlation_in_words(tests)]
     return OperandCertificate(
-        site=label.site,
-        path=label.path,
-        role=label.role,
-        operand=label.side,
-        kind=label.kind,
-        where=label.where,
-        format=label.format,
+        **vars(label),
         shape=r.grid.shape,
         sampled=len(r.chosen),
         draws=r.draws,
-        bits=_bits(tests),
+        bits=_bits(tests, f.bits),
         averages=r.averages,
         saturation=r.grid.saturation(),
         underflow=r.grid.underflow(),
@@ -259,11 +228,11 @@ def _must_change(r: Residuals, delta: float) -> bool:
     return probability_of_no_change(fractions, r.draws) < math.log10(delta)
 
 
-def _bits(tests: Sequence[Test]) -> int:
+def _bits(tests: Sequence[Test], most: int) -> int:
     """How many bits of a step a coherent bias may not have: what all elements together show."""
     visible = [t.visible for t in tests if t.what == "bias" and t.where.startswith("all elements")]
     worst = max((v for v in visible if math.isfinite(v) and v > 0), default=1.0)
-    return max(0, min(BITS, math.floor(-math.log2(worst))))
+    return max(0, min(most, math.floor(-math.log2(worst))))
 
 
 def _bias_in_words(tests: Sequence[Test], r: Residuals, fmt: str) -> list[str]:
@@ -313,7 +282,7 @@ def verify_function(
     scale: Any = 1.0,
     draws: int = 256,
     key: Any = 0,
-    bits: int = BITS,
+    bits: int = NOISE_BITS,
 ) -> OperandCertificate:
     """The tests of ``SrjitFunction.verify`` for any function that rounds at random.
 
@@ -347,5 +316,7 @@ def verify_function(
     residuals = draw_residuals(draw, jax.random.split(base, draws), grid)
     signed = [*_alone(residuals, bits)]
     delta = FALSE_ALARM / (len(signed) + 1)
-    label = _Label(0, getattr(draw, "__name__", ""), "", "", "", (), name)
-    return _certificate(_Found(label, residuals, {}), [t.judged(delta) for t in signed], delta, [])
+    drawn = getattr(draw, "__name__", "")
+    label = Label(site=0, path=drawn, role="", operand="", kind="", format=name)
+    found = _Found(label, residuals, {}, bits)
+    return _certificate(found, [t.judged(delta) for t in signed], delta, [])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from srjit.diagnostics.labels import Label
 from srjit.diagnostics.measuring import MEASURED
 from srjit.diagnostics.sinks import JsonLines
 from srjit.numerics.quantization import Quantization
@@ -22,16 +23,14 @@ Sink = Callable[["Record"], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(Label):
     """What one step's quantization of an operand was like.
 
     Attributes:
+      site, path, role, operand, kind, where, format: see ``Label``; of loops without a fixed
+        length, and of shards, the largest figures are told.
       step: how many steps of the program there were before.
-      site: number of the site that reads it first; ``path``, ``role``: the site's.
-      operand: ``lhs`` or ``rhs``; ``kind``: ``activation``, ``weight`` or ``gradient``.
-      where: where in the loops around it, outermost first; of loops without a fixed length, and of
-        shards, the largest figures are told.
-      format, rounding: how it is quantized.
+      rounding: ``nearest`` or ``stochastic``.
       norm: root mean square of the operand.
       noise: root mean square of what rounding takes away or adds; 0 where signs are flipped.
       zeros: fraction of its nonzero elements that rounding to nearest would send to zero.
@@ -40,25 +39,12 @@ class Record:
     """
 
     step: int
-    site: int
-    path: str
-    role: str
-    operand: str
-    kind: str
-    where: tuple[int, ...]
-    format: str
     rounding: str
     norm: float
     noise: float
     zeros: float
     saturated: float
     amax: float
-
-    @property
-    def name(self) -> str:
-        """What the quantization is called."""
-        trip = f" trip {','.join(map(str, self.where))}" if self.where else ""
-        return f"site {self.site} {self.role} {self.operand}{trip}"
 
     @property
     def ratio(self) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.diagnostics.capture import Quantizer
+from srjit.diagnostics.capture import Quantizer, Writer
 from srjit.diagnostics.measuring import MEASURED, measured
 from srjit.diagnostics.naming import scope_of
 from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Shared
@@ -32,6 +32,7 @@ from srjit.jaxprs.values import Path
 from srjit.jaxprs.written import exactly, round_write_back
 from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key, mix, of_shards
+from srjit.numerics.rounding import NOISE_BITS
 
 Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name
@@ -150,8 +151,13 @@ class Frame:
         write = self.plan.write_backs.writes[path]
         key = mix(self._key(()), _WRITE_BACKS + write.number)
         # A copy on every device is rounded the same way on all of them.
-        key = of_shards(key, self.plan.provenance.varies.get(path, ()))
-        return round_write_back(wide, write.dtype, key, self.plan.settings.rng)
+        varies = self.plan.provenance.varies.get(path, frozenset[str]())
+        key = of_shards(key, varies)
+        round_it = functools.partial(round_write_back, write.dtype, self.plan.settings.rng)
+        if self.plan.observer is not None:
+            writer = Writer(**vars(write), run=round_it, bits=NOISE_BITS)
+            self.plan.observer(writer, self._where((), varies), wide, key, None)
+        return round_it(key, wide)
 
     def _inside(self, path: Path) -> bool:
         """Whether any site stands inside the equation at ``path``."""
@@ -191,8 +197,7 @@ class Frame:
                 keys = {shared: keys[shared]}
                 made = [self._quantized_alone(shared, *missing[shared], x, keys[shared])]
             for s, key in keys.items():
-                if self.plan.observer:
-                    self._show(s, *missing[s], x, key)
+                self._show(s, *missing[s], x, key)
                 if missing[s] in self.plan.watched:
                     self._measure(s, *missing[s], x, key)
             self.codes.update(zip(keys, made, strict=True))
@@ -242,13 +247,11 @@ class Frame:
         self.observe({self.plan.watched[path, side]: found})
 
     def _show(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
-        """Lets the observer see one quantization."""
-        assert self.plan.observer is not None
+        """Lets the observer see one quantization, if each element is rounded stochastically."""
         site = self.plan.sites[path]
-        draw = site.draws[side]
-        loops = itertools.zip_longest(self.trips, draw.flips)
-        trips = [trip.counted(bool(flip)) for trip, flip in loops]
-        shards = [lax.axis_index(axis) for axis in sorted(site.varies[side])]
+        if self.plan.observer is None or key is None or site.signs is not None:
+            return
+        draw, target = site.draws[side], self.plan.settings.target
         run = functools.partial(
             self.plan.quantize,
             spec=shared[1],
@@ -261,10 +264,18 @@ class Frame:
             side=side,
             spec=shared[1],
             run=run,
-            flips_signs=self._signs(site) is not None,
+            bits=target.noise_bits(shared[1]) if target.is_attached else NOISE_BITS,
         )
-        before = self._before(site.states[side])
-        self.plan.observer(quantizer, [*trips, *shards], x, key, before)
+        where = self._where(draw.flips, site.varies[side])
+        self.plan.observer(quantizer, where, x, key, self._before(site.states[side]))
+
+    def _where(self, flips: tuple[bool, ...], varies: Iterable[str]) -> list[Any]:
+        """What tells executions apart: trips of the loops around this scope, then shards."""
+        trips = [trip.counted(bool(flip)) for trip, flip in self._counting(flips)]
+        return [*trips, *map(lax.axis_index, sorted(varies))]
+
+    def _counting(self, flips: tuple[bool, ...]) -> Iterable[tuple[Trip, bool | None]]:
+        return itertools.zip_longest(self.trips, flips)
 
     def observe(self, seen: State) -> None:
         """Adds what delayed scales saw; a value that is quantized in two places has one history."""
@@ -284,7 +295,7 @@ class Frame:
         assert self.root is not None
         if flips not in self._keys:
             key = self.root
-            for trip, flip in itertools.zip_longest(self.trips, flips):
+            for trip, flip in self._counting(flips):
                 key = mix(key, trip.counted(bool(flip)))
             self._keys[flips] = key
         return self._keys[flips]

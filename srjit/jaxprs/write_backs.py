@@ -24,7 +24,7 @@ from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
 from srjit.jaxprs.values import PARAMETER, Path, Scope, visible
-from srjit.plan import WriteBack
+from srjit.plan import WriteBack, WrittenKind
 from srjit.recipes import Recipe
 
 NARROW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
@@ -48,11 +48,14 @@ class Write:
 
     Attributes:
       number: its own among the program's write-backs: its noise comes from that.
+      path, kind: of what is written, as reported.
       dtype: what is rounded to.
     """
 
     number: int
-    dtype: Any
+    path: str
+    kind: WrittenKind
+    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +103,8 @@ def with_casts(found: WriteBacks, casts: Sequence[tuple[Scope, Any]]) -> WriteBa
         is_float = jnp.issubdtype(wide, jnp.floating) and wide.itemsize > narrow.dtype.itemsize
         if not is_float or narrow.dtype.name not in NARROW or scope.path in writes:
             continue
-        writes[scope.path] = Write(len(writes), narrow.dtype)
         path = "/".join(visible(scope.names)) or "backward pass"
+        writes[scope.path] = Write(len(writes), path, "gradient", narrow.dtype.name)
         reported.append(
             WriteBack(
                 path=path,
@@ -296,7 +299,10 @@ class _Search:
                     path, *between = (step.path for step in source.steps)
                     widened.update(between)
                     if path not in writes:
-                        writes[path] = Write(len(writes), output.var.aval.dtype)
+                        made = output.var.aval.dtype.name
+                        writes[path] = Write(
+                            len(writes), self.names[owner], self._kind_of(owner), made
+                        )
         # Something is written, or comes back for every parameter: that should be its update.
         returned = Counter(_kind(o.var) for o in self.outputs)
         trains = bool(writes) or Counter(self.inputs[i] for i in self.narrow) <= returned
@@ -312,12 +318,15 @@ class _Search:
         asked = self.labels[number] == PARAMETER or self.recipe.moments is not None
         return asked and self.inputs[number] == kind
 
+    def _kind_of(self, number: int) -> WrittenKind:
+        return "parameter" if self.labels[number] == PARAMETER else "moment"
+
     def _reported(self, number: int, sources: Sequence[_Source], trains: bool) -> WriteBack:
         shape, dtype = self.inputs[number]
         written = [s.steps[0].operation for s in sources if s.is_written]
         return WriteBack(
             path=self.names[number],
-            kind="parameter" if self.labels[number] == PARAMETER else "moment",
+            kind=self._kind_of(number),
             shape=shape,
             dtype=dtype,
             op="/".join(_OPERATIONS.get(op, op) for op in dict.fromkeys(written)),

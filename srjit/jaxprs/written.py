@@ -25,9 +25,9 @@ def exactly(eqn: Any, values: Sequence[Any]) -> jax.Array:
     return eqn.primitive.bind(*wide, **eqn.params)
 
 
-def round_write_back(x: jax.Array, dtype: Any, key: Key, rng: Rng) -> jax.Array:
+def round_write_back(dtype: str, rng: Rng, key: Key, x: jax.Array) -> jax.Array:
     """``x`` in ``dtype``, stochastically; its derivative is that of a cast."""
-    return _rounder(jnp.dtype(dtype).name, rng)(x, key)
+    return _rounder(dtype, rng)(x, key)
 
 
 @functools.cache

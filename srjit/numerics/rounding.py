@@ -27,6 +27,7 @@ _LAYOUTS: dict[Any, tuple[Any, int, int]] = {
     jnp.dtype(jnp.float32): (jnp.uint32, 23, 127),
     jnp.dtype(jnp.float64): (jnp.uint64, 52, 1023),
 }
+NOISE_BITS = 24  # that an element gets: probabilities are multiples of 2^-24
 _TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
 
 

@@ -15,6 +15,7 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization, ScaledValues, emulated
 from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.rounding import NOISE_BITS
 from srjit.numerics.scaled_dot import Multiply, multiply_values
 
 # How a target quantizes an operand: a function like ``emulate``, with the same numbers.
@@ -64,6 +65,11 @@ def turns_nothing(product: Product, shapes: Shapes, specs: Specs) -> tuple[bool,
 def says_nothing(spec: Quantization) -> str:
     """Noise is the emulation's."""
     return ""
+
+
+def as_emulated(spec: Quantization) -> int:
+    """Noise is the emulation's."""
+    return NOISE_BITS
 
 
 def never(product: Product, shapes: Shapes, specs: Specs) -> bool:
@@ -140,6 +146,7 @@ class Target:
       turns: which operands a product wants with their last dimension first, too, if quantizing
         makes such a copy on the way: of a product, its operands' shapes, and how they are
         quantized.
+      noise_bits: of each element where its own instructions round; see ``rounding.NOISE_BITS``.
       remark: what a user should know of how a quantization is rounded there; empty if nothing.
       integers: the dtype that holds integer codes outside of loops; int8 inside, where what the
         backward pass needs is kept for every iteration.
@@ -157,11 +164,18 @@ class Target:
     quantize: Quantize = emulate
     quantize_together: QuantizeTogether | None = None
     turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turns_nothing
+    noise_bits: Callable[[Quantization], int] = as_emulated
     remark: Callable[[Quantization], str] = says_nothing
     integers: str = "int8"
     compiler: Compiler | None = None
     peak: Callable[[str, str], float | None] | None = None
     estimates: Estimates | None = None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it is what programs run on here."""
+        kind = jax.devices()[0].device_kind.lower()
+        return any(part in kind for part in self.kinds)
 
     @contextlib.contextmanager
     def lowering(self) -> Generator[None]:

@@ -13,6 +13,7 @@ from srjit import _compat
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization, ScaledValues, cast, emulated, encode
 from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.rounding import NOISE_BITS
 from srjit.targets import gpu_products, gpu_quantize
 from srjit.targets.base import Target
 from srjit.targets.gpu_chips import GPUS, Gpu
@@ -65,6 +66,12 @@ def want_of(gpu: Gpu, spec: Quantization, turned: bool = False) -> Want | None:
     return Want(
         spec=spec, carrier=carrier, by_instruction=gpu.has_stochastic_rounding, turned=turned
     )
+
+
+def noise_bits(gpu: Gpu, spec: Quantization) -> int:
+    """See targets.Target: half a word for ``cvt.rs``, which takes one for four values or two."""
+    by_instruction = gpu.has_stochastic_rounding and want_of(gpu, spec) is not None
+    return 16 if by_instruction else NOISE_BITS
 
 
 def remark(gpu: Gpu, spec: Quantization) -> str:
@@ -149,6 +156,7 @@ def target_of(name: str, recipe: str) -> Target:
         quantize=functools.partial(quantize, gpu),
         quantize_together=functools.partial(quantize_together, gpu),
         turns=functools.partial(gpu_products.turns, gpu),
+        noise_bits=functools.partial(noise_bits, gpu),
         remark=functools.partial(remark, gpu),
         compiler=gpu.compiler,
         peak=gpu.rate,

@@ -38,11 +38,11 @@ def test_keys_are_those_that_the_run_took(recipe, base):
     if base is None:  # what a run counts from there is an integer base key, 0
         fun = srjit.srjit(step, recipe=recipe, key=0)
     assert seen.places
-    for (quantizer, where), captured in seen.places.items():
-        side = ("lhs", "rhs")[quantizer.side]
+    for (rounding, where), captured in seen.places.items():
+        label = rounding.label
         for number, key in captured.keys.items():
             (again,) = srjit.replay(
-                fun, W, X, step=number, site=quantizer.site, operand=side, trips=where
+                fun, W, X, step=number, site=label.site, operand=label.operand, trips=where
             )
             assert again.key == key and again.where == where
 

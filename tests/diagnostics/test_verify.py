@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from srjit import Certificate, srjit
+from srjit import Certificate, Quantization, recipes, srjit, targets
 from srjit.jaxprs import rewrite, site
 from srjit.numerics import quantization, random_bits, rounding
 
@@ -71,21 +72,49 @@ def test_a_correct_program_passes(recipe: str):
 def test_nothing_is_wrong_where_nothing_is_rounded_stochastically():
     certificate = verified("int8-qat", draws=4)
     assert certificate.operands == () and certificate.passed
-    assert certificate.verdict == "no operand is rounded stochastically"
+    assert certificate.verdict == "nothing is rounded stochastically"
     inference = srjit(loss, recipe="int8", mode="inference").verify((W, V), X, Y, draws=4)
     assert inference.operands == ()
 
 
-def test_write_backs_are_left_out_and_that_is_said():
-    def step(w: jax.Array, x: jax.Array) -> jax.Array:
-        return w - jax.grad(lambda w: jnp.sum((x @ w).astype(jnp.float32)))(w)
+def adam(w: jax.Array, m: jax.Array, x: jax.Array) -> Any:
+    """A step with a cast in its backward pass, a moment, and a parameter, all bfloat16."""
+    g = jax.grad(lambda w: jnp.sum(jnp.tanh((x @ w).astype(jnp.float32))))(w)
+    m = 0.9 * m + 0.1 * g
+    return w - 0.01 * m, m
 
-    w, x = W.astype(jnp.bfloat16), X.astype(jnp.bfloat16)
-    certificate = srjit(step, recipe="bf16-sr").verify(w, x, draws=4)
-    assert certificate.verdict == "no operand is rounded stochastically"
-    assert any("1 write-backs" in note for note in certificate.notes)
+
+STEP = W.astype(jnp.bfloat16), 0.1 * W.astype(jnp.bfloat16), X.astype(jnp.bfloat16)
+IGNORED = "the noise is ignored: every draw rounds alike, as rounding to nearest would"
+EVERYTHING = dataclasses.replace(
+    recipes.get("bf16-sr"), moments="stochastic", casts="stochastic", name="all that is written"
+)
+
+
+def test_write_backs_moments_and_casts_are_verified():
+    certificate = srjit(adam, recipe=EVERYTHING, params_argnums=0).verify(*STEP)
+    assert certificate.passed, str(certificate)
+    kinds = [(o.role, o.kind, o.path) for o in certificate.operands]
+    assert sorted(kinds)[1:] == [("update", "moment", "m"), ("update", "parameter", "w")]
+    assert sorted(kinds)[0][:2] == ("cast", "gradient")
+    assert all(o.format == "bfloat16" and o.bits >= 7 for o in certificate.operands)
+    assert not certificate.notes
+    # Averages are those of what the products are, and nothing of that is random here.
+    for averages in certificate.outputs.values():
+        assert set(averages.bits.values()) == {float("inf")}
+
+
+def test_write_backs_come_after_the_operands_of_products():
+    recipe = dataclasses.replace(recipes.get("int8"), weights="stochastic", name="both")
+
+    def step(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return w - (0.1 * jax.grad(one_layer)(w, x, y)).astype(w.dtype)
+
+    certificate = srjit(step, recipe=recipe).verify(V.astype(jnp.bfloat16), X @ W, Y)
+    assert certificate.passed, str(certificate)
+    assert [o.name for o in certificate.operands] == ["site 1 wgrad lhs", "update 0 w"]
     (averages,) = certificate.outputs.values()
-    assert set(averages.bits.values()) == {float("inf")}
+    assert averages.bits[256] > averages.bits[1]  # of the gradient's noise alone
 
 
 def test_fewer_than_four_draws_are_refused():
@@ -190,6 +219,32 @@ def test_one_key_for_two_sites_is_found(planted: Callable[..., None]):
     assert any(t.what == "sites" and not t.passed for t in second.tests)
 
 
+def test_write_backs_that_share_a_key_or_ignore_it_are_found(planted: Callable[..., None]):
+    original = rewrite.round_write_back
+    step = srjit(adam, recipe=EVERYTHING, params_argnums=0)
+
+    def nearest(dtype: str, rng: Any, key: Any, x: jax.Array) -> jax.Array:
+        del rng, key
+        return x.astype(dtype)
+
+    planted(rewrite, "round_write_back", nearest)
+    for operand in step.verify(*STEP, draws=64).operands:
+        assert operand.wrong == (IGNORED,)
+
+    def tilted(dtype: str, rng: Any, key: Any, x: jax.Array) -> jax.Array:
+        """Off by a sixteenth to a thirty-second of a step."""
+        return original(dtype, rng, key, x * (1 + 2.0**-12))
+
+    planted(rewrite, "round_write_back", tilted)
+    for operand in step.verify(*STEP).operands:
+        assert "biased by" in operand.verdict
+
+    planted(rewrite, "round_write_back", original)
+    planted(rewrite, "mix", lambda key, number: key)
+    first, second, _ = step.verify(*STEP, draws=64).operands
+    assert second.wrong[0] == f"its key is that of {first.name}"
+
+
 def test_a_step_that_is_not_in_the_key_is_found(planted: Callable[..., None]):
     from srjit import transformation
 
@@ -238,6 +293,17 @@ def test_a_loss_whose_gradient_would_draw_noise_says_what_to_verify():
     certificate = srjit(one_layer, recipe="int8").verify(V, X @ W, Y, draws=4)
     assert not certificate.operands
     assert any("verify the function that differentiates it" in n for n in certificate.notes)
+
+
+def test_what_a_chip_that_is_not_here_would_do_otherwise_is_said():
+    step = srjit(jax.grad(one_layer), recipe="nvfp4-unbiased", target="b200")
+    certificate = step.verify(V, X @ W, Y, draws=4)
+    (note,) = certificate.notes
+    assert "cvt.rs" in note and note.endswith("here it was rounded by the formula")
+    spec = Quantization(format="nvfp4", rounding="stochastic")
+    b200, h200 = targets.get("b200"), targets.get("h200")
+    assert b200.noise_bits(spec) == 16 and not b200.is_attached
+    assert h200.noise_bits(spec) == rounding.NOISE_BITS  # it has no such instruction
 
 
 def test_an_operand_that_is_not_finite_is_not_verified():

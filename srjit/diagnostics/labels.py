@@ -1,0 +1,38 @@
+"""What one rounding of a program is called, wherever figures of it are told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+UPDATE, CAST = "update", "cast"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """Something that a program rounds.
+
+    Attributes:
+      site: number of the site that reads it first; of what is written, among all that is.
+      path, role: of that site. Of a write-back, what is written and ``update``; of a cast of a
+        gradient, where it stands and ``cast``.
+      operand: ``lhs`` or ``rhs``; empty of what is written.
+      kind: ``activation``, ``weight``, ``gradient``, ``parameter`` or ``moment``.
+      where: which execution: iterations of the loops around it, outermost first, and shards.
+      format: what it is rounded to.
+    """
+
+    site: int
+    path: str
+    role: str
+    operand: str
+    kind: str
+    where: tuple[int, ...] = ()
+    format: str
+
+    @property
+    def name(self) -> str:
+        """``site 3 wgrad rhs`` or ``update 0 params['w']``, and the execution."""
+        trip = f" trip {','.join(map(str, self.where))}" if self.where else ""
+        if self.operand:
+            return f"site {self.site} {self.role} {self.operand}{trip}"
+        return f"{self.role} {self.site} {self.path}{trip}"
