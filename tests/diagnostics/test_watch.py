@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srjit import TensorBoard, recipes, srjit
+from srjit import Quantization, TensorBoard, recipes, srjit
 from srjit.diagnostics import sinks
 from srjit.diagnostics.diagnosis import PAYS, diagnosed, plot, sparkline
-from srjit.diagnostics.measuring import SAMPLE
+from srjit.diagnostics.measuring import SAMPLE, measured
 from srjit.diagnostics.watching import Record, Watch
 from srjit.numerics.formats import get_format
 from srjit.tools import watch as command
@@ -112,6 +112,14 @@ def test_large_operands_are_sampled_by_whole_rows():
     for r in seen:
         assert 3 < r.ratio < 20  # of 4-bit floats, at any amplitude
     assert {r.role for r in seen} == {"wgrad"}
+
+
+def test_a_sample_is_quantized_with_the_scale_of_its_tensor():
+    x = jax.random.normal(jax.random.key(0), (4096, 64)).at[1, 0].set(1000.0)
+    spec = Quantization(format="int8", rounding="nearest")
+    norm, noise, zeros, _, amax = measured(x, spec, None, None, False)
+    assert amax == 1000 and norm < 2  # that row is not in the sample
+    assert zeros > 0.999 and abs(noise / norm - 1) < 1e-3  # of steps of 1000 / 127, all is lost
 
 
 def test_a_run_is_written_line_by_line_and_read_again(tmp_path):

@@ -43,6 +43,10 @@ AVERAGES = "numerics/test_averages.py::"
 PROGRAMS = "test_noise_of_programs.py::"
 SIGNS = "jaxprs/test_noise.py::test_products_draw_signs_of_their_own"
 RECIPES = "test_recipes.py::"
+WRITTEN = "jaxprs/test_write_backs.py::"
+VERIFIED = "diagnostics/test_verify.py::"
+STATISTICS = "diagnostics/test_statistics.py::"
+WATCHED = "diagnostics/test_watch.py::"
 
 MUTANTS: dict[str, Mutant] = {
     # Rounding
@@ -373,5 +377,137 @@ MUTANTS: dict[str, Mutant] = {
         killed_by=(
             RECIPES + "test_every_builtin_recipe_runs_and_stays_near_the_truth[nvfp4-eden]",
         ),
+    ),
+    # Write-backs
+    "write-backs are rounded to nearest": Mutant(
+        group="write-backs",
+        module="srjit.jaxprs.written",
+        old="return round_with(key, x, element, rng)",
+        new="return x.astype(element.dtype)",
+        killed_by=(
+            WRITTEN + "test_small_updates_accumulate_that_nearest_rounding_loses[1.0-1000]",
+            WRITTEN + "test_one_write_back_goes_up_as_often_as_its_fraction_says[bfloat16]",
+            VERIFIED + "test_write_backs_moments_and_casts_are_verified",
+        ),
+    ),
+    "a parameter is added to before it is widened": Mutant(
+        group="write-backs",
+        module="srjit.jaxprs.written",
+        old="lax.convert_element_type(v, working_dtype(jnp.result_type(v))) for v in values",
+        new="v for v in values",
+        killed_by=(WRITTEN + "test_a_step_moves_parameters_by_its_update_on_average[decayed]",),
+    ),
+    "what leads to a write-back is rounded": Mutant(
+        group="write-backs",
+        module="srjit.jaxprs.rewrite",
+        old="if path in found.writes or path in found.widened:",
+        new="if path in found.writes:",
+        killed_by=(WRITTEN + "test_nothing_is_rounded_between_a_parameter_and_its_write_back",),
+    ),
+    "one key for all write-backs": Mutant(
+        group="write-backs",
+        module="srjit.jaxprs.rewrite",
+        old="key = mix(self._key(()), _WRITE_BACKS + write.number)",
+        new="key = mix(self._key(()), _WRITE_BACKS)",
+        killed_by=(
+            WRITTEN + "test_write_backs_share_no_noise_with_each_other_or_between_steps",
+            VERIFIED + "test_write_backs_moments_and_casts_are_verified",
+        ),
+    ),
+    "layers that a loop writes share noise": Mutant(
+        group="write-backs",
+        module="srjit.jaxprs.rewrite",
+        old="key = mix(self._key(()), _WRITE_BACKS + write.number)",
+        new="key = mix(self.root, _WRITE_BACKS + write.number)",
+        killed_by=(WRITTEN + "test_every_layer_and_every_step_of_a_loop_has_noise_of_its_own",),
+    ),
+    "shards of a parameter share noise": Mutant(
+        group="write-backs",
+        module="srjit.jaxprs.rewrite",
+        old="key = of_shards(key, varies)",
+        new="key = of_shards(key, ())",
+        killed_by=(WRITTEN + "test_shards_of_a_parameter_do_not_share_noise[True]",),
+    ),
+    # What verifies
+    "limits are half of Bernstein's": Mutant(
+        group="verify",
+        module="srjit.diagnostics.statistics",
+        old="third + math.sqrt(third**2 + 6 * self.variance * third)",
+        new="(third + math.sqrt(third**2 + 6 * self.variance * third)) / 2",
+        killed_by=(
+            STATISTICS + "test_the_threshold_solves_bernsteins_inequality",
+            STATISTICS
+            + "test_a_correct_program_is_beyond_its_limit_as_rarely_as_said[evenly spread-0.05]",
+        ),
+    ),
+    "limits are twice Bernstein's": Mutant(
+        group="verify",
+        module="srjit.diagnostics.statistics",
+        old="third + math.sqrt(third**2 + 6 * self.variance * third)",
+        new="2 * (third + math.sqrt(third**2 + 6 * self.variance * third))",
+        killed_by=(STATISTICS + "test_the_threshold_solves_bernsteins_inequality",),
+    ),
+    "clipping is no bias": Mutant(
+        group="verify",
+        module="srjit.diagnostics.residuals",
+        old="clipped = y > element.max * (1 + ARITHMETIC)",
+        new="clipped = np.zeros(y.shape, bool)",
+        killed_by=(VERIFIED + "test_clipping_at_the_block_maximum_is_found",),
+    ),
+    "neighbours are not compared": Mutant(
+        group="verify",
+        module="srjit.diagnostics.verifying",
+        old="yield from residuals.neighbours()",
+        new="yield from ()",
+        killed_by=(VERIFIED + "test_noise_that_a_row_shares_is_found",),
+    ),
+    "keys are not compared": Mutant(
+        group="verify",
+        module="srjit.diagnostics.verifying",
+        old="if any(f.keys[step] == other.keys.get(step) for step in f.keys):",
+        new="if False:",
+        killed_by=(
+            VERIFIED + "test_one_key_for_two_sites_is_found",
+            VERIFIED + "test_write_backs_that_share_a_key_or_ignore_it_are_found",
+        ),
+    ),
+    "nothing has to change": Mutant(
+        group="verify",
+        module="srjit.diagnostics.residuals",
+        old="return bool(np.max(np.ptp(self.head, axis=0)) < 0.5)",
+        new="return False",
+        killed_by=(
+            VERIFIED + "test_a_float_format_that_ignores_the_noise_is_found[fp8]",
+            VERIFIED + "test_write_backs_that_share_a_key_or_ignore_it_are_found",
+        ),
+    ),
+    "write-backs are not looked at": Mutant(
+        group="verify",
+        module="srjit.jaxprs.rewrite",
+        old="if self.plan.observer is not None:\n            writer",
+        new="if False:\n            writer",
+        killed_by=(VERIFIED + "test_write_backs_moments_and_casts_are_verified",),
+    ),
+    # What watches
+    "every small value is lost": Mutant(
+        group="watch",
+        module="srjit.diagnostics.measuring",
+        old="(size <= scale * (fmt.element.smallest / 2))",
+        new="(size <= scale * fmt.element.smallest)",
+        killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),
+    ),
+    "a sample has a scale of its own": Mutant(
+        group="watch",
+        module="srjit.diagnostics.measuring",
+        old="known = amax  # of the tensor, not of the sample",
+        new="pass",
+        killed_by=(WATCHED + "test_a_sample_is_quantized_with_the_scale_of_its_tensor",),
+    ),
+    "the largest value is beyond itself": Mutant(
+        group="watch",
+        module="srjit.diagnostics.measuring",
+        old="saturated = jnp.mean(size > scale * fmt.element.max, dtype=jnp.float32)",
+        new="saturated = jnp.mean(size >= scale * fmt.element.max, dtype=jnp.float32)",
+        killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),
     ),
 }
