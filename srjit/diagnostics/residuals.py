@@ -236,6 +236,11 @@ class Residuals:
             return False
         return bool(np.max(np.ptp(self.head, axis=0)) < 0.5)
 
+    def never_rounds(self) -> bool:
+        """Whether no draw is off by more than arithmetic, in steps, may be."""
+        position = self.grid.position[: self.head.shape[1]]
+        return bool(np.all(np.abs(self.head) <= (position + 1) * ARITHMETIC))
+
 
 def _correlation(what: str, where: str, total: float, both: Any, repeats: int) -> Signed:
     deviations = np.sqrt(both)

@@ -185,6 +185,10 @@ def _alone(residuals: Residuals, bits: int) -> Iterable[Signed]:
     yield residuals.steps()
 
 
+_IGNORED = (
+    "the noise is ignored: every draw rounds alike, as rounding to nearest would",
+    "nothing is rounded: every draw is what it should be on average",
+)
 _ONE_KEY = "one key serves several steps"
 
 
@@ -204,8 +208,7 @@ def _certificate(
 ) -> OperandCertificate:
     r, label = f.residuals, f.label
     if r.never_change() and _must_change(r, delta):
-        ignored = "the noise is ignored: every draw rounds alike, as rounding to nearest would"
-        wrong = shared if _ONE_KEY in shared else [*shared, ignored]
+        wrong = shared if _ONE_KEY in shared else [*shared, _IGNORED[r.never_rounds()]]
     else:
         wrong = [*_bias_in_words(tests, r, label.format), *shared, *_correlation_in_words(tests)]
     return OperandCertificate(

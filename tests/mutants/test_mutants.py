@@ -14,6 +14,12 @@ TESTS = pathlib.Path(__file__).parents[1]
 GROUPS = sorted({mutant.group for mutant in MUTANTS.values()})
 
 
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_mutant_has_its_place(name: str):
+    module = TESTS.parent.joinpath(*MUTANTS[name].module.split(".")).with_suffix(".py")
+    assert module.read_text(encoding="utf-8").count(MUTANTS[name].old) == 1
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_mutant_is_killed(group: str):
