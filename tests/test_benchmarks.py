@@ -139,6 +139,13 @@ def test_passes_are_measured_beside_the_compiler_and_by_their_sites(tmp_path):
 
 
 @pytest.mark.nightly
+def test_the_recommended_recipe_is_near_the_best(tmp_path):
+    figures = _figures("recommend_lm", tmp_path)
+    assert figures["recipe"] in ("int8", "nvfp4") and len(figures["trials"]) == 3
+    assert 0 <= figures["to best"] <= 0.003
+
+
+@pytest.mark.nightly
 def test_watching_changes_no_bit_and_writes_records(tmp_path):
     figures = _figures("watch_cost", tmp_path)
     assert set(figures) == {"int8", "nvfp4"}
