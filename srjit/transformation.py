@@ -20,9 +20,10 @@ from srjit.arguments import Arguments, Changed, Objects
 from srjit.diagnostics.capture import Observer
 from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watching import Watch, Watched
+from srjit.jaxprs.frame import State
 from srjit.jaxprs.planner import make_plan, recipe_of
 from srjit.jaxprs.program_plan import ProgramPlan, Settings
-from srjit.jaxprs.rewrite import State, evaluate, remembered
+from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.jaxprs.values import DATA, PARAMETER
 from srjit.keys import (
     IfNeeded,

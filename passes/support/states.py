@@ -186,7 +186,7 @@ class Histories:
         def fun() -> Any:
             import jax.numpy as jnp
 
-            from srjit.jaxprs.rewrite import UNSEEN
+            from srjit.jaxprs.frame import UNSEEN
 
             return jnp.full(shape, UNSEEN, jnp.float32)
 

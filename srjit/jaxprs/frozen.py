@@ -29,8 +29,9 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
+from srjit.jaxprs.frame import Frame, Rule, Trip
 from srjit.jaxprs.program_plan import ProgramPlan, Shared
-from srjit.jaxprs.rewrite import RULES, Frame, Rule, Trip
+from srjit.jaxprs.rewrite import RULES
 from srjit.jaxprs.values import CAPTURED, PARAMETER, Path
 from srjit.numerics import hadamard
 from srjit.numerics.packing import Packed, pack, unpack
@@ -246,15 +247,10 @@ class _Weighing(Frame):
     """A scope of an evaluation that looks at weights."""
 
     def __init__(self, plan: ProgramPlan, path: Path, where: _Where) -> None:
-        super().__init__(plan, None, path, (), {})
+        super().__init__(_RULES, plan, None, path, (), {})
         self.where = where
         self.loops: tuple[tuple[Path, int], ...] = ()
         self.is_open = True  # not in a branch or in a loop of unknown length
-
-    @property
-    def rules(self) -> dict[Any, Rule]:
-        """Calls are evaluated in place."""
-        return _RULES
 
     def inner(self, path: Path, trip: Trip | None = None) -> Any:
         """See Frame."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from srjit import Certificate, Quantization, recipes, srjit, targets
-from srjit.jaxprs import rewrite, site
+from srjit.jaxprs import frame, site
 from srjit.numerics import quantization, random_bits, rounding
 
 X = jax.random.normal(jax.random.key(0), (64, 48))
@@ -204,9 +204,9 @@ def test_a_float_format_that_ignores_the_noise_is_found(planted: Callable[..., N
 
 
 def test_one_key_for_two_sites_is_found(planted: Callable[..., None]):
-    original = rewrite.mix
+    original = frame.mix
     planted(
-        rewrite,
+        frame,
         "mix",
         lambda key, number: key if isinstance(number, int) else original(key, number),
     )
@@ -220,14 +220,14 @@ def test_one_key_for_two_sites_is_found(planted: Callable[..., None]):
 
 
 def test_write_backs_that_share_a_key_or_ignore_it_are_found(planted: Callable[..., None]):
-    original = rewrite.round_write_back
+    original = frame.round_write_back
     step = srjit(adam, recipe=EVERYTHING, params_argnums=0)
 
     def nearest(dtype: str, rng: Any, key: Any, x: jax.Array) -> jax.Array:
         del rng, key
         return x.astype(dtype)
 
-    planted(rewrite, "round_write_back", nearest)
+    planted(frame, "round_write_back", nearest)
     for operand in step.verify(*STEP, draws=64).operands:
         assert operand.wrong == (IGNORED,)
 
@@ -235,12 +235,12 @@ def test_write_backs_that_share_a_key_or_ignore_it_are_found(planted: Callable[.
         """Off by a sixteenth to a thirty-second of a step."""
         return original(dtype, rng, key, x * (1 + 2.0**-12))
 
-    planted(rewrite, "round_write_back", tilted)
+    planted(frame, "round_write_back", tilted)
     for operand in step.verify(*STEP).operands:
         assert "biased by" in operand.verdict
 
-    planted(rewrite, "round_write_back", original)
-    planted(rewrite, "mix", lambda key, number: key)
+    planted(frame, "round_write_back", original)
+    planted(frame, "mix", lambda key, number: key)
     first, second, _ = step.verify(*STEP, draws=64).operands
     assert second.wrong[0] == f"its key is that of {first.name}"
 

@@ -305,7 +305,7 @@ MUTANTS: dict[str, Mutant] = {
     # Programs
     "one key for both operands": Mutant(
         group="programs",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
         new="return mix(mix(self._key(draw.flips), draw.number), np.uint32(0))",
         killed_by=(PROGRAMS + "test_both_operands_of_a_product_have_noise_of_their_own",),
@@ -321,14 +321,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "one key for all sites": Mutant(
         group="programs",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
         new="return mix(mix(self._key(draw.flips), np.uint32(0)), draw.slot)",
         killed_by=(PROGRAMS + "test_equal_values_are_rounded_with_different_noise[unrolled]",),
     ),
     "a trip count that is not folded in": Mutant(
         group="programs",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="key = mix(key, trip.counted(bool(flip)))",
         new="key = mix(key, np.uint32(0))",
         killed_by=(
@@ -371,7 +371,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "operands of a product draw signs apart": Mutant(
         group="eden",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="signs=self._signs(site),",
         new="signs=(s := self._signs(site)) and mix(s, side),",
         killed_by=(
@@ -399,14 +399,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "what leads to a write-back is rounded": Mutant(
         group="write-backs",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="if path in found.writes or path in found.widened:",
         new="if path in found.writes:",
         killed_by=(WRITTEN + "test_nothing_is_rounded_between_a_parameter_and_its_write_back",),
     ),
     "one key for all write-backs": Mutant(
         group="write-backs",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="key = mix(self._key(()), _WRITE_BACKS + write.number)",
         new="key = mix(self._key(()), _WRITE_BACKS)",
         killed_by=(
@@ -416,14 +416,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "layers that a loop writes share noise": Mutant(
         group="write-backs",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="key = mix(self._key(()), _WRITE_BACKS + write.number)",
         new="key = mix(self.root, _WRITE_BACKS + write.number)",
         killed_by=(WRITTEN + "test_every_layer_and_every_step_of_a_loop_has_noise_of_its_own",),
     ),
     "shards of a parameter share noise": Mutant(
         group="write-backs",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="key = of_shards(key, varies)",
         new="key = of_shards(key, ())",
         killed_by=(WRITTEN + "test_shards_of_a_parameter_do_not_share_noise[True]",),
@@ -483,7 +483,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "write-backs are not looked at": Mutant(
         group="verify",
-        module="srjit.jaxprs.rewrite",
+        module="srjit.jaxprs.frame",
         old="if self.plan.observer is not None:\n            writer",
         new="if False:\n            writer",
         killed_by=(VERIFIED + "test_write_backs_moments_and_casts_are_verified",),

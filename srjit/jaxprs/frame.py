@@ -1,0 +1,323 @@
+"""A scope of a program while it is evaluated: what is quantized in it, and from which keys.
+
+Codes are shared: a frame remembers what it has quantized, by (token, quantization). Loops and calls
+take codes in and hand codes out where a site on the other side reads the same value, but no turned
+copies of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jex_core
+
+from srjit import _compat
+from srjit.diagnostics.capture import Quantizer, Writer
+from srjit.diagnostics.measuring import measured
+from srjit.diagnostics.naming import scope_of
+from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Shared
+from srjit.jaxprs.site import bind_site
+from srjit.jaxprs.values import Path
+from srjit.jaxprs.written import exactly, round_write_back
+from srjit.numerics.quantization import ScaledValues
+from srjit.numerics.random_bits import Key, mix, of_shards
+from srjit.numerics.rounding import NOISE_BITS
+
+Codes = dict[Shared, ScaledValues]
+State = dict[str, jax.Array]  # of delayed scales, by name
+_WRITE_BACKS = 2**31  # their numbers begin where no site's and no trip's gets to
+UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
+
+Rule = Callable[["Frame", Any, Path, list[Any]], Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trip:
+    """The iteration of an enclosing loop, and its length if that is known."""
+
+    number: jax.Array
+    length: int | None
+
+    def counted(self, backwards: bool) -> Any:
+        """Its number, counted from the last iteration if ``backwards``."""
+        if not backwards or self.length is None:
+            return self.number
+        return np.uint32(self.length - 1) - self.number
+
+
+class Frame:
+    """One scope of the evaluation: the program, or the body of a loop, branch or call.
+
+    Attributes:
+      rules: what evaluates the primitives that call, where sites stand inside.
+    """
+
+    def __init__(
+        self,
+        rules: Mapping[Any, Rule],
+        plan: ProgramPlan,
+        key: Key | None,
+        path: Path,
+        trips: tuple[Trip, ...],
+        histories: State,
+    ) -> None:
+        self.rules = rules
+        self.plan, self.root, self.path, self.trips = plan, key, path, trips
+        self.histories = histories
+        self.observed: State = {}
+        self.codes: Codes = {}
+        self.stacked: Codes = {}
+        self._keys: dict[tuple[bool, ...], Key] = {}
+
+    # ------------------------------------------------------------------------------- the loop
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The outputs of a jaxpr that is this scope."""
+        env: dict[Any, Any] = {}
+
+        def read(v: Any) -> Any:
+            return v.val if isinstance(v, jex_core.Literal) else env[v]
+
+        env.update(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        exact: dict[Any, Any] = {}  # what is rounded in env, and is needed before that
+        found = self.plan.write_backs
+        for index, eqn in enumerate(jaxpr.eqns):
+            path = (*self.path, index)
+            values = [read(v) for v in eqn.invars]
+            with _compat.source_of(eqn):
+                if path in found.writes or path in found.widened:
+                    known = zip(eqn.invars, values, strict=True)
+                    exact[eqn.outvars[0]] = exactly(eqn, [_known(exact, *k) for k in known])
+                if path in found.writes:
+                    outs = [self._written(exact[eqn.outvars[0]], path)]
+                else:
+                    outs = self._equation(eqn, path, values)
+                env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+        scope = scope_of(self.plan.numbers.get(path))
+        if scope is None:
+            return self._evaluated(eqn, path, values)
+        with jax.named_scope(scope):
+            return self._evaluated(eqn, path, values)
+
+    def _evaluated(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+        if path in self.plan.sites:
+            return [self._site(path, values)]
+        rule = self.rules.get(eqn.primitive)
+        if rule is not None and self._inside(path):
+            return rule(self, eqn, path, values)
+        return bind(eqn, values)
+
+    def _written(self, wide: jax.Array, path: Path) -> jax.Array:
+        """A parameter as it is written back."""
+        write = self.plan.write_backs.writes[path]
+        key = mix(self._key(()), _WRITE_BACKS + write.number)
+        # A copy on every device is rounded the same way on all of them.
+        varies = self.plan.provenance.varies.get(path, frozenset[str]())
+        key = of_shards(key, varies)
+        round_it = functools.partial(round_write_back, write.dtype, self.plan.settings.rng)
+        if self.plan.observer is not None:
+            writer = Writer(**vars(write), run=round_it, bits=NOISE_BITS)
+            self.plan.observer(writer, self._where((), varies), wide, key, None)
+        return round_it(key, wide)
+
+    def _inside(self, path: Path) -> bool:
+        """Whether any site stands inside the equation at ``path``."""
+        return path in self.plan.scopes
+
+    # --------------------------------------------------------------------------------- sites
+
+    def _site(self, path: Path, values: list[Any]) -> Any:
+        site = self.plan.sites[path]
+        x, w, *extras = values
+        product = site.params.product
+        codes = [
+            self._quantized(path, side, product.mask(side, value, *extras))
+            for side, value in enumerate((x, w))
+        ]
+        params, key = site.params, None
+        if params.needs_key and self.root is None:  # a call that nothing can differentiate
+            params = dataclasses.replace(params, backward=(None, None))
+        elif params.needs_key:
+            key = of_shards(mix(self._key(()), site.number), site.varies[2])
+        return bind_site(params, x, w, extras, codes[0], codes[1], key)
+
+    def _quantized(self, path: Path, side: int, x: Any) -> ScaledValues | None:
+        """An operand's codes; with them, others that one read of it gives."""
+        site = self.plan.sites[path]
+        shared = (site.lhs, site.rhs)[side]
+        if shared is None:
+            return None
+        if shared not in self.codes:
+            wanted = self.plan.together.get((self.path, shared), {shared: (path, side)})
+            missing = {s: reader for s, reader in wanted.items() if s not in self.codes}
+            keys = {s: self._noise(s, *reader) for s, reader in missing.items()}
+            made = self.plan.quantize_together(
+                x, list(missing), list(keys.values()), in_loop=bool(self.trips)
+            )
+            if made is None:  # one by one is as good, and others when they are wanted
+                keys = {shared: keys[shared]}
+                made = [self._quantized_alone(shared, *missing[shared], x, keys[shared])]
+            for s, key in keys.items():
+                self._show(s, *missing[s], x, key)
+                if missing[s] in self.plan.watched:
+                    self._measure(s, *missing[s], x, key)
+            self.codes.update(zip(keys, made, strict=True))
+        return self.codes[shared]
+
+    def _noise(self, shared: Shared, path: Path, side: int) -> Key | None:
+        """What the noise of an operand comes from; None if it draws none."""
+        site = self.plan.sites[path]
+        if shared[1].rounding != "stochastic" or self.root is None:
+            return None
+        return of_shards(self._drawn(site.draws[side]), site.varies[side])
+
+    def _quantized_alone(
+        self, shared: Shared, path: Path, side: int, x: Any, key: Key | None
+    ) -> ScaledValues:
+        site = self.plan.sites[path]
+        history = site.states[side]
+        q = self.plan.quantize(
+            x,
+            shared[1],
+            key,
+            self._before(history),
+            signs=self._signs(site),
+            in_memory=site.in_memory[side],
+            in_loop=bool(self.trips),
+            turned=shared in self.plan.turned,
+        )
+        if history is not None and q.seen is not None:
+            self.observe({history: q.seen})
+        return dataclasses.replace(q, seen=None)
+
+    def _signs(self, site: PlannedSite) -> Key | None:
+        """What random signs come from: of all shards, since it is one contraction."""
+        if site.signs is None or self.root is None:
+            return None
+        return self._drawn(site.signs)
+
+    def _before(self, history: str | None) -> jax.Array | None:
+        """The largest amax of earlier steps, for a delayed scale."""
+        return None if history is None else jnp.max(self.histories[history])
+
+    def _measure(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
+        """Hands out what is to be told of a watched quantization."""
+        site = self.plan.sites[path]
+        before, flips = self._before(site.states[side]), self._signs(site) is not None
+        found = measured(x, shared[1], key, before, flips)
+        self.observe({self.plan.watched[path, side]: found})
+
+    def _show(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
+        """Lets the observer see one quantization, if each element is rounded stochastically."""
+        site = self.plan.sites[path]
+        if self.plan.observer is None or key is None or site.signs is not None:
+            return
+        draw, target = site.draws[side], self.plan.settings.target
+        run = functools.partial(
+            self.plan.quantize,
+            spec=shared[1],
+            in_memory=site.in_memory[side],
+            in_loop=bool(self.trips),
+        )
+        quantizer = Quantizer(
+            draw=(draw.number, draw.slot),
+            plan=self.plan.report.sites[self.plan.numbers[path]],
+            side=side,
+            spec=shared[1],
+            run=run,
+            bits=target.noise_bits(shared[1]) if target.is_attached else NOISE_BITS,
+        )
+        where = self._where(draw.flips, site.varies[side])
+        self.plan.observer(quantizer, where, x, key, self._before(site.states[side]))
+
+    def _where(self, flips: tuple[bool, ...], varies: Iterable[str]) -> list[Any]:
+        """What tells executions apart: trips of the loops around this scope, then shards."""
+        trips = [trip.counted(bool(flip)) for trip, flip in self._counting(flips)]
+        return [*trips, *map(lax.axis_index, sorted(varies))]
+
+    def _counting(self, flips: tuple[bool, ...]) -> Iterable[tuple[Trip, bool | None]]:
+        return itertools.zip_longest(self.trips, flips)
+
+    def observe(self, seen: State) -> None:
+        """Adds what delayed scales saw; a value that is quantized in two places has one history."""
+        for name, amax in seen.items():
+            before = self.observed.get(name)
+            self.observed[name] = amax if before is None else jnp.maximum(before, amax)
+
+    def seen(self, path: Path) -> State:
+        """The amax of every delayed scale inside the scope at ``path``."""
+        return {n: self.observed.get(n, unseen(self.histories[n])) for n in self.plan.states(path)}
+
+    def _drawn(self, draw: Draw) -> Key:
+        return mix(mix(self._key(draw.flips), draw.number), draw.slot)
+
+    def _key(self, flips: tuple[bool, ...]) -> Key:
+        """mix(... mix(mix(key, trip), trip) ...), trips of the loops around the site."""
+        assert self.root is not None
+        if flips not in self._keys:
+            key = self.root
+            for trip, flip in self._counting(flips):
+                key = mix(key, trip.counted(bool(flip)))
+            self._keys[flips] = key
+        return self._keys[flips]
+
+    # ------------------------------------------------------------------- scopes inside this one
+
+    def inner(self, path: Path, trip: Trip | None = None) -> Frame:
+        """The frame of a scope at ``path``, knowing the codes of the values that enter it."""
+        trips = (*self.trips, trip) if trip else self.trips
+        return Frame(self.rules, self.plan, self.root, path, trips, self.histories)
+
+    def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Shared]:
+        """Codes that sites inside the scope at ``path`` want of its inputs at ``positions``."""
+        known = self.stacked if stacked else self.codes
+        provenance = self.plan.provenance
+        tokens = {provenance.tokens.get((path, i)) for i in positions}
+        if stacked:
+            tokens |= {provenance.unstacked(t) for t in tokens}
+        return [s for s in self.plan.uses.get(path, ()) if s[0] in tokens and s in known]
+
+    def leaving(self, frame: Frame, path: Path) -> tuple[list[Shared], list[Shared]]:
+        """Codes made inside the scope at ``path`` (plain, stacked) that sites outside it want."""
+        outside = self.plan.read_outside
+        plain = [s for s in frame.codes if s not in self.codes and outside(s, path)]
+        return plain, [s for s in frame.stacked if s not in self.stacked and outside(s, path)]
+
+    def hoist(self, path: Path, values: Sequence[Any], n: int) -> None:
+        """Quantizes loop-invariant operands once, before the loop: its first ``n`` inputs."""
+        for position in range(n):
+            token = self.plan.provenance.tokens.get((path, position))
+            for shared in self.plan.uses.get(path, ()):
+                spec = shared[1]
+                if shared[0] == token and shared not in self.codes and spec.is_hoistable:
+                    self.codes[shared] = self.plan.quantize(
+                        values[position], spec, None, in_memory=True
+                    )
+
+
+def _known(exact: dict[Any, Any], v: Any, value: Any) -> Any:
+    """A value, unrounded if that is known."""
+    return value if isinstance(v, jex_core.Literal) else exact.get(v, value)
+
+
+def unseen(history: jax.Array) -> jax.Array:
+    """What stands for the amax of a tensor that was not quantized."""
+    return jnp.full(history.shape[:-1], UNSEEN, jnp.float32)
+
+
+def bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """The outputs of an equation as it is."""
+    out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return out if eqn.primitive.multiple_results else [out]
