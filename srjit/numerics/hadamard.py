@@ -7,6 +7,9 @@ With signs drawn for a product, D of both operands, (x D H)(g D H)^T = x g^T, to
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,13 +51,41 @@ def transform(x: jax.Array, axis: int, size: int = SIZE) -> jax.Array:
     x = pad_to_multiple(x, axis, size)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     signs = jnp.asarray(np.tile(SIGNS, x.shape[axis] // SIZE), x.dtype)
-    mixed = x * signs.reshape(-1, *(1 for _ in after))
-    for half in halves(size):
-        pairs = mixed.reshape(*before, -1, 2, half, *after)
-        sign = jnp.asarray([1, -1], x.dtype).reshape(2, *(1 for _ in (half, *after)))
-        mixed = lax.rev(pairs, (axis + 1,)) + pairs * sign
+    signed = x * signs.reshape(-1, *(1 for _ in after))
+    mixed = lax.platform_dependent(
+        signed.reshape(*before, -1, size, *after),
+        cpu=functools.partial(_one_by_one, axis=axis + 1),
+        default=functools.partial(_together, axis=axis + 1),
+    )
     mixed = mixed.reshape(x.shape) * x.dtype.type(size**-0.5)
     return lax.reduce_precision(mixed, exponent_bits=8, mantissa_bits=7)
+
+
+def _together(x: jax.Array, axis: int) -> jax.Array:
+    """Butterflies of all elements along ``axis``, which compilers fuse."""
+    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    for half in halves(size):
+        pairs = x.reshape(*before, -1, 2, half, *after)
+        sign = jnp.asarray([1, -1], x.dtype).reshape(2, *(1 for _ in (half, *after)))
+        x = (lax.rev(pairs, (axis + 1,)) + pairs * sign).reshape(x.shape)
+    return x
+
+
+def _one_by_one(x: jax.Array, axis: int) -> jax.Array:
+    """The same sums in a loop, which XLA's compiler for CPUs does not fuse.
+
+    It would compute each of ``size`` elements again for every element that is made of it. All
+    iterations are alike if sums and differences go to the two halves (M. C. Pease, "An Adaptation
+    of the Fast Fourier Transform for Parallel Processing", 1968).
+    """
+    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+
+    def step(_: Any, x: jax.Array) -> jax.Array:
+        pairs = x.reshape(*before, size // 2, 2, *after)
+        a, b = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+        return lax.concatenate([a + b, a - b], axis)
+
+    return lax.fori_loop(0, len(halves(size)), step, x)
 
 
 def flipped(x: jax.Array, axis: int, key: Key, rng: Rng = "hash") -> jax.Array:

@@ -79,3 +79,18 @@ def test_an_outlier_is_spread_over_16():
     x = np.zeros((1, 16), np.float32)
     x[0, 3] = 16
     assert set(np.abs(np.asarray(hadamard.transform(jnp.asarray(x), 1))).ravel()) == {4.0}
+
+
+@pytest.mark.parametrize("size", [16, 128])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_loop_for_cpus_adds_in_the_same_order(size: int, axis: int):
+    x = np.random.default_rng(0).normal(size=(2 * size, 2 * size)).astype(np.float32)
+    x[0, 0], x[1, 1], x[-1, 3] = np.inf, np.nan, 0
+    blocks = np.moveaxis(x, axis, 0).reshape(2, size, -1)
+    together, loop = (
+        np.asarray(f(jnp.asarray(blocks), axis=1))
+        for f in (hadamard._together, hadamard._one_by_one)
+    )
+    nan = np.isnan(together)
+    np.testing.assert_array_equal(nan, np.isnan(loop))
+    assert_same_bits(np.where(nan, 0, together), np.where(nan, 0, loop))
