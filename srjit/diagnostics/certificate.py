@@ -13,6 +13,8 @@ from srjit.diagnostics.labels import Label
 from srjit.diagnostics.statistics import FALSE_ALARM, Test
 from srjit.plan import html_page, html_table, table, wrap
 
+_NOTHING_TO_ROUND = "nothing to round: every element is on the grid already, and nothing was tested"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OperandCertificate(Label):
@@ -25,6 +27,7 @@ class OperandCertificate(Label):
       draws: how often it was rounded.
       bits: a coherent bias of 2^-bits steps would have been seen.
       averages: of its draws, against what was rounded.
+      between: the fraction of elements between two values of the format: what noise decides.
       saturation: the fraction of elements beyond the largest value.
       underflow: the fraction below the smallest value that is not zero.
       tests: every test.
@@ -36,6 +39,7 @@ class OperandCertificate(Label):
     draws: int
     bits: int
     averages: Averages
+    between: float
     saturation: float
     underflow: float
     tests: tuple[Test, ...]
@@ -48,8 +52,9 @@ class OperandCertificate(Label):
 
     @property
     def verdict(self) -> str:
-        """``unbiased to k bits``, or what is wrong."""
-        return "; ".join(self.wrong) or f"unbiased to {self.bits} bits"
+        """``unbiased to k bits``, what is wrong, or that there was nothing to round."""
+        good = f"unbiased to {self.bits} bits" if self.between else _NOTHING_TO_ROUND
+        return "; ".join(self.wrong) or good
 
     def worst(self, what: str) -> Test | None:
         """The test of a kind that came closest to its limit, or is furthest beyond; None: none."""
@@ -99,7 +104,8 @@ class Certificate:
         if not self.operands:
             return "nothing is rounded stochastically"
         wrong = [f"{o.name}: {o.verdict}" for o in self.operands if not o.passed]
-        return "; ".join(wrong) or f"unbiased to {min(o.bits for o in self.operands)} bits"
+        bits = [o.bits for o in self.operands if o.between]
+        return "; ".join(wrong) or (f"unbiased to {min(bits)} bits" if bits else _NOTHING_TO_ROUND)
 
     def _lead(self) -> str:
         return (

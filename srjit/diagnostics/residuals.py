@@ -24,6 +24,7 @@ SAMPLE = 2**16  # elements, and pairs of neighbours along each dimension, of lar
 HEAD = 2**12  # elements whose residuals are kept for every draw
 FRACTIONS = 8  # bins of the fraction of a step
 ARITHMETIC = 2.0**-22  # of float32: of a value in steps, and of a sum of residuals
+TINY = 2.0**-126  # a difference that is smaller is none in float32
 SATURATED = "beyond the largest value"
 SUBNORMAL = "subnormal"
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -34,8 +35,8 @@ class Grid:
     """A tensor on the grid that it is rounded to; arrays are flat, float64, one number an element.
 
     Attributes:
-      expected: the tensor, in its own unit.
-      step: the distance of its neighbours on the grid, in the same unit.
+      expected: the tensor, in its own unit; 0 where it is not finite.
+      step: the distance of its neighbours on the grid, in the same unit; 0 where it is not finite.
       binade: floor(log2) of the magnitude on the grid's own scale.
       lowest: the binade below which numbers are subnormal.
       clipped: whether the magnitude is beyond the largest value.
@@ -60,7 +61,7 @@ class Grid:
         """
         values = np.asarray(expected, np.float64)
         scales = np.broadcast_to(np.asarray(scale, np.float64), values.shape).ravel()
-        x = values.ravel()
+        x, scales = _finite(values.ravel(), scales)
         with np.errstate(divide="ignore", invalid="ignore"):
             y = np.where(scales > 0, np.abs(x) / scales, 0.0)
         # Of a finite number frexp is exact: y = m * 2^e with 1/2 <= m < 1.
@@ -77,9 +78,9 @@ class Grid:
     def of_steps(cls, expected: Any, step: Any) -> Grid:
         """A grid whose values are multiples of ``step``, which broadcasts against ``expected``."""
         values = np.asarray(expected, np.float64)
-        x = values.ravel()
         steps = np.broadcast_to(np.asarray(step, np.float64), values.shape).ravel()
-        t = np.abs(x) / steps
+        x, steps = _finite(values.ravel(), steps)
+        t = np.abs(x) / np.where(steps > 0, steps, 1)
         binade = np.where(t >= 1, np.frexp(t)[1] - 1, -1)
         return cls(x, steps, binade, 0, np.zeros(x.shape, bool), values.shape)
 
@@ -91,14 +92,24 @@ class Grid:
 
     @property
     def fraction(self) -> Floats:
-        """The probability of rounding away from zero; 0 beyond the largest value."""
+        """The probability of rounding away from zero; 0 beyond the largest value, and below TINY."""
         t = self.position
-        return np.where(self.clipped, 0.0, t - np.floor(t))
+        return np.where(self.clipped | (self.step < TINY), 0.0, t - np.floor(t))
+
+    @property
+    def per_step(self) -> Floats:
+        """Steps in a unit: what residuals are multiplied by; 0 where float32 cannot tell any."""
+        told = (self.step >= TINY) | ((self.expected == 0) & (self.step > 0))
+        return np.where(told, 1 / np.maximum(self.step, TINY), 0.0)
 
     @property
     def variance(self) -> Floats:
         """Of a residual, in squared steps."""
         return self.fraction * (1 - self.fraction)
+
+    def between(self) -> float:
+        """The fraction of elements between two values of the grid: what noise decides."""
+        return float(np.mean(self.fraction > 0)) if self.clipped.size else 0.0
 
     def saturation(self) -> float:
         """The fraction of elements beyond the largest value."""
@@ -106,8 +117,14 @@ class Grid:
 
     def underflow(self) -> float:
         """The fraction of elements that are not zero but below the smallest value that is not."""
-        small = (self.expected != 0) & (self.position < 1)
+        small = (self.expected != 0) & (self.position < 1) & (self.step > 0)
         return float(np.mean(small)) if small.size else 0.0
+
+
+def _finite(x: Floats, steps: Floats) -> tuple[Floats, Floats]:
+    """Both with 0 where either is not finite."""
+    told = np.isfinite(x) & np.isfinite(steps)
+    return np.where(told, x, 0.0), np.where(told, steps, 0.0)
 
 
 def _disjoint_neighbours(shape: tuple[int, ...], axis: int, rng: Any) -> np.ndarray[Any, Any]:
@@ -133,7 +150,7 @@ class Residuals:
       chosen: flat positions of the elements whose sums are here; all of a small tensor.
       totals: their sums of residuals, in steps.
       averages: how their means converge.
-      pairs: positions of neighbours along the last dimensions, (2, pairs) each, by dimension.
+      pairs: positions of neighbours along each dimension, (2, pairs) each, by dimension.
       products: for each of them, the sums over all draws of r r', with r as it is, and away from 0.
       head: residuals of the first elements, (draws, elements); 0 beyond the largest value.
     """
@@ -194,7 +211,7 @@ class Residuals:
             yield summed(name, inside & (cell == number), 1.0)
 
     def neighbours(self) -> Iterator[Signed]:
-        """Products of the residuals of neighbours, of disjoint pairs along the last dimensions."""
+        """Products of the residuals of neighbours, of disjoint pairs along each dimension."""
         variance = self.grid.variance
         for axis, found in self.products.items():
             first, second = self.pairs[axis]
@@ -279,17 +296,15 @@ def draw_residuals(
     ndim = len(grid.shape)
     pairs = {
         axis - ndim: _disjoint_neighbours(grid.shape, axis, rng)
-        for axis in range(ndim)[-2:]
+        for axis in range(ndim)
         if grid.shape[axis] > 1 and size
     }
     head = min(size, HEAD)
     parts = [chosen, *(p.ravel() for p in pairs.values()), np.arange(head)]
     at = np.concatenate(parts)
     cuts = np.cumsum([len(p) for p in parts])[:-1].tolist()
-    with np.errstate(divide="ignore"):
-        per_step = np.where(grid.step > 0, 1 / grid.step, 0.0)[at]
     expected = jnp.asarray(grid.expected[at], jnp.float32)
-    unit = jnp.asarray(per_step, jnp.float32)
+    unit = jnp.asarray(grid.per_step[at], jnp.float32)
     sign = jnp.sign(expected)
     inside = jnp.asarray(~grid.clipped[at], jnp.float32)  # what is clipped is no noise
 
@@ -298,7 +313,7 @@ def draw_residuals(
         rounded = (
             draw(jax.tree.map(lambda k: k[i], keys), *operands).ravel()[at].astype(jnp.float32)
         )
-        residual = (rounded - expected) * unit
+        residual = jnp.where(unit > 0, (rounded - expected) * unit, 0)
         noise = residual * inside
         signed = noise * sign
         columns = [

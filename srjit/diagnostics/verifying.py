@@ -60,11 +60,14 @@ def certify(
     notes = _notes(seen, report)
     for (rounding, where), captured in sorted(seen.places.items(), key=_order):
         label = dataclasses.replace(rounding.label, where=where)
-        residuals = _redrawn(rounding, label, captured)
-        if residuals is None:
-            notes.append(f"{label.name}: not verified, what it rounds is empty or not finite")
+        if not captured.operand.size:
+            notes.append(f"{label.name}: not verified, what it rounds is empty")
             continue
-        found.append(_Found(label, residuals, captured.keys, rounding.bits))
+        residuals, finite = _redrawn(rounding, label, captured)
+        if 0 < finite < 1:
+            lost = f"{100 * (1 - finite):.2g} % of the elements are not finite"
+            notes.append(f"{label.name}: {lost}: they are left out")
+        found.append(_Found(label, residuals, captured.keys, rounding.bits, finite > 0))
     operands, tests = _judge(found)
     return Certificate(
         operands=tuple(operands),
@@ -138,16 +141,16 @@ def _order(item: tuple[Place, Captured]) -> tuple[Any, ...]:
     return not label.operand, label.site, label.operand, where
 
 
-def _redrawn(rounding: Rounding, label: Label, captured: Captured) -> Residuals | None:
-    """The residuals of what was captured, under the keys of all steps."""
+def _redrawn(rounding: Rounding, label: Label, captured: Captured) -> tuple[Residuals, float]:
+    """The residuals of what was captured, under the keys of all steps; and how much is finite."""
     x = jnp.asarray(captured.operand)
     before = None if captured.before is None else jnp.asarray(captured.before)
     expected, scale = jax.jit(rounding.unrounded)(x, before)
-    if not x.size or not bool(jnp.all(jnp.isfinite(expected))):
-        return None
     grid = Grid.of(expected, scale, get_element(label.format))
     words = np.array([captured.keys[step] for step in sorted(captured.keys)], np.uint32)
-    return draw_residuals(rounding.rounded, jnp.asarray(words), grid, (x, before))
+    told = jnp.isfinite(expected) & jnp.isfinite(scale)
+    finite = float(jnp.mean(told, dtype=jnp.float32))
+    return draw_residuals(rounding.rounded, jnp.asarray(words), grid, (x, before)), finite
 
 
 # ----------------------------------------------------------------------------------- judgement
@@ -155,12 +158,18 @@ def _redrawn(rounding: Rounding, label: Label, captured: Captured) -> Residuals 
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """The residuals of one rounding, the keys that made them, and the bits of their noise."""
+    """The residuals of one rounding, and the keys that made them.
+
+    Attributes:
+      bits: of its noise.
+      is_finite: whether any element is.
+    """
 
     label: Label
     residuals: Residuals
     keys: dict[int, tuple[int, int]]
     bits: int
+    is_finite: bool = True
 
 
 def _judge(found: Sequence[_Found]) -> tuple[list[OperandCertificate], int]:
@@ -207,7 +216,9 @@ def _certificate(
     f: _Found, tests: list[Test], delta: float, shared: list[str]
 ) -> OperandCertificate:
     r, label = f.residuals, f.label
-    if r.never_change() and _must_change(r, delta):
+    if not f.is_finite:
+        wrong = ["no element is finite: nothing could be tested"]
+    elif r.never_change() and _must_change(r, delta):
         wrong = shared if _ONE_KEY in shared else [*shared, _IGNORED[r.never_rounds()]]
     else:
         wrong = [*_bias_in_words(tests, r, label.format), *shared, *_correlation_in_words(tests)]
@@ -218,6 +229,7 @@ def _certificate(
         draws=r.draws,
         bits=_bits(tests, f.bits),
         averages=r.averages,
+        between=r.grid.between(),
         saturation=r.grid.saturation(),
         underflow=r.grid.underflow(),
         tests=tuple(tests),
@@ -305,7 +317,8 @@ def verify_function(
       What was found, with ``.passed`` and ``.verdict``.
 
     Raises:
-      ValueError: neither or both of ``step`` and ``dtype`` are given, or fewer than 4 draws.
+      ValueError: neither or both of ``step`` and ``dtype`` are given, fewer than 4 draws, or what
+        is expected is empty, not finite, or of another shape than what is drawn.
     """
     if (step is None) == (dtype is None):
         raise ValueError("verify_function takes step=, or dtype= and scale=: what it rounds to")
@@ -316,6 +329,7 @@ def verify_function(
     else:
         grid, name = Grid.of(expected, scale, get_element(dtype)), get_element(dtype).name
     base = jax.random.wrap_key_data(jnp.stack(as_key(key)), impl="threefry2x32")
+    _check(jax.eval_shape(draw, base), expected, scale if step is None else step)
     residuals = draw_residuals(draw, jax.random.split(base, draws), grid)
     signed = [*_alone(residuals, bits)]
     delta = FALSE_ALARM / (len(signed) + 1)
@@ -323,3 +337,14 @@ def verify_function(
     label = Label(site=0, path=drawn, role="", operand="", kind="", format=name)
     found = _Found(label, residuals, {}, bits)
     return _certificate(found, [t.judged(delta) for t in signed], delta, [])
+
+
+def _check(drawn: Any, expected: Any, step: Any) -> None:
+    """Raises unless draws can be compared with what is expected."""
+    expected, step = np.asarray(expected, np.float64), np.asarray(step, np.float64)
+    if drawn.shape != expected.shape:
+        raise ValueError(f"draw returns {drawn.shape}, and expected has the shape {expected.shape}")
+    if not expected.size or not np.isfinite(expected).all():
+        raise ValueError("expected is empty or not finite: give what can be rounded")
+    if not (np.isfinite(step).all() and (step >= 0).all() and step.any()):
+        raise ValueError("step, or scale, is a distance: positive and finite")

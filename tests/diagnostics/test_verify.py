@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from srjit import Certificate, Quantization, recipes, srjit, targets
+from srjit import Certificate, Quantization, recipes, srjit, stochastic_round, targets
 from srjit.jaxprs import frame, site
 from srjit.numerics import quantization, random_bits, rounding
 
@@ -306,11 +306,36 @@ def test_what_a_chip_that_is_not_here_would_do_otherwise_is_said():
     assert h200.noise_bits(spec) == rounding.NOISE_BITS  # it has no such instruction
 
 
-def test_an_operand_that_is_not_finite_is_not_verified():
+def test_an_operand_that_is_not_finite_is_no_success():
     certificate = srjit(jax.grad(one_layer), recipe="int8").verify(
         V, X @ W, Y.at[0, 0].set(jnp.nan), draws=4
     )
-    assert not certificate.operands and "not finite" in certificate.notes[0]
+    assert not certificate.passed and "no element is finite" in certificate.verdict
+    update = srjit(lambda p, g: p - 1e-3 * g, recipe="bf16-sr")
+    w = W.astype(jnp.bfloat16)
+    certificate = update.verify(w.at[3, 3].set(jnp.inf), w, draws=32)
+    assert certificate.passed and "% of the elements are not finite" in certificate.notes[0]
+
+
+@pytest.mark.parametrize("tiny", [0.0, 1e-37, 1e-39])
+def test_zeros_and_the_smallest_numbers_are_no_false_alarm(tiny: float):
+    """The steps of bfloat16 there have no inverse in float32."""
+    w = W.astype(jnp.bfloat16)
+    update = srjit(lambda p, g: p - 1e-3 * g, recipe="bf16-sr")
+    certificate = update.verify((w * tiny).at[0].set(w[0]), w.at[1:].set(0), draws=64)
+    assert certificate.passed, certificate.verdict
+    step = srjit(jax.grad(lambda w, x: jnp.mean(jax.nn.relu(x @ w)[:8] ** 2)), recipe="mxfp8")
+    assert step.verify(V, X @ W, draws=64).passed
+
+
+def test_what_is_on_the_grid_already_is_not_called_unbiased():
+    def rounded_before(p: jax.Array, g: jax.Array) -> jax.Array:
+        wide = p.astype(jnp.float32) - 1e-3 * g.astype(jnp.float32)
+        return stochastic_round(wide, jnp.bfloat16, 0)
+
+    w = W.astype(jnp.bfloat16)
+    certificate = srjit(rounded_before, recipe="bf16-sr").verify(w, w, draws=8)
+    assert certificate.passed and certificate.verdict.startswith("nothing to round")
 
 
 # ---------------------------------------------------------------------------------- the report

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from srjit import Quantization, quantize, stochastic_round, verify_function
-from srjit.diagnostics.residuals import SAMPLE, Grid
+from srjit.diagnostics.residuals import SAMPLE, TINY, Grid
 from srjit.numerics.formats import ELEMENTS
 
 X = jax.random.normal(jax.random.key(0), (64, 128)).at[0, 0].set(5.0)
@@ -115,7 +115,8 @@ def test_a_step_leads_from_one_value_of_the_grid_to_the_next(dtype: str):
     between = values[:-1] + 0.25 * np.diff(values)
     grid = Grid.of(np.concatenate([between, -between]) * 0.5, 0.5, element)
     np.testing.assert_array_equal(grid.step, np.tile(np.diff(values) * 0.5, 2))
-    np.testing.assert_array_equal(grid.fraction, 0.25)
+    np.testing.assert_array_equal(grid.fraction[grid.step >= TINY], 0.25)
+    assert not grid.fraction[grid.step < TINY].any()  # of which float32 cannot tell
     assert not grid.clipped.any()
     assert Grid.of([element.max * 1.001, element.max], 1.0, element).clipped.tolist() == [
         True,
@@ -130,3 +131,25 @@ def _positive_values(dtype: Any) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # NaNs are among them
         values = codes.view(dtype).astype(np.float64)
     return np.unique(values[np.isfinite(values) & (values > 0)])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_noise_that_any_dimension_shares_is_found(axis: int):
+    x = jax.random.normal(jax.random.key(1), (8, 16, 24)) * 3
+    shape = tuple(1 if d == axis else n for d, n in enumerate(x.shape))
+    found = verify_function(lambda key: jnp.floor(x + jax.random.uniform(key, shape)), x, step=1.0)
+    assert "neighbouring elements share noise" in found.verdict
+    assert f"dimension {axis - 3}" in found.verdict
+
+
+def test_what_cannot_be_compared_is_an_error():
+    x = jax.random.normal(jax.random.key(1), (8, 16))
+
+    def draw(key: Any) -> jax.Array:
+        return jnp.floor(x + jax.random.uniform(key, x.shape))
+
+    with pytest.raises(ValueError, match=r"draw returns \(4, 16\), and expected .* \(8, 16\)"):
+        verify_function(lambda key: draw(key)[:4], x, step=1.0)
+    for expected, step in ((x.at[0].set(jnp.nan), 1.0), (x, 0.0), (x, -1.0), (x, jnp.inf)):
+        with pytest.raises(ValueError, match="finite"):
+            verify_function(draw, expected, step=step)
