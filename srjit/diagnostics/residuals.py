@@ -92,7 +92,7 @@ class Grid:
 
     @property
     def fraction(self) -> Floats:
-        """The probability of rounding away from zero; 0 beyond the largest value, and below TINY."""
+        """The probability of rounding away from zero; 0 where none is, or float32 tells none."""
         t = self.position
         return np.where(self.clipped | (self.step < TINY), 0.0, t - np.floor(t))
 

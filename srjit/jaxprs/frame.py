@@ -88,19 +88,18 @@ class Frame:
 
         env.update(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
-        exact: dict[Any, Any] = {}  # what is rounded in env, and is needed before that
+        exact: dict[Any, Any] = {}  # what is rounded in env, and write-backs need before that
         found = self.plan.write_backs
         for index, eqn in enumerate(jaxpr.eqns):
             path = (*self.path, index)
             values = [read(v) for v in eqn.invars]
             with _compat.source_of(eqn):
-                if path in found.writes or path in found.widened:
-                    known = zip(eqn.invars, values, strict=True)
-                    exact[eqn.outvars[0]] = exactly(eqn, [_known(exact, *k) for k in known])
                 if path in found.writes:
-                    outs = [self._written(exact[eqn.outvars[0]], path)]
+                    outs = [self._written(exactly(eqn, _unrounded(eqn, values, exact)), path)]
                 else:
                     outs = self._equation(eqn, path, values)
+                if path in found.widened:
+                    exact[eqn.outvars[0]] = exactly(eqn, _unrounded(eqn, values, exact))
                 env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
@@ -307,9 +306,12 @@ class Frame:
                     )
 
 
-def _known(exact: dict[Any, Any], v: Any, value: Any) -> Any:
-    """A value, unrounded if that is known."""
-    return value if isinstance(v, jex_core.Literal) else exact.get(v, value)
+def _unrounded(eqn: Any, values: Sequence[Any], exact: dict[Any, Any]) -> list[Any]:
+    """An equation's operands, unrounded where that is known."""
+    return [
+        value if isinstance(v, jex_core.Literal) else exact.get(v, value)
+        for v, value in zip(eqn.invars, values, strict=True)
+    ]
 
 
 def unseen(history: jax.Array) -> jax.Array:

@@ -53,7 +53,8 @@ def make_plan(
     found = write_backs.find(closed, labels, names, settings.recipe)
     if settings.recipe.casts is not None:
         found = write_backs.with_casts(found, provenance.casts)
-    report = dataclasses.replace(plan.report, write_backs=found.reported)
+    notes = (*plan.report.notes, *found.notes)
+    report = dataclasses.replace(plan.report, write_backs=found.reported, notes=notes)
     return dataclasses.replace(plan, write_backs=found, report=report)
 
 

@@ -7,15 +7,17 @@ write-back if it is
   narrow arithmetic   p + u, or (1 - d) * p - u: all steps from p to the result are in p's dtype
   a cast              from float32 or float64 to p's dtype, of what p was widened and added to
 
-In both, nothing needs to be rounded between p and the result.
+In both, nothing needs to be rounded between p and the result, and p is in it about once: neither
+n - p, nor 1e-4 * p + g, nor anything that is made of another output is p's next value.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,8 +31,11 @@ from srjit.recipes import Recipe
 
 NARROW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _WIDE = ("float32", "float64")
+_STATE = "opt_state"  # a field of what holds parameters and moments, of Flax and others
 _ARITHMETIC = {"add", "sub", "add_any", "mul", "div", "neg"}
 _OPERATIONS = {"convert_element_type": "cast", "add_any": "add"}  # what reports call them
+_SIGNS = {"sub": (1.0, -1.0), "neg": (-1.0,)}
+_ABOUT_ONCE = 0.25, 1.75  # how often a parameter is in what it becomes
 # What is the same values as the operand in the same position, wherever they then stand.
 _PASSING = {
     "copy", "copy_p", "name", "optimization_barrier", "pvary", "pcast", "sharding_constraint",
@@ -66,11 +71,13 @@ class WriteBacks:
       writes: the equations that are rounded stochastically, by where they stand.
       widened: those between a parameter and its write-back, whose result is needed unrounded.
       reported: for every narrow parameter, and moments that are written, what becomes of it.
+      notes: what else a user should know.
     """
 
     writes: dict[Path, Write]
     widened: frozenset[Path]
     reported: tuple[WriteBack, ...]
+    notes: tuple[str, ...] = ()
 
 
 NOTHING = WriteBacks({}, frozenset(), ())
@@ -116,7 +123,7 @@ def with_casts(found: WriteBacks, casts: Sequence[tuple[Scope, Any]]) -> WriteBa
                 asked=True,
             )
         )
-    return WriteBacks(writes, found.widened, tuple(reported))
+    return dataclasses.replace(found, writes=writes, reported=tuple(reported))
 
 
 # ------------------------------------------------------------------------------ places of values
@@ -153,12 +160,17 @@ class _Place:
     var: Any
 
     @property
+    def is_literal(self) -> bool:
+        """Whether it is a literal, of which JAX has some that cannot be hashed."""
+        return isinstance(self.var, jex_core.Literal)
+
+    @property
     def made(self) -> tuple[int, Any, int]:
         """The equation that makes it: (index, equation, position of the result), or (-1, None, 0).
 
         An input of a jaxpr, a constant and a literal are made by none.
         """
-        if isinstance(self.var, jex_core.Literal):
+        if self.is_literal:
             return -1, None, 0
         return self.scope.made.get(self.var, (-1, None, 0))
 
@@ -170,7 +182,7 @@ class _Place:
     @property
     def outside(self) -> _Place | int | None:
         """What an input of a jaxpr is outside; the number of an input of the program."""
-        return None if isinstance(self.var, jex_core.Literal) else self.scope.given.get(self.var)
+        return None if self.is_literal else self.scope.given.get(self.var)
 
     @property
     def same(self) -> list[_Place]:
@@ -239,13 +251,14 @@ class _Source:
     """One of the things that an output may be.
 
     Attributes:
-      input: number of the program's input that it comes from; None: of none.
-      steps: the places that its write-back makes of the input, the write-back first; none if it is
-        the input as it came.
+      inputs: numbers of the program's inputs that it may be the next value of, and how often each
+        is in it.
+      steps: the places that its write-back makes of them, the write-back first; none if it is an
+        input as it came.
       why: why it is no write-back; empty if it is one.
     """
 
-    input: int | None = None
+    inputs: Mapping[int, float] = dataclasses.field(default_factory=dict)
     steps: tuple[_Place, ...] = ()
     why: str = ""
 
@@ -271,38 +284,40 @@ class _Search:
             if label == PARAMETER and kind[1] in NARROW
         ]
         self.outputs = [_Place(self.top, v) for v in jaxpr.outvars]
+        self._makers = {self._maker(o) for o in self.outputs if not o.is_literal}
         self._origins: dict[_Place, int | None] = {}
 
     def run(self) -> WriteBacks:
         """Looks."""
+        kinds = {k for k in self.inputs if k[1] in NARROW}
+        sources = {
+            n: list(self._sources(output))
+            for n, output in enumerate(self.outputs)
+            if _kind(output.var) in kinds
+        }
+        parameters = {self.inputs[i] for i in self.narrow}
+        owners = self._owners(
+            {n: s for n, s in sources.items() if _kind(self.outputs[n].var) in parameters}
+        )
         writes: dict[Path, Write] = {}
         widened: set[Path] = set()
         became: dict[int, list[_Source]] = {}
-        parameters = {self.inputs[i] for i in self.narrow}
-        for output in self.outputs:
-            kind = _kind(output.var)
-            if kind not in parameters:
-                continue
-            sources = list(self._sources(output))
-            owner = next(
-                (s.input for s in sources if s.input is not None and self._may(s.input, kind)), None
-            )
+        for n, found in sources.items():
+            owner, kind = owners.get(n), _kind(self.outputs[n].var)
             if owner is None:
                 # Nobody's: what a parameter of that kind could have become, if anything.
                 for i in self.narrow:
                     if self.inputs[i] == kind:
-                        became.setdefault(i, []).extend(s for s in sources if s.why)
+                        became.setdefault(i, []).extend(s for s in found if s.why)
                 continue
-            became.setdefault(owner, []).extend(sources)
-            for source in sources:
+            became.setdefault(owner, []).extend(found)
+            for source in found:
                 if source.is_written:
                     path, *between = (step.path for step in source.steps)
                     widened.update(between)
                     if path not in writes:
-                        made = output.var.aval.dtype.name
-                        writes[path] = Write(
-                            len(writes), self.names[owner], self._kind_of(owner), made
-                        )
+                        name, what = self.names[owner], self._kind_of(owner)
+                        writes[path] = Write(len(writes), name, what, kind[1])
         # Something is written, or comes back for every parameter: that should be its update.
         returned = Counter(_kind(o.var) for o in self.outputs)
         trains = bool(writes) or Counter(self.inputs[i] for i in self.narrow) <= returned
@@ -311,15 +326,82 @@ class _Search:
             for i, label in enumerate(self.labels)
             if i in self.narrow or (label != PARAMETER and i in became)
         ]
-        return WriteBacks(writes, frozenset(widened - writes.keys()), tuple(reported))
+        if not writes:
+            reported += self._elsewhere(sources)
+        notes = self._notes(became)
+        return WriteBacks(writes, frozenset(widened - writes.keys()), tuple(reported), notes)
+
+    def _owners(self, sources: Mapping[int, Sequence[_Source]]) -> dict[int, int]:
+        """Whose next value outputs are: each one input's, and of what is written, of one output."""
+        order = {n: self._candidates(n, found) for n, found in sources.items()}
+        owners: dict[int, int] = {}
+        taken: set[int] = set()
+        for n in sorted(order, key=lambda n: len(order[n])):  # first those that have no choice
+            written = any(s.is_written for s in sources[n])
+            owner = next((i for i in order[n] if not (written and i in taken)), None)
+            if owner is not None:
+                owners[n] = owner
+                taken |= {owner} if written else set()
+        return owners
+
+    def _candidates(self, n: int, sources: Sequence[_Source]) -> list[int]:
+        """Inputs that an output may be the next value of, the likeliest first."""
+        kind = _kind(self.outputs[n].var)
+        # Steps return what they took in the same order, as a rule.
+        place = sum(_kind(o.var) == kind for o in self.outputs[:n])
+        mates = [i for i, k in enumerate(self.inputs) if k == kind]
+        mate = mates[place] if place < len(mates) else None
+        factors = {i: f for s in sources for i, f in s.inputs.items() if self._may(i, kind)}
+
+        def unlikely(i: int) -> tuple[bool, bool, float]:
+            return self._kind_of(i) != "parameter", i != mate, abs(math.log2(factors[i]))
+
+        return sorted(factors, key=unlikely)
 
     def _may(self, number: int, kind: tuple[tuple[int, ...], str]) -> bool:
         """Whether the recipe asks for the write-back of an input that an output is of."""
-        asked = self.labels[number] == PARAMETER or self.recipe.moments is not None
-        return asked and self.inputs[number] == kind
+        is_parameter = self._kind_of(number) == "parameter"
+        return (is_parameter or self.recipe.moments is not None) and self.inputs[number] == kind
 
     def _kind_of(self, number: int) -> WrittenKind:
-        return "parameter" if self.labels[number] == PARAMETER else "moment"
+        is_parameter = self.labels[number] == PARAMETER and _STATE not in self.names[number]
+        return "parameter" if is_parameter else "moment"
+
+    def _elsewhere(self, sources: Mapping[int, Sequence[_Source]]) -> list[WriteBack]:
+        """What is written, of a program without parameters that are, of other arguments."""
+        return [
+            WriteBack(
+                path=self.names[i],
+                kind="parameter",
+                shape=self.inputs[i][0],
+                dtype=self.inputs[i][1],
+                op=_OPERATIONS.get(source.steps[0].operation, source.steps[0].operation),
+                status="kept",
+                reason="it is of no argument that params_argnums says to be parameters",
+                asked=True,
+            )
+            for n, found in sources.items()
+            for source in found
+            if source.is_written
+            for i in itertools.islice(source.inputs, 1)
+            if self.labels[i] != PARAMETER and self.inputs[i] == _kind(self.outputs[n].var)
+        ]
+
+    def _notes(self, became: Mapping[int, Sequence[_Source]]) -> tuple[str, ...]:
+        """Constants of a program that its narrow dtype has lost before srjit sees them."""
+        lost = {
+            self.names[i]: None
+            for i, sources in became.items()
+            for s in sources
+            if s.is_written and any(_multiplies_by_one(step) for step in s.steps)
+        }
+        if not lost:
+            return ()
+        return (
+            f"{', '.join(lost)}: multiplied by 1 in a narrow dtype. A factor such as 0.999 is 1 in "
+            "bfloat16 before it is rounded stochastically: nothing decays. Compute with it in "
+            "float32, and cast the result",
+        )
 
     def _reported(self, number: int, sources: Sequence[_Source], trains: bool) -> WriteBack:
         shape, dtype = self.inputs[number]
@@ -337,21 +419,27 @@ class _Search:
 
     # ------------------------------------------------------------------------ what a value is
 
-    def _origin(self, place: _Place) -> int | None:
+    def is_output(self, place: _Place) -> bool:
+        """Whether the program returns a value itself."""
+        return place in self._makers
+
+    def origin(self, place: _Place) -> int | None:
         """The program's input that a value is, passed on and nothing else."""
+        if place.is_literal:
+            return None
         if place not in self._origins:
             self._origins[place] = None  # while it is being found
             if isinstance(place.outside, int):
                 self._origins[place] = place.outside
             elif same := place.same:
-                found = {self._origin(p) for p in same}
+                found = {self.origin(p) for p in same}
                 self._origins[place] = found.pop() if len(found) == 1 else None
         return self._origins[place]
 
     def _sources(self, place: _Place) -> Iterator[_Source]:
-        origin = self._origin(place)
+        origin = self.origin(place)
         if origin is not None:
-            yield _Source(origin)
+            yield _Source({origin: 1.0})
             return
         name = place.operation
         same = place.operands[_CHOOSING[name]] if name in _CHOOSING else place.same
@@ -366,62 +454,42 @@ class _Search:
             yield _Source(why=f"{name or 'a constant'} makes it, no addition and no cast")
 
     def _arithmetic(self, place: _Place) -> _Source:
-        kind = _kind(place.var)
-
-        def operands(p: _Place) -> list[_Place]:
-            return [o for o in p.operands if _kind(o.var) == kind and p.operation in _ARITHMETIC]
-
-        found = self._nearest(place, operands, kind[1])
-        return found or _Source(why=f"{place.operation} makes it, of nothing that is a parameter")
+        found = _Sum(self, place, is_wide=False)
+        if not found.inputs:
+            why = f"{place.operation} makes it, of nothing that is a parameter"
+            return _Source(why=why)
+        return _Source(found.inputs, (place, *found.between))
 
     def _cast(self, place: _Place, value: _Place) -> _Source:
         if self._is_kept(value):
             why = f"a copy of {value.var.aval.dtype} values that the program returns too"
             return _Source(steps=(place,), why=f"{why}: those lose nothing")
-
-        def operands(p: _Place) -> list[_Place]:
-            return p.same or [o for o in p.operands if o.var.aval.shape == p.var.aval.shape]
-
-        found = self._nearest(value, operands, _kind(place.var)[1])
-        if found is None:
+        inputs = _Sum(self, value, is_wide=True).inputs or self._nearest(value, place)
+        if not inputs:
             return _Source(why="it is cast from float32 values that no parameter was added to")
-        return _Source(found.input, (place,))
+        return _Source(inputs, (place,))
 
-    def _nearest(
-        self, place: _Place, operands: Callable[[_Place], list[_Place]], dtype: str
-    ) -> _Source | None:
-        """The nearest input, and the places between it and ``place``, ``place`` first."""
-        readers: dict[_Place, list[_Place]] = {place: []}
-        level = [place]
+    def _nearest(self, value: _Place, cast: _Place) -> dict[int, float]:
+        """The nearest inputs of the kind of ``cast`` that ``value`` is made of, in any way."""
+        kind, level, known = _kind(cast.var), [value], {value}
         while level:
-            origins = [(self._origin(p), p) for p in level if str(p.var.aval.dtype) == dtype]
-            inputs = [o for o, _ in origins if o is not None]
-            if inputs:
-                first = min(inputs, key=lambda o: self.labels[o] != PARAMETER)
-                between: dict[_Place, None] = {}
-                left = [r for o, p in origins if o == first for r in readers[p]]
-                while left:
-                    reader = left.pop()
-                    between[reader] = None
-                    left += [r for r in readers[reader] if r not in between]
-                del between[place]
-                return _Source(first, (place, *between))
-            following: dict[_Place, None] = {}
-            for reader in level:
-                for p in operands(reader):
-                    if p in following:
-                        readers[p].append(reader)
-                    elif p not in readers:
-                        readers[p] = [reader]
-                        following[p] = None
-            level = list(following)
-        return None
+            origins = [self.origin(p) for p in level if _kind(p.var) == kind]
+            if found := {o: 1.0 for o in origins if o is not None}:
+                return found
+            operands = [
+                p
+                for reader in level
+                for p in reader.same or reader.operands
+                if p.var.aval.shape == value.var.aval.shape and not p.is_literal and p not in known
+            ]
+            level = list(dict.fromkeys(operands))
+            known.update(level)
+        return {}
 
     def _is_kept(self, value: _Place) -> bool:
         """Whether wide values are returned themselves, in place of an input of their kind."""
-        kinds = {_kind(value.var)}
-        outputs = {self._maker(o) for o in self.outputs if _kind(o.var) in kinds}
-        return bool(kinds & {*self.inputs}) and self._maker(value) in outputs
+        is_of_inputs = not value.is_literal and _kind(value.var) in self.inputs
+        return is_of_inputs and self.is_output(self._maker(value))
 
     @staticmethod
     def _maker(place: _Place) -> _Place:
@@ -431,13 +499,93 @@ class _Search:
         return place
 
 
+class _Sum:
+    """A value as a sum of the program's inputs.
+
+    Attributes:
+      inputs: how often each is in it; what is multiplied by no constant counts once.
+      between: the places where narrow values are made on the way, without the value's own.
+    """
+
+    def __init__(self, search: _Search, value: _Place, is_wide: bool) -> None:
+        self._search, self._value, self._is_wide = search, value, is_wide
+        self._known: dict[_Place, dict[int, float]] = {}
+        self._find(value)
+        least, most = _ABOUT_ONCE
+        self.inputs = {i: f for i, f in self._known[value].items() if least <= f <= most}
+        self.between = tuple(p for p, f in self._known.items() if f and p != value and p.operation)
+
+    def _find(self, value: _Place) -> None:
+        """Finds what is in a value, and in all on the way: operands first."""
+        left = [value]
+        while left:
+            place = left[-1]
+            origin = self._search.origin(place)
+            terms = self._terms(place) if origin is None else []
+            missing = [p for p, _ in terms if p not in self._known]
+            if missing:
+                left += missing
+                continue
+            left.pop()
+            found = {} if origin is None else {origin: 1.0}
+            for p, factor in terms:
+                for i, f in self._known[p].items():
+                    found[i] = found.get(i, 0.0) + factor * f
+            self._known[place] = found
+
+    def _terms(self, place: _Place) -> list[tuple[_Place, float]]:
+        """What a place adds up, and how often."""
+        if place != self._value and self._search.is_output(place):
+            return []  # what is returned itself is rounded there
+        if self._is_wide and (same := place.same or _widened(place)):
+            return [(p, 1.0) for p in same if len(same) == 1 and not p.is_literal]
+        is_kind = self._is_wide or _kind(place.var)[1] == _kind(self._value.var)[1]
+        if not is_kind or place.operation not in _ARITHMETIC:
+            return []
+        terms = [(p, _constant(p)) for p in place.operands]
+        if place.operation in ("mul", "div"):
+            factor = next((c for _, c in terms if c is not None), 1.0)
+            if place.operation == "div":  # no divisor is a term
+                terms, factor = terms[:1], 1 / factor if factor else 1.0
+            found = [(p, factor) for p, c in terms if c is None]
+        else:
+            signs = _SIGNS.get(place.operation, (1.0, 1.0))
+            found = [(p, sign) for (p, c), sign in zip(terms, signs, strict=True) if c is None]
+        return found
+
+
+def _widened(place: _Place) -> list[_Place]:
+    """What a conversion between floats converts."""
+    if place.operation != "convert_element_type":
+        return []
+    (value,) = place.operands
+    return [value] if jnp.issubdtype(value.var.aval.dtype, jnp.floating) else []
+
+
+def _constant(place: _Place) -> float | None:
+    """The number that all elements of a value are; None: of which that is not known."""
+    while not place.is_literal:
+        if isinstance(place.outside, _Place):
+            place = place.outside
+        elif place.operation in ("broadcast_in_dim", "convert_element_type"):
+            place = place.operands[0]
+        else:
+            return None
+    return float(place.var.val) if jnp.ndim(place.var.val) == 0 else None
+
+
+def _multiplies_by_one(place: _Place) -> bool:
+    """Whether a factor may have been rounded to 1: programs have no reason to multiply by it."""
+    return place.operation == "mul" and 1.0 in [_constant(p) for p in place.operands]
+
+
 def _kind(v: Any) -> tuple[tuple[int, ...], str]:
     return v.aval.shape, str(v.aval.dtype)
 
 
 def _reason(sources: Sequence[_Source], dtype: str) -> str:
     """Why a parameter is not written back stochastically."""
-    if any(s.input is not None and not s.steps for s in sources):
+    if any(s.inputs and not s.steps for s in sources):
         return "returned as it came"
     reasons = dict.fromkeys(s.why for s in sources if s.why)
     if not reasons:

@@ -214,6 +214,109 @@ def test_moments_in_bfloat16_decay_as_they_should():
     assert became(step_of(step, recipe=only), w, m, g) == {"w": "stochastic"}
 
 
+def operations(step: Any, *args: Any) -> set[tuple[str, str]]:
+    """Arithmetic of the rewritten program, and its dtypes."""
+    eqns = step.rewritten(*args, sr_key=0).eqns
+    found = {(e.primitive.name, e.outvars[0].aval.dtype.name) for e in eqns}
+    return {(name, dtype) for name, dtype in found if name in ("mul", "add", "sub")}
+
+
+@pytest.mark.parametrize("moments", ["stochastic", None])
+def test_an_update_that_is_an_argument_is_not_what_is_written(moments: Any):
+    """Nor is anything on the way from the parameter rounded, which the update is nearer than."""
+
+    def apply(p: jax.Array, u: jax.Array) -> jax.Array:
+        return p * 0.75 - u
+
+    p, u = jnp.full(N, 1 + 2.0**-7, BF16), jnp.full(N, 1e-4, BF16)
+    recipe = dataclasses.replace(recipes.get("bf16-sr"), moments=moments)
+    step = step_of(apply, recipe=recipe)
+    assert became(step, p, u) == {"p": "stochastic"}
+    assert operations(step, p, u) >= {("mul", "float32"), ("sub", "float32")}
+    exact = 0.75 * (1 + 2.0**-7) - float(u[0])
+    assert abs(mean(step(p, u, sr_key=0)) - exact) < SIGMAS * 2.0**-9 / math.sqrt(N)
+
+
+def test_a_moment_is_told_from_the_gradient_that_it_averages():
+    def step(p: Any, m: Any, g: Any) -> Any:
+        m = 0.75 * m + g
+        return p - 1e-3 * m, m
+
+    w = jnp.ones(N, BF16)
+    assert became(step_of(step), w, w, w) == {"p": "stochastic", "m": "stochastic"}
+    assert ("mul", "float32") in operations(step_of(lambda m, g: 0.75 * m + g), w, w)
+
+
+def test_a_state_that_holds_parameters_and_moments_tells_them_apart():
+    def step(state: Any, g: Any) -> Any:
+        m = 0.75 * state["opt_state"] + g
+        return {"params": state["params"] - 1e-3 * m, "opt_state": m}
+
+    w = jnp.ones(N, BF16)
+    state = {"params": w, "opt_state": w}
+    kinds = {b.path: b.kind for b in step_of(step).explain(state, w).write_backs}
+    assert kinds == {"state['params']": "parameter", "state['opt_state']": "moment"}
+    only = dataclasses.replace(recipes.get("bf16-sr"), moments=None)
+    found = became(step_of(step, recipe=only), state, w)
+    assert found == {"state['params']": "stochastic", "state['opt_state']": "kept"}
+
+
+def test_what_is_made_of_a_new_parameter_reads_it_as_it_was_written():
+    p, g = jnp.ones(N, BF16), jnp.full(N, 1e-3, BF16)
+
+    def several(p: Any, g: Any) -> Any:
+        n = p - g
+        return n - p, n * 2, n
+
+    d, m, n = step_of(several)(p, g, sr_key=0)
+    assert not same(n, p)
+    assert same(d, n - p) and same(m, n * 2)
+
+
+def test_compensated_sums_keep_what_the_parameter_lost():
+    def kahan(p: Any, c: Any, g: Any) -> Any:
+        u = -g - c
+        n = p + u
+        return n, (n - p) - u
+
+    p, c, g = jnp.ones(64, BF16), jnp.zeros(64, BF16), jnp.full(64, 1e-3, BF16)
+    step = step_of(kahan)
+    for number in range(200):
+        p, c = step(p, c, g, sr_key=number)
+    total = np.asarray(p, np.float64) - np.asarray(c, np.float64)
+    # All that is lost is what c itself is rounded by: less than 2^-16 a step, to both sides.
+    lost = total - (1 - 200 * float(g[0]))
+    assert np.abs(lost).max() < SIGMAS * 2.0**-16 * math.sqrt(200)
+
+
+def test_a_gradient_with_weight_decay_is_no_parameter():
+    def gradient(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.grad(lambda w: (jnp.tanh(x @ w)).sum() + (0.5 * 1e-2 * w * w).sum())(w)
+
+    w = jnp.ones((16, 16), BF16)
+    assert "stochastic" not in became(step_of(gradient), w, w).values()
+
+
+def test_constants_that_bfloat16_has_rounded_to_one_are_said():
+    def decays(p: jax.Array, g: jax.Array) -> jax.Array:
+        return p * (1 - 1e-4) - 1e-3 * g
+
+    w = jnp.ones(N, BF16)
+    (note,) = [n for n in step_of(decays).explain(w, w).notes if "multiplied by 1" in n]
+    assert note.startswith("p: ") and "Compute with it in float32" in note
+    assert not [n for n in step_of(sgd).explain(w, w).notes if "multiplied by 1" in n]
+
+
+def test_long_sums_are_read_too():
+    def step(p: jax.Array, g: jax.Array) -> jax.Array:
+        for i in range(600):
+            p = p - g * (1e-5 * (i + 1))
+        return p
+
+    w = jnp.ones(8, BF16)
+    assert became(step_of(step), w, w) == {"p": "stochastic"}
+
+
 # --------------------------------------------------------------------------- what is not written
 
 
@@ -280,6 +383,19 @@ def test_an_update_of_the_only_parameter_that_cannot_be_found_is_no_silence():
         assert same(step_of(sparse)(w, w), sparse(w, w))
     with pytest.raises(srjit.UnsupportedSiteError, match="parameter w"):
         step_of(sparse, strict=True)(w, w)
+
+
+def test_parameters_that_are_another_argument_are_no_silence():
+    w = jnp.ones(N, BF16)
+
+    def step(batch: Any, params: Any) -> Any:
+        return params["w"] - 1e-3 * batch.sum()
+
+    batch = jnp.ones(8, BF16)
+    with pytest.warns(UserWarning, match=r"params\['w'\].*params_argnums"):
+        step_of(step)(batch, {"w": w})
+    right = step_of(step, params_argnums=1)
+    assert became(right, batch, {"w": w}) == {"params['w']": "stochastic"}
 
 
 def test_a_loss_writes_nothing_and_needs_no_key():
