@@ -467,7 +467,12 @@ class SrjitFunction:
         Returns:
           A diagnosis: ``.findings``, ``.advice``; ``str()`` is a table and advice for a terminal;
           ``.to_json()``, ``.to_html()``.
+
+        Raises:
+          ValueError: steps is not positive.
         """
+        if steps < 1:
+            raise ValueError(f"steps={steps}: it is a number of steps, 1 at least")
         records: list[Record] = []
         watch = Watch(records.append)
         program = self._observed(lambda t: t.stream(watch), args, kwargs, sr_key, sr_state)

@@ -226,6 +226,8 @@ def test_a_program_is_diagnosed_as_it_runs():
     assert not W.is_deleted()
     nothing = srjit(loss, recipe="int8").diagnose(W, X)
     assert not nothing.findings and "differentiates" in str(nothing)
+    with pytest.raises(ValueError, match="steps=0: it is a number of steps, 1 at least"):
+        srjit(step, recipe="int8").diagnose(W, X, steps=0)
 
 
 def test_plots_are_of_what_is_finite_and_positive():
