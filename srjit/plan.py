@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -233,6 +234,15 @@ def counted(number: float) -> str:
         if number >= size:
             return f"{number / size:.{2 if number < 100 * size else 1}f}{unit}"
     return f"{number:.0f}"
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON has it: no infinite or undefined numbers, keys that are text."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def html_page(title: str, lead: str, tables: Sequence[str], notes: Sequence[str]) -> str:
