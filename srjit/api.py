@@ -515,7 +515,8 @@ class SrjitFunction:
           One for each operand and iteration; none if the site draws no noise.
 
         Raises:
-          ValueError: there is no such site, or no arguments and nothing was called yet.
+          ValueError: there is no such site; all noise is that of write-backs and casts, which is
+            not replayed; or no arguments and nothing was called yet.
         """
         if not args and not kwargs:
             if self._last is None:
