@@ -19,7 +19,7 @@ from srjit import recipes as known_recipes
 from srjit import targets
 from srjit.api import SrjitFunction, srjit
 from srjit.numerics.formats import get_format
-from srjit.plan import Report, table, wrap
+from srjit.plan import Report, finite, table, wrap
 from srjit.recipes import Recipe
 from srjit.targets import Target
 
@@ -61,6 +61,7 @@ class Recommendation:
       recipe: the recommended one; None: high precision, as no recipe came near it.
       trials: of every recipe, and of high precision, by their losses.
       within: how far from the best recipe's loss one may be, as a fraction.
+      tolerance: how far above high precision's loss the best recipe's may be, as a fraction.
       budget: how many steps each ran.
       target: the chip that costs are of.
     """
@@ -68,17 +69,27 @@ class Recommendation:
     recipe: Recipe | None
     trials: tuple[Trial, ...]
     within: float
+    tolerance: float
     budget: int
     target: str
 
     @property
     def reason(self) -> str:
         """Why it is this recipe."""
-        if self.recipe is None:
+        if self.recipe is not None:
+            return (
+                f"{self.recipe.name}: the cheapest on {self.target} of those whose loss after "
+                f"{self.budget} steps is within {100 * self.within:.2g} % of the best recipe's"
+            )
+        losses = {t.recipe: t.loss for t in self.trials if math.isfinite(t.loss)}
+        best = next((name for name in losses if name != HIGH_PRECISION), None)
+        if best is None:
             return "no recipe has a finite loss: stay in high precision"
+        plain = losses[HIGH_PRECISION]
         return (
-            f"{self.recipe.name}: the cheapest on {self.target} of those whose loss after "
-            f"{self.budget} steps is within {100 * self.within:.2g} % of the best recipe's"
+            f"the best recipe, {best}, has a loss of {losses[best]:.5g} after {self.budget} steps, "
+            f"{_gap(losses[best], plain)} to high precision's {plain:.5g}, where "
+            f"{100 * self.tolerance:.2g} % may be: stay in high precision"
         )
 
     def __str__(self) -> str:
@@ -87,21 +98,27 @@ class Recommendation:
         return "\n".join([*table(rows, width), *wrap(self.reason, width)])
 
     def to_json(self) -> str:
-        """The evidence as JSON text."""
+        """The evidence as JSON text; infinite and undefined losses are null."""
         trials = [dataclasses.asdict(t) for t in self.trials]
         name = None if self.recipe is None else self.recipe.name
-        return json.dumps({"recipe": name, "reason": self.reason, "trials": trials}, indent=1)
+        whole = {"recipe": name, "reason": self.reason, "trials": trials}
+        return json.dumps(finite(whole), indent=1, allow_nan=False)
 
 
 _HEADER = ["recipe", "loss", "to best", "cost", "bits", "quantized", "s/step"]
 
 
+def _gap(loss: float, other: float) -> str:
+    """How far a loss is above another one, either of which may be negative."""
+    gap = (loss - other) / abs(other) if other else math.nan
+    return f"{100 * gap:+.2f} %"
+
+
 def _row(trial: Trial, best: float) -> list[str]:
-    gap = trial.loss / best - 1 if best else math.nan
     return [
         trial.recipe,
         f"{trial.loss:.5g}",
-        f"{100 * gap:+.2f} %",
+        _gap(trial.loss, best),
         f"{trial.cost:.2f}",
         f"{trial.bits:.1f}",
         f"{100 * trial.coverage:.0f} %",
@@ -116,6 +133,7 @@ def recommend(
     recipes: Iterable[str | Recipe] | None = None,
     target: str | Target = "auto",
     within: float = 0.003,
+    tolerance: float = 0.01,
     loss: Callable[[Any], Any] | None = None,
     advance: Advance | None = None,
     seed: int = 0,
@@ -123,6 +141,8 @@ def recommend(
     **kwargs: Any,
 ) -> Recommendation:
     """Trains with every recipe for some steps, and recommends the cheapest that learns as well.
+
+    If even the best is further from high precision than ``tolerance``, it recommends none.
 
     All runs start alike and see the same data. One run of each tells recipes apart only where they
     differ by more than what another seed changes.
@@ -136,6 +156,7 @@ def recommend(
       target: the chip to choose for, a name or a Target; ``auto`` is the attached device's. Runs
         are on the attached device, in the target's numbers.
       within: how far from the best recipe's loss the recommended one's may be, as a fraction.
+      tolerance: how far above high precision's loss the best recipe's may be, as a fraction.
       loss: of what ``fn`` returns, the loss; by default its last output, a scalar.
       advance: of a step's number, its arguments and what it returned, the next step's positional
         arguments: where data come from. By default what ``fn`` returns replaces the leading
@@ -173,7 +194,7 @@ def recommend(
         report = function.explain(*args, **kwargs)
         runner = _Runner(function, seed, kwargs, recipe.has_delayed_scales)
         trials[recipe.name] = _trial(recipe, *run(runner.step), report)
-    return _recommended(trials, found, within, budget, chosen.name)
+    return _recommended(trials, found, within, tolerance, budget, chosen.name)
 
 
 class _Runner:
@@ -236,16 +257,25 @@ def _width(name: str) -> float:
 
 
 def _recommended(
-    trials: dict[str, Trial], found: dict[str, Recipe], within: float, budget: int, target: str
+    trials: dict[str, Trial],
+    found: dict[str, Recipe],
+    within: float,
+    tolerance: float,
+    budget: int,
+    target: str,
 ) -> Recommendation:
     ordered = tuple(sorted(trials.values(), key=lambda t: t.loss))
     tried = [t for t in ordered if t.recipe in found and math.isfinite(t.loss)]
     recipe = None
-    if tried:
-        limit = tried[0].loss + within * abs(tried[0].loss)
-        good = [t for t in tried if t.loss <= limit]
+    if tried and tried[0].loss <= _limit(trials[HIGH_PRECISION].loss, tolerance):
+        good = [t for t in tried if t.loss <= _limit(tried[0].loss, within)]
         recipe = found[min(good, key=lambda t: (t.cost, t.bits, t.loss)).recipe]
-    return Recommendation(recipe, ordered, within, budget, target)
+    return Recommendation(recipe, ordered, within, tolerance, budget, target)
+
+
+def _limit(loss: float, fraction: float) -> float:
+    """The largest loss that is above this one, which may be negative, by no more than that."""
+    return loss + fraction * abs(loss) if math.isfinite(loss) else loss
 
 
 def _last_output(out: Any) -> Any:

@@ -21,7 +21,7 @@ def step(w, x):
 
 def test_the_cheapest_of_those_that_learn_as_well_is_recommended():
     names = ["int8", "nvfp4", "fp8-delayed"]
-    found = srjit.recommend(step, W, X, budget=12, recipes=names, within=0.05)
+    found = srjit.recommend(step, W, X, budget=12, recipes=names, within=0.05, tolerance=1)
     assert {t.recipe for t in found.trials} == {*names, HIGH_PRECISION}
     losses = {t.recipe: t.loss for t in found.trials}
     best = min(loss for name, loss in losses.items() if name in names)
@@ -38,7 +38,7 @@ def test_the_cheapest_of_those_that_learn_as_well_is_recommended():
 
 
 def test_costs_are_of_the_target():
-    found = srjit.recommend(step, W, X, budget=1, recipes=["int8"], target="v5e", within=1)
+    found = srjit.recommend(step, W, X, budget=1, recipes=["int8"], target="v5e")
     costs = {t.recipe: t.cost for t in found.trials}
     assert 0.5 <= costs["int8"] < 1 == costs[HIGH_PRECISION]  # one order of the products is slow
 
@@ -66,6 +66,12 @@ def trial(recipe, loss, cost, bits=8.0):
     return Trial(recipe, loss, (loss,), 1.0, cost, bits, 1.0)
 
 
+def recommended(trials):
+    recipes = {t.recipe: srjit.recipes.get(t.recipe) for t in trials if t.recipe != HIGH_PRECISION}
+    by_name = {t.recipe: t for t in trials}
+    return recommending._recommended(by_name, recipes, 0.003, 0.01, 1, "cpu")
+
+
 @pytest.mark.parametrize(
     ("trials", "chosen"),
     [
@@ -77,9 +83,45 @@ def trial(recipe, loss, cost, bits=8.0):
     ],
 )
 def test_which_is_recommended(trials, chosen):
-    recipes = {t.recipe: srjit.recipes.get(t.recipe) for t in trials}
-    found = recommending._recommended({t.recipe: t for t in trials}, recipes, 0.003, 1, "cpu")
+    found = recommended([*trials, trial(HIGH_PRECISION, trials[0].loss, 1.0)])
     assert (found.recipe and found.recipe.name) == chosen
+
+
+@pytest.mark.parametrize(
+    ("loss", "plain", "chosen"),
+    [
+        (1.01, 1.0, "int8"),
+        (1.011, 1.0, None),
+        (-0.99, -1.0, "int8"),
+        (-0.98, -1.0, None),
+        (0.0, 0.0, "int8"),
+        (1.0, float("inf"), "int8"),
+    ],
+)
+def test_a_recipe_far_above_high_precision_is_not_recommended(loss, plain, chosen):
+    worse = trial("nvfp4", loss + 1, 0.25)
+    found = recommended([trial("int8", loss, 0.5), worse, trial(HIGH_PRECISION, plain, 1.0)])
+    assert (found.recipe and found.recipe.name) == chosen
+
+
+def test_a_recipe_that_fails_is_named_in_the_reason():
+    target = jnp.roll(X, 1, 1)
+
+    def toy(w, x):
+        value, grads = jax.value_and_grad(lambda w: jnp.mean((x @ w - target) ** 2))(w)
+        return w - 8 * grads, value
+
+    found = srjit.recommend(toy, W, X, budget=48, recipes=["int4-qat"])
+    assert found.recipe is None and json.loads(found.to_json())["recipe"] is None
+    for part in ("the best recipe, int4-qat,", "% to high precision's", "1 % may be", "stay in"):
+        assert part in found.reason
+    assert srjit.recommend(toy, W, X, budget=48, recipes=["int4-qat"], tolerance=1e9).recipe
+
+
+def test_a_loss_that_is_not_finite_is_null_in_json():
+    found = recommended([trial("int8", float("inf"), 0.5), trial(HIGH_PRECISION, 1.0, 1.0)])
+    assert found.reason == "no recipe has a finite loss: stay in high precision"
+    assert json.loads(found.to_json())["trials"][1]["loss"] is None
 
 
 def test_a_step_that_returns_something_else_is_explained():
