@@ -467,7 +467,12 @@ class SrjitFunction:
         Returns:
           A diagnosis: ``.findings``, ``.advice``; ``str()`` is a table and advice for a terminal;
           ``.to_json()``, ``.to_html()``.
+
+        Raises:
+          ValueError: steps is not positive.
         """
+        if steps < 1:
+            raise ValueError(f"steps={steps}: it is a number of steps, 1 at least")
         records: list[Record] = []
         watch = Watch(records.append)
         program = self._observed(lambda t: t.stream(watch), args, kwargs, sr_key, sr_state)
@@ -510,7 +515,8 @@ class SrjitFunction:
           One for each operand and iteration; none if the site draws no noise.
 
         Raises:
-          ValueError: there is no such site, or no arguments and nothing was called yet.
+          ValueError: there is no such site; all noise is that of write-backs and casts, which is
+            not replayed; or no arguments and nothing was called yet.
         """
         if not args and not kwargs:
             if self._last is None:

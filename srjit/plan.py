@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -147,7 +148,7 @@ class Report:
     def __str__(self) -> str:
         title = (
             f"srjit: recipe {self.recipe}, target {self.target}, mode {self.mode}: "
-            f"{len(self.sites)} sites, {100 * self.coverage():.1f} % of FLOPs quantized"
+            f"{self._covered('FLOPs')}"
         )
         width = shutil.get_terminal_size((100, 24)).columns
         rows = table([_HEADER, *map(_row, self.sites)], width)
@@ -192,16 +193,20 @@ class Report:
 
     def to_html(self) -> str:
         """The report as one HTML page, which needs nothing from elsewhere."""
-        lead = (
-            f"Target {self.target}, mode {self.mode}: {len(self.sites)} sites, "
-            f"{100 * self.coverage():.1f} % of matrix-multiplication FLOPs quantized."
-        )
+        covered = self._covered("matrix-multiplication FLOPs")
+        lead = f"Target {self.target}, mode {self.mode}: {covered}."
         rows = [(s.status, _full_row(s)) for s in self.sites]
         tables = [html_table([*_HEADER, "why"], rows)]
         if self.write_backs:
             written = [(w.status, _written_row(w)) for w in self.write_backs]
             tables.append(html_table(_WRITTEN_HEADER, written))
         return html_page(f"recipe {self.recipe}", lead, tables, self.notes)
+
+    def _covered(self, work: str) -> str:
+        """How many sites there are, and how much of their work is quantized."""
+        if not self.sites:
+            return "no matrix multiplication"
+        return f"{len(self.sites)} sites, {100 * self.coverage():.1f} % of {work} quantized"
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -229,6 +234,15 @@ def counted(number: float) -> str:
         if number >= size:
             return f"{number / size:.{2 if number < 100 * size else 1}f}{unit}"
     return f"{number:.0f}"
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON has it: no infinite or undefined numbers, keys that are text."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def html_page(title: str, lead: str, tables: Sequence[str], notes: Sequence[str]) -> str:

@@ -15,6 +15,8 @@ from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, random_bits
 from srjit.plan import SitePlan
 
+_WRITTEN = "noise of write-backs and casts is not replayed"
+
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
@@ -57,11 +59,15 @@ def replayed(
     """
     if operand not in (None, "lhs", "rhs"):
         raise ValueError(f"operand={operand!r}: it is 'lhs' or 'rhs', or None for both")
+    written = bool(plan.write_backs.writes)
+    if written and root is not None and not _any_site_draws(plan):
+        raise ValueError(f"no site of this program draws noise, and {_WRITTEN}")
     found: list[Replayed] = []
     chosen = [s for s in plan.report.sites if _is(s, site)]
     if not chosen:
         names = [f"{s.site.number}: {s.site.path} {s.site.role}" for s in plan.report.sites[:12]]
-        raise ValueError(f"no site is {site!r}; there are {'; '.join(names) or 'none'}")
+        there = "; ".join([*(names or ["none"]), *[_WRITTEN] * written])
+        raise ValueError(f"no site is {site!r}; there are {there}")
     by_number = {plan.numbers[path]: path for path in plan.sites}
     for entry in chosen:
         path = by_number.get(entry.site.number)
@@ -92,6 +98,10 @@ def replayed(
                     )
                 )
     return found
+
+
+def _any_site_draws(plan: ProgramPlan) -> bool:
+    return any(q.rounding == "stochastic" for s in plan.sites.values() for _, q in s.operands())
 
 
 def _is(entry: SitePlan, site: int | str) -> bool:

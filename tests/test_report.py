@@ -92,6 +92,12 @@ def test_the_table_says_why_sites_are_kept_once_a_reason():
     assert "kept: " + reason in text
 
 
+def test_a_program_without_products_has_nothing_that_is_covered():
+    nothing = srjit(lambda x: 2 * x, recipe="int8").explain(X)
+    for text in (str(nothing), nothing.to_html()):
+        assert "mode train: no matrix multiplication" in text and "quantized" not in text
+
+
 def test_json_round_trips_with_its_documented_keys():
     data = json.loads(report.to_json())
     assert sorted(data) == ["coverage", "mode", "notes", "recipe", "sites", "target", "write_backs"]

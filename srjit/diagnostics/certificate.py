@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
-from typing import Any
 
 from srjit.diagnostics.averages import Averages
 from srjit.diagnostics.labels import Label
 from srjit.diagnostics.statistics import FALSE_ALARM, Test
-from srjit.plan import html_page, html_table, table, wrap
+from srjit.plan import finite, html_page, html_table, table, wrap
 
 _NOTHING_TO_ROUND = "nothing to round: every element is on the grid already, and nothing was tested"
 
@@ -160,7 +158,7 @@ class Certificate:
             "outputs": {name: found.to_dict() for name, found in self.outputs.items()},
             "operands": operands,
         }
-        return json.dumps(_finite(whole), indent=1, allow_nan=False)
+        return json.dumps(finite(whole), indent=1, allow_nan=False)
 
     def to_html(self) -> str:
         """The certificate as one HTML page, which needs nothing from elsewhere."""
@@ -200,12 +198,3 @@ def _cell(test: Test | None) -> str:
     if test is None:
         return "-"
     return f"{abs(test.found):.1g} of {test.limit:.1g}" + " x" * (not test.passed)
-
-
-def _finite(value: Any) -> Any:
-    """A value as JSON has it: no infinite or undefined numbers, keys that are text."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

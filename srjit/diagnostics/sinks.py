@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from srjit.plan import finite
 
 if TYPE_CHECKING:
     from srjit.diagnostics.watching import Record
 
 
 class JsonLines:
-    """Appends records to a file, a JSON object a line."""
+    """Appends records to a file, a JSON object a line; what is not finite is null."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -23,11 +26,14 @@ class JsonLines:
 
     def __call__(self, record: Record) -> None:
         """Writes one."""
-        self._file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+        fields = finite(dataclasses.asdict(record))
+        self._file.write(json.dumps(fields, allow_nan=False) + "\n")
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[Record]:
     """The records of a JSON-lines file; a last line that is still being written is left out.
+
+    A figure that was not finite is NaN.
 
     Raises:
       ValueError: a line is no record.
@@ -39,7 +45,8 @@ def read(path: str | os.PathLike[str]) -> Iterator[Record]:
             if not line.endswith("\n"):
                 return
             try:
-                fields: Any = json.loads(line)
+                fields: dict[str, Any] = dict(json.loads(line))
+                fields |= {k: math.nan for k, v in fields.items() if v is None}
                 fields["where"] = tuple(fields["where"])
                 yield Record(**fields)
             except (TypeError, ValueError, KeyError) as error:

@@ -1,5 +1,7 @@
 """Noise of a run that is drawn again is what the run drew."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +91,21 @@ def test_sites_are_found_by_number_path_and_trip():
     assert (
         srjit.srjit(step, recipe="int8", mode="inference").replay(W, X, step=0, site=inside) == []
     )
+
+
+def update(w, x):
+    return w - (0.1 * jax.grad(lambda w: jnp.sum((x @ w) ** 2))(w)).astype(w.dtype)
+
+
+@pytest.mark.parametrize("site", ["*", 0, "params['w']"])
+def test_noise_of_write_backs_is_not_replayed(site):
+    w, said = W[0].astype(jnp.bfloat16), "write-backs and casts is not replayed"
+    fun = srjit.srjit(update, recipe="bf16-sr")
+    assert {b.status for b in fun.explain(w, X).write_backs} == {"stochastic"}
+    with pytest.raises(ValueError, match=f"no site of this program draws noise, and .*{said}"):
+        srjit.replay(fun, w, X, step=0, site=site)
+    both = dataclasses.replace(srjit.recipes.get("int8"), weights="stochastic")
+    fun = srjit.srjit(update, recipe=both)
+    assert fun.explain(w, X).write_backs and srjit.replay(fun, w, X, step=0, site="*")
+    with pytest.raises(ValueError, match=f"no site is 'update'; there are 0: .*{said}"):
+        srjit.replay(fun, w, X, step=0, site="update")

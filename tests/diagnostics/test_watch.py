@@ -139,6 +139,23 @@ def test_a_run_is_written_line_by_line_and_read_again(tmp_path):
         list(sinks.read(path))
 
 
+def test_what_is_not_finite_is_null_in_the_file_and_read_as_nan(tmp_path):
+    path, unknown = tmp_path / "run.jsonl", ("norm", "noise", "amax")
+    sinks.JsonLines(path)(record(norm=math.nan, noise=math.inf, amax=-math.inf))
+
+    def refuse(token):
+        raise AssertionError(f"{token} is not JSON")
+
+    fields = json.loads(path.read_text(), parse_constant=refuse)
+    assert [fields[name] for name in unknown] == [None] * 3
+    (again,) = sinks.read(path)
+    assert all(math.isnan(getattr(again, name)) for name in unknown)
+    assert again.where == (2,) and diagnosed([again]).findings[0].verdict == "exploding"
+    path.write_text("[]\n")
+    with pytest.raises(ValueError, match="not a record of srjit"):
+        list(sinks.read(path))
+
+
 def test_tensorboard_gets_scalars(tmp_path):
     sink = TensorBoard(tmp_path)
     sink(record())
@@ -226,6 +243,8 @@ def test_a_program_is_diagnosed_as_it_runs():
     assert not W.is_deleted()
     nothing = srjit(loss, recipe="int8").diagnose(W, X)
     assert not nothing.findings and "differentiates" in str(nothing)
+    with pytest.raises(ValueError, match="steps=0: it is a number of steps, 1 at least"):
+        srjit(step, recipe="int8").diagnose(W, X, steps=0)
 
 
 def test_plots_are_of_what_is_finite_and_positive():
