@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 
 from srjit.diagnostics.watching import Record
-from srjit.plan import html_page, html_table, table, wrap
+from srjit.plan import finite, html_page, html_table, table, wrap
 
 # Gradient norm over noise norm below which stochastic rounding stops paying (arXiv 2505.19115).
 PAYS = math.sqrt(3)
@@ -82,9 +82,9 @@ class Diagnosis:
         return [*said, *self.notes]
 
     def to_json(self) -> str:
-        """The diagnosis as JSON text."""
+        """The diagnosis as JSON text; numbers that are not finite are null."""
         found = {"findings": [dataclasses.asdict(f) for f in self.findings], "notes": self.notes}
-        return json.dumps(found, indent=1)
+        return json.dumps(finite(found), indent=1, allow_nan=False)
 
     def to_html(self) -> str:
         """The diagnosis as one HTML page with plots, which needs nothing from elsewhere."""
