@@ -36,7 +36,9 @@ def _rounder(dtype: str, rng: Rng) -> Any:
 
     @jax.custom_jvp
     def rounded(x: jax.Array, key: Key) -> jax.Array:
-        return round_with(key, x, element, rng)
+        # What a cast makes infinite stays visible: scaled losses look for it.
+        nearest = x.astype(element.dtype)
+        return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, element, rng))
 
     @rounded.defjvp
     def _(primals: Any, tangents: Any) -> Any:

@@ -416,6 +416,15 @@ def test_nan_and_infinity_stay_what_they_are():
     np.testing.assert_array_equal(out, [np.nan, np.inf, -np.inf, np.nan, np.inf, -np.inf])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float8_e5m2])
+def test_an_overflow_is_infinite_as_in_a_cast(dtype: Any):
+    most = jnp.finfo(dtype).max
+    w = jnp.array([most, -most, most, 1.0], dtype)
+    u = jnp.array([most, -most, 0, most / 2], dtype)
+    assert same(step_of(lambda w, u: w + u)(w, u, sr_key=0)[:3], (w + u)[:3])
+    assert np.isinf(np.asarray(w + u, np.float32)[:2]).all()
+
+
 # ----------------------------------------------------------------------------------------- noise
 
 
