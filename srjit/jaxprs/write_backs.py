@@ -283,6 +283,7 @@ class _Search:
             for i, (label, kind) in enumerate(zip(labels, self.inputs, strict=True))
             if label == PARAMETER and kind[1] in NARROW
         ]
+        self._trained = {k for k, la in zip(self.inputs, labels, strict=True) if la == PARAMETER}
         self.outputs = [_Place(self.top, v) for v in jaxpr.outvars]
         self._makers = {self._maker(o) for o in self.outputs if not o.is_literal}
         self._origins: dict[_Place, int | None] = {}
@@ -326,7 +327,7 @@ class _Search:
             for i, label in enumerate(self.labels)
             if i in self.narrow or (label != PARAMETER and i in became)
         ]
-        if not writes:
+        if not any(_kind(o.var) in self._trained for o in self.outputs):
             reported += self._elsewhere(sources)
         notes = self._notes(became)
         return WriteBacks(writes, frozenset(widened - writes.keys()), tuple(reported), notes)
@@ -368,7 +369,7 @@ class _Search:
         return "parameter" if is_parameter else "moment"
 
     def _elsewhere(self, sources: Mapping[int, Sequence[_Source]]) -> list[WriteBack]:
-        """What is written, of a program without parameters that are, of other arguments."""
+        """What is written of other arguments, by a program that returns no parameter's kind."""
         return [
             WriteBack(
                 path=self.names[i],
@@ -454,7 +455,7 @@ class _Search:
             yield _Source(why=f"{name or 'a constant'} makes it, no addition and no cast")
 
     def _arithmetic(self, place: _Place) -> _Source:
-        found = _Sum(self, place, is_wide=False)
+        found = _Sum(self, place, _kind(place.var)[1])
         if not found.inputs:
             why = f"{place.operation} makes it, of nothing that is a parameter"
             return _Source(why=why)
@@ -464,7 +465,7 @@ class _Search:
         if self._is_kept(value):
             why = f"a copy of {value.var.aval.dtype} values that the program returns too"
             return _Source(steps=(place,), why=f"{why}: those lose nothing")
-        inputs = _Sum(self, value, is_wide=True).inputs or self._nearest(value, place)
+        inputs = _Sum(self, value, _kind(place.var)[1]).inputs or self._nearest(value, place)
         if not inputs:
             return _Source(why="it is cast from float32 values that no parameter was added to")
         return _Source(inputs, (place,))
@@ -500,19 +501,24 @@ class _Search:
 
 
 class _Sum:
-    """A value as a sum of the program's inputs.
+    """A value as a sum of the program's inputs of a dtype, which the value may be wider than.
 
     Attributes:
       inputs: how often each is in it; what is multiplied by no constant counts once.
       between: the places where narrow values are made on the way, without the value's own.
     """
 
-    def __init__(self, search: _Search, value: _Place, is_wide: bool) -> None:
-        self._search, self._value, self._is_wide = search, value, is_wide
+    def __init__(self, search: _Search, value: _Place, dtype: str) -> None:
+        self._search, self._value = search, value
+        self._is_wide = _kind(value.var)[1] != dtype
         self._known: dict[_Place, dict[int, float]] = {}
         self._find(value)
         least, most = _ABOUT_ONCE
-        self.inputs = {i: f for i, f in self._known[value].items() if least <= f <= most}
+        self.inputs = {
+            i: f
+            for i, f in self._known[value].items()
+            if search.inputs[i][1] == dtype and least <= f <= most
+        }
         self.between = tuple(p for p, f in self._known.items() if f and p != value and p.operation)
 
     def _find(self, value: _Place) -> None:

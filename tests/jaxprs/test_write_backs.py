@@ -398,6 +398,17 @@ def test_parameters_that_are_another_argument_are_no_silence():
     assert became(right, batch, {"w": w}) == {"params['w']": "stochastic"}
 
 
+def test_a_moment_of_float32_parameters_is_none_of_another_argument():
+    def step(p: Any, m: Any, g: Any) -> Any:
+        m = (0.9 * m.astype(jnp.float32) + 0.1 * g).astype(BF16)
+        return p - 1e-3 * m.astype(jnp.float32), m
+
+    w = jnp.ones(N)
+    fun = step_of(step, strict=True)
+    assert fun.explain(w, w.astype(BF16), w).write_backs == ()
+    assert same(fun(w, w.astype(BF16), w), jax.jit(step)(w, w.astype(BF16), w))
+
+
 def test_a_loss_writes_nothing_and_needs_no_key():
     w = {"a": jnp.ones((8, 8), BF16), "b": jnp.ones(8, BF16)}
     loss = step_of(lambda w: w["a"] @ w["a"] @ w["b"], strict=True)
