@@ -544,7 +544,7 @@ class SrjitFunction:
         if self._options.recipe.has_delayed_scales and sr_state is None:
             sr_state = self.init_state(*args, **kwargs)
         options = dataclasses.replace(self._options, layer="jaxpr", strict=False, dump=None)
-        jit_options = {k: v for k, v in self._jit_options.items() if not k.startswith("donate")}
+        jit_options = jitting.without_donation(self._jit_options)
         base = next((key for key in (sr_key, self._base) if key is not None), 0)
         if options.mode == "inference":
             base = None

@@ -77,6 +77,11 @@ def static_only(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in _STATIC}
 
 
+def without_donation(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``jax.jit`` for calls whose arguments are needed again."""
+    return {name: value for name, value in options.items() if not name.startswith("donate")}
+
+
 def explain(error: ValueError, key: Any, arguments: Any) -> None:
     """Says where the key has to do with an error of ``jax.jit``; raises one that blames it."""
     if "in_shardings specification" in str(error):

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from srjit import jitting, targets
 from srjit import recipes as known_recipes
-from srjit import targets
 from srjit.api import SrjitFunction, srjit
 from srjit.numerics.formats import get_format
 from srjit.plan import Report, finite, table, wrap
@@ -235,7 +235,7 @@ def _made_of(
         options["target"] = targets.get(target)
     if params_argnums is not None:
         options["params_argnums"] = params_argnums
-    return fun, options, {k: v for k, v in jit_options.items() if not k.startswith("donate")}
+    return fun, options, jitting.without_donation(jit_options)
 
 
 class _Runner:
