@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -26,7 +25,7 @@ class JsonLines:
 
     def __call__(self, record: Record) -> None:
         """Writes one."""
-        fields = finite(dataclasses.asdict(record))
+        fields = finite(vars(record))
         self._file.write(json.dumps(fields, allow_nan=False) + "\n")
 
 
