@@ -17,14 +17,13 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax.extend import core as jex_core
-from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
+from srjit.jaxprs.places import JaxprScope, Place
 from srjit.jaxprs.values import PARAMETER, Path, Scope, visible
 from srjit.plan import WriteBack, WrittenKind
 from srjit.recipes import Recipe
@@ -36,11 +35,6 @@ _ARITHMETIC = {"add", "sub", "add_any", "mul", "div", "neg"}
 _OPERATIONS = {"convert_element_type": "cast", "add_any": "add"}  # what reports call them
 _SIGNS = {"sub": (1.0, -1.0), "neg": (-1.0,)}
 _ABOUT_ONCE = 0.25, 1.75  # how often a parameter is in what it becomes
-# What is the same values as the operand in the same position, wherever they then stand.
-_PASSING = {
-    "copy", "copy_p", "name", "optimization_barrier", "pvary", "pcast", "sharding_constraint",
-    "reshard", "reshape", "transpose", "squeeze", "expand_dims",
-}  # fmt: skip
 # What is, element by element, one of some operands: a write-back is rounded before the choice.
 _CHOOSING = {
     "select_n": slice(1, None), "max": slice(None), "min": slice(None), "clamp": slice(1, 2),
@@ -126,123 +120,6 @@ def with_casts(found: WriteBacks, casts: Sequence[tuple[Scope, Any]]) -> WriteBa
     return dataclasses.replace(found, writes=writes, reported=tuple(reported))
 
 
-# ------------------------------------------------------------------------------ places of values
-
-
-class _Scope:
-    """A jaxpr where it stands: what makes its variables, and what its inputs are outside."""
-
-    def __init__(self, jaxpr: Any, path: Path, given: Sequence[_Place | int]) -> None:
-        self.path = path
-        self.outvars = jaxpr.outvars
-        self.given = dict(zip(jaxpr.invars, given, strict=True))
-        self.made = {
-            v: (i, eqn, position)
-            for i, eqn in enumerate(jaxpr.eqns)
-            for position, v in enumerate(eqn.outvars)
-        }
-        self._inner: dict[Path, _Scope] = {}
-
-    def inner(self, jaxpr: Any, step: Path, operands: Sequence[Any]) -> _Scope:
-        """The scope of a jaxpr of an equation of this one."""
-        if step not in self._inner:
-            given = [_Place(self, v) for v in operands]
-            jaxpr, _ = _compat.open_jaxpr(jaxpr)
-            self._inner[step] = _Scope(jaxpr, (*self.path, *step), given)
-        return self._inner[step]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """A variable of a scope, or a literal."""
-
-    scope: _Scope
-    var: Any
-
-    @property
-    def is_literal(self) -> bool:
-        """Whether it is a literal, of which JAX has some that cannot be hashed."""
-        return isinstance(self.var, jex_core.Literal)
-
-    @property
-    def made(self) -> tuple[int, Any, int]:
-        """The equation that makes it: (index, equation, position of the result), or (-1, None, 0).
-
-        An input of a jaxpr, a constant and a literal are made by none.
-        """
-        if self.is_literal:
-            return -1, None, 0
-        return self.scope.made.get(self.var, (-1, None, 0))
-
-    @property
-    def path(self) -> Path:
-        """Of the equation that makes it."""
-        return (*self.scope.path, self.made[0])
-
-    @property
-    def outside(self) -> _Place | int | None:
-        """What an input of a jaxpr is outside; the number of an input of the program."""
-        return None if self.is_literal else self.scope.given.get(self.var)
-
-    @property
-    def same(self) -> list[_Place]:
-        """The values, one or the other of which it only passes on; none if it is made here."""
-        index, eqn, position = self.made
-        if eqn is None:
-            return [self.outside] if isinstance(self.outside, _Place) else []
-        if _passes(eqn):
-            return [_Place(self.scope, eqn.invars[position])]
-        enter = _ENTER.get(eqn.primitive)
-        return [] if enter is None else list(enter(self.scope, index, eqn, position))
-
-    @property
-    def operands(self) -> list[_Place]:
-        """The operands of what makes it."""
-        eqn = self.made[1]
-        return [] if eqn is None else [_Place(self.scope, v) for v in eqn.invars]
-
-    @property
-    def operation(self) -> str:
-        """The name of what makes it; empty for inputs, constants and literals."""
-        eqn = self.made[1]
-        return "" if eqn is None else eqn.primitive.name
-
-
-def _passes(eqn: Any) -> bool:
-    if eqn.primitive.name == "convert_element_type":
-        return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
-    return eqn.primitive.name in _PASSING
-
-
-def _called(scope: _Scope, index: int, eqn: Any, position: int) -> Iterator[_Place]:
-    # A scan's body takes and returns, in the same positions, what the scan does.
-    inner = scope.inner(_compat.called_jaxpr(eqn), (index,), eqn.invars)
-    yield _Place(inner, inner.outvars[position])
-
-
-def _looped(scope: _Scope, index: int, eqn: Any, position: int) -> Iterator[_Place]:
-    operands = eqn.invars[eqn.params["cond_nconsts"] :]
-    inner = scope.inner(eqn.params["body_jaxpr"], (index, "body"), operands)
-    yield _Place(inner, inner.outvars[position])
-
-
-def _branched(scope: _Scope, index: int, eqn: Any, position: int) -> Iterator[_Place]:
-    for i, branch in enumerate(eqn.params["branches"]):
-        inner = scope.inner(branch, (index, i), eqn.invars[1:])
-        yield _Place(inner, inner.outvars[position])
-
-
-_ENTER: dict[Any, Callable[[_Scope, int, Any, int], Iterator[_Place]]] = {
-    jex_primitives.jit_p: _called,
-    jex_primitives.remat_p: _called,
-    jex_primitives.closed_call_p: _called,
-    jex_primitives.scan_p: _called,
-    jex_primitives.while_p: _looped,
-    jex_primitives.cond_p: _branched,
-    _compat.shard_map_p: _called,
-}
-
-
 # ------------------------------------------------------------------------------------ the search
 
 
@@ -259,7 +136,7 @@ class _Source:
     """
 
     inputs: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    steps: tuple[_Place, ...] = ()
+    steps: tuple[Place, ...] = ()
     why: str = ""
 
     @property
@@ -276,7 +153,7 @@ class _Search:
     ) -> None:
         jaxpr, _ = _compat.open_jaxpr(closed)
         self.labels, self.names, self.recipe = labels, names, recipe
-        self.top = _Scope(jaxpr, (), range(len(jaxpr.invars)))
+        self.top = JaxprScope(jaxpr, (), range(len(jaxpr.invars)))
         self.inputs = [_kind(v) for v in jaxpr.invars]
         self.narrow = [
             i
@@ -284,9 +161,9 @@ class _Search:
             if label == PARAMETER and kind[1] in NARROW
         ]
         self._trained = {k for k, la in zip(self.inputs, labels, strict=True) if la == PARAMETER}
-        self.outputs = [_Place(self.top, v) for v in jaxpr.outvars]
+        self.outputs = [Place(self.top, v) for v in jaxpr.outvars]
         self._makers = {self._maker(o) for o in self.outputs if not o.is_literal}
-        self._origins: dict[_Place, int | None] = {}
+        self._origins: dict[Place, int | None] = {}
 
     def run(self) -> WriteBacks:
         """Looks."""
@@ -384,9 +261,12 @@ class _Search:
             for n, found in sources.items()
             for source in found
             if source.is_written
-            for i in itertools.islice(source.inputs, 1)
-            if self.labels[i] != PARAMETER and self.inputs[i] == _kind(self.outputs[n].var)
+            for i in itertools.islice(self._others(source, _kind(self.outputs[n].var)), 1)
         ]
+
+    def _others(self, source: _Source, kind: Any) -> Iterator[int]:
+        """Inputs of that kind which it may be the next value of, and which are no parameters."""
+        return (i for i in source.inputs if self.labels[i] != PARAMETER and self.inputs[i] == kind)
 
     def _notes(self, became: Mapping[int, Sequence[_Source]]) -> tuple[str, ...]:
         """Constants of a program that its narrow dtype has lost before srjit sees them."""
@@ -420,11 +300,11 @@ class _Search:
 
     # ------------------------------------------------------------------------ what a value is
 
-    def is_output(self, place: _Place) -> bool:
+    def is_output(self, place: Place) -> bool:
         """Whether the program returns a value itself."""
         return place in self._makers
 
-    def origin(self, place: _Place) -> int | None:
+    def origin(self, place: Place) -> int | None:
         """The program's input that a value is, passed on and nothing else."""
         if place.is_literal:
             return None
@@ -437,7 +317,7 @@ class _Search:
                 self._origins[place] = found.pop() if len(found) == 1 else None
         return self._origins[place]
 
-    def _sources(self, place: _Place) -> Iterator[_Source]:
+    def _sources(self, place: Place) -> Iterator[_Source]:
         origin = self.origin(place)
         if origin is not None:
             yield _Source({origin: 1.0})
@@ -454,14 +334,14 @@ class _Search:
         else:
             yield _Source(why=f"{name or 'a constant'} makes it, no addition and no cast")
 
-    def _arithmetic(self, place: _Place) -> _Source:
+    def _arithmetic(self, place: Place) -> _Source:
         found = _Sum(self, place, _kind(place.var)[1])
         if not found.inputs:
             why = f"{place.operation} makes it, of nothing that is a parameter"
             return _Source(why=why)
         return _Source(found.inputs, (place, *found.between))
 
-    def _cast(self, place: _Place, value: _Place) -> _Source:
+    def _cast(self, place: Place, value: Place) -> _Source:
         if self._is_kept(value):
             why = f"a copy of {value.var.aval.dtype} values that the program returns too"
             return _Source(steps=(place,), why=f"{why}: those lose nothing")
@@ -470,7 +350,7 @@ class _Search:
             return _Source(why="it is cast from float32 values that no parameter was added to")
         return _Source(inputs, (place,))
 
-    def _nearest(self, value: _Place, cast: _Place) -> dict[int, float]:
+    def _nearest(self, value: Place, cast: Place) -> dict[int, float]:
         """The nearest inputs of the kind of ``cast`` that ``value`` is made of, in any way."""
         kind, level, known = _kind(cast.var), [value], {value}
         while level:
@@ -487,13 +367,13 @@ class _Search:
             known.update(level)
         return {}
 
-    def _is_kept(self, value: _Place) -> bool:
+    def _is_kept(self, value: Place) -> bool:
         """Whether wide values are returned themselves, in place of an input of their kind."""
         is_of_inputs = not value.is_literal and _kind(value.var) in self.inputs
         return is_of_inputs and self.is_output(self._maker(value))
 
     @staticmethod
-    def _maker(place: _Place) -> _Place:
+    def _maker(place: Place) -> Place:
         """The place where a value is made."""
         while len(same := place.same) == 1:
             place = same[0]
@@ -508,10 +388,10 @@ class _Sum:
       between: the places where narrow values are made on the way, without the value's own.
     """
 
-    def __init__(self, search: _Search, value: _Place, dtype: str) -> None:
+    def __init__(self, search: _Search, value: Place, dtype: str) -> None:
         self._search, self._value = search, value
         self._is_wide = _kind(value.var)[1] != dtype
-        self._known: dict[_Place, dict[int, float]] = {}
+        self._known: dict[Place, dict[int, float]] = {}
         self._find(value)
         least, most = _ABOUT_ONCE
         self.inputs = {
@@ -521,7 +401,7 @@ class _Sum:
         }
         self.between = tuple(p for p, f in self._known.items() if f and p != value and p.operation)
 
-    def _find(self, value: _Place) -> None:
+    def _find(self, value: Place) -> None:
         """Finds what is in a value, and in all on the way: operands first."""
         left = [value]
         while left:
@@ -539,7 +419,7 @@ class _Sum:
                     found[i] = found.get(i, 0.0) + factor * f
             self._known[place] = found
 
-    def _terms(self, place: _Place) -> list[tuple[_Place, float]]:
+    def _terms(self, place: Place) -> list[tuple[Place, float]]:
         """What a place adds up, and how often."""
         if place != self._value and self._search.is_output(place):
             return []  # what is returned itself is rounded there
@@ -560,7 +440,7 @@ class _Sum:
         return found
 
 
-def _widened(place: _Place) -> list[_Place]:
+def _widened(place: Place) -> list[Place]:
     """What a conversion between floats converts."""
     if place.operation != "convert_element_type":
         return []
@@ -568,10 +448,10 @@ def _widened(place: _Place) -> list[_Place]:
     return [value] if jnp.issubdtype(value.var.aval.dtype, jnp.floating) else []
 
 
-def _constant(place: _Place) -> float | None:
+def _constant(place: Place) -> float | None:
     """The number that all elements of a value are; None: of which that is not known."""
     while not place.is_literal:
-        if isinstance(place.outside, _Place):
+        if isinstance(place.outside, Place):
             place = place.outside
         elif place.operation in ("broadcast_in_dim", "convert_element_type"):
             place = place.operands[0]
@@ -580,7 +460,7 @@ def _constant(place: _Place) -> float | None:
     return float(place.var.val) if jnp.ndim(place.var.val) == 0 else None
 
 
-def _multiplies_by_one(place: _Place) -> bool:
+def _multiplies_by_one(place: Place) -> bool:
     """Whether a factor may have been rounded to 1: programs have no reason to multiply by it."""
     return place.operation == "mul" and 1.0 in [_constant(p) for p in place.operands]
 
