@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import _tpu_programs as programs
 import srjit
 from _tpu_recipes import recipe_of
-from srjit.jaxprs.provenance import REWRITTEN
-from srjit.targets.base import WITHOUT_HISTORY
+from srjit.planning.provenance import REWRITTEN
+from srjit.targets.target import WITHOUT_HISTORY
 
 
 def kernels_of(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, Any, int]]:

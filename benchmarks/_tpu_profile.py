@@ -25,7 +25,7 @@ import jax.numpy as jnp  # noqa: E402
 from srjit import targets  # noqa: E402
 from srjit.aot import hlo  # noqa: E402
 from srjit.aot.compilers import devices_of, optimized  # noqa: E402
-from srjit.targets.tpu_chips import CHIPS  # noqa: E402
+from srjit.targets.tpu.chips import CHIPS  # noqa: E402
 
 SIZE = 4096
 

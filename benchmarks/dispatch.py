@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 import _measuring as measuring
-from srjit import rejit, srjit, transform
+from srjit import srjit, transform
+from srjit.modules import rejit
 
 LIMIT = 5.0  # microseconds above jax.jit's
 PIPELINE = (

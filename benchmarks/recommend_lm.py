@@ -17,7 +17,7 @@ from flax import nnx
 
 import _measuring as measuring
 import srjit
-from srjit.recommending import HIGH_PRECISION
+from srjit.api.recommend import HIGH_PRECISION
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import lm_data

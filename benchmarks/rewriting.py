@@ -23,11 +23,11 @@ import _measuring as measuring
 from compile_time import deep_step
 from srjit import recipes, srjit, targets
 from srjit._compat import dce
-from srjit.jaxprs.planner import make_plan
-from srjit.jaxprs.program_plan import Settings
-from srjit.jaxprs.provenance import Provenance
-from srjit.jaxprs.roles import classify
-from srjit.jaxprs.values import DATA, PARAMETER
+from srjit.planning.plan import Settings
+from srjit.planning.planner import make_plan
+from srjit.planning.provenance import Provenance
+from srjit.planning.roles import classify
+from srjit.program.values import DATA, PARAMETER
 
 LIMIT = 0.15  # of the original's trace, lower and compile
 LAYERS = (6, 12, 24, 48)

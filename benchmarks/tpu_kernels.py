@@ -22,8 +22,8 @@ import jax.numpy as jnp
 
 import _measuring as measuring
 from srjit.numerics.formats import ELEMENTS
-from srjit.targets import tpu_kernels
-from srjit.targets.tpu_chips import CHIPS
+from srjit.targets.tpu import kernels as tpu_kernels
+from srjit.targets.tpu.chips import CHIPS
 
 ARGUMENTS = {"x": jnp.bfloat16, "codes": jnp.int8}
 

@@ -2,7 +2,7 @@
 
     python benchmarks/tpu_rates.py [CHIP ...]
 
-The figures that ``srjit/targets/tpu.py`` chooses by. Nothing runs: cycles are the compiler's own
+The figures that ``srjit/targets/tpu/`` chooses by. Nothing runs: cycles are the compiler's own
 estimate, for (4096 x 8192) . (8192 x 16384). In an order such as NT the first letter is of the left
 operand (N: it contracts its last dimension), the second of the right (N: it contracts its first).
 """

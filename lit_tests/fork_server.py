@@ -24,7 +24,7 @@ def preload() -> None:
     try:
         for module in (*MODULES.values(), "jax"):  # passes import jax when they run
             importlib.import_module(module)
-        registry = importlib.import_module("srjit.passes.registry")
+        registry = importlib.import_module("srjit.passes.driver.registry")
         for name in registry.builtin_names():
             registry.find(name)
     except Exception:

@@ -8,12 +8,12 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from srjit._mlir import ir
-from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import annotation
+from srjit.passes.driver.registry import Pass, PassError, register
+from srjit.passes.mlir import annotation
 
 if TYPE_CHECKING:
-    from srjit.jaxprs.provenance import Provenance
-    from srjit.passes.support.programs import Program
+    from srjit.planning.provenance import Provenance
+    from srjit.program.stablehlo.program import Program
 
 
 @register
@@ -43,7 +43,7 @@ class AnnotateMatmuls(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Annotates."""
-        from srjit.jaxprs.roles import classify
+        from srjit.planning.roles import classify
 
         if annotation.REPORT in module.attributes:
             raise PassError(None, "the module is quantized already: annotate it before that")
@@ -61,10 +61,10 @@ def provenance_of(
     Raises:
       PassError: it is not one program, or a parameter does not exist.
     """
-    from srjit.jaxprs.provenance import Provenance
-    from srjit.jaxprs.values import DATA, PARAMETER
-    from srjit.passes.support.programs import Source
-    from srjit.passes.support.raising import MalformedProgram, Raiser, main_of
+    from srjit.planning.provenance import Provenance
+    from srjit.program.stablehlo.program import Source
+    from srjit.program.stablehlo.reader import MalformedProgram, Raiser, main_of
+    from srjit.program.values import DATA, PARAMETER
 
     try:
         main = main_of(module)

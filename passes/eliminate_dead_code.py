@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
-from srjit.passes.diagnostics import emit_remark
-from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import editing, symbols
-from srjit.passes.support.editing import callee_of, terminator
-from srjit.passes.support.raising import (
+from srjit.passes.driver.diagnostics import emit_remark
+from srjit.passes.driver.registry import Pass, PassError, register
+from srjit.passes.mlir import editing, symbols
+from srjit.passes.mlir.editing import callee_of, terminator
+from srjit.program.stablehlo.reader import (
     MalformedProgram,
     functions,
     is_effectful,

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from srjit import _mlir
 from srjit._mlir import ir
-from srjit.passes.diagnostics import emit_remark
-from srjit.passes.registry import Pass, register
-from srjit.passes.support import editing, symbols
-from srjit.passes.support.raising import why_closed
+from srjit.passes.driver.diagnostics import emit_remark
+from srjit.passes.driver.registry import Pass, register
+from srjit.passes.mlir import editing, symbols
+from srjit.program.stablehlo.reader import why_closed
 
 # What a function says of itself that is true of its body wherever that goes.
 _OWN = ("function_type", "sym_name", "sym_visibility", "arg_attrs", "res_attrs")

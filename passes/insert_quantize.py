@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from srjit._mlir import ir
-from srjit.diagnostics.naming import scope_of
 from srjit.passes.annotate_matmuls import provenance_of
-from srjit.passes.diagnostics import emit_warning
-from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import annotation, attributes, editing, frames, symbols
-from srjit.passes.support.composites import (
+from srjit.passes.driver.diagnostics import emit_warning
+from srjit.passes.driver.registry import Pass, PassError, register
+from srjit.passes.emit import frames
+from srjit.passes.emit.composites import (
     QUANTIZE,
     SCALED_DOT,
     Masked,
@@ -22,16 +21,12 @@ from srjit.passes.support.composites import (
     ScaledDot,
     composite,
 )
-from srjit.passes.support.lowering import Library, type_of
-from srjit.passes.support.meshes import SHARDINGS, manual_axes_of, meshes_of
-from srjit.passes.support.noise import Needs, Noise, Threads, count_trips, split_flips
-from srjit.passes.support.states import (
-    Histories,
-    Slot,
-    history_type,
-    largest_of_shards,
-    lengths,
-)
+from srjit.passes.emit.lowering import Library, type_of
+from srjit.passes.emit.noise import Needs, Noise, Threads, count_trips, split_flips
+from srjit.passes.emit.states import Histories, Slot, history_type, largest_of_shards, lengths
+from srjit.passes.mlir import annotation, attributes, editing, symbols
+from srjit.program.site_names import scope_of
+from srjit.program.stablehlo.meshes import SHARDINGS, manual_axes_of, meshes_of
 
 T = TypeVar("T")
 _NOT_WRITTEN = (
@@ -42,9 +37,9 @@ _NOT_WRITTEN = (
 _FLOAT32 = np.dtype(np.float32)
 
 if TYPE_CHECKING:
-    from srjit.jaxprs.program_plan import PlannedSite, ProgramPlan
-    from srjit.passes.support.frames import Frame, Group, Item, Path
-    from srjit.plan import SitePlan
+    from srjit.passes.emit.frames import Frame, Group, Item, Path
+    from srjit.planning.plan import PlannedSite, ProgramPlan
+    from srjit.report.report import SitePlan
 
 
 @register
@@ -80,8 +75,8 @@ class InsertQuantize(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Inserts."""
-        from srjit.jaxprs.planner import plan_of
-        from srjit.jaxprs.program_plan import Settings
+        from srjit.planning.plan import Settings
+        from srjit.planning.planner import plan_of
         from srjit.targets import get
 
         if annotation.REPORT in module.attributes:
@@ -104,7 +99,7 @@ class InsertQuantize(Pass):
 
     def _recipe(self) -> Any:
         from srjit import recipes, targets
-        from srjit.jaxprs.planner import recipe_of
+        from srjit.planning.planner import recipe_of
 
         try:
             if "\n" in self.recipe:
@@ -142,7 +137,7 @@ class _Insertion:
     """Rewrites the multiplications of a module as a plan says."""
 
     def __init__(self, module: Any, program: Any, plan: ProgramPlan) -> None:
-        from srjit.passes.support.raising import functions, main_of
+        from srjit.program.stablehlo.reader import functions, main_of
 
         self.module, self.plan = module, plan
         self.library = Library(module)
@@ -292,7 +287,7 @@ class _Insertion:
         return [at[*chain, *item.path] for chain in group.chains]
 
     def _add_arguments(self, group: Group, needs: Needs) -> list[Any]:
-        from srjit.jaxprs.program_plan import HISTORY
+        from srjit.planning.plan import HISTORY
 
         key, number = type_of((2,), np.dtype(np.uint32)), type_of((), np.dtype(np.uint32))
         slots = self.slots[group]

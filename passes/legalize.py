@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
-from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import annotation, attributes, editing, symbols
-from srjit.passes.support.composites import QUANTIZE, SCALED_DOT
-from srjit.passes.support.products import RAGGED
-from srjit.passes.support.raising import why_closed
-from srjit.passes.support.target_calls import TargetCalls
+from srjit.passes.driver.registry import Pass, PassError, register
+from srjit.passes.emit.composites import QUANTIZE, SCALED_DOT
+from srjit.passes.emit.target_calls import TargetCalls
+from srjit.passes.mlir import annotation, attributes, editing, symbols
+from srjit.program.stablehlo.products import RAGGED
+from srjit.program.stablehlo.reader import why_closed
 
 
 @register

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import annotation
+from srjit.passes.driver.registry import Pass, PassError, register
+from srjit.passes.mlir import annotation
 
 if TYPE_CHECKING:
     from srjit._mlir import ir
-    from srjit.plan import Report
+    from srjit.report.report import Report
 
 
 @register
@@ -57,7 +57,7 @@ def report_of(module: Any) -> Report:
     Raises:
       PassError: the module has not been quantized.
     """
-    from srjit.plan import Report, SitePlan
+    from srjit.report.report import Report, SitePlan
 
     header = annotation.header_of(module)
     if header is None:

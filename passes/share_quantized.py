@@ -7,9 +7,9 @@ from collections.abc import Hashable
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
-from srjit.passes.registry import Pass, register
-from srjit.passes.support import annotation, editing
-from srjit.passes.support.composites import QUANTIZE
+from srjit.passes.driver.registry import Pass, register
+from srjit.passes.emit.composites import QUANTIZE
+from srjit.passes.mlir import annotation, editing
 
 # Regions that values of the enclosing block can be used in.
 _OPEN = ("stablehlo.while", "stablehlo.case", "stablehlo.if")

@@ -6,8 +6,8 @@ import dataclasses
 from typing import ClassVar
 
 from srjit._mlir import ir
-from srjit.passes.registry import Pass, register
-from srjit.passes.support import editing
+from srjit.passes.driver.registry import Pass, register
+from srjit.passes.mlir import editing
 
 _OURS = "srjit."
 _INTERFACE = ("srjit.key", "srjit.state")

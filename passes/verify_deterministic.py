@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
-from srjit.passes.diagnostics import emit_warning
-from srjit.passes.registry import Pass, PassError, register
-from srjit.passes.support import symbols
+from srjit.passes.driver.diagnostics import emit_warning
+from srjit.passes.driver.registry import Pass, PassError, register
+from srjit.passes.mlir import symbols
 
 _GENERATORS = ("rng", "rng_bit_generator")
 _DIALECTS = ("stablehlo", "mhlo")

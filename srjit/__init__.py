@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from srjit import optim, passes, recipes, targets
-    from srjit.api import SrjitFunction, keep_high_precision, replay, role, srjit
-    from srjit.diagnostics.certificate import Certificate, OperandCertificate
-    from srjit.diagnostics.diagnosis import Diagnosis
-    from srjit.diagnostics.sinks import TensorBoard
-    from srjit.diagnostics.verifying import verify_function
-    from srjit.export import Exported, export, load
-    from srjit.freezing import freeze
+    from srjit.api.export import Exported, export, load
+    from srjit.api.freeze import freeze
+    from srjit.api.function import SrjitFunction, keep_high_precision, replay, role, srjit
+    from srjit.api.recommend import Recommendation, recommend
+    from srjit.api.transformation import UnsupportedSiteError, transform
+    from srjit.calling.stages import Compiled, Lowered, Traced
+    from srjit.diagnostics.verify.certificate import Certificate, OperandCertificate
+    from srjit.diagnostics.verify.certify import verify_function
+    from srjit.diagnostics.watch.diagnosis import Diagnosis
+    from srjit.diagnostics.watch.sinks import TensorBoard
+    from srjit.modules.rejit import Rejitted, rejit
     from srjit.numerics.quantization import (
         Quantization,
         QuantizedArray,
@@ -21,13 +25,9 @@ if _TYPE_CHECKING:
         quantize,
         stochastic_round,
     )
-    from srjit.plan import Report, Site, SitePlan, WriteBack
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
-    from srjit.recommending import Recommendation, recommend
-    from srjit.rejit import Rejitted, rejit
-    from srjit.stages import Compiled, Lowered, Traced
+    from srjit.report.report import Report, Site, SitePlan, WriteBack
     from srjit.targets import Target
-    from srjit.transformation import UnsupportedSiteError, transform
 
     __version__: str
 
@@ -36,22 +36,22 @@ if _TYPE_CHECKING:
 _HOME = {
     name: module
     for module, names in {
-        "passes": "",
-        "diagnostics.certificate": "Certificate OperandCertificate",
-        "diagnostics.diagnosis": "Diagnosis",
-        "recommending": "Recommendation recommend",
-        "diagnostics.sinks": "TensorBoard",
-        "diagnostics.verifying": "verify_function",
-        "export": "Exported export load",
-        "freezing": "freeze",
-        "rejit": "Rejitted rejit",
-        "recipes": "Operands Recipe RecipeError Rule",
-        "targets": "Target",
-        "api": "SrjitFunction keep_high_precision replay role srjit",
+        "api.export": "Exported export load",
+        "api.freeze": "freeze",
+        "api.function": "SrjitFunction keep_high_precision replay role srjit",
+        "api.recommend": "Recommendation recommend",
+        "api.transformation": "UnsupportedSiteError transform",
+        "calling.stages": "Compiled Lowered Traced",
+        "diagnostics.verify.certificate": "Certificate OperandCertificate",
+        "diagnostics.verify.certify": "verify_function",
+        "diagnostics.watch.diagnosis": "Diagnosis",
+        "diagnostics.watch.sinks": "TensorBoard",
+        "modules.rejit": "Rejitted rejit",
         "numerics.quantization": "Quantization QuantizedArray dequantize quantize stochastic_round",
-        "plan": "Report Site SitePlan WriteBack",
-        "stages": "Compiled Lowered Traced",
-        "transformation": "UnsupportedSiteError transform",
+        "passes": "",
+        "recipes": "Operands Recipe RecipeError Rule",
+        "report.report": "Report Site SitePlan WriteBack",
+        "targets": "Target",
     }.items()
     for name in names.split()
 }

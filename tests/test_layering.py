@@ -11,19 +11,16 @@ ROOT = Path(__file__).parents[1]
 
 # What each part may import: itself, its own row, and the rows above.
 ORDER = [
-    ["_compat", "_mlir", "arguments"],
+    ["_compat", "_mlir"],
     ["numerics"],
-    ["keys", "optim"],
-    ["recipes", "targets", "toml_lines"],
-    ["plan"],
-    ["diagnostics", "jaxprs", "passes"],
-    ["aot", "replaying", "stages"],
-    ["rejit"],
-    ["hlo_call"],
-    ["transformation"],
-    ["jitting"],
+    ["products", "calling", "optim"],
+    ["recipes", "targets"],
+    ["program"],
+    ["planning"],
+    ["report"],
+    ["jaxprs", "passes"],
+    ["modules", "diagnostics", "aot"],
     ["api"],
-    ["export", "freezing", "recommending"],
     ["tools"],
     ["__init__"],
 ]

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh
 
 from srjit import targets
 from srjit.aot import hlo
-from srjit.targets.base import Compiler, Target
+from srjit.targets.target import Compiler, Target
 
 # What libtpu reads when it is loaded: neither to look for a TPU of this machine, nor to lock it,
 # nor to ask a metadata server what it is, nor to keep a log.

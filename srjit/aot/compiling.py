@@ -21,7 +21,7 @@ from srjit.aot.compilers import devices_of, mesh_of, optimized
 from srjit.aot.rates import rate
 from srjit.aot.reading import Program, SiteCost, program_of
 from srjit.aot.report import CompiledSite, Report
-from srjit.plan import Report as Planned
+from srjit.report.report import Report as Planned
 from srjit.targets import Target
 
 # Options of jax.jit that say where, as a placement does.

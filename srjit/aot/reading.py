@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
-from srjit.diagnostics.naming import site_of
-from srjit.jaxprs.provenance import QUANTIZER
-from srjit.targets.base import WITHOUT_HISTORY
+from srjit.planning.provenance import QUANTIZER
+from srjit.program.site_names import site_of
+from srjit.targets.target import WITHOUT_HISTORY
 
 
 @dataclasses.dataclass(frozen=True)

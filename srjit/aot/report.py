@@ -9,8 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from srjit.aot.reading import Program, SiteCost
-from srjit.plan import SitePlan, cells, counted, html_page, html_table, reasons, table, wrap
-from srjit.targets.base import FASTER
+from srjit.report.report import (
+    SitePlan,
+    cells,
+    counted,
+    html_page,
+    html_table,
+    reasons,
+    table,
+    wrap,
+)
+from srjit.targets.target import FASTER
 
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
 

@@ -20,16 +20,16 @@ from jax import lax
 from jax.extend import core as jex_core
 
 from srjit import _compat
-from srjit.diagnostics.capture import Quantizer, Writer
-from srjit.diagnostics.measuring import measured
-from srjit.diagnostics.naming import scope_of
-from srjit.jaxprs.program_plan import Draw, PlannedSite, ProgramPlan, Shared
+from srjit.diagnostics.verify.capture import Quantizer, Writer
+from srjit.diagnostics.watch.figures import measured
+from srjit.jaxprs.rounding import exactly, round_write_back
 from srjit.jaxprs.site import bind_site
-from srjit.jaxprs.values import Path
-from srjit.jaxprs.written import exactly, round_write_back
 from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key, mix, of_shards
 from srjit.numerics.rounding import NOISE_BITS
+from srjit.planning.plan import Draw, PlannedSite, ProgramPlan, Shared
+from srjit.program.site_names import scope_of
+from srjit.program.values import Path
 
 Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name

@@ -16,13 +16,13 @@ from jax import lax
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.diagnostics.measuring import MEASURED
+from srjit.diagnostics.watch.figures import MEASURED
 from srjit.jaxprs.frame import Frame, Rule, State, Trip, bind, unseen
-from srjit.jaxprs.program_plan import ProgramPlan, Shared
 from srjit.jaxprs.site import site_p
-from srjit.jaxprs.values import Path
 from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key
+from srjit.planning.plan import ProgramPlan, Shared
+from srjit.program.values import Path
 
 
 def evaluate(

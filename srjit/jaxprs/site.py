@@ -25,13 +25,13 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit import _compat, targets
-from srjit.jaxprs.provenance import QUANTIZER, REWRITTEN
 from srjit.numerics import hadamard
-from srjit.numerics.products import Product
 from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.random_bits import Key, Rng, mix, of_typed_shards
-from srjit.numerics.scaled_dot import scaled_dot
-from srjit.targets.base import Target, emulate
+from srjit.planning.provenance import QUANTIZER, REWRITTEN
+from srjit.products.product import Product
+from srjit.products.scaled_dot import scaled_dot
+from srjit.targets.target import Target, emulate
 
 # The quantizations of one site, and what draws signs: of it, and of its operands' gradients.
 LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL, _, SIGNS, GRADIENT_SIGNS = range(8)

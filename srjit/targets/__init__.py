@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 
 from srjit.numerics.formats import unknown_name
-from srjit.targets import blackwell, cpu, hopper, portable, tpu
-from srjit.targets.base import Target
+from srjit.targets import blackwell, cpu, hopper, portable
+from srjit.targets.target import Target
+from srjit.targets.tpu import quantize as tpu
 
 __all__ = ["Target", "get", "names", "register"]
 

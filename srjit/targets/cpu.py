@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from srjit.numerics.products import DotProduct, Product
-from srjit.numerics.scaled_dot import Operand, are_integers, multiply_values, values_of
-from srjit.targets.base import Compiler, Target
+from srjit.products.product import DotProduct, Product
+from srjit.products.scaled_dot import Operand, are_integers, multiply_values, values_of
+from srjit.targets.target import Compiler, Target
 
 _EXACT = 2**24 // 127**2  # products of int8 codes that float32 adds without rounding
 _MOST_PIECES = 4  # beyond, an int8 dot is as fast and one operation

@@ -1,5 +1,5 @@
 """No chip in particular: every format as plain operations that any backend runs."""
 
-from srjit.targets.base import Target
+from srjit.targets.target import Target
 
 TARGETS = (Target(name="portable", kinds=(), recipe="int8"),)

@@ -19,10 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from srjit import targets
 from srjit.aot import MissingCompilerError, Report
 from srjit.aot.compilers import devices_of, mesh_of
-from srjit.api import SrjitFunction, srjit
+from srjit.api.function import SrjitFunction, srjit
+from srjit.api.transformation import UnsupportedSiteError
 from srjit.numerics.formats import unknown_name
 from srjit.tools.output import Failure, Output
-from srjit.transformation import UnsupportedSiteError
 
 _DTYPES = {
     "pred": "bool",

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 
-from srjit.passes.diagnostics import Diagnostic
+from srjit.passes.driver.diagnostics import Diagnostic
 
 _COMMENT = re.compile(
     r"expected-(?P<severity>error|note|remark|warning)(?P<regex>-re)? *"

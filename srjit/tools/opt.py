@@ -16,8 +16,8 @@ from pathlib import Path
 
 from srjit import _mlir
 from srjit._mlir import ir
-from srjit.passes import diagnostics, pipeline, registry, running
-from srjit.passes.diagnostics import Diagnostic
+from srjit.passes.driver import diagnostics, pipeline, registry, running
+from srjit.passes.driver.diagnostics import Diagnostic
 from srjit.tools import expected_diagnostics
 from srjit.tools.output import Failure, Output
 

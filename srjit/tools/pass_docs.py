@@ -6,7 +6,7 @@ import inspect
 import re
 import textwrap
 
-from srjit.passes import pipeline, registry
+from srjit.passes.driver import pipeline, registry
 
 _HEAD = """\
 <!-- Generated from the passes by `make docs`; a test fails when it is stale. -->

@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from srjit.diagnostics import sinks
-from srjit.diagnostics.diagnosis import diagnosed
+from srjit.diagnostics.watch import sinks
+from srjit.diagnostics.watch.diagnosis import diagnosed
 from srjit.tools.output import Failure, Output
 
 _CLEAR = "\x1b[2J\x1b[H"

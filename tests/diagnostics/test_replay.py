@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import srjit
-from srjit.diagnostics.capture import Capture
+from srjit.diagnostics.verify.capture import Capture
 from srjit.numerics.quantization import encode
 
 W = jax.random.normal(jax.random.key(0), (3, 32, 32)) / 6

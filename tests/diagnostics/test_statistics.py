@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from srjit.diagnostics.averages import Averages, Error
-from srjit.diagnostics.statistics import Signed, Test, probability_of_no_change
+from srjit.diagnostics.verify.averages import Averages, Error
+from srjit.diagnostics.verify.statistics import Signed, Test, probability_of_no_change
 
 TRIALS, DRAWS = 4000, 256
 FRACTIONS = {

@@ -246,7 +246,7 @@ def test_write_backs_that_share_a_key_or_ignore_it_are_found(planted: Callable[.
 
 
 def test_a_step_that_is_not_in_the_key_is_found(planted: Callable[..., None]):
-    from srjit import transformation
+    from srjit.api import transformation
 
     planted(transformation, "key_words", lambda key: random_bits.as_key(7))
     certificate = verified_alone("int8")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from srjit import Quantization, quantize, stochastic_round, verify_function
-from srjit.diagnostics.residuals import SAMPLE, TINY, Grid
+from srjit.diagnostics.verify.residuals import SAMPLE, TINY, Grid
 from srjit.numerics.formats import ELEMENTS
 
 X = jax.random.normal(jax.random.key(0), (64, 128)).at[0, 0].set(5.0)

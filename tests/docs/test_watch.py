@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from srjit.diagnostics.diagnosis import _finding
+from srjit.diagnostics.watch.diagnosis import _finding
 
 PAGE = (Path(__file__).parents[2] / "docs" / "watch.md").read_text(encoding="utf-8")
 

@@ -14,8 +14,7 @@ from jax.experimental import io_callback, pallas
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import srjit
-
-from .programs import count, equations, explain, mlp, normal
+from small_programs import count, equations, explain, mlp, normal
 
 D = 8
 W, H = normal(3, D, D) / D**0.5, normal(6, D, seed=1)

@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import srjit
+from small_programs import equations, normal
 
-from .programs import equations, normal
 from .test_noise import COTANGENT, EYE, N, coins, independent
 
 WHOLE = PartitionSpec()

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import srjit
-
-from .programs import equations, loss, mlp, mlp_params, normal
+from small_programs import equations, loss, mlp, mlp_params, normal
 
 PARAMS = mlp_params(16, 24, 8)
 X, Y = normal(12, 16, seed=8), normal(12, 8, seed=9)

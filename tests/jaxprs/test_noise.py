@@ -17,8 +17,7 @@ from jax import lax
 from scipy import stats
 
 import srjit
-
-from .programs import mlp_params, normal
+from small_programs import mlp_params, normal
 
 N = 512
 # Of 512 fair coins two sequences agree in 256 +- 100, but with a probability of 2e-17 (Hoeffding:

@@ -40,10 +40,10 @@ SCALES = "numerics/test_scales.py::"
 NOISE = "numerics/test_noise.py::"
 VISIBILITY = "numerics/test_visibility.py::"
 AVERAGES = "numerics/test_averages.py::"
-PROGRAMS = "test_noise_of_programs.py::"
+PROGRAMS = "jaxprs/test_noise_of_programs.py::"
 SIGNS = "jaxprs/test_noise.py::test_products_draw_signs_of_their_own"
-RECIPES = "test_recipes.py::"
-WRITTEN = "jaxprs/test_write_backs.py::"
+RECIPES = "recipes/test_recipes.py::"
+WRITTEN = "planning/test_write_backs.py::"
 VERIFIED = "diagnostics/test_verify.py::"
 STATISTICS = "diagnostics/test_statistics.py::"
 WATCHED = "diagnostics/test_watch.py::"
@@ -364,7 +364,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "all products share the signs of their rotations": Mutant(
         group="eden",
-        module="srjit.jaxprs.planner",
+        module="srjit.planning.planner",
         old="noise.draw(o, number, SIGNS, number)",
         new="noise.draw(o, 0, SIGNS, 0)",
         killed_by=(SIGNS + "[True-two sites]",),
@@ -381,7 +381,7 @@ MUTANTS: dict[str, Mutant] = {
     # Write-backs
     "write-backs are rounded to nearest": Mutant(
         group="write-backs",
-        module="srjit.jaxprs.written",
+        module="srjit.jaxprs.rounding",
         old="return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, element, rng))",
         new="return nearest",
         killed_by=(
@@ -392,7 +392,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a parameter is added to before it is widened": Mutant(
         group="write-backs",
-        module="srjit.jaxprs.written",
+        module="srjit.jaxprs.rounding",
         old="lax.convert_element_type(v, working_dtype(jnp.result_type(v))) for v in values",
         new="v for v in values",
         killed_by=(WRITTEN + "test_a_step_moves_parameters_by_its_update_on_average[decayed]",),
@@ -431,7 +431,7 @@ MUTANTS: dict[str, Mutant] = {
     # What verifies
     "limits are half of Bernstein's": Mutant(
         group="verify",
-        module="srjit.diagnostics.statistics",
+        module="srjit.diagnostics.verify.statistics",
         old="third + math.sqrt(third**2 + 6 * self.variance * third)",
         new="(third + math.sqrt(third**2 + 6 * self.variance * third)) / 2",
         killed_by=(
@@ -442,28 +442,28 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "limits are twice Bernstein's": Mutant(
         group="verify",
-        module="srjit.diagnostics.statistics",
+        module="srjit.diagnostics.verify.statistics",
         old="third + math.sqrt(third**2 + 6 * self.variance * third)",
         new="2 * (third + math.sqrt(third**2 + 6 * self.variance * third))",
         killed_by=(STATISTICS + "test_the_threshold_solves_bernsteins_inequality",),
     ),
     "clipping is no bias": Mutant(
         group="verify",
-        module="srjit.diagnostics.residuals",
+        module="srjit.diagnostics.verify.residuals",
         old="clipped = y > element.max * (1 + ARITHMETIC)",
         new="clipped = np.zeros(y.shape, bool)",
         killed_by=(VERIFIED + "test_clipping_at_the_block_maximum_is_found",),
     ),
     "neighbours are not compared": Mutant(
         group="verify",
-        module="srjit.diagnostics.verifying",
+        module="srjit.diagnostics.verify.certify",
         old="yield from residuals.neighbours()",
         new="yield from ()",
         killed_by=(VERIFIED + "test_noise_that_a_row_shares_is_found",),
     ),
     "keys are not compared": Mutant(
         group="verify",
-        module="srjit.diagnostics.verifying",
+        module="srjit.diagnostics.verify.certify",
         old="if any(f.keys[step] == other.keys.get(step) for step in f.keys):",
         new="if False:",
         killed_by=(
@@ -473,7 +473,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "nothing has to change": Mutant(
         group="verify",
-        module="srjit.diagnostics.residuals",
+        module="srjit.diagnostics.verify.residuals",
         old="return bool(np.max(np.ptp(self.head, axis=0)) < 0.5)",
         new="return False",
         killed_by=(
@@ -491,21 +491,21 @@ MUTANTS: dict[str, Mutant] = {
     # What watches
     "every small value is lost": Mutant(
         group="watch",
-        module="srjit.diagnostics.measuring",
+        module="srjit.diagnostics.watch.figures",
         old="(size <= scale * (fmt.element.smallest / 2))",
         new="(size <= scale * fmt.element.smallest)",
         killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),
     ),
     "a sample has a scale of its own": Mutant(
         group="watch",
-        module="srjit.diagnostics.measuring",
+        module="srjit.diagnostics.watch.figures",
         old="known = amax  # of the tensor, not of the sample",
         new="pass",
         killed_by=(WATCHED + "test_a_sample_is_quantized_with_the_scale_of_its_tensor",),
     ),
     "the largest value is beyond itself": Mutant(
         group="watch",
-        module="srjit.diagnostics.measuring",
+        module="srjit.diagnostics.watch.figures",
         old="saturated = jnp.mean(size > scale * fmt.element.max, dtype=jnp.float32)",
         new="saturated = jnp.mean(size >= scale * fmt.element.max, dtype=jnp.float32)",
         killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),

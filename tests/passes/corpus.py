@@ -98,7 +98,7 @@ def run_file(path: Path, skipped: set[str]) -> Iterator[Outcome | str]:
 def parsed(source: str | bytes) -> Any:
     """A new module, in a context that knows unknown dialects only if it has to."""
     from srjit import _mlir
-    from srjit.passes import running
+    from srjit.passes.driver import running
 
     for unregistered in (False, True):
         context = _mlir.new_context()
@@ -114,7 +114,7 @@ def parsed(source: str | bytes) -> Any:
 
 def defined(module: Any) -> list[str]:
     """The names of the functions that a module defines."""
-    from srjit.passes.support import symbols
+    from srjit.passes.mlir import symbols
 
     functions = symbols.functions(module.operation)
     return [n for n, op in functions.items() if op.regions[0].blocks]
@@ -123,7 +123,7 @@ def defined(module: Any) -> list[str]:
 def started_at(module: Any, name: str) -> None:
     """Makes a function @main, and removes all that it does not need."""
     from srjit._mlir import ir
-    from srjit.passes.support import symbols
+    from srjit.passes.mlir import symbols
 
     functions = symbols.functions(module.operation)
     with module.context:
@@ -202,7 +202,7 @@ def generic(module: Any) -> str:
 
 def parsed_again(module: Any, text: str) -> Any:
     """What a text is parsed to, in a module's context."""
-    from srjit.passes import running
+    from srjit.passes.driver import running
 
     return running.parse_in(module.context, text)
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from srjit import passes
-from srjit.passes import registry
+from srjit.passes.driver import registry
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import srjit._mlir as mlir
 from srjit import passes
-from srjit.passes import MlirPass, Nested, Pipeline, Printing, registry
+from srjit.passes import MlirPass, Nested, Pipeline, Printing
+from srjit.passes.driver import registry
 
 MODULE = """\
 func.func private @unused(%x: tensor<2xf32>) -> tensor<2xf32> {

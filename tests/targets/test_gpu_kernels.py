@@ -15,8 +15,11 @@ from srjit import srjit, targets
 from srjit.numerics import quantization, random_bits
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
-from srjit.targets import gpu, gpu_kernels, gpu_quantize, ptx
-from srjit.targets.gpu_chips import GPUS
+from srjit.targets.gpu import kernels as gpu_kernels
+from srjit.targets.gpu import matrices as gpu_quantize
+from srjit.targets.gpu import ptx
+from srjit.targets.gpu import quantize as gpu
+from srjit.targets.gpu.chips import GPUS
 
 B200, H200 = GPUS["b200"], GPUS["h200"]
 KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))

@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from srjit import srjit, targets
 from srjit.jaxprs.site import oriented
-from srjit.numerics.products import DotProduct
 from srjit.numerics.quantization import Quantization, ScaledValues
-from srjit.numerics.scaled_dot import multiply_values
-from srjit.targets import gpu_products
+from srjit.products.product import DotProduct
+from srjit.products.scaled_dot import multiply_values
+from srjit.targets.gpu import products as gpu_products
 
 BLOCKED = ["nvfp4", "mxfp8", "mxfp4"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from srjit.numerics.formats import ELEMENTS
-from srjit.targets import ptx
 from srjit.targets.codes import float_code
+from srjit.targets.gpu import ptx
 
 NAMES = ["float4_e2m1fn", "float8_e4m3fn", "float8_e5m2"]
 NOISE = np.arange(2**16, dtype=np.int32)

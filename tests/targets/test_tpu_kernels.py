@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from srjit.numerics import random_bits, rounding, scaling
 from srjit.numerics.formats import ELEMENTS
-from srjit.targets import tpu_kernels as kernels
+from srjit.targets.tpu import kernels
 
 KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))
 CONVERTED = ["float8_e4m3fn", "float8_e5m2", "bfloat16"]

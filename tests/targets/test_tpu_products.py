@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from srjit import srjit, targets
-from srjit.numerics.products import DotProduct
 from srjit.numerics.quantization import Quantization
-from srjit.targets import tpu_kernels
+from srjit.products.product import DotProduct
+from srjit.targets.tpu import kernels as tpu_kernels
 
 INT8, E4M3 = Quantization(format="int8"), Quantization(format="fp8_e4m3")
 MATRICES = DotProduct((0, 1), (1, 2), (0, 2))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from srjit import passes
+from srjit.passes.driver import registry
 from srjit.tools import opt
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_passes_are_listed_with_those_of_plugins(shell: Shell):
     assert "plugged\n    Does nothing.\n    size=4\n" in listed
     assert "srjit-inline-calls\n    Inlines calls of private functions" in listed
     assert shell("in.mlir", "--load-pass-plugin", "plugin.py", "--plugged=size=3").status == 0
-    passes.registry._registered.pop("plugged")
+    registry._registered.pop("plugged")
 
 
 # -------------------------------------------------------------------------------------- split input

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from srjit.passes import registry
+from srjit.passes.driver import registry
 from srjit.tools import pass_docs
 
 PAGE = Path(__file__).parents[2] / "docs" / "passes.md"

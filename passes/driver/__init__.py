@@ -1,0 +1,1 @@
+"""Pipelines of passes: parsing, registry, running, diagnostics."""

@@ -1,0 +1,504 @@
+"""Pipelines of passes, in the grammar of MLIR's tools.
+
+::
+
+    pipeline ::= list | "builtin.module" "(" list ")"
+    list     ::= element ("," element)*
+    element  ::= pass options? | operation "(" list ")"
+    options  ::= "{" (key ("=" value)?)* "}"
+    value    ::= text without spaces | "'" ... "'" | '"' ... '"' | "{" ... "}"
+
+A list of values is written ``a=1,2`` or ``a={1,2}``. Passes of srjit run on the whole module. What
+is not a pass of srjit's is MLIR's, and MLIR judges its name and its options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias, overload
+
+from srjit import _mlir
+from srjit._mlir import ir
+from srjit.passes.driver import diagnostics, registry, running
+from srjit.passes.driver.registry import Option, Pass
+
+_ROOT = "builtin.module"
+_PUNCTUATION = re.compile(r"[,(){}\s]")
+_PLAIN = re.compile(r"[^\s{}'\"]+")
+_PLAIN_ITEM = re.compile(r"[^\s{}'\",]+")
+# MLIR cannot list its passes; these are for suggestions.
+_MLIR_PASSES = (
+    *("any", "canonicalize", "control-flow-sink", "cse", "inline", "loop-invariant-code-motion"),
+    *("mem2reg", "print-ir", "print-op-stats", "remove-dead-values", "sccp", "strip-debuginfo"),
+    *("symbol-dce", "symbol-privatize", "topological-sort", "view-op-graph"),
+)
+
+
+class PipelineSyntaxError(ValueError):
+    """A pipeline's text is wrong; the message points at the character.
+
+    Attributes:
+      text: the whole pipeline.
+      position: the index of the character.
+      reason: what is wrong, in one line.
+    """
+
+    def __init__(self, reason: str, text: str, position: int) -> None:
+        start = text.rfind("\n", 0, position) + 1
+        line = text[start:].partition("\n")[0]
+        before = text[start:position]
+        caret = "".join("\t" if c == "\t" else " " for c in before) + "^"
+        super().__init__(f"{reason}\n  {line}\n  {caret}")
+        self.text, self.position, self.reason = text, position, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class MlirPass:
+    """One of MLIR's own passes, with its options as they were written."""
+
+    name: str
+    options: tuple[tuple[str, str | None], ...] = ()
+
+    def __str__(self) -> str:
+        given = " ".join(k if v is None else f"{k}={v}" for k, v in self.options)
+        return self.name + (f"{{{given}}}" if given else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    """MLIR's passes run on every operation of one kind."""
+
+    anchor: str
+    elements: tuple[MlirPass | Nested, ...]
+
+    def __str__(self) -> str:
+        return f"{self.anchor}({','.join(map(str, self.elements))})"
+
+
+Element: TypeAlias = Pass | MlirPass | Nested
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Pipeline:
+    """Passes in the order in which they run on a module.
+
+    ``Pipeline("canonicalize,cse", MyPass(limit=3), "srjit-inline-calls")``: text, passes and other
+    pipelines, one after the other. ``str()`` gives text that ``parse`` reads back as an equal
+    value, if all its passes are registered.
+
+    Attributes:
+      elements: the passes.
+    """
+
+    elements: tuple[Element, ...]
+
+    def __init__(self, *parts: str | Element | Pipeline) -> None:
+        elements: list[Element] = []
+        for part in parts:
+            if isinstance(part, str):
+                elements += parse(part).elements
+            elif isinstance(part, Pipeline):
+                elements += part.elements
+            elif isinstance(part, (Pass, MlirPass, Nested)):  # pyright: ignore
+                elements.append(part)
+            else:
+                raise TypeError(f"expected a pass or a pipeline's text, got {part!r}")
+        object.__setattr__(self, "elements", tuple(elements))
+
+    def __str__(self) -> str:
+        return f"{_ROOT}({','.join(map(text_of, self.elements))})"
+
+    def __repr__(self) -> str:
+        return f"passes.parse({str(self)!r})"
+
+    def __iter__(self) -> Iterator[Element]:
+        return iter(self.elements)
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    @overload
+    def run(
+        self,
+        module: str | bytes,
+        *,
+        verify_each: bool = True,
+        timing: bool = False,
+        printing: running.Printing = ...,
+        sink: diagnostics.Sink | None = None,
+    ) -> ir.Module: ...
+    @overload
+    def run(
+        self,
+        module: running.AnyModule,
+        *,
+        verify_each: bool = True,
+        timing: bool = False,
+        printing: running.Printing = ...,
+        sink: diagnostics.Sink | None = None,
+    ) -> running.AnyModule: ...
+    def run(
+        self,
+        module: Any,
+        *,
+        verify_each: bool = True,
+        timing: bool = False,
+        printing: running.Printing = running.NOTHING,
+        sink: diagnostics.Sink | None = None,
+    ) -> Any:
+        """Runs the passes under MLIR's pass manager.
+
+        Args:
+          module: an ``ir.Module`` or the operation of one, which is changed in place; or text,
+            bytecode or a portable artifact, from which a module is made.
+          verify_each: verify the module after each pass.
+          timing: MLIR's table of times, on standard error.
+          printing: when to print the program.
+          sink: called with each diagnostic as it comes; without one, warnings are Python warnings.
+
+        Returns:
+          The changed module.
+
+        Raises:
+          PipelineError: the module cannot be parsed, or a pass failed; a module given as an object
+            is then as the failing pass left it.
+          TypeError: it is not a module.
+        """
+        if isinstance(module, (str, bytes)):
+            module = running.parse_module(module)
+        steps = [running.Step(path, part) for path, part in self._steps(printing.is_by_name)]
+        running.run(
+            steps,
+            module.operation,
+            verify_each=verify_each,
+            timing=timing,
+            printing=printing,
+            sink=sink,
+        )
+        return module
+
+    def _steps(self, one_by_one: bool) -> Iterator[tuple[tuple[str, ...], Pass | str]]:
+        """What to add to a pass manager, with the operations that it is nested under."""
+        for element in self.elements:
+            if isinstance(element, Pass) or not one_by_one:
+                yield (), element if isinstance(element, Pass) else str(element)
+            else:
+                yield from _leaves(element, ())
+
+
+def _leaves(
+    element: MlirPass | Nested, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each pass on its own: passes under one operation do not see the others of its kind."""
+    if isinstance(element, Nested):
+        for inner in element.elements:
+            yield from _leaves(inner, (*path, element.anchor))
+    else:
+        yield path, str(element)
+
+
+# ------------------------------------------------------------------------------------------ parsing
+
+
+def parse(text: str) -> Pipeline:
+    """The pipeline that ``text`` says, with or without ``builtin.module(...)`` around it.
+
+    Raises:
+      PipelineSyntaxError: it is malformed, or has passes or options that do not exist.
+    """
+    return Pipeline(*_Parser(text).pipeline())
+
+
+def parse_options(name: str, options: str) -> Pass:
+    """The pass of that name with ``options`` as they stand between braces.
+
+    Raises:
+      PipelineSyntaxError: they are malformed, or not options of the pass.
+      UnknownPassError: there is no such pass.
+    """
+    registry.find(name)
+    (element,) = parse(f"{name}{{{options}}}").elements
+    assert isinstance(element, Pass)
+    return element
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """An option as it was written, and where."""
+
+    key: str
+    key_at: int
+    raw: str | None
+    raw_at: int
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text, self.pos = text, 0
+
+    def error(self, reason: str, at: int | None = None) -> PipelineSyntaxError:
+        return PipelineSyntaxError(reason, self.text, self.pos if at is None else at)
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while self.pos < len(self.text) and self.text[self.pos].isspace():
+            self.pos += 1
+        return self.text[self.pos : self.pos + 1]
+
+    def word(self) -> str:
+        match = _PUNCTUATION.search(self.text, self.pos)
+        start, self.pos = self.pos, match.start() if match else len(self.text)
+        return self.text[start : self.pos]
+
+    def pipeline(self) -> Sequence[Element]:
+        if not self.peek():
+            return ()
+        opening = re.compile(rf"\s*{re.escape(_ROOT)}\s*\(").match(self.text)
+        if opening is not None and self._is_alone(opening.end() - 1):
+            self.pos = opening.end()
+            elements = () if self.peek() == ")" else self.elements(())
+            self.pos += 1
+            return elements
+        elements = self.elements(())
+        if self.peek():
+            raise self.error(f"unmatched {self.peek()!r}")
+        return elements
+
+    def _is_alone(self, opened: int) -> bool:
+        """Whether the text ends where the parenthesis at ``opened`` is closed."""
+        closed = _closing(self.text, opened, "()")
+        if closed < 0:
+            raise self.error("this '(' is never closed", opened)
+        return not self.text[closed + 1 :].strip()
+
+    def elements(self, path: tuple[str, ...]) -> list[Any]:
+        elements = [self.element(path)]
+        while self.peek() == ",":
+            self.pos += 1
+            elements.append(self.element(path))
+        return elements
+
+    def element(self, path: tuple[str, ...]) -> Any:
+        self.peek()
+        at, name = self.pos, self.word()
+        if not name:
+            what = repr(self.peek()) if self.peek() else "the end"
+            raise self.error(f"expected the name of a pass, found {what}", at)
+        if self.peek() == "(":
+            return self.nested(name, at, path)
+        given = self.options() if self.peek() == "{" else []
+        if self.peek() not in ("", ",", ")"):
+            raise self.error(f"expected ',' after {name!r}")
+        if registry.knows(name):
+            return self.ours(name, at, given, path)
+        mlir_pass = MlirPass(name, tuple((option.key, option.raw) for option in given))
+        self.check_mlir(mlir_pass, {"": at, **{o.key: o.key_at for o in given}}, path)
+        return mlir_pass
+
+    def nested(self, anchor: str, at: int, path: tuple[str, ...]) -> Nested:
+        if registry.knows(anchor):
+            reason = f"{anchor!r} is a pass, not an operation: options are written {anchor}{{a=1}}"
+            raise self.error(reason, at)
+        opened = self.pos
+        self.pos += 1
+        elements = self.elements((*path, anchor))
+        if self.peek() != ")":
+            raise self.error("this '(' is never closed", opened)
+        self.pos += 1
+        return Nested(anchor, tuple(elements))
+
+    def options(self) -> list[_Given]:
+        closed = _closing(self.text, self.pos, "{}")
+        if closed < 0:
+            raise self.error("this '{' is never closed")
+        self.pos += 1
+        given: list[_Given] = []
+        while self.peek() and self.pos < closed:
+            key_at = self.pos
+            match = re.compile(r"[^\s=]+").match(self.text, self.pos, closed)
+            if match is None:
+                raise self.error("expected the name of an option")
+            key, self.pos = match.group(), match.end()
+            raw, raw_at = None, self.pos
+            if self.peek() == "=":
+                self.pos += 1
+                raw_at = self.pos
+                raw = self.raw_value(closed)
+            given.append(_Given(key, key_at, raw, raw_at))
+        self.pos = closed + 1
+        return given
+
+    def raw_value(self, closed: int) -> str:
+        """A value with its quotes or braces; spaces end it elsewhere."""
+        start = self.pos
+        while self.pos < closed and not self.text[self.pos].isspace():
+            c = self.text[self.pos]
+            if c in "'\"":
+                self.pos = self.text.index(c, self.pos + 1)
+            elif c == "{":
+                self.pos = _closing(self.text, self.pos, "{}")
+            self.pos += 1
+        return self.text[start : self.pos]
+
+    def ours(self, name: str, at: int, given: list[_Given], path: tuple[str, ...]) -> Pass:
+        if path:
+            around = "(".join(path)
+            raise self.error(
+                f"{name!r} runs on the whole module and cannot be nested under {around!r}: "
+                f"write it before or after {path[0]}(...)",
+                at,
+            )
+        try:
+            cls = registry.find(name)
+        except registry.UnknownPassError as error:
+            raise self.error(str(error), at) from error
+        known = registry.options_of(cls)
+        fields: dict[str, Any] = {}
+        for option in given:
+            spec = known.get(option.key.replace("_", "-"))
+            if spec is None:
+                has = f"it has {', '.join(known)}" if known else "it has none"
+                near = registry.nearest(option.key, known)
+                reason = f"{name} has no option {option.key!r}{near or f'; {has}'}"
+                raise self.error(reason, option.key_at)
+            if option.raw is None and spec.element is not bool:
+                reason = f"option {option.key!r} of {name} needs a value: {option.key}=..."
+                raise self.error(reason, option.key_at)
+            if spec.field in fields:
+                raise self.error(f"option {option.key!r} is given twice", option.key_at)
+            try:
+                fields[spec.field] = _value(spec, option.raw)
+            except ValueError as error:
+                reason = f"option {spec.name!r} of {name} has to be {spec.wants}, not {error}"
+                raise self.error(reason, option.raw_at) from None
+        try:
+            return cls(**fields)
+        except (TypeError, ValueError, LookupError) as error:  # what the pass itself refuses
+            raise self.error(f"{name}: {error}", at) from error
+
+    def check_mlir(self, mlir_pass: MlirPass, at: dict[str, int], path: tuple[str, ...]) -> None:
+        """MLIR's judgement of one of its passes, at its place.
+
+        Not of the whole text at once: MLIR's own errors then do not tell where.
+        """
+        text = str(mlir_pass)
+        for anchor in reversed(path):
+            text = f"{anchor}({text})"
+        manager = _mlir.passmanager.PassManager(_ROOT, context=_parsing_context())
+        try:
+            manager.add(text)
+        except ValueError as error:
+            if "does not refer to a registered pass" in str(error):
+                near = registry.nearest(mlir_pass.name, [*registry.names(), *_MLIR_PASSES])
+                raise self.error(f"unknown pass {mlir_pass.name!r}{near}", at[""]) from None
+            said = str(error).strip().splitlines()[0]
+            option = re.search(r"no such option (\S+)|'(\S+)' option: ", said)
+            named = (option[1] or option[2]) if option else ""
+            raise self.error(f"MLIR says: {said}", at.get(named, at[""])) from None
+
+
+@functools.cache
+def _parsing_context() -> ir.Context:
+    return _mlir.new_context()
+
+
+def _closing(text: str, opened: int, pair: str) -> int:
+    """Where the parenthesis or brace at ``opened`` is closed, minding quotes; -1 if nowhere."""
+    depth, braces, pos = 0, 0, opened
+    while pos < len(text):
+        c = text[pos]
+        braces += (c == "{") - (c == "}")
+        if c in "'\"" and braces > 0:  # quotes mean something only inside of options
+            pos = text.find(c, pos + 1)
+            if pos < 0:
+                return -1
+        elif c in pair and (braces == 0 or pair == "{}"):
+            depth += 1 if c == pair[0] else -1
+            if depth == 0:
+                return pos
+        pos += 1
+    return -1
+
+
+# ------------------------------------------------------------------------------------------- values
+
+
+def _value(option: Option, raw: str | None) -> Any:
+    """The value that ``raw`` stands for; ValueError with what it was if it stands for none."""
+    if raw is None:
+        return True  # an option that is true or false
+    if option.is_list:
+        return tuple(_scalar(option, item) for item in _items(raw))
+    return _scalar(option, _unquoted(raw))
+
+
+def _scalar(option: Option, text: str) -> Any:
+    try:
+        if option.element is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        value = option.element(text)
+    except (KeyError, ValueError):
+        raise ValueError(repr(text)) from None
+    if option.choices and value not in option.choices:
+        raise ValueError(repr(text) + registry.nearest(text, option.choices))
+    return value
+
+
+def _unquoted(raw: str) -> str:
+    """Without one layer of quotes or braces; a doubled quote inside of quotes is one."""
+    if len(raw) >= 2 and raw[0] in "'\"" and raw[-1] == raw[0]:
+        return raw[1:-1].replace(raw[0] * 2, raw[0])
+    if raw.startswith("{") and _closing(raw, 0, "{}") == len(raw) - 1:
+        return raw[1:-1]
+    return raw
+
+
+def _items(raw: str) -> list[str]:
+    if raw.startswith("{") and _closing(raw, 0, "{}") == len(raw) - 1:
+        raw = raw[1:-1].strip()
+    if not raw:
+        return []
+    items, start, pos = list[str](), 0, 0
+    while pos <= len(raw):
+        c = raw[pos : pos + 1]
+        if c in ("", ","):
+            items.append(_unquoted(raw[start:pos].strip()))
+            start = pos + 1
+        elif c in "'\"":
+            pos = raw.index(c, pos + 1)
+        elif c == "{":
+            pos = _closing(raw, pos, "{}")
+        pos += 1
+    return items
+
+
+def text_of(element: Element) -> str:
+    """What pipelines write for one element; options that have their defaults are left out."""
+    if not isinstance(element, Pass):
+        return str(element)
+    given = [
+        f"{option.name}={text_of_value(option, value)}"
+        for option in registry.options_of(type(element)).values()
+        if (value := getattr(element, option.field)) != option.default
+    ]
+    return element.name + (f"{{{' '.join(given)}}}" if given else "")
+
+
+def text_of_value(option: Option, value: Any) -> str:
+    """What pipelines write for an option's value."""
+    if not option.is_list:
+        return _quoted(_scalar_text(value), _PLAIN)
+    items = [_quoted(_scalar_text(item), _PLAIN_ITEM) for item in value]
+    plain = items and all(_PLAIN_ITEM.fullmatch(item) for item in items)
+    return ",".join(items) if plain else f"{{{','.join(items)}}}"
+
+
+def _scalar_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _quoted(text: str, plain: re.Pattern[str]) -> str:
+    return text if plain.fullmatch(text) else '"' + text.replace('"', '""') + '"'

@@ -1,0 +1,310 @@
+"""Runs passes under MLIR's pass manager."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from srjit import _mlir
+from srjit._mlir import ir
+from srjit.passes.driver import diagnostics
+from srjit.passes.driver.diagnostics import Diagnostic
+from srjit.passes.driver.registry import Pass, PassError
+
+AnyModule = TypeVar("AnyModule", ir.Module, ir.Operation, ir.OpView)
+_ROOT = "builtin.module"
+
+
+class PipelineError(RuntimeError):
+    """A module cannot be parsed, or a pass failed on it.
+
+    Attributes:
+      diagnostics: what MLIR and the passes said.
+    """
+
+    def __init__(self, message: str, said: Sequence[Diagnostic] = ()) -> None:
+        super().__init__("\n".join([message, *map(str, said)]))
+        self.diagnostics = tuple(said)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Printing:
+    """When to print the program while a pipeline runs, to standard error, and how.
+
+    Attributes:
+      before_all, after_all: print before, after every pass.
+      after_change: print after passes only where they changed something.
+      after_failure: print only after a pass that failed.
+      before, after: names of passes to print before, after.
+      module_scope: print the whole module, whatever a pass ran on.
+      generic: in MLIR's generic form.
+      debuginfo: with locations.
+      elide_above: elide constants of more elements than that.
+      tree_dir: print to one file for each pass, in this folder, instead.
+    """
+
+    before_all: bool = False
+    after_all: bool = False
+    after_change: bool = False
+    after_failure: bool = False
+    before: frozenset[str] = frozenset()
+    after: frozenset[str] = frozenset()
+    module_scope: bool = False
+    generic: bool = False
+    debuginfo: bool = False
+    elide_above: int | None = None
+    tree_dir: str = ""
+
+    @property
+    def is_by_name(self) -> bool:
+        """Whether passes have to be told apart."""
+        return bool(self.before or self.after)
+
+    @property
+    def is_by_mlir(self) -> bool:
+        """Whether MLIR prints, which can do so only around every pass."""
+        after_all = self.after_all or self.after_failure or (self.after_change and not self.after)
+        return self.before_all or after_all or bool(self.tree_dir and not self.is_by_name)
+
+    def prints(self, name: str, when: str) -> bool:
+        """Whether ``before`` or ``after`` names a pass that MLIR does not print at anyway."""
+        if when == "before":
+            return name in self.before and not self.before_all
+        return name in self.after and not (self.after_all or self.after_failure)
+
+
+NOTHING = Printing()
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What is added to a pass manager at once.
+
+    Attributes:
+      path: the operations that it is nested under, from the outside.
+      what: a pass, or the text of MLIR's own.
+    """
+
+    path: tuple[str, ...]
+    what: Pass | str
+
+    @property
+    def name(self) -> str:
+        """The pass's name, if it is one pass."""
+        return self.what.name if isinstance(self.what, Pass) else self.what.partition("{")[0]
+
+
+def run(
+    steps: Sequence[Step],
+    module: ir.Operation,
+    *,
+    verify_each: bool,
+    timing: bool,
+    printing: Printing,
+    sink: diagnostics.Sink | None = None,
+) -> None:
+    """Runs passes on a module, in place.
+
+    Args:
+      steps: the passes.
+      module: the operation of a module.
+      verify_each: verify after each pass.
+      timing: print times.
+      printing: when to print the program.
+      sink: takes diagnostics as they come; without one, warnings are Python warnings.
+
+    Raises:
+      PipelineError: a pass failed.
+      TypeError: it is not a module.
+    """
+    if module.name != _ROOT:
+        raise TypeError(f"passes run on a builtin.module, not on {module.name}")
+    said: list[Diagnostic] = []
+    raised: list[BaseException] = []
+
+    def hear(diagnostic: Diagnostic) -> None:
+        said.append(diagnostic)
+        (sink or diagnostics.warn)(diagnostic)
+
+    with module.context, ir.Location.unknown():
+        # MLIR aborts the process when it prints a module while threads work on it, and its
+        # threads would wait for the interpreter's lock to tell of a diagnostic.
+        module.context.enable_multithreading(False)
+        manager = _mlir.passmanager.PassManager(_ROOT)
+        manager.enable_verifier(verify_each)
+        if timing:
+            manager.enable_timing()
+        if printing.is_by_mlir:
+            _print_by_mlir(manager, printing)
+        for number, step in enumerate(steps):
+            _add(manager, step, _Printer(number, step, printing), raised)
+        failure = None
+        with diagnostics.going_to(hear, module.context):
+            try:
+                manager.run(module)
+            except ir.MLIRError as error:
+                failure = error
+    if raised and not isinstance(raised[0], Exception):
+        raise raised[0]  # KeyboardInterrupt
+    if failure is not None:
+        raise PipelineError("the pipeline failed", said) from (raised[0] if raised else None)
+
+
+def _add(
+    manager: _mlir.passmanager.PassManager,
+    step: Step,
+    printer: _Printer,
+    raised: list[BaseException],
+) -> None:
+    printing = printer.printing
+    if printing.prints(step.name, "before"):
+        manager.add(printer.before, name="PrintBefore", argument="print-before")
+    elif printing.prints(step.name, "after") and printing.after_change:
+        manager.add(printer.remember, name="RememberBefore", argument="remember-before")
+    if isinstance(step.what, Pass):
+        manager.add(
+            _runner(step.what, raised),
+            name=type(step.what).__name__,
+            argument=step.name,
+            description=(type(step.what).__doc__ or "").partition("\n")[0],
+        )
+    else:
+        text = step.what
+        for anchor in reversed(step.path):
+            text = f"{anchor}({text})"
+        manager.add(text)
+    if printing.prints(step.name, "after"):
+        manager.add(printer.after, name="PrintAfter", argument="print-after")
+
+
+def _runner(
+    one: Pass, raised: list[BaseException]
+) -> Callable[[ir.Operation, _mlir.passmanager.ExternalPass], None]:
+    def run_pass(module: ir.Operation, handle: _mlir.passmanager.ExternalPass) -> None:
+        try:
+            with module.context, ir.Location.unknown():
+                one.run(module)
+        except PassError as error:
+            raised.append(error)
+            (module if error.op is None else error.op).location.emit_error(error.message)
+            handle.signal_pass_failure()
+        except BaseException as error:
+            # An exception must not travel through MLIR; it is the cause of the one that is raised.
+            raised.append(error)
+            message = f"{one.name} failed: {type(error).__name__}: {error}"
+            module.location.emit_error(message)
+            handle.signal_pass_failure()
+
+    return run_pass
+
+
+# ----------------------------------------------------------------------------------------- printing
+
+
+def _print_by_mlir(manager: _mlir.passmanager.PassManager, printing: Printing) -> None:
+    after = printing.after_all or printing.after_change or printing.after_failure
+    manager.enable_ir_printing(
+        print_before_all=printing.before_all,
+        print_after_all=after or not printing.before_all,
+        print_module_scope=printing.module_scope,
+        print_after_change=printing.after_change,
+        print_after_failure=printing.after_failure,
+        large_elements_limit=printing.elide_above,
+        enable_debug_info=printing.debuginfo,
+        print_generic_op_form=printing.generic,
+        tree_printing_dir_path=printing.tree_dir or None,
+    )
+
+
+class _Printer:
+    """Prints around one pass, which MLIR's bindings cannot."""
+
+    def __init__(self, number: int, step: Step, printing: Printing) -> None:
+        self.number, self.step, self.printing = number, step, printing
+        self.files = 0
+        self.remembered: list[str] = []
+
+    def before(self, module: ir.Operation, _: object) -> None:
+        self.remember(module, _)
+        for op, text in zip(self._ops(module), self.remembered, strict=True):
+            self._write("Before", op, text)
+
+    def remember(self, module: ir.Operation, _: object) -> None:
+        self.remembered = [self._text(module, op) for op in self._ops(module)]
+
+    def after(self, module: ir.Operation, _: object) -> None:
+        for number, op in enumerate(self._ops(module)):
+            text = self._text(module, op)
+            if not (self.printing.after_change and text == self.remembered[number]):
+                self._write("After", op, text)
+
+    def _ops(self, module: ir.Operation) -> list[ir.Operation]:
+        """The operations that the pass runs on."""
+        ops = [module]
+        for anchor in self.step.path:
+            inside = [inner for op in ops for inner in _children(op)]
+            ops = [op for op in inside if anchor in ("any", op.name)]
+        return ops
+
+    def _text(self, module: ir.Operation, op: ir.Operation) -> str:
+        printing = self.printing
+        return str(
+            (module if printing.module_scope else op).get_asm(
+                enable_debug_info=printing.debuginfo,
+                print_generic_op_form=printing.generic,
+                large_elements_limit=printing.elide_above,
+                use_local_scope=not printing.module_scope and op.name != _ROOT,
+            )
+        )
+
+    def _write(self, when: str, op: ir.Operation, text: str) -> None:
+        name = "sym_name" in op.attributes and f" @{ir.StringAttr(op.attributes['sym_name']).value}"
+        what = f" ('{op.name}' operation:{name})" if name else ""
+        header = f"// -----// IR Dump {when} {self.step.name}{what} //----- //"
+        if self.printing.tree_dir:
+            self.files += 1
+            path = Path(self.printing.tree_dir, f"{self.number}_{self.files}_{self.step.name}.mlir")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{header}\n{text.rstrip()}\n", encoding="utf-8")
+        else:
+            print(f"{header}\n{text.rstrip()}\n", file=sys.stderr, flush=True)
+
+
+def _children(op: ir.Operation) -> Iterator[ir.Operation]:
+    for region in op.regions:
+        for block in region:
+            for inner in block:
+                yield inner.operation
+
+
+# ------------------------------------------------------------------------------------------ parsing
+
+
+def parse_module(source: str | bytes, sink: diagnostics.Sink | None = None) -> ir.Module:
+    """A module from text, from bytecode or from a portable artifact, in a context of its own.
+
+    Raises:
+      PipelineError: MLIR cannot parse it.
+    """
+    said: list[Diagnostic] = []
+    context = _mlir.new_context()
+    with diagnostics.going_to(sink or said.append, context):
+        module = parse_in(context, source)
+    if module is None:
+        raise PipelineError("the module cannot be parsed", said)
+    return module
+
+
+def parse_in(context: ir.Context, source: str | bytes) -> ir.Module | None:
+    """The module, or None after diagnostics that say why there is none."""
+    with context:
+        try:
+            # A portable artifact names StableHLO as its producer, and its dialect is versioned.
+            if isinstance(source, bytes) and source.startswith(b"ML\xefR\rStableHLO"):
+                return _mlir.stablehlo.deserialize_portable_artifact(context, source)
+            return ir.Module.parse(source)
+        except (ir.MLIRError, ValueError):
+            return None

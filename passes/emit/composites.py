@@ -1,0 +1,325 @@
+"""Composites of srjit: what they are made of, and the JAX functions that they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from srjit._mlir import ir
+from srjit.passes.emit.lowering import Library, signature_of
+from srjit.passes.mlir import attributes, editing
+from srjit.program.stablehlo import products
+
+if TYPE_CHECKING:
+    from srjit.numerics.quantization import Quantization, ScaledValues
+    from srjit.numerics.random_bits import Rng
+    from srjit.products.product import Product
+
+QUANTIZE, SCALED_DOT = "srjit.quantize", "srjit.scaled_dot"
+_FLAGS = ("draws", "flips", "remembers", "in_memory")  # of a Quantizer
+
+
+def composite(
+    name: str,
+    library: Library,
+    key: Any,
+    fun: Callable[..., Any],
+    operands: Sequence[Any],
+    label: str,
+    described: dict[str, Any],
+) -> Any:
+    """A new composite at the insertion point, of the operands.
+
+    Args:
+      name: of the composite.
+      library: that its decomposition is lowered into.
+      key: equal for equal functions.
+      fun: a JAX function of arrays, with a tuple of results.
+      operands: values.
+      label: what the decomposition is called.
+      described: the composite's attributes.
+    """
+    symbol, types = library.lowered(label, key, fun, signature_of(operands))
+    return ir.Operation.create(
+        "stablehlo.composite",
+        results=types,
+        operands=list(operands),
+        attributes={
+            "name": ir.StringAttr.get(name),
+            "decomposition": ir.FlatSymbolRefAttr.get(symbol),
+            "composite_attributes": ir.DictAttr.get(described),
+        },
+    )
+
+
+# -------------------------------------------------------------------------------------- quantize
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """The product whose rows past the groups are zeroed before an operand is quantized."""
+
+    product: Product
+    side: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """Everything static about the quantization of an operand.
+
+    A function of the operand, of what its mask takes, of ``tensor<2xui32>`` if it draws noise, of
+    another if it flips signs, and of the history of a delayed scale. Its results are the values,
+    their scale if they have one left, and the amax that was seen if there is a history.
+
+    Attributes:
+      spec: how it is quantized.
+      rng: the generator.
+      draws: whether it takes a key.
+      flips: whether it takes a key of random signs.
+      remembers: whether it takes a history.
+      in_memory: see ``PlannedSite``.
+      masked: for ragged products.
+      beside: whether the scales of blocks may stand beside the codes, as the second result: where
+        a target multiplies them so.
+    """
+
+    spec: Quantization
+    rng: Rng
+    draws: bool
+    flips: bool = False
+    remembers: bool = False
+    in_memory: bool = False
+    masked: Masked | None = None
+    beside: bool = False
+
+    def on(self, target: str) -> Callable[..., tuple[Any, ...]]:
+        """The JAX function that a target runs."""
+
+        def fun(x: Any, *rest: Any) -> tuple[Any, ...]:
+            import jax.numpy as jnp
+
+            from srjit.jaxprs.site import quantize_operand
+
+            extras = list(rest)
+            history = extras.pop() if self.remembers else None
+            signs = extras.pop() if self.flips else None
+            words = extras.pop() if self.draws else None
+            if self.masked is not None:
+                x = self.masked.product.mask(self.masked.side, x, *extras)
+            key, signs = (None if w is None else (w[0], w[1]) for w in (words, signs))
+            q = quantize_operand(
+                x,
+                self.spec,
+                key,
+                rng=self.rng,
+                target=target,
+                before=None if history is None else jnp.max(history),
+                signs=signs,
+                in_memory=self.in_memory,
+            )
+            return self.results(q)
+
+        return fun
+
+    def results(self, q: ScaledValues) -> tuple[Any, ...]:
+        """What its functions return of codes."""
+        values = (q.merged,) if q.blocks is None or not self.beside else (q.values, q.blocks)
+        return *values, *(v for v in (q.scale, q.seen) if v is not None)
+
+    @property
+    def label(self) -> str:
+        """What functions of it are called."""
+        return f"srjit.quantize_{self.spec.format}_{self.spec.rounding}"
+
+    def described(self) -> dict[str, Any]:
+        """The composite's attributes."""
+        found: dict[str, Any] = {
+            "spec": attributes.encode(self.spec), "rng": attributes.encode(self.rng),
+        }  # fmt: skip
+        for name in _FLAGS:
+            if getattr(self, name):
+                found[name] = ir.UnitAttr.get()
+        if self.masked is not None:
+            found["masked"] = ir.UnitAttr.get()
+        return found
+
+    @classmethod
+    def read(cls, op: Any) -> Quantizer | None:
+        """From a composite; None if it masks, which its attributes do not say how.
+
+        Raises:
+          ValueError: its attributes are not what srjit writes.
+        """
+        from srjit.numerics.quantization import Quantization
+
+        given = ir.DictAttr(op.attributes["composite_attributes"])
+        if "masked" in given:
+            return None
+        try:
+            rng = ir.StringAttr(given["rng"]).value
+            spec = attributes.decode(Quantization, given["spec"])
+        except KeyError as error:
+            raise ValueError(f"it has no {error}") from None
+        flags = {name: name in given for name in _FLAGS}
+        return cls(spec, rng, **flags)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Several quantizations of one operand.
+
+    A function of the operand, and of what each of them takes beside it, in order; its results are
+    theirs, in order.
+
+    Attributes:
+      quantizers: of one format and generator, that flip and remember nothing.
+    """
+
+    quantizers: tuple[Quantizer, ...]
+
+    def on(self, target: str) -> Callable[..., tuple[Any, ...]]:
+        """The JAX function that a target runs."""
+
+        def fun(x: Any, *words: Any) -> tuple[Any, ...]:
+            from srjit.jaxprs.site import quantize_together
+
+            left = iter(words)
+            taken = [[next(left)] if q.draws else [] for q in self.quantizers]
+            made = quantize_together(
+                x,
+                [q.spec for q in self.quantizers],
+                [(w[0][0], w[0][1]) if w else None for w in taken],
+                rng=self.quantizers[0].rng,
+                target=target,
+                turned=[False] * len(self.quantizers),
+            )
+            if made is None:  # one by one is as good
+                pairs = zip(self.quantizers, taken, strict=True)
+                return tuple(v for q, w in pairs for v in q.on(target)(x, *w))
+            return tuple(
+                v for q, m in zip(self.quantizers, made, strict=True) for v in q.results(m)
+            )
+
+        return fun
+
+    @property
+    def label(self) -> str:
+        """What functions of it are called."""
+        return f"srjit.quantize_{self.quantizers[0].spec.format}_together"
+
+
+# ------------------------------------------------------------------------------------- scaled_dot
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledDot:
+    """Everything static about a product of quantized operands.
+
+    Attributes:
+      product: what is multiplied.
+      dtype: of the result.
+      lhs, rhs: how the operands were quantized; None: in high precision.
+      counts: how many values each operand is.
+      blocked: which operands have the scales of blocks beside their codes.
+    """
+
+    product: Product
+    dtype: Any
+    lhs: Quantization | None
+    rhs: Quantization | None
+    counts: tuple[int, int]
+    blocked: tuple[bool, bool] = (False, False)
+
+    def on(self, target: str) -> Callable[..., Any]:
+        """The JAX function of the operands' values that a target runs."""
+
+        def fun(*values: Any) -> tuple[Any]:
+            from srjit import targets
+            from srjit.products.scaled_dot import scaled_dot
+
+            a, b = self.counts
+            lhs, rhs = values[:a], values[a : a + b]
+            out = scaled_dot(
+                self.product,
+                _operand(lhs, self.lhs, self.blocked[0]),
+                _operand(rhs, self.rhs, self.blocked[1]),
+                *values[a + b :],
+                dtype=self.dtype,
+                multiply=targets.get(target).multiply,
+            )
+            return (out,)
+
+        return fun
+
+    @property
+    def label(self) -> str:
+        """What functions of it are called."""
+        formats = [s.format if s else "high" for s in (self.lhs, self.rhs)]
+        return f"srjit.scaled_dot_{formats[0]}_{formats[1]}"
+
+    def described(self, op: Any) -> dict[str, Any]:
+        """The composite's attributes, of the multiplication ``op``."""
+        inherited = {n: v for n, v in editing.attributes_of(op).items() if "srjit." not in n}
+        found: dict[str, Any] = {
+            "operation": ir.StringAttr.get(op.name),
+            "parameters": ir.DictAttr.get(inherited),
+            "operands": ir.DenseI64ArrayAttr.get(self.counts),
+        }
+        for side in ("lhs", "rhs"):
+            if (spec := getattr(self, side)) is not None:
+                found[side] = attributes.encode(spec)
+        if getattr(self.product, "is_turned", False):
+            found["is_turned"] = ir.UnitAttr.get()
+        return found
+
+    @classmethod
+    def read(cls, op: Any) -> ScaledDot:
+        """From a composite.
+
+        Raises:
+          ValueError: its attributes are not what srjit writes.
+        """
+        from srjit.numerics.quantization import Quantization
+        from srjit.products.equations import product_from
+        from srjit.products.product import DotProduct
+
+        try:
+            given = ir.DictAttr(op.attributes["composite_attributes"])
+            counts = tuple(int(v) for v in ir.DenseI64ArrayAttr(given["operands"]))
+            name = ir.StringAttr(given["operation"]).value
+            parameters = ir.DictAttr(given["parameters"])
+        except KeyError as error:
+            raise ValueError(f"it has no {error}") from None
+        values = list(op.operands)
+        pair = [values[0], values[counts[0]], *values[sum(counts) :]]
+        primitive, params = products.equation_from(
+            name,
+            editing.entries(parameters) or {},
+            signature_of(pair),
+            signature_of(op.results)[0][1],
+        )
+        specs = [
+            attributes.decode(Quantization, given[side]) if side in given else None
+            for side in ("lhs", "rhs")
+        ]
+        ranks = tuple(len(shape) for shape, _ in signature_of(pair[:2]))
+        product = product_from(primitive, params, ranks)
+        if product is None:
+            raise ValueError("srjit does not quantize such products")
+        if "is_turned" in given and isinstance(product, DotProduct):
+            product = dataclasses.replace(product, is_turned=True)
+        dtype = signature_of(op.results)[0][1]
+        return cls(product, dtype, specs[0], specs[1], (counts[0], counts[1]))
+
+
+def _operand(
+    values: Sequence[Any], spec: Quantization | None, is_blocked: bool
+) -> ScaledValues | Any:
+    from srjit.numerics.quantization import ScaledValues
+
+    if spec is None:
+        return values[0]
+    codes, *rest = values
+    blocks = rest.pop(0) if is_blocked else None
+    return ScaledValues(codes, rest[0] if rest else None, spec, blocks=blocks)

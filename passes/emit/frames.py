@@ -1,0 +1,238 @@
+"""A program's functions with the calls that reach them, in groups that can stay one function.
+
+A frame is a function, or a manual computation, which takes values from outside no more than a
+function does. It is reached once by every chain of calls from @main. Chains along which the same is
+to be done everywhere in it form a group, and each group is one function of the rewritten module:
+what differs along them, such as the numbers that noise comes from, becomes arguments.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Collection, Hashable, Iterator
+from typing import Any
+
+from srjit._mlir import ir
+from srjit.passes.mlir import editing
+from srjit.program.stablehlo.program import Equation, Program, programs_of
+
+# What holds a program that is not in the frame itself.
+_FRAMES = ("func.call", "stablehlo.composite", "sdy.manual_computation")
+Path = tuple[Any, ...]
+Local = tuple[Equation, Any]  # a loop, and which of its regions: "body" or "cond"
+
+
+@dataclasses.dataclass(eq=False)
+class Item:
+    """A multiplication or a call in a frame.
+
+    Attributes:
+      path: inside the frame.
+      eqn: the equation.
+      loops: the loops of the frame around it, outermost first.
+      callee: what it calls; None for a multiplication.
+    """
+
+    path: Path
+    eqn: Equation
+    loops: tuple[Local, ...]
+    callee: Frame | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Frame:
+    """A function, or a manual computation.
+
+    Attributes:
+      op: the operation.
+      program: what it computes.
+      items: its multiplications and calls, in order.
+      chains: of every chain of calls that reaches it, the path and the number of loops around it.
+      within: of a manual computation, the frame and the item that it is.
+    """
+
+    op: Any
+    program: Program
+    items: list[Item] = dataclasses.field(default_factory=list[Item])
+    chains: dict[Path, int] = dataclasses.field(default_factory=dict[Path, int])
+    within: tuple[Frame, Item] | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Group:
+    """A frame as some of the chains that reach it see it.
+
+    Attributes:
+      frame: the frame.
+      chains: their paths, in execution order.
+      op: the operation, or a clone of it.
+      calls: for each call, the group that it reaches.
+      counters: for loops, the position of the trip count.
+      replaced: operations in place of equations' own.
+    """
+
+    frame: Frame
+    chains: list[Path]
+    op: Any
+    calls: dict[Item, Group] = dataclasses.field(default_factory=dict[Item, "Group"])
+    counters: dict[Equation, int] = dataclasses.field(default_factory=dict[Equation, int])
+    replaced: dict[Equation, Any] = dataclasses.field(default_factory=dict[Equation, Any])
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the function that the module starts with."""
+        return self.chains == [()]
+
+    def __post_init__(self) -> None:
+        # A copy; now, while both are alike, and by equation: an operation's hash is that of its
+        # attributes and operands, and changes with them.
+        if self.op is not self.frame.op:
+            copies = dict(zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True))
+            self.replaced = {e: copies[e.op] for e in _equations(self.frame.program)}
+
+    def op_of(self, eqn: Equation) -> Any:
+        """The operation of an equation, in ``op``."""
+        return self.replaced.get(eqn) or eqn.op
+
+
+def _equations(program: Program) -> Iterator[Equation]:
+    """The equations of a frame, also those in loops and branches."""
+    for eqn in program.eqns:
+        yield eqn
+        if eqn.op.name not in _FRAMES:
+            for inner in programs_of(eqn):
+                yield from _equations(inner)
+
+
+def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
+    """The frames of a program that calls reach, callers first."""
+    known: dict[Program, Frame] = {}
+    order: list[Frame] = []
+
+    def frame_of(program: Program, op: Any) -> Frame:
+        if program not in known:
+            frame = known[program] = Frame(op, program)
+            frame.items = list(items(program, (), ()))
+            order.append(frame)  # callees first; turned below
+        return known[program]
+
+    def items(program: Program, path: Path, loops: tuple[Local, ...]) -> Iterator[Item]:
+        for index, eqn in enumerate(program.eqns):
+            here = (*path, index)
+            params = eqn.params
+            if eqn.op.name == "func.call" and "jaxpr" in params:
+                name = editing.callee_of(eqn.op) or ""
+                yield Item(here, eqn, loops, frame_of(params["jaxpr"], functions[name]))
+            elif eqn.op.name == "sdy.manual_computation" and "jaxpr" in params:
+                yield Item(here, eqn, loops, frame_of(params["jaxpr"], eqn.op))
+            elif eqn.loop is not None and "jaxpr" in params:
+                yield from items(params["jaxpr"], here, (*loops, (eqn, "body")))
+            elif eqn.loop is not None:
+                for part in ("cond", "body"):
+                    inside = params[f"{part}_jaxpr"]
+                    yield from items(inside, (*here, part), (*loops, (eqn, part)))
+            elif "branches" in params:
+                for i, branch in enumerate(params["branches"]):
+                    yield from items(branch, (*here, i), loops)
+            else:
+                yield Item(here, eqn, loops)
+
+    root = frame_of(main, op)
+    order.reverse()
+    # A frame that several call stands after the first of them: sort by the longest way from main.
+    depth = {frame: 0 for frame in order}
+    changed = True
+    while changed:
+        changed = False
+        for frame in order:
+            for item in frame.items:
+                if item.callee and depth[item.callee] <= depth[frame]:
+                    depth[item.callee] = depth[frame] + 1
+                    changed = True
+    order.sort(key=depth.__getitem__)
+    root.chains[()] = 0
+    for frame in order:
+        for chain, outside in frame.chains.items():
+            for item in frame.items:
+                if item.callee:
+                    item.callee.chains[(*chain, *item.path)] = outside + len(item.loops)
+                    if item.callee.op is item.eqn.op:
+                        item.callee.within = frame, item
+    return order
+
+
+def groups_of(
+    frames: list[Frame],
+    what: Callable[[Frame, Path, Item], Hashable],
+    copy: Callable[[Frame], Any],
+    fixed: Collection[Frame] = (),
+) -> dict[Frame, list[Group]]:
+    """The groups of all frames.
+
+    Args:
+      frames: callers first.
+      what: what is to be done to a multiplication, along one chain; chains along which that is the
+        same form a group. None where nothing is.
+      copy: makes another function of a frame that has several groups.
+      fixed: functions that have to stay as they are, for others than the frames.
+    """
+    signatures: dict[tuple[Frame, Path], Hashable] = {}
+    numbers: dict[Hashable, int] = {}
+    for frame in reversed(frames):
+        for chain in frame.chains:
+            parts = tuple(
+                signatures[item.callee, (*chain, *item.path)]
+                if item.callee
+                else what(frame, chain, item)
+                for item in frame.items
+            )
+            # A number, since signatures of signatures would grow with the depth of calls.
+            nothing = all(p is None for p in parts)
+            signature = None if nothing else numbers.setdefault((frame, parts), len(numbers))
+            signatures[frame, chain] = signature
+    groups: dict[Frame, list[Group]] = {}
+    group_at: dict[tuple[Frame, Path], Group] = {}
+    for frame in frames:
+        alike: dict[Hashable, list[Path]] = collections.defaultdict(list)
+        for chain in sorted(frame.chains, key=_order):
+            around = None
+            if frame.within is not None:  # one operation in each copy of what it stands in
+                outer, item = frame.within
+                around = group_at[outer, chain[: len(chain) - len(item.path)]]
+            alike[signatures[frame, chain], around].append(chain)
+        groups[frame] = []
+        for chains in alike.values():
+            if frame.within is not None:
+                outer, item = frame.within
+                inside = group_at[outer, chains[0][: len(chains[0]) - len(item.path)]]
+                op = inside.op_of(item.eqn)
+            else:
+                changed = signatures[frame, chains[0]] is not None
+                op = copy(frame) if groups[frame] or (frame in fixed and changed) else frame.op
+            group = Group(frame, chains, op)
+            groups[frame].append(group)
+            group_at |= {(frame, chain): group for chain in chains}
+    for found in groups.values():
+        for group in found:
+            for item in group.frame.items:
+                if item.callee:
+                    group.calls[item] = group_at[item.callee, (*group.chains[0], *item.path)]
+    return groups
+
+
+def _order(path: Path) -> tuple[tuple[int, str], ...]:
+    """Execution order: indices as numbers; a loop's condition before its body."""
+    return tuple(
+        (step, "") if isinstance(step, int) else (int(step == "body"), str(step)) for step in path
+    )
+
+
+def clone_function(frame: Frame, name: str) -> Any:
+    """A private copy of a function behind it."""
+    with ir.InsertionPoint(frame.op):
+        new = frame.op.clone().operation  # of a function's view, `name` is the symbol
+    new.move_after(frame.op)
+    new.attributes["sym_name"] = ir.StringAttr.get(name)
+    new.attributes["sym_visibility"] = ir.StringAttr.get("private")
+    return new

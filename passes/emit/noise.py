@@ -1,0 +1,248 @@
+"""Keys and numbers of noise, brought to where they are needed: through calls and into loops.
+
+The jaxpr door's rule: a quantization's key is mix(mix(... mix(key, trip) ..., number), slot), with
+the trips of the loops around it, outermost first. Here @main has the key as an argument; a group of
+chains gets as arguments the key with the trips of the loops outside of it, and what its numbers
+differ by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from srjit._mlir import ir
+from srjit.passes.emit.frames import Group, Item, Local
+from srjit.passes.emit.lowering import Library, type_of
+from srjit.passes.mlir import editing
+
+Flips = tuple[bool, ...]
+_UINT32 = np.dtype(np.uint32)
+
+
+@dataclasses.dataclass
+class Needs:
+    """What a group takes from its callers.
+
+    Attributes:
+      keys: for each key, which of the outer loops' trips count the other way round.
+      offsets: for each number, what it is along every chain, less what it is along the first.
+    """
+
+    keys: list[Flips] = dataclasses.field(default_factory=list[Flips])
+    offsets: list[tuple[int, ...]] = dataclasses.field(default_factory=list[tuple[int, ...]])
+
+    def add_key(self, outer: Flips) -> None:
+        """A key is needed."""
+        if outer not in self.keys:
+            self.keys.append(outer)
+
+    def add_numbers(self, numbers: Sequence[int]) -> None:
+        """A number is needed that is this along the chains."""
+        offsets = _offsets(numbers)
+        if any(offsets) and offsets not in self.offsets:
+            self.offsets.append(offsets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Where the noise of one quantization comes from, along every chain of a group.
+
+    Attributes:
+      numbers: of the first site that quantizes the value so, along each chain.
+      slot: which of that site's quantizations it is.
+      flips: for each loop around it, whether its trips count the other way round.
+      axes: mesh axes whose shards have noise of their own.
+    """
+
+    numbers: tuple[int, ...]
+    slot: int
+    flips: Flips
+    axes: tuple[str, ...]
+
+
+def split_flips(flips: Flips, outside: int, inside: int) -> tuple[Flips, Flips]:
+    """Of the loops outside of a frame, nothing if none is flipped; and of those inside."""
+    padded = (*flips, *(False,) * (outside + inside - len(flips)))
+    outer = padded[:outside]
+    return (outer if any(outer) else ()), padded[outside : outside + inside]
+
+
+def _offsets(numbers: Sequence[int]) -> tuple[int, ...]:
+    return tuple(n - numbers[0] for n in numbers)
+
+
+class Threads:
+    """Emits keys and numbers for the operations of one group.
+
+    Args:
+      group: whose operations these are.
+      keys: by outer flips, the key at the group's entry.
+      offsets: by offsets, the value that holds them.
+      library: for the functions that mix.
+      meshes: sizes of the axes of every mesh.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        keys: dict[Flips, Any],
+        offsets: dict[tuple[int, ...], Any],
+        library: Library,
+        meshes: dict[str, dict[str, int]],
+    ) -> None:
+        self.group, self.library, self.meshes = group, library, meshes
+        self._offset_values = offsets
+        self._keys: dict[Any, Any] = {("entry", outer): key for outer, key in keys.items()}
+        self._anchors: dict[Any, Any] = {}
+        self._trips: dict[Any, Any] = {}
+
+    # -------------------------------------------------------------------------------- requests
+
+    def key_of(self, noise: Noise, item: Item, outside: int) -> Any:
+        """The key of one quantization: ``tensor<2xui32>``."""
+        outer, inner = split_flips(noise.flips, outside, len(item.loops))
+        number = self.number(noise.numbers, item.loops)
+        key, where = self.key(outer, item.loops, inner), self._block(item.loops)
+        name = (key, noise.numbers, noise.slot, noise.axes)
+        if name not in self._keys:
+            with self._at(where):
+                mixed = self._mix(key, number)
+                mixed = self._mix(mixed, editing.constant(noise.slot))
+                for axis in noise.axes:
+                    mixed = self._mix(mixed, self._axis_index(axis))
+            self._keys[name] = mixed
+        return self._keys[name]
+
+    def key(self, outer: Flips, loops: tuple[Local, ...], inner: Flips) -> Any:
+        """The key with the trips of all loops around."""
+        name = ("loop", outer, loops, inner) if loops else ("entry", outer)
+        if name not in self._keys:
+            before = self.key(outer, loops[:-1], inner[:-1])
+            trip = self._trip(loops[-1])
+            with self._at(self._block(loops)):
+                if inner[-1]:
+                    loop = loops[-1][0].loop
+                    assert loop is not None
+                    if loop.length is not None:
+                        last = editing.constant(loop.length - 1)
+                        trip = editing.binary("subtract", last, trip)
+                self._keys[name] = self._mix(before, trip)
+        return self._keys[name]
+
+    def number(self, numbers: Sequence[int], loops: tuple[Local, ...]) -> Any:
+        """A number that may differ along the chains: ``tensor<ui32>``."""
+        offsets = _offsets(numbers)
+        name = ("number", tuple(numbers), self._block(loops))
+        if name not in self._keys:
+            with self._at(self._block(loops)):
+                value = editing.constant(numbers[0] % 2**32)
+                if any(offsets):
+                    value = editing.binary("add", value, self._offset_values[offsets])
+            self._keys[name] = value
+        return self._keys[name]
+
+    def index(self, loops: tuple[Local, ...]) -> Any:
+        """Which slice the innermost loop, of known length, reads and writes: ``tensor<ui32>``."""
+        loop = loops[-1][0].loop
+        assert loop is not None and loop.length is not None
+        trip = self._trip(loops[-1])
+        if not loop.reverse:
+            return trip
+        name = ("index", loops)
+        if name not in self._keys:
+            with self.at(loops):
+                last = editing.constant(loop.length - 1)
+                self._keys[name] = editing.binary("subtract", last, trip)
+        return self._keys[name]
+
+    def at(self, loops: tuple[Local, ...]) -> Any:
+        """An insertion point at the beginning of what the innermost loop repeats."""
+        return self._at(self._block(loops))
+
+    # ---------------------------------------------------------------------------------- pieces
+
+    def _block(self, loops: tuple[Local, ...]) -> Any:
+        """The block that the innermost loop repeats, or the frame's own."""
+        if not loops:
+            return self.group.op.regions[0].blocks[0]
+        eqn, part = loops[-1]
+        return self.group.op_of(eqn).regions[int(part == "body")].blocks[0]
+
+    def _at(self, block: Any) -> Any:
+        """An insertion point at the block's beginning, behind what was inserted there before."""
+        if block not in self._anchors:
+            self._anchors[block] = block.operations[0].operation
+        return ir.InsertionPoint(self._anchors[block])
+
+    def _trip(self, loop: Local) -> Any:
+        """The number of the iteration, ``tensor<ui32>``."""
+        if loop not in self._trips:
+            eqn, _ = loop
+            block = self._block((loop,))
+            counter = block.arguments[self.group.counters[eqn]]
+            unsigned = type_of((), "uint32")
+            with self._at(block):
+                if counter.type != unsigned:
+                    counter = editing.create("stablehlo.convert", [unsigned], [counter])[0]
+            self._trips[loop] = counter
+        return self._trips[loop]
+
+    def _mix(self, key: Any, number: Any) -> Any:
+        """``mix(key, number)``."""
+
+        def fun(key: Any, number: Any) -> Any:
+            import jax.numpy as jnp
+
+            from srjit.numerics.random_bits import mix
+
+            return jnp.stack(mix((key[0], key[1]), number))
+
+        signature = (((2,), _UINT32), ((), _UINT32))
+        symbol, types = self.library.lowered("srjit.mix", None, fun, signature)
+        return editing.call(symbol, types, [key, number])[0]
+
+    def _axis_index(self, axis: str) -> Any:
+        """``lax.axis_index`` of a mesh axis, as JAX lowers it."""
+        for axes in self.meshes.values():
+            if axis in axes:
+                names = list(axes)
+                behind = names[names.index(axis) + 1 :]
+                stride = 1
+                for name in behind:
+                    stride *= axes[name]
+                where = editing.create("stablehlo.partition_id", [type_of((), "uint32")], [])[0]
+                where = editing.binary("divide", where, editing.constant(stride))
+                return editing.binary("remainder", where, editing.constant(axes[axis]))
+        raise AssertionError(f"no mesh has an axis {axis}")
+
+
+def count_trips(group: Group) -> None:
+    """Gives the loops around multiplications and calls a counter, if they have none."""
+    loops = dict.fromkeys(eqn for item in group.frame.items for eqn, _ in item.loops)
+    for eqn in loops:
+        assert eqn.loop is not None
+        if eqn.loop.counter is not None:
+            group.counters[eqn] = eqn.loop.counter
+        else:
+            group.counters[eqn] = _add_counter(group, eqn)
+
+
+def _add_counter(group: Group, eqn: Any) -> int:
+    old = group.op_of(eqn)
+    unsigned = type_of((), "uint32")
+    with ir.InsertionPoint(old), old.location:
+        zero = editing.constant(0)
+    new = editing.rebuilt(old, [*old.operands, zero], [unsigned])
+    for region in new.regions:
+        region.blocks[0].add_argument(unsigned, new.location)
+    body = new.regions[1].blocks[0]
+    position = len(body.arguments) - 1
+    with ir.InsertionPoint(editing.terminator(body)), new.location:
+        after = editing.binary("add", body.arguments[position], editing.constant(1))
+    editing.return_more(body, [after])
+    group.replaced[eqn] = new
+    return position

@@ -1,0 +1,1 @@
+"""Editing modules; symbols, attributes and annotations."""

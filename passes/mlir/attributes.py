@@ -1,0 +1,116 @@
+"""Frozen dataclasses as MLIR dictionary attributes, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from typing import Any, TypeVar
+
+from srjit._mlir import ir
+from srjit.passes.mlir import editing
+
+T = TypeVar("T")
+
+
+def encode(value: Any) -> Any:
+    """A value as an attribute: dataclasses become dictionaries of what differs from defaults.
+
+    Args:
+      value: a string, a number, a tuple of integers or of such values, or a dataclass of them.
+    """
+    if isinstance(value, bool):
+        return ir.BoolAttr.get(value)
+    if isinstance(value, int):
+        return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
+    if isinstance(value, float):
+        return ir.FloatAttr.get_f64(value)
+    if isinstance(value, str):
+        return ir.StringAttr.get(value)
+    if isinstance(value, tuple) and all(type(v) is int for v in value):
+        return ir.DenseI64ArrayAttr.get(value)
+    if isinstance(value, (tuple, list)):
+        return ir.ArrayAttr.get([encode(v) for v in value])
+    if isinstance(value, dict):
+        return ir.DictAttr.get({k: encode(v) for k, v in value.items()})
+    given = {
+        f.name: encode(v)
+        for f in dataclasses.fields(value)
+        if (v := getattr(value, f.name)) is not None and (not _has_default(f) or v != f.default)
+    }
+    return ir.DictAttr.get(given)
+
+
+def decode(cls: type[T], attribute: Any) -> T:
+    """The dataclass that ``encode`` made a dictionary of.
+
+    Raises:
+      ValueError: it is no such dictionary; the message names the field.
+    """
+    if not isinstance(attribute, ir.DictAttr):
+        raise ValueError(f"expected a dictionary, got {attribute}")
+    entries = editing.entries(attribute)
+    if entries is None:
+        raise ValueError(f"unexpected {attribute}")
+    hints, absent = _fields(cls)
+    given = dict(absent)
+    for name, value in entries.items():
+        if name not in hints:
+            raise ValueError(f"{cls.__name__} has no field {name!r}")
+        try:
+            given[name] = _decode(hints[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+@functools.cache
+def _fields(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The types of a dataclass's fields, and the values of those that may be missing."""
+    hints = typing.get_type_hints(cls)
+    absent = {
+        f.name: None
+        for f in dataclasses.fields(cls)
+        if not _has_default(f) and type(None) in typing.get_args(hints[f.name])
+    }
+    return hints, absent
+
+
+def _has_default(field: Any) -> bool:
+    return field.default is not dataclasses.MISSING
+
+
+def _decode(hint: Any, attribute: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_any(typing.get_args(hint), attribute)
+    if origin is tuple:
+        element = typing.get_args(hint)[0]
+        if isinstance(attribute, ir.DenseI64ArrayAttr):
+            return tuple(int(v) for v in attribute)
+        return tuple(_decode(element, a) for a in ir.ArrayAttr(attribute))
+    if dataclasses.is_dataclass(hint):
+        return decode(hint, attribute)  # type: ignore[arg-type]
+    if origin is typing.Literal and ir.StringAttr(attribute).value not in typing.get_args(hint):
+        raise ValueError(f"{attribute} is not one of {typing.get_args(hint)}")
+    if isinstance(attribute, (ir.StringAttr, ir.IntegerAttr, ir.BoolAttr, ir.FloatAttr)):
+        return attribute.value
+    raise ValueError(f"unexpected {attribute}")
+
+
+def _decode_any(hints: tuple[Any, ...], attribute: Any) -> Any:
+    wrong: list[str] = []
+    for hint in hints:
+        if hint is type(None):
+            continue
+        if hint is int and isinstance(attribute, ir.DenseI64ArrayAttr):
+            continue
+        try:
+            return _decode(hint, attribute)
+        except ValueError as error:
+            wrong.append(str(error))
+    raise ValueError("; ".join(wrong))

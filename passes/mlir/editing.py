@@ -1,0 +1,198 @@
+"""Changes to operations that MLIR's Python bindings have no call for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from srjit._mlir import ir
+from srjit.passes.driver.registry import PassError
+
+
+def constant(value: int) -> Any:
+    """A ``tensor<ui32>`` constant at the insertion point."""
+    unsigned = ir.IntegerType.get_unsigned(32)
+    array: Any = np.asarray(value, np.uint32)
+    attribute = ir.DenseElementsAttr.get(array, type=unsigned)
+    kind = ir.RankedTensorType.get([], unsigned)
+    return create("stablehlo.constant", [kind], [], {"value": attribute})[0]
+
+
+def create(
+    name: str,
+    results: Sequence[Any],
+    operands: Sequence[Any],
+    attributes: dict[str, Any] | None = None,
+) -> list[Any]:
+    """The results of a new operation at the insertion point."""
+    op = ir.Operation.create(
+        name, results=list(results), operands=list(operands), attributes=attributes or {}
+    )
+    return list(op.results)
+
+
+def call(symbol: str, results: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+    """The results of a call at the insertion point."""
+    return create("func.call", results, operands, {"callee": ir.FlatSymbolRefAttr.get(symbol)})
+
+
+def binary(name: str, left: Any, right: Any) -> Any:
+    """``stablehlo.<name>`` of two values of one type."""
+    return create(f"stablehlo.{name}", [left.type], [left, right])[0]
+
+
+def attributes_of(op: Any) -> dict[str, Any]:
+    """The attributes of an operation, as a dictionary of its own.
+
+    Raises:
+      PassError: one of them is nothing that MLIR's bindings can hand on.
+    """
+    found = {name: attribute_of(op, name) for name in op.attributes}
+    for name, value in found.items():
+        if isinstance(value, str):
+            raise PassError(op, f"MLIR's Python bindings cannot copy attribute {name!r}: {value}")
+    return found
+
+
+def entries(attribute: Any) -> dict[str, Any] | None:
+    """What is in a dictionary attribute; None if something is that the bindings abort at."""
+    if "complex<" in str(attribute):
+        return None
+    return {named.name: named.attr for named in ir.DictAttr(attribute)}
+
+
+def attribute_of(op: Any, name: str) -> Any:
+    """An attribute; its text where the bindings have no class for it: dense complex numbers."""
+    try:
+        return op.attributes[name]
+    except TypeError as error:
+        return str(error)
+
+
+def rebuilt(op: Any, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
+    """An operation in place of ``op`` with more operands, results or other attributes.
+
+    Its regions move over, its first results are those of ``op``, which is erased.
+
+    Args:
+      op: the old operation.
+      operands: all of the new one.
+      results: types of the results that ``op`` does not have.
+      **attributes: that change.
+    """
+    new = remade(op, operands, results, **attributes)
+    op.erase()
+    return new
+
+
+def remade(op: Any, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
+    """As ``rebuilt``, but ``op`` stays, without uses and regions, for its place in the block."""
+    with ir.InsertionPoint(op), op.location:
+        new = ir.Operation.create(
+            op.name,
+            results=[*(r.type for r in op.results), *results],
+            operands=list(operands),
+            attributes=attributes_of(op) | attributes,
+            regions=len(op.regions),
+        )
+    for old_region, new_region in zip(op.regions, new.regions, strict=True):
+        for block in list(old_region.blocks):
+            block.append_to(new_region)
+    for old, result in zip(op.results, new.results, strict=False):
+        old.replace_all_uses_with(result)
+    return new
+
+
+def return_more(block: Any, values: Sequence[Any]) -> None:
+    """Lets a block return some values more."""
+    last = block.operations[len(block.operations) - 1].operation
+    rebuilt(last, [*last.operands, *values], [])
+
+
+def add_arguments(function: Any, types: Iterable[Any], attributes: Iterable[Any] = ()) -> list[Any]:
+    """New last arguments of a function; callers have to be changed too.
+
+    Args:
+      function: a ``func.func`` with a body.
+      types: of the arguments.
+      attributes: a dictionary attribute for each; none for empty ones.
+    """
+    types = list(types)
+    if not types:
+        return []
+    kind = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
+    block = function.regions[0].blocks[0]
+    before = len(kind.inputs)
+    given = list(attributes) or [ir.DictAttr.get({})] * len(types)
+    kind = ir.FunctionType.get([*kind.inputs, *types], list(kind.results))
+    function.attributes["function_type"] = ir.TypeAttr.get(kind)
+    if "arg_attrs" in function.attributes or any(len(a) for a in given):
+        old = _extras(function, "arg_attrs", before)
+        function.attributes["arg_attrs"] = ir.ArrayAttr.get([*old, *given])
+    return [block.add_argument(t, function.location) for t in types]
+
+
+def add_results(function: Any, values: Sequence[Any], attributes: Iterable[Any] = ()) -> None:
+    """New last results of a function; callers have to be changed too."""
+    if not values:
+        return
+    kind = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
+    before = len(kind.results)
+    given = list(attributes) or [ir.DictAttr.get({})] * len(values)
+    kind = ir.FunctionType.get(list(kind.inputs), [*kind.results, *(v.type for v in values)])
+    function.attributes["function_type"] = ir.TypeAttr.get(kind)
+    if "res_attrs" in function.attributes or any(len(a) for a in given):
+        old = _extras(function, "res_attrs", before)
+        function.attributes["res_attrs"] = ir.ArrayAttr.get([*old, *given])
+    return_more(function.regions[0].blocks[0], values)
+
+
+def _extras(function: Any, name: str, count: int) -> list[Any]:
+    if name in function.attributes:
+        return list(ir.ArrayAttr(function.attributes[name]))
+    return [ir.DictAttr.get({})] * count
+
+
+def walk(op: Any) -> Iterable[Any]:
+    """An operation and all inside it, in order."""
+    yield op
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield from walk(inner.operation)
+
+
+def callee_of(op: Any) -> str | None:
+    """The function that an operation calls."""
+    if op.name != "func.call":
+        return None
+    return ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+
+
+def constant_integer(value: Any) -> int | None:
+    """The integer that a scalar value is, if it is a constant."""
+    op = owner(value)
+    if op is None or op.name != "stablehlo.constant" or not is_dense(op):
+        return None
+    dense = ir.DenseElementsAttr(op.attributes["value"])
+    kind = ir.RankedTensorType(value.type)
+    if kind.rank or not isinstance(kind.element_type, ir.IntegerType) or not dense.is_splat:
+        return None
+    return ir.IntegerAttr(dense.get_splat_value()).value
+
+
+def owner(value: Any) -> Any:
+    """The operation that makes a value, or None."""
+    return None if isinstance(value, ir.BlockArgument) else value.owner.operation
+
+
+def terminator(block: Any) -> Any:
+    """The last operation of a block."""
+    return block.operations[len(block.operations) - 1].operation
+
+
+def is_dense(op: Any) -> bool:
+    """Whether a constant's value is written out, element by element."""
+    return isinstance(attribute_of(op, "value"), ir.DenseElementsAttr)

@@ -1,1 +1,0 @@
-"""What several passes share: modules read as programs, JAX functions lowered into modules."""

@@ -1,0 +1,358 @@
+"""``export`` and ``load``: a rewritten program as a file, which runs without the code it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from srjit import _compat
+from srjit.api.function import SrjitFunction
+from srjit.calling.keys import IfNeeded, MissingKeyError, Stateful, Words
+from srjit.modules.rejit import Rejitted, called_back, words_of
+
+_FORMAT = 1
+_HEADER, _PROGRAM = "srjit.json", "program.jax_export"
+# What srjit's own programs call and jax.export does not list: XLA has it on every backend.
+_OWN_CALLS = ("LayoutConstraint",)
+
+for _type in (IfNeeded, Stateful, Words):
+    jax.export.register_namedtuple_serialization(_type, serialized_name=f"srjit.{_type.__name__}")
+
+
+def export(fn: Any, /, *args: Any, sr_key: Any = None, **kwargs: Any) -> Exported:
+    """A rewritten program, to be kept in a file and run by another process.
+
+    It is what ``jax.export`` makes of the rewritten program, with what ``sr_key`` and ``sr_state``
+    mean: it runs wherever its platform is, for as long as ``jax.export`` keeps its promises, and
+    needs neither the Python code that it came from nor the passes that rewrote it.
+
+    Args:
+      fn: a function that ``srjit`` decorated, in either layer, or that ``rejit`` returned.
+      *args, **kwargs: fn's own; ``jax.ShapeDtypeStruct`` will do in place of arrays. A function of
+        ``rejit`` has been lowered for its arguments already, and takes none here.
+      sr_key: as of a call; not needed.
+
+    Returns:
+      A program that is called as ``fn`` is, without its static arguments, has ``save(path)``, and
+      is loaded by ``srjit.load``.
+
+    Raises:
+      TypeError: ``fn`` is not a function of srjit's.
+      ValueError: the program has what no other process can run, such as host callbacks; or a pytree
+        type among its arguments is not known to ``jax.export``
+        (``jax.export.register_pytree_node_serialization``).
+
+    Example:
+      >>> srjit.export(train_step, params, batch).save("train_step.srjit")
+      >>> params, loss = srjit.load("train_step.srjit")(params, batch, sr_key=0)
+    """
+    if sr_key is not None:
+        words_of(sr_key)  # says what is wrong with it
+    if isinstance(fn, Rejitted):
+        if args or kwargs:
+            raise TypeError(
+                f"{fn.name} was lowered for its arguments before srjit.rejit: export it without any"
+            )
+        return _of_rejitted(fn)
+    if isinstance(fn, SrjitFunction):
+        return _of_decorated(fn, args, kwargs)
+    raise TypeError(
+        f"srjit.export takes a function that srjit(...) or srjit.rejit(...) returned, got {fn!r}"
+    )
+
+
+def _of_decorated(fn: SrjitFunction, args: Any, kwargs: Any) -> Exported:
+    words = Words(jax.ShapeDtypeStruct((2,), jnp.uint32))
+    jitted, key = fn.keyed(IfNeeded(words), args, kwargs)
+    info = jitted.trace(key, *args, **kwargs).args_info
+    name = fn.name
+    checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in _OWN_CALLS]
+    with _explaining(name):
+        exported = jax.export.export(jitted, disabled_checks=checks)(key, *args, **kwargs)
+    kind: Kind = "none" if key is None else "optional"
+    if kind == "optional" and 0 in exported.module_kept_var_idx:
+        kind = "required"
+    donated, names = _donated(info[0][1:], info[1])
+    states = tuple(key.state) if isinstance(key, Stateful) else ()
+    header = Header(name, "decorated", kind, states, donated, names)
+    return Exported(header, exported)
+
+
+def _of_rejitted(fn: Rejitted) -> Exported:
+    if called_back(fn.module):
+        raise ValueError(
+            f"{fn.name} has host callbacks ({', '.join(called_back(fn.module))}): they are Python "
+            "functions of this process, which no file can keep"
+        )
+    with _explaining(fn.name):
+        exported = _compat.export_lowered(fn.lowered, fn.name, _OWN_CALLS)
+    (args, kwargs, _), _ = fn.lowered.args_info
+    donated, names = _donated(args, kwargs)
+    kind: Kind = "required" if fn.takes_key else "none"
+    header = Header(fn.name, "rejitted", kind, tuple(fn.init_state()), donated, names)
+    return Exported(header, exported)
+
+
+class _explaining:
+    """A context that says of which function ``jax.export`` complains."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if isinstance(error, ImportError) and "flatbuffers" in str(error):
+            raise ImportError(
+                "files of exported programs need the package flatbuffers: pip install srjit[export]"
+            ) from error
+        if not isinstance(error, (ValueError, NotImplementedError)):
+            return
+        why = str(error)
+        if "callback" in why:
+            why = (
+                "it has host callbacks (jax.debug.print, pure_callback, io_callback): they are "
+                "Python functions of this process, which no file can keep"
+            )
+        raise ValueError(f"jax.export cannot keep {self.name}: {why}") from error
+
+
+def _donated(args: Any, kwargs: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Which arguments are donated, all of each: by position, and by name."""
+
+    def whole(info: Any) -> bool:
+        leaves = jax.tree.leaves(info)
+        return bool(leaves) and all(leaf.donated for leaf in leaves)
+
+    return (
+        tuple(i for i, info in enumerate(args) if whole(info)),
+        tuple(name for name, info in kwargs.items() if whole(info)),
+    )
+
+
+# --------------------------------------------------------------------------------------- programs
+
+Kind = Literal["none", "optional", "required"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What ``jax.export`` does not keep.
+
+    Attributes:
+      name: of the function, for messages.
+      origin: ``decorated`` or ``rejitted``: where in its arguments the key is.
+      key: whether it takes ``sr_key``.
+      states: names of the histories in ``sr_state``, in order.
+      donated, donated_names: positions and names of the arguments that are donated.
+      format: of the file.
+    """
+
+    name: str
+    origin: Literal["decorated", "rejitted"]
+    key: Kind
+    states: tuple[str, ...]
+    donated: tuple[int, ...]
+    donated_names: tuple[str, ...]
+    format: int = _FORMAT
+
+
+class Exported:
+    """A rewritten program that needs no code; made by ``export`` and ``load``.
+
+    Attributes:
+      name: what messages call it.
+      exported: the ``jax.export.Exported`` inside, with its ``platforms``, ``nr_devices``,
+        ``in_avals`` and ``mlir_module()``.
+    """
+
+    def __init__(self, header: Header, exported: Any) -> None:
+        self._header, self.exported = header, exported
+        self.name = self.__name__ = self.__qualname__ = header.name
+
+    def __repr__(self) -> str:
+        where = ", ".join(self.exported.platforms)
+        return f"<srjit.Exported {self.name}: for {self.exported.nr_devices} device(s), {where}>"
+
+    def __call__(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
+        """Calls the program, also inside of other transformations.
+
+        A program for several devices takes arrays that are on as many.
+
+        Args:
+          *args, **kwargs: as of the function that was exported, without its static arguments.
+          sr_key: a typed PRNG key or an integer step, if the program rounds stochastically.
+          sr_state: for delayed scales, what ``init_state`` or the last call returned.
+
+        Returns:
+          What the function returned; with ``sr_state``, a pair of that and the new state.
+
+        Raises:
+          TypeError: ``sr_key`` or ``sr_state`` is missing, or there is no need for it.
+          ValueError: the arguments, or ``sr_state``, are not those that the program was exported
+            for.
+        """
+        header = self._header
+        if sr_key is None and header.key == "required":
+            raise MissingKeyError(
+                f"{self.name} rounds stochastically and needs a key: call it with sr_key=, a typed "
+                "PRNG key such as jax.random.fold_in(key, step) or an integer step"
+            )
+        if sr_key is not None and header.key == "none":
+            raise TypeError(f"{self.name} draws no noise and takes no sr_key")
+        if (sr_state is not None) != bool(header.states):
+            raise TypeError(
+                f"{self.name} has delayed scales, which are state: call it with sr_state=, at "
+                "first .init_state(); the call then returns (result, new_state)"
+                if header.states
+                else f"{self.name} has no delayed scales and takes no sr_state"
+            )
+        if sr_state is not None:
+            self._check_state(sr_state)
+        words = None
+        if header.key != "none":
+            words = words_of(0 if sr_key is None else sr_key)
+        if header.origin == "rejitted":
+            given: dict[str, Any] = sr_state or {}
+            states = [given[name] for name in header.states]
+            head: Any = [*([] if words is None else [words]), *states]
+        else:
+            head = None if words is None else IfNeeded(Words(words))
+            head = Stateful(head, sr_state) if header.states else head
+        return self._jit(head, *args, **kwargs)
+
+    @functools.cached_property
+    def _jit(self) -> Any:
+        call = self.exported.call
+
+        def run(head: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if self._header.origin == "decorated":
+                return call(head, *args, **kwargs)
+            out, states = call(args, kwargs, head)
+            names = self._header.states
+            return (out, dict(zip(names, states, strict=True))) if names else out
+
+        run.__name__ = self.name
+        return jax.jit(
+            run,
+            donate_argnums=tuple(1 + i for i in self._header.donated),
+            donate_argnames=self._header.donated_names,
+        )
+
+    @functools.cached_property
+    def _histories(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the histories by name."""
+        names = self._header.states
+        if not names:
+            return {}
+        tree: Any = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
+        args = tree[0]
+        decorated = self._header.origin == "decorated"
+        avals = args[0].state.values() if decorated else args[2][-len(names) :]
+        return {name: tuple(aval.shape) for name, aval in zip(names, avals, strict=True)}
+
+    def _check_state(self, sr_state: Any) -> None:
+        shapes = {name: jnp.shape(x) for name, x in sr_state.items()}
+        if shapes != self._histories:
+            raise ValueError(
+                f"sr_state does not fit {self.name}: it has {shapes or 'nothing'}, the program "
+                f"needs {self._histories}; make it with .init_state()"
+            )
+
+    def init_state(self) -> dict[str, jax.Array]:
+        """The state of delayed scales before the first step; empty if there are none."""
+        return {name: jnp.zeros(shape, jnp.float32) for name, shape in self._histories.items()}
+
+    def as_text(self) -> str:
+        """The module, as text of StableHLO."""
+        return str(self.exported.mlir_module())
+
+    # ------------------------------------------------------------------------------------- files
+
+    def serialize(self) -> bytes:
+        """The program as bytes: a zip archive of a header and of what ``jax.export`` writes.
+
+        Raises:
+          ValueError: a pytree type among its arguments or results is not known to ``jax.export``.
+        """
+        with _explaining(self.name):
+            program = self.exported.serialize(vjp_order=0)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            header = json.dumps(dataclasses.asdict(self._header), indent=1)
+            # No dates, so that the same program is the same file.
+            for name, content in ((_HEADER, header.encode()), (_PROGRAM, bytes(program))):
+                archive.writestr(_entry(name), content)
+        return buffer.getvalue()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes ``serialize()`` to a file; one that is there already is replaced, or left whole.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        path = Path(path)
+        content = self.serialize()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+
+def load(source: str | os.PathLike[str] | bytes) -> Exported:
+    """A program that ``export`` made, from its file or its bytes.
+
+    Nothing but JAX and srjit is needed, and, if the arguments are of pytree types of one's own,
+    those types, registered as in the process that exported it.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is no such program, or was written by a newer srjit; or a pytree type is not
+        registered.
+    """
+    what = "the bytes" if isinstance(source, bytes) else os.fspath(source)
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            given = cast(dict[str, Any], json.loads(archive.read(_HEADER)))
+            program = archive.read(_PROGRAM)
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(f"{what}: not a program that srjit.export wrote ({error})") from error
+    if given.get("format") != _FORMAT:
+        raise ValueError(
+            f"{what}: of format {given.get('format')}; this srjit reads {_FORMAT}, a newer may too"
+        )
+    for name in ("states", "donated", "donated_names"):
+        given[name] = tuple(given[name])
+    with _explaining(given["name"]):
+        exported = jax.export.deserialize(bytearray(program))
+    return Exported(Header(**given), exported)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

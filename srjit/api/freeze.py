@@ -1,0 +1,332 @@
+"""``freeze``: weights quantized once, for inference, and the function that takes them packed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from srjit.api.function import SrjitFunction
+from srjit.api.transformation import Program, Transformation, is_traced, name_of, parameters_of
+from srjit.calling.arguments import Arguments
+from srjit.calling.jit import static_only
+from srjit.jaxprs import packed_weights as frozen
+from srjit.program.values import PARAMETER
+
+Arrays = dict[str, Any]
+
+
+def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[..., Any]]:
+    """The parameters of a function with its weights quantized and packed, and what runs on them.
+
+    A weight is an operand of a matrix multiplication that the recipe quantizes and that is made of
+    parameters alone, with casts, transposes, reshapes and the slices that ``lax.scan`` takes of
+    stacked layers. It is packed where its codes and scales take less memory than the parameters
+    that nothing else needs.
+
+    Args:
+      fn: a function that ``srjit`` decorated, in either mode and layer, with one position in
+        ``params_argnums``. What is frozen is its inference mode.
+      *args, **kwargs: fn's own, parameters in their place; ``jax.ShapeDtypeStruct`` will do in
+        place of arrays. With such parameters, packed ones are ShapeDtypeStructs too.
+
+    Returns:
+      A pair ``(packed, run)``:
+
+      - ``packed``, a dict of arrays by names such as ``layers.0.w``. A packed weight is
+        ``layers.0.w.codes`` (int8; or uint8 with the bits of FP8, or of two codes of int4 or FP4,
+        the first in the low ones), ``.scale`` (float32, or uint8 with the bits of E4M3 or E8M0)
+        and, for NVFP4, ``.tensor_scale`` (float32). Stacked layers have a leading dimension. Every
+        other parameter is what it was.
+      - ``run``, a function jitted as fn is, that takes ``packed`` in place of the parameters and
+        returns what fn returns in inference mode. Other shapes of the other arguments are fine
+        while the recipe quantizes the same weights there. In derivatives, which packed weights
+        have none of, the values that the codes stand for are taken for the weights.
+
+    Raises:
+      TypeError: fn is not what ``srjit`` returned, or has no parameters among its positional
+        arguments.
+      ValueError: fn has several positions of parameters, static ones, scales that are state, or
+        shardings for each of its arguments; two parameters have one name; or making a weight of
+        parameters has side effects. ``run`` raises it for arrays that are not those of ``packed``.
+
+    Example:
+      >>> packed, run = srjit.freeze(srjit.srjit(apply, recipe="nvfp4"), params, tokens)
+      >>> safetensors.flax.save_file(packed, "model.safetensors")
+      >>> logits = run(safetensors.flax.load_file("model.safetensors"), tokens)
+    """
+    if not isinstance(fn, SrjitFunction):
+        raise TypeError(f"srjit.freeze takes a function that srjit(...) returned, got {fn!r}")
+    fun, options, jit_options = fn.made_of()
+    position = _position(fn.name, options.params_argnums, len(args))
+    if options.recipe.has_delayed_scales:
+        raise ValueError(
+            f"recipe {options.recipe.name!r} has delayed scales, which are state and change at "
+            "every call: freeze with a recipe whose scales are dynamic or static, such as 'fp8'"
+        )
+    options = dataclasses.replace(options, mode="inference", dump=None)
+    transformation = Transformation(fun, options, _stands_for_array)
+    jit_options = _for_packed(fun, jit_options, position, len(args))
+    static = static_only(jit_options)
+    structs, named = _structs_of(fun, static, args, kwargs)
+    program = _Function(transformation, position, structs[position])
+    layout = program.layout(structs, named)
+    leaves = Arguments.of((args[position],), {}).leaves  # in the order in which programs take them
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        packed = layout.shapes
+    else:
+        made = jax.jit(layout.pack)(leaves)
+        packed = {name: made.get(name, layout.given(name, leaves)) for name in layout.shapes}
+    run = _named(fun, functools.partial(program.call, layout.shapes))
+    return packed, jax.jit(run, **jit_options)
+
+
+def _position(name: str, numbers: Sequence[int], count: int) -> int:
+    if len(numbers) != 1:
+        raise ValueError(
+            f"srjit.freeze packs the parameters of one argument; {name} has "
+            f"params_argnums={tuple(numbers)}: make them one pytree"
+        )
+    (number,) = numbers
+    if not -count <= number < count:
+        raise TypeError(
+            f"srjit.freeze takes the arguments of {name} with its parameters by position: "
+            f"params_argnums={number}, and there are {count} positional arguments"
+        )
+    return number % count
+
+
+def _stands_for_array(x: Any) -> bool:
+    return is_traced(x) or isinstance(x, jax.ShapeDtypeStruct)
+
+
+def _for_packed(
+    fun: Callable[..., Any], options: dict[str, Any], position: int, count: int
+) -> dict[str, Any]:
+    """Options of ``jax.jit`` for a function with other parameters, which are there to stay."""
+    name = name_of(fun)
+    if isinstance(options.get("in_shardings"), (tuple, list)):
+        raise ValueError(
+            f"{name} has in_shardings for each of its arguments, and packed parameters are other "
+            "arrays: leave in_shardings out, and shard the arrays"
+        )
+    parameters = [p.name for p in parameters_of(fun) or ()]
+    called = parameters[position : position + 1]
+
+    def others(option: str) -> tuple[Any, ...]:
+        """What an option says of the other arguments."""
+        given = _as_tuple(options.get(option))
+        return tuple(x for x in given if x not in (position, position - count, *called))
+
+    for option in ("static_argnums", "static_argnames"):
+        if len(others(option)) < len(_as_tuple(options.get(option))):
+            raise ValueError(f"the parameters of {name} are static: srjit.freeze packs arrays")
+    donated = {o: others(o) for o in ("donate_argnums", "donate_argnames") if options.get(o)}
+    return {**options, **donated}
+
+
+def _as_tuple(value: Any) -> Sequence[Any]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, (int, str)) else tuple(value)
+
+
+def _named(fun: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call(args, kwargs)`` as a function of fun's name and signature."""
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return call(args, kwargs)
+
+    functools.update_wrapper(named, fun)
+    if parameters_of(fun) is None:
+        del named.__wrapped__  # type: ignore[attr-defined]  # a signature is looked for there
+    return named
+
+
+def _structs_of(
+    fun: Callable[..., Any], static: dict[str, Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments, with shapes and dtypes in place of all that fun is traced with."""
+    seen: list[Any] = []
+
+    def look(args: Any, kwargs: Any) -> None:
+        seen.append(jax.tree.map(_struct_of, (args, kwargs)))
+
+    jax.jit(_named(fun, look), **static).trace(*args, **kwargs)
+    return seen[0]
+
+
+def _struct_of(x: Any) -> Any:
+    if not is_traced(x):
+        return x
+    weak = getattr(jax.typeof(x), "weak_type", False)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Which arrays packed parameters are, and how they are made.
+
+    Attributes:
+      shapes: of all packed arrays, by name.
+      program: the program with packed weights.
+      weights: names of the parts of every weight, by their kinds.
+      names: of the parameters that are kept, by position among them.
+      inputs: positions of all parameters among the inputs of the program.
+      count: of these inputs.
+    """
+
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    program: frozen.Frozen
+    weights: list[dict[str, str]]
+    names: dict[str, int]
+    inputs: list[int]
+    count: int
+
+    def pack(self, leaves: Sequence[Any]) -> Arrays:
+        """The parts of every weight, by name, made of the leaves of the parameters."""
+        inputs: list[Any] = [None] * self.count
+        for i, leaf in zip(self.inputs, leaves, strict=True):
+            inputs[i] = leaf
+        made = self.program.pack(inputs)
+        return {
+            names[kind]: parts[kind]
+            for names, parts in zip(self.weights, made, strict=True)
+            for kind in names
+        }
+
+    def given(self, name: str, leaves: Sequence[Any]) -> Any:
+        """A parameter that is kept; None for the part of a weight."""
+        if name not in self.names:
+            return None
+        leaf = leaves[self.names[name]]
+        return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """A function of which the parameters are packed.
+
+    Attributes:
+      transformation: of the function.
+      position: of the parameters among its positional arguments.
+      structs: shapes and dtypes of the parameters.
+    """
+
+    transformation: Transformation
+    position: int
+    structs: Any
+
+    def layout(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Layout:
+        """How the parameters are packed for these arguments; complains as a call would."""
+        program = self._traced(args, kwargs)
+        self.transformation.complain(program.plan.report)
+        return _layout(program)
+
+    def call(self, shapes: dict[str, Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What the function returns.
+
+        Args:
+          shapes: of the packed arrays.
+          args, kwargs: the function's, with packed arrays in place of the parameters.
+        """
+        name = self.transformation.name
+        if self.position >= len(args):
+            raise TypeError(f"{name} takes its packed parameters as argument {self.position}")
+        packed = _checked(name, args[self.position], shapes)
+        program = self._traced(args, kwargs)
+        layout = _layout(program)
+        if layout.shapes != shapes:
+            other = sorted({*layout.shapes.items()} ^ {*shapes.items()}, key=str)
+            raise ValueError(
+                f"with these arguments {name} quantizes other weights than those that were packed "
+                f"({', '.join(n for n, _ in other[:4])}): freeze it for arguments of these shapes"
+            )
+        leaves = list(program.leaves)
+        kept = {layout.inputs[i]: packed[name] for name, i in layout.names.items()}
+        for i in layout.inputs:
+            leaves[i] = kept.get(i, leaves[i])
+            if isinstance(leaves[i], jax.ShapeDtypeStruct):
+                leaves[i] = _absent(leaves[i])
+        stored = [{kind: packed[n] for kind, n in names.items()} for names in layout.weights]
+        out, changes = program.unflatten(layout.program.run(leaves, stored))
+        if changes is not None:
+            raise TypeError(
+                f"{name} changes objects in place, as dropout and normalization do in training, "
+                "which a frozen function cannot: for flax.nnx, call model.eval() first"
+            )
+        return out
+
+    def _traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Program:
+        args = [*args[: self.position], self.structs, *args[self.position + 1 :]]
+        return self.transformation.traced(args, kwargs)
+
+
+def _absent(struct: Any) -> jax.Array:
+    """In place of a parameter that nothing reads; if anything did, NaN would show it."""
+    is_float = jnp.issubdtype(struct.dtype, jnp.inexact)
+    return jnp.full(struct.shape, jnp.nan if is_float else 0, struct.dtype)
+
+
+def _layout(program: Program) -> _Layout:
+    is_parameter = [label == PARAMETER for label in program.labels]
+    made = frozen.freeze(program.closed, program.plan, is_parameter)
+    inputs = [i for i, own in enumerate(is_parameter) if own]
+    names = {i: _plain(program.names[i]) for i in inputs}
+    shapes: list[tuple[str, jax.ShapeDtypeStruct]] = []
+    kept: dict[str, int] = {}
+    for n, i in enumerate(inputs):
+        if i in made.kept:
+            leaf = program.leaves[i]
+            shapes.append((names[i], jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)))
+            kept[names[i]] = n
+    weights: list[dict[str, str]] = []
+    stems: list[str] = []
+    for weight in made.weights:
+        stem = "+".join(names[i] for i in weight.sources)
+        again = stems.count(stem)  # as of the parts of a fused projection
+        stems.append(stem)
+        stem += f".{again}" * bool(again)
+        weights.append({kind: f"{stem}.{kind}" for kind in weight.parts})
+        shapes += [(f"{stem}.{kind}", part) for kind, part in weight.parts.items()]
+    ordered = dict(sorted(shapes, key=lambda item: item[0]))
+    if len(ordered) < len(shapes):
+        name, _ = collections.Counter(name for name, _ in shapes).most_common(1)[0]
+        raise ValueError(f"several packed arrays would be called {name!r}: rename parameters")
+    return _Layout(ordered, made, weights, kept, inputs, len(program.labels))
+
+
+def _plain(name: str) -> str:
+    """``layers.0.w`` for ``params['layers'][0].w``."""
+    inside = re.sub(r"^(args\[\d+\]|\w+)", "", name)
+    steps = re.sub(r"\['?(.*?)'?\]", r".\1", inside).strip(".")
+    return steps or "params"
+
+
+def _checked(name: str, packed: Any, shapes: dict[str, Any]) -> Mapping[str, Any]:
+    """The packed arrays, if they are what they should be."""
+    if not isinstance(packed, Mapping):
+        raise ValueError(
+            f"{name} is frozen: it takes the dict of arrays that srjit.freeze returned in place of "
+            f"the parameters, got {type(packed).__name__}"
+        )
+    missing, more = sorted(set(shapes) - set(packed)), sorted(set(packed) - set(shapes))
+    if missing or more:
+        what = f"lack {missing[:4]}" if missing else f"have {more[:4]} more"
+        raise ValueError(
+            f"these are not the packed parameters that {name} was frozen for: they {what}"
+        )
+    for key, want in shapes.items():
+        array = packed[key]
+        if (array.shape, array.dtype) != (want.shape, want.dtype):
+            raise ValueError(
+                f"packed[{key!r}] is {array.dtype}{list(array.shape)}, {name} was frozen for "
+                f"{want.dtype}{list(want.shape)}"
+            )
+    return packed

@@ -1,0 +1,150 @@
+"""The noise of a run, drawn again: it is a function of a key and of places in the program."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.random_bits import Key, mix, random_bits
+from srjit.planning.plan import PlannedSite, ProgramPlan
+from srjit.report.report import SitePlan
+
+_WRITTEN = "noise of write-backs and casts is not replayed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Replayed:
+    """The noise of one execution of a quantization.
+
+    Attributes:
+      site, path, role: of the site that reads the codes.
+      operand: ``lhs`` or ``rhs``.
+      where: iterations of the loops around it, then its place along the mesh axes of ``shard_map``.
+      format: what it is quantized to.
+      key: the two words that its noise comes from.
+      noise: uint32 bits, one word an element, of the operand's shape; a transformed dimension is
+        padded.
+    """
+
+    site: int
+    path: str
+    role: str
+    operand: str
+    where: tuple[int, ...]
+    format: str
+    key: tuple[int, int]
+    noise: jax.Array = dataclasses.field(repr=False)
+
+
+def replayed(
+    plan: ProgramPlan,
+    root: Key | None,
+    site: int | str,
+    operand: str | None,
+    trips: Sequence[int] | None,
+    shards: Mapping[str, int],
+) -> list[Replayed]:
+    """See ``SrjitFunction.replay``.
+
+    Args:
+      plan: of the program.
+      root: the key words of the step; None: it draws no noise.
+      site, operand, trips, shards: as there.
+    """
+    if operand not in (None, "lhs", "rhs"):
+        raise ValueError(f"operand={operand!r}: it is 'lhs' or 'rhs', or None for both")
+    written = bool(plan.write_backs.writes)
+    if written and root is not None and not _any_site_draws(plan):
+        raise ValueError(f"no site of this program draws noise, and {_WRITTEN}")
+    found: list[Replayed] = []
+    chosen = [s for s in plan.report.sites if _is(s, site)]
+    if not chosen:
+        names = [f"{s.site.number}: {s.site.path} {s.site.role}" for s in plan.report.sites[:12]]
+        there = "; ".join([*(names or ["none"]), *[_WRITTEN] * written])
+        raise ValueError(f"no site is {site!r}; there are {there}")
+    by_number = {plan.numbers[path]: path for path in plan.sites}
+    for entry in chosen:
+        path = by_number.get(entry.site.number)
+        if path is None or root is None:
+            continue
+        planned = plan.sites[path]
+        occurrence = plan.provenance.occurrences[entry.site.number]
+        for side, shared in enumerate((planned.lhs, planned.rhs)):
+            name = ("lhs", "rhs")[side]
+            if shared is None or shared[1].rounding != "stochastic" or operand not in (None, name):
+                continue
+            if shared[1].scale_rounding == "eden":
+                raise ValueError("MS-EDEN rounds elements to nearest: they have no noise to replay")
+            shape = _counted_shape(occurrence.eqn.invars[side].aval.shape, shared[1])
+            for where in _places(occurrence.scope.loops, trips):
+                key = _key(root, planned, side, where, occurrence.scope.loops, shards)
+                places = tuple(shards.get(axis, 0) for axis in sorted(planned.varies[side]))
+                found.append(
+                    Replayed(
+                        site=entry.site.number,
+                        path=entry.site.path,
+                        role=entry.site.role,
+                        operand=name,
+                        where=(*where, *places),
+                        format=shared[1].format,
+                        key=(int(key[0]), int(key[1])),
+                        noise=random_bits(key, jnp.zeros(shape), plan.settings.rng),
+                    )
+                )
+    return found
+
+
+def _any_site_draws(plan: ProgramPlan) -> bool:
+    return any(q.rounding == "stochastic" for s in plan.sites.values() for _, q in s.operands())
+
+
+def _is(entry: SitePlan, site: int | str) -> bool:
+    if isinstance(site, str):
+        return fnmatch.fnmatchcase(entry.site.path, site)
+    return entry.site.number == site
+
+
+def _places(
+    loops: Sequence[tuple[int | None, bool]], trips: Sequence[int] | None
+) -> Iterator[tuple[int, ...]]:
+    """Every iteration of the loops around a site, or the one that is asked for."""
+    if trips is not None:
+        if len(trips) != len(loops):
+            raise ValueError(f"trips={tuple(trips)}: there are {len(loops)} loops around the site")
+        return iter([tuple(trips)])
+    if any(length is None for length, _ in loops):
+        raise ValueError("a loop around the site has no fixed length: say which trip, trips=(...)")
+    return itertools.product(*(range(length or 0) for length, _ in loops))
+
+
+def _key(
+    root: Key,
+    planned: PlannedSite,
+    side: int,
+    where: Sequence[int],
+    loops: Sequence[tuple[int | None, bool]],
+    shards: Mapping[str, int],
+) -> Key:
+    """What the rewritten program derives: of trips, of the quantization, and of the shard."""
+    draw, key = planned.draws[side], root
+    for trip, (length, _), flip in itertools.zip_longest(where, loops, draw.flips):
+        number = length - 1 - trip if flip and length is not None else trip
+        key = mix(key, jnp.uint32(number))
+    key = mix(mix(key, draw.number), draw.slot)
+    for axis in sorted(planned.varies[side]):
+        key = mix(key, jnp.uint32(shards.get(axis, 0)))
+    return key
+
+
+def _counted_shape(shape: Sequence[int], spec: Quantization) -> tuple[int, ...]:
+    """The operand's shape as the noise counts it."""
+    if not spec.hadamard:
+        return tuple(shape)
+    dim = spec.axes(len(shape))[-1]
+    return tuple(n + -n % spec.rotation if d == dim else n for d, n in enumerate(shape))

@@ -1,0 +1,1 @@
+"""Tests the stochastic rounding of a program."""

@@ -1,0 +1,1 @@
+"""Streams figures of quantizations from a running program."""

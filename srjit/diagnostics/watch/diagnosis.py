@@ -1,0 +1,221 @@
+"""What the records of a watched program say, in words."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+
+from srjit.diagnostics.watch.stream import Record
+from srjit.report.report import finite, html_page, html_table, table, wrap
+
+# Gradient norm over noise norm below which stochastic rounding stops paying (arXiv 2505.19115).
+PAYS = math.sqrt(3)
+VANISHING = 0.05  # of the nonzero elements that nearest rounding would send to zero
+GROWING = 100.0  # times, of the norm between the first and the last tenth of the steps
+SATURATED = 1e-3  # of the elements, which clip: that is a bias
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What is said of one quantization.
+
+    Attributes:
+      name, path, format, rounding: the quantization's, as of ``Record``.
+      verdict: ``healthy``, or the worst of ``exploding``, ``noisy``, ``saturated``, ``vanishing``.
+      advice: what to do about it; of what is healthy, nothing.
+      norms: the operand's norm, step by step.
+      norm, ratio, zeros, saturated, amax: means over the steps; of the ratio, of sums of squares.
+    """
+
+    name: str
+    path: str
+    format: str
+    rounding: str
+    verdict: str
+    advice: tuple[str, ...]
+    norms: tuple[float, ...]
+    norm: float
+    ratio: float
+    zeros: float
+    saturated: float
+    amax: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What is said of a program.
+
+    Attributes:
+      findings: of every quantization that was watched.
+      notes: what else a reader has to know.
+    """
+
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def advice(self) -> dict[str, list[str]]:
+        """Each advice, with the names of the quantizations that it is for."""
+        found: dict[str, list[str]] = {}
+        for f in self.findings:
+            for advice in f.advice:
+                found.setdefault(advice, []).append(f.name)
+        return found
+
+    def __str__(self) -> str:
+        width = shutil.get_terminal_size((100, 24)).columns
+        rows = [_HEADER, *(_row(f) for f in self.findings)]
+        lines = table(rows, width) if self.findings else []
+        for line in self._said():
+            lines += wrap(line, width)
+        return "\n".join(lines)
+
+    def _said(self) -> list[str]:
+        """Advice and notes, one a line."""
+        said = [f"{advice}: {_some(names)}" for advice, names in self.advice.items()]
+        if self.findings and not said:
+            said = ["all gradients that were watched are healthy"]
+        return [*said, *self.notes]
+
+    def to_json(self) -> str:
+        """The diagnosis as JSON text; numbers that are not finite are null."""
+        found = {"findings": [dataclasses.asdict(f) for f in self.findings], "notes": self.notes}
+        return json.dumps(finite(found), indent=1, allow_nan=False)
+
+    def to_html(self) -> str:
+        """The diagnosis as one HTML page with plots, which needs nothing from elsewhere."""
+        rows = [("native" if f.verdict == "healthy" else "", _row(f)) for f in self.findings]
+        plots = [f"<h3>{f.name} {f.path}</h3>\n{plot(f.norms)}" for f in self.findings]
+        lead = f"{len(self.findings)} quantized gradients, {self.steps} steps"
+        return html_page("watched", lead, [html_table(_HEADER, rows), *plots], self._said())
+
+    @property
+    def steps(self) -> int:
+        """How many steps were watched."""
+        return max((len(f.norms) for f in self.findings), default=0)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def diagnosed(records: Iterable[Record], notes: Sequence[str] = ()) -> Diagnosis:
+    """The diagnosis of a run, or of a part of it."""
+    by_name: dict[str, list[Record]] = collections.defaultdict(list)
+    for record in records:
+        by_name[record.name].append(record)
+    return Diagnosis(tuple(_finding(found) for found in by_name.values()), tuple(notes))
+
+
+def _finding(records: Sequence[Record]) -> Finding:
+    last, count = records[-1], len(records)
+    noise = math.sqrt(sum(r.noise**2 for r in records))
+    norm = math.sqrt(sum(r.norm**2 for r in records))
+    ratio = norm / noise if noise else math.inf
+    zeros, saturated = (sum(getattr(r, k) for r in records) / count for k in ("zeros", "saturated"))
+    advice: dict[str, str] = {}
+    if not all(math.isfinite(r.norm) and math.isfinite(r.amax) for r in records) or _grows(records):
+        advice["exploding"] = (
+            "exploding: rounding is not the reason, and stochastic rounding will not help; look at "
+            "the learning rate, the loss scale and the data"
+        )
+    elif ratio < PAYS:
+        advice["noisy"] = (
+            "the noise of rounding is as large as the gradient (norm over noise below sqrt(3), "
+            "where stochastic rounding stops paying): a higher precision here"
+        )
+    if saturated > SATURATED and last.rounding == "stochastic":
+        advice["saturated"] = (
+            "values beyond the largest of the format clip to it, which is a bias: scales rounded "
+            "up (scale_rounding='up', or a recipe that is called unbiased) have none"
+        )
+    if zeros > VANISHING and last.rounding == "nearest":
+        advice["vanishing"] = (
+            "vanishing: rounding to nearest sends a part of these gradients to zero; stochastic "
+            "rounding should help, recipe.with_rounding(gradients='stochastic')"
+        )
+    return Finding(
+        name=last.name,
+        path=last.path,
+        format=last.format,
+        rounding=last.rounding,
+        verdict=next(iter(advice), "healthy"),
+        advice=tuple(advice.values()),
+        norms=tuple(r.norm for r in records),
+        norm=norm / math.sqrt(count),
+        ratio=ratio,
+        zeros=zeros,
+        saturated=saturated,
+        amax=max(r.amax for r in records),
+    )
+
+
+def _grows(records: Sequence[Record]) -> bool:
+    """Whether the norm has grown from the first tenth of the steps to the last one."""
+    tenth = max(1, len(records) // 10)
+    first, last = (sum(r.norm for r in part) for part in (records[:tenth], records[-tenth:]))
+    return len(records) > 1 and 0 < GROWING * first < last
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
+
+
+# --------------------------------------------------------------------------------------- tables
+
+_HEADER = ["quantization", "path", "format", "norm", "", "norm/noise", "to zero", "clip", "verdict"]
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def _row(f: Finding) -> list[str]:
+    mark = "~" * (f.rounding == "stochastic")
+    return [
+        f.name,
+        f.path,
+        f.format + mark,
+        f"{f.norm:.2g}",
+        sparkline(f.norms),
+        "-" if math.isinf(f.ratio) else f"{f.ratio:.3g}",
+        f"{100 * f.zeros:.2g} %",
+        f"{100 * f.saturated:.2g} %",
+        f.verdict,
+    ]
+
+
+def sparkline(values: Sequence[float], width: int = 16) -> str:
+    """The course of some numbers, on a logarithmic scale, in one line of text."""
+    logs = [math.log(v) if 0 < v < math.inf else math.nan for v in thinned(values, width)]
+    known = [v for v in logs if not math.isnan(v)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    size = (high - low) or 1.0
+    return "".join(" " if math.isnan(v) else _BARS[min(7, int(8 * (v - low) / size))] for v in logs)
+
+
+def thinned(values: Sequence[float], count: int) -> list[float]:
+    """At most ``count`` of some numbers, at equal distances, the last among them."""
+    if len(values) <= count:
+        return list(values)
+    return [values[(i + 1) * len(values) // count - 1] for i in range(count)]
+
+
+def plot(values: Sequence[float], width: int = 640, height: int = 120) -> str:
+    """The course of some positive numbers on a logarithmic scale, as an SVG picture."""
+    points = [(i, math.log10(v)) for i, v in enumerate(thinned(values, width)) if 0 < v < math.inf]
+    if not points:
+        return "<p>nothing finite</p>"
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    across, up = max(points[-1][0], 1), (high - low) or 1.0
+    line = " ".join(
+        f"{40 + (width - 50) * x / across:.1f},{10 + (height - 20) * (high - y) / up:.1f}"
+        for x, y in points
+    )
+    return (
+        f'<svg width="{width}" height="{height}" role="img">'
+        f'<text x="0" y="14" font-size="10">{10**high:.1e}</text>'
+        f'<text x="0" y="{height - 4}" font-size="10">{10**low:.1e}</text>'
+        f'<polyline fill="none" stroke="#27c" points="{line}"/></svg>'
+    )

@@ -1,0 +1,169 @@
+"""Statistics of a running program's quantizations, streamed while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srjit.diagnostics.watch.figures import MEASURED
+from srjit.diagnostics.watch.sinks import JsonLines
+from srjit.numerics.quantization import Quantization
+from srjit.report.label import Label
+from srjit.report.report import SitePlan
+
+Sink = Callable[["Record"], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record(Label):
+    """What one step's quantization of an operand was like.
+
+    Attributes:
+      site, path, role, operand, kind, where, format: see ``Label``; of loops without a fixed
+        length, and of shards, the largest figures are told.
+      step: how many steps of the program there were before.
+      rounding: ``nearest`` or ``stochastic``.
+      norm: root mean square of the operand.
+      noise: root mean square of what rounding takes away or adds; 0 where signs are flipped.
+      zeros: fraction of its nonzero elements that rounding to nearest would send to zero.
+      saturated: fraction of its elements beyond the largest value of the format.
+      amax: the largest magnitude.
+    """
+
+    step: int
+    rounding: str
+    norm: float
+    noise: float
+    zeros: float
+    saturated: float
+    amax: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the operand's norm to the noise's; inf where there is no noise."""
+        return self.norm / self.noise if self.noise else math.inf
+
+
+# What is watched: a site, which of its operands, and how that is quantized.
+Place = tuple[SitePlan, int, Quantization]
+
+
+class Watched(NamedTuple):
+    """What a program returned, and what was measured of its quantizations."""
+
+    out: Any
+    measured: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """What the numbers that one traced program measures are of."""
+
+    places: tuple[Place, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+class Watch:
+    """Streams a ``Record`` of each watched quantization of a program to a sink.
+
+    A program returns all of a step's measurements in one piece; a thread waits for it.
+
+    Attributes:
+      sink: called with records, one at a time, never at the same time.
+      kinds: of operands that are watched.
+    """
+
+    def __init__(self, sink: Sink, kinds: Sequence[str] = ("gradient",)) -> None:
+        self.sink, self.kinds = sink, tuple(kinds)
+        self._layouts: list[_Layout] = []  # of every program that was traced
+        self._step = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="srjit-watch")
+        self._pending: list[Future[None]] = []
+
+    @classmethod
+    def of(cls, given: Any) -> Watch:
+        """From what ``srjit(watch=...)`` takes.
+
+        Raises:
+          TypeError: it is neither a path nor callable.
+        """
+        if isinstance(given, Watch):
+            return given
+        if isinstance(given, (str, os.PathLike)):
+            return cls(JsonLines(given))
+        if callable(given):
+            return cls(cast(Sink, given))
+        raise TypeError(
+            f"watch={given!r}: it is the path of a JSON-lines file, or a function of a record"
+        )
+
+    def packed(self, places: Sequence[Place], measured: Sequence[jax.Array]) -> jax.Array:
+        """One float32 vector of all measurements, while a program is traced.
+
+        Args:
+          places: the watched quantizations.
+          measured: of each, ``measuring.MEASURED`` as the last dimension, after the loops around
+            it; a negative amax where a step did not quantize it.
+        """
+        self._layouts.append(_Layout(tuple(places), tuple(m.shape for m in measured)))
+        number = jnp.full(1, len(self._layouts) - 1, jnp.float32)
+        return jnp.concatenate([number, *(m.ravel() for m in measured)])
+
+    def deliver(self, measured: Any) -> None:
+        """Gives what a step has measured to the sink, as soon as the step is done.
+
+        Raises:
+          Exception: what the sink raised for an earlier step.
+        """
+        done = [f for f in self._pending if f.done()]
+        self._pending = [f for f in self._pending if not f.done()]
+        for future in done:
+            future.result()
+        self._pending.append(self._thread.submit(self.take, measured))
+
+    def wait(self) -> None:
+        """Returns when the sink has all records of the steps until now.
+
+        Raises:
+          Exception: what the sink raised.
+        """
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def take(self, measured: Any) -> None:
+        """Makes records of what one step has measured, and gives them to the sink."""
+        flat = np.asarray(measured)
+        layout, left = self._layouts[int(flat[0])], flat[1:]
+        step, self._step = self._step, self._step + 1
+        for place, shape in zip(layout.places, layout.shapes, strict=True):
+            count = math.prod(shape)
+            values, left = left[:count].reshape(shape), left[count:]
+            for where in np.ndindex(*shape[:-1]):
+                if not values[where][-1] < 0:
+                    self.sink(_record(step, place, where, values[where].tolist()))
+
+
+def _record(step: int, place: Place, where: tuple[int, ...], values: Sequence[float]) -> Record:
+    plan, side, spec = place
+    site = plan.site
+    return Record(
+        step=step,
+        site=site.number,
+        path=site.path,
+        role=site.role,
+        operand=("lhs", "rhs")[side],
+        kind=(site.lhs_kind, site.rhs_kind)[side],
+        where=where,
+        format=spec.format,
+        rounding=spec.rounding,
+        **dict(zip(MEASURED, values, strict=True)),
+    )

@@ -1,0 +1,472 @@
+"""Weights quantized before a program runs: which they are, their codes, and the program with them.
+
+A weight is an operand that a site quantizes to nearest and that is made of parameters alone, by
+whatever operations. Two evaluations of a planned program find its codes and use them:
+
+    Packing : (arguments)                  -> the codes of every weight
+    Running : (arguments, packed weights)  -> the outputs
+
+What the first does not need for its codes, and what the second does not need of the parameters, is
+dead code. In a loop that slices stacked weights, codes are made for every iteration and stacked.
+Calls are evaluated in place; what stands in a branch or in a loop of unknown length is quantized
+where it is, unless it enters as it is, and so is what stands in a shard_map.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jex_core
+from jax.extend.core import primitives as jex_primitives
+
+from srjit import _compat
+from srjit.jaxprs.frame import Frame, Rule, Trip
+from srjit.jaxprs.rewrite import RULES
+from srjit.numerics import hadamard
+from srjit.numerics.quantization import Quantization, as_held, dequantize, encode
+from srjit.numerics.rounding import working_dtype
+from srjit.numerics.storage import Packed, pack, unpack
+from srjit.planning.plan import ProgramPlan, Shared
+from srjit.program.values import CAPTURED, PARAMETER, Path
+
+Key = tuple[tuple[int, ...], Shared]  # of a weight: lengths of the loops around, and what it is
+_SOURCES = frozenset({PARAMETER, CAPTURED})
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A weight that is quantized before the program runs.
+
+    Attributes:
+      key: which it is.
+      sources: positions of the parameters that it is made of, among the program's inputs.
+      parts: shapes and dtypes of its packed codes and scales; stacked ones have a dimension for
+        every loop in front.
+    """
+
+    key: Key
+    sources: tuple[int, ...]
+    parts: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes when it is packed."""
+        return sum(map(_nbytes, self.parts.values()))
+
+
+@dataclasses.dataclass
+class _Where:
+    """Which weight every use of one is, as ``Packing`` has found it.
+
+    Attributes:
+      candidates: what may become a weight.
+      keys: by where it is used: the path of a site with the side, or of a loop with the input.
+      owners: where a weight is used first.
+      reads: weights that are sliced by the loop at a path.
+    """
+
+    candidates: frozenset[Shared]
+    keys: dict[tuple[Path, int], Key] = dataclasses.field(default_factory=dict)
+    owners: dict[Key, tuple[Path, int]] = dataclasses.field(default_factory=dict)
+    reads: dict[Path, dict[Key, None]] = dataclasses.field(default_factory=dict)
+
+    def note(self, shared: Shared, use: tuple[Path, int], loops: Sequence[tuple[Path, int]]) -> Key:
+        """Which weight a use inside loops (path, length) is: one with fewer loops, if there is."""
+        lengths = tuple(n for _, n in loops)
+        keys = [(lengths[:n], shared) for n in range(len(loops) + 1)]
+        key = self.keys.get(use) or next((k for k in keys if k in self.owners), keys[-1])
+        self.owners.setdefault(key, use)
+        self.keys[use] = key
+        for path, _ in loops[: len(key[0])]:
+            self.reads.setdefault(path, {})[key] = None
+        return key
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A program whose weights are quantized before it runs.
+
+    Attributes:
+      closed: the program.
+      plan: of it.
+      weights: in the order in which the program uses them.
+      kept: positions of the parameters, among the program's inputs, that stay as they are.
+      packing: what makes the parts of all weights from the program's inputs, as a closed jaxpr.
+      where: which weight is used where.
+    """
+
+    closed: Any
+    plan: ProgramPlan
+    weights: tuple[Weight, ...]
+    kept: frozenset[int]
+    packing: Any
+    where: _Where
+
+    def pack(self, inputs: Sequence[Any]) -> list[Packed]:
+        """The packed weights.
+
+        Args:
+          inputs: of the program; those that are no parameters are not looked at.
+        """
+        closed, used = _compat.without_dead_inputs(self.packing)
+        flat = jex_core.jaxpr_as_fun(closed)(*(inputs[i] for i in used))
+        return jax.tree.unflatten(jax.tree.structure([w.parts for w in self.weights]), flat)
+
+    def run(self, inputs: Sequence[Any], packed: Sequence[Packed]) -> list[Any]:
+        """The outputs of the program; parameters that are not ``kept`` are not looked at."""
+        keys = [w.key for w in self.weights]
+        frame = Running(self.plan, (), self.where)
+        frame.store = dict(zip(keys, packed, strict=True))
+        jaxpr, consts = _compat.open_jaxpr(self.closed)
+        return frame.run(jaxpr, consts, inputs)
+
+
+def freeze(closed: Any, plan: ProgramPlan, parameters: Sequence[bool]) -> Frozen:
+    """Finds the weights of a program that take less memory than the parameters they are made of.
+
+    Args:
+      closed: the program.
+      plan: of it, in inference mode.
+      parameters: for each of its inputs, whether it is a parameter.
+
+    Raises:
+      ValueError: the program has side effects, other than what its own equations print.
+    """
+    inputs = [_struct(v.aval) for v in _compat.open_jaxpr(closed)[0].invars]
+    own = {i for i, is_parameter in enumerate(parameters) if is_parameter}
+    frozen = _all_weights(closed, plan, inputs)
+    frozen = _only(frozen, [w for w in frozen.weights if own.issuperset(w.sources)])
+    live = own & _read(frozen, inputs)
+    worth = _worth(frozen.weights, live, [_nbytes(x) for x in inputs])
+    frozen = _only(frozen, worth)
+    sources = {i for w in worth for i in w.sources}
+    kept = own - (sources - live)
+    effects = _compat.open_jaxpr(frozen.packing)[0].effects
+    if effects:
+        raise ValueError(
+            "the function has side effects, and is evaluated for its weights alone, once: take "
+            f"io_callback, and printing inside of called functions, out of it ({effects})"
+        )
+    return dataclasses.replace(frozen, kept=frozenset(kept))
+
+
+def _all_weights(closed: Any, plan: ProgramPlan, inputs: Sequence[Any]) -> Frozen:
+    where = _Where(_candidates(plan))
+    keys: list[Key] = []
+
+    def made(*values: Any) -> list[Packed]:
+        frame = Packing(plan, (), where)
+        jaxpr, consts = _compat.open_jaxpr(closed)
+        frame.run(jaxpr, consts, values)
+        keys[:] = frame.made
+        return list(frame.made.values())
+
+    packing, shapes = jax.make_jaxpr(made, return_shape=True)(*inputs)
+    packing = _compat.dce(packing)
+    weights: list[Weight] = []
+    output = 0
+    for key, parts in zip(keys, shapes, strict=True):
+        sources = tuple(sorted(_compat.needed(packing, output)))
+        weights.append(Weight(key, sources, parts))
+        output += len(parts)
+    return Frozen(closed, plan, tuple(weights), frozenset(), packing, where)
+
+
+def _candidates(plan: ProgramPlan) -> frozenset[Shared]:
+    """Operands that are quantized the same way at every call, and come from parameters alone."""
+    found: set[Shared] = set()
+    for o in plan.provenance.occurrences:
+        site = plan.sites.get(o.path)
+        if site is None:
+            continue
+        for side, shared in enumerate((site.lhs, site.rhs)):
+            masks = site.params.product.masks(side)
+            values = [o.operands[side], *(o.extras if masks else ())]
+            labels = frozenset[str]().union(*(v.labels for v in values))
+            if shared and shared[1].is_hoistable and PARAMETER in labels and labels <= _SOURCES:
+                found.add(shared)
+    return frozenset(found)
+
+
+def _only(frozen: Frozen, weights: Sequence[Weight]) -> Frozen:
+    """The same with some of its weights."""
+    outputs = [weight in weights for weight in frozen.weights for _ in weight.parts]
+    packing = _compat.dce(frozen.packing, outputs)
+    return dataclasses.replace(frozen, weights=tuple(weights), packing=packing)
+
+
+def _read(frozen: Frozen, inputs: Sequence[Any]) -> set[int]:
+    """The inputs that the program reads beside its weights."""
+    run = jax.make_jaxpr(frozen.run)(inputs, [w.parts for w in frozen.weights])
+    return {i for i in _compat.without_dead_inputs(run)[1] if i < len(inputs)}
+
+
+def _worth(weights: Sequence[Weight], live: set[int], sizes: Sequence[int]) -> list[Weight]:
+    """The weights that take less than the parameters in whose place they are.
+
+    Weights of the same parameter are weighed together: if one needs it as it is, it is there.
+    """
+    groups: list[tuple[set[int], list[Weight]]] = []
+    for weight in weights:
+        replaced, members = set(weight.sources) - live, [weight]
+        apart = [g for g in groups if not g[0] & replaced]
+        for sources, others in (g for g in groups if g[0] & replaced):
+            replaced, members = replaced | sources, others + members
+        groups = [*apart, (replaced, members)]
+    chosen = [
+        weight.key
+        for replaced, members in groups
+        for weight in members
+        if sum(w.nbytes for w in members) < sum(sizes[i] for i in replaced)
+    ]
+    return [w for w in weights if w.key in chosen]
+
+
+def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
+
+
+def _nbytes(x: Any) -> int:
+    return math.prod(x.shape) * x.dtype.itemsize
+
+
+# ------------------------------------------------------------------------------ both evaluations
+
+
+class _Weighing(Frame):
+    """A scope of an evaluation that looks at weights."""
+
+    def __init__(self, plan: ProgramPlan, path: Path, where: _Where) -> None:
+        super().__init__(_RULES, plan, None, path, (), {})
+        self.where = where
+        self.loops: tuple[tuple[Path, int], ...] = ()
+        self.is_open = True  # not in a branch or in a loop of unknown length
+
+    def inner(self, path: Path, trip: Trip | None = None) -> Any:
+        """See Frame."""
+        frame = type(self)(self.plan, path, self.where)
+        frame.trips = (*self.trips, trip) if trip else self.trips
+        frame.loops, frame.is_open = self.loops, self.is_open
+        return frame
+
+    def in_loop(self, path: Path, trip: Trip) -> Any:
+        """The scope of the body of a loop of known length."""
+        frame = self.inner(path, trip)
+        assert trip.length is not None
+        frame.loops = (*self.loops, (path, trip.length))
+        return frame
+
+    def without_weights(self) -> Any:
+        """The same scope, with no weights inside what is in it."""
+        frame = copy.copy(self)
+        frame.is_open = False
+        return frame
+
+    def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
+        """Called before x is quantized."""
+        raise NotImplementedError
+
+    def enter(self, path: Path, values: Sequence[Any]) -> None:
+        """Looks at the weights among the inputs of the scope at ``path`` before it is entered."""
+        for position, value in enumerate(values):
+            token = self.plan.provenance.tokens.get((path, position))
+            for shared in self.plan.uses.get(path, ()):
+                if shared[0] == token:
+                    self._weigh(shared, value, (path, position))
+
+    def _weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
+        if self.is_open and shared in self.where.candidates and shared not in self.codes:
+            self.weigh(shared, x, use)
+
+    def _site(self, path: Path, values: list[Any]) -> Any:
+        site = self.plan.sites[path]
+        operands, extras = values[:2], values[2:]
+        for side, shared in enumerate((site.lhs, site.rhs)):
+            if shared is not None:
+                masked = site.params.product.mask(side, operands[side], *extras)
+                self._weigh(shared, masked, (path, side))
+                operands[side] = self.in_place_of(shared, operands[side])
+        return super()._site(path, [*operands, *extras])
+
+    def in_place_of(self, shared: Shared, x: Any) -> Any:
+        """What a site gets in place of an operand in high precision."""
+        return x
+
+    def stacks(self, path: Path) -> dict[Key, Packed]:
+        """What the loop at ``path`` slices beside its inputs."""
+        return {}
+
+    def receive(self, slices: dict[Key, Packed]) -> None:
+        """Takes one iteration's slices of that."""
+
+    def hand_out(self) -> dict[Key, Packed]:
+        """What the loop stacks beside its outputs."""
+        return {}
+
+    def gather(self, stacked: dict[Key, Packed]) -> None:
+        """Takes what a loop has stacked."""
+
+
+class Packing(_Weighing):
+    """The evaluation that makes the codes of weights, and means nothing else."""
+
+    def __init__(self, plan: ProgramPlan, path: Path, where: _Where) -> None:
+        super().__init__(plan, path, where)
+        self.made: dict[Key, Packed] = {}
+
+    def inner(self, path: Path, trip: Trip | None = None) -> Any:
+        """See Frame; what a call makes is made here."""
+        frame = super().inner(path, trip)
+        frame.made = self.made
+        return frame
+
+    def in_loop(self, path: Path, trip: Trip) -> Any:
+        """See the base class; what is made inside is stacked."""
+        frame = super().in_loop(path, trip)
+        frame.made = {}
+        return frame
+
+    def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+        """See Frame; what is there for its effects alone, as jax.debug.print is, does not run."""
+        return super()._equation(eqn, path, values) if eqn.outvars else []
+
+    def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
+        """Makes the codes, where this use is the first."""
+        key = self.where.note(shared, use, self.loops)
+        if self.where.owners[key] == use:
+            self.made[key] = pack(encode(x, shared[1], None, subnormal=False))
+
+    def hand_out(self) -> dict[Key, Packed]:
+        """What was made in the loop."""
+        return self.made
+
+    def gather(self, stacked: dict[Key, Packed]) -> None:
+        """What was made in a loop was made in the scope around it."""
+        self.made.update(stacked)
+
+
+class Running(_Weighing):
+    """The evaluation of the program with packed weights."""
+
+    def __init__(self, plan: ProgramPlan, path: Path, where: _Where) -> None:
+        super().__init__(plan, path, where)
+        self.store: dict[Key, Packed] = {}
+        self.floats: dict[Shared, Any] = {}
+
+    def inner(self, path: Path, trip: Trip | None = None) -> Any:
+        """See Frame; what is known outside is known inside, and the other way round of a call."""
+        frame = super().inner(path, trip)
+        is_call = self.is_open and trip is None
+        frame.store, frame.floats = self.store, self.floats if is_call else dict(self.floats)
+        return frame
+
+    def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
+        """Takes the codes, if there are any."""
+        key = self.where.keys.get(use)
+        parts = None if key is None else self.store.get(key)
+        if parts is None:
+            return
+        spec = shared[1]
+        quantize = functools.partial(
+            self.plan.quantize, spec=spec, key=None, in_loop=bool(self.trips)
+        )
+        like = jax.eval_shape(quantize, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        q = unpack(parts, spec, like.values.shape, working_dtype(x.dtype))
+        self.codes[shared] = as_held(q, like)
+        self.floats[shared] = _undone(dequantize(q), spec, x.shape).astype(x.dtype)
+
+    def in_place_of(self, shared: Shared, x: Any) -> Any:
+        """What its codes stand for, which only a derivative reads."""
+        return self.floats.get(shared, x)
+
+    def stacks(self, path: Path) -> dict[Key, Packed]:
+        """The packed weights that are used in the loop, for every iteration."""
+        return {k: self.store[k] for k in self.where.reads.get(path, ()) if k in self.store}
+
+    def receive(self, slices: dict[Key, Packed]) -> None:
+        """Has an iteration's own weights in place of those of all."""
+        self.store = {**self.store, **slices}
+
+
+def _undone(x: jax.Array, spec: Quantization, shape: tuple[int, ...]) -> jax.Array:
+    """x, which is as codes are, before a Hadamard transform."""
+    if not spec.hadamard:
+        return x
+    axis, size = spec.axes(x.ndim)[-1], spec.rotation
+    groups = jnp.moveaxis(x, axis, -1).reshape(-1, size)
+    rotated = jnp.moveaxis(x, axis, -1).shape
+    back = (groups @ hadamard.matrix(size).T).reshape(rotated)
+    return lax.slice(jnp.moveaxis(back, -1, axis), [0] * x.ndim, shape)
+
+
+# ------------------------------------------------------------------------ one rule a primitive
+
+
+def _scan(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    params = _compat.scan_params(eqn)
+    jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
+    n, k = params.num_consts, params.num_carry
+    constant, carry, xs = values[:n], values[n : n + k], values[n + k :]
+    frame.enter(path, constant)
+    frame.hoist(path, values, n)
+    invariant = frame.entering(path, range(n))
+    stacks = frame.stacks(path)
+    made: list[Key] = []
+
+    def body(state: Any, x: Any) -> Any:
+        trip, carry = state
+        x, slices = x
+        inner = frame.in_loop(path, Trip(trip, params.length))
+        inner.codes = {s: frame.codes[s] for s in invariant}
+        inner.receive(dict(zip(stacks, slices, strict=True)))
+        outs = inner.run(jaxpr, consts, [*constant, *carry, *x])
+        handed = inner.hand_out()
+        made[:] = handed
+        state = trip + np.uint32(1), tuple(outs[:k])
+        return state, (tuple(outs[k:]), list(handed.values()))
+
+    (_, carry), (ys, stacked) = lax.scan(
+        body,
+        (jnp.uint32(0), tuple(carry)),
+        (tuple(xs), list(stacks.values())),
+        length=params.length,
+        reverse=params.reverse,
+        unroll=params.unroll,
+    )
+    frame.gather(dict(zip(made, stacked, strict=True)))
+    return [*carry, *ys]
+
+
+def _while(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    frame.enter((*path, "body"), values[c : c + b])
+    return RULES[jex_primitives.while_p](frame.without_weights(), eqn, path, values)
+
+
+def _cond(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    for i in range(len(eqn.params["branches"])):
+        frame.enter((*path, i), values[1:])
+    return RULES[jex_primitives.cond_p](frame.without_weights(), eqn, path, values)
+
+
+_CALL = RULES[jex_primitives.closed_call_p]
+_RULES: dict[Any, Rule] = {
+    **RULES,
+    jex_primitives.scan_p: _scan,
+    jex_primitives.while_p: _while,
+    jex_primitives.cond_p: _cond,
+    jex_primitives.jit_p: _CALL,
+    jex_primitives.remat_p: _CALL,
+    jex_primitives.custom_jvp_call_p: _CALL,
+    jex_primitives.custom_vjp_call_p: _CALL,
+}

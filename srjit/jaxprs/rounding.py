@@ -1,0 +1,51 @@
+"""How a parameter is written back: arithmetic in float32, then one stochastic rounding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from srjit.numerics.formats import get_element
+from srjit.numerics.quantization import round_with
+from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.rounding import working_dtype
+from srjit.planning.provenance import WRITE_BACK
+
+
+def exactly(eqn: Any, values: Sequence[Any]) -> jax.Array:
+    """What an addition, a product or a cast makes of values widened to float32."""
+    wide = [lax.convert_element_type(v, working_dtype(jnp.result_type(v))) for v in values]
+    if eqn.primitive.name == "convert_element_type":
+        return wide[0]
+    return eqn.primitive.bind(*wide, **eqn.params)
+
+
+def round_write_back(dtype: str, rng: Rng, key: Key, x: jax.Array) -> jax.Array:
+    """``x`` in ``dtype``, stochastically; its derivative is that of a cast."""
+    return _rounder(dtype, rng)(x, key)
+
+
+@functools.cache
+def _rounder(dtype: str, rng: Rng) -> Any:
+    element = get_element(dtype)
+
+    @jax.custom_jvp
+    def rounded(x: jax.Array, key: Key) -> jax.Array:
+        # What a cast makes infinite stays visible: scaled losses look for it.
+        nearest = x.astype(element.dtype)
+        return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, element, rng))
+
+    @rounded.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        return rounded(*primals), tangents[0].astype(element.dtype)
+
+    def named(x: jax.Array, key: Key) -> jax.Array:
+        return rounded(x, key)
+
+    named.__name__ = named.__qualname__ = f"{WRITE_BACK}{dtype}"
+    return jax.jit(named)

@@ -1,0 +1,146 @@
+"""Which sites are worth quantizing, by what a target estimates: what ``recipe="auto"`` leaves out.
+
+A quantization serves every product that reads its codes, so sites are weighed together with those
+that they share codes with.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+from srjit.numerics.quantization import Quantization
+from srjit.products.product import Product
+from srjit.report.report import counted
+from srjit.targets.target import Estimates
+
+MARGIN = 0.1  # of the cycles in high precision, to be gained at least: they are estimates
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """One operand of a candidate, quantized.
+
+    Attributes:
+      key: equal for operands that share codes.
+      spec: how it is quantized.
+      size: its elements.
+      in_memory: whether nothing in the program makes it.
+    """
+
+    key: Hashable
+    spec: Quantization
+    size: int
+    in_memory: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A product that a recipe wants to quantize.
+
+    Attributes:
+      product: what is multiplied.
+      shapes: of its operands.
+      codes: of its operands; None: in high precision.
+      trips: how often it runs.
+    """
+
+    product: Product
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    codes: tuple[Codes | None, Codes | None]
+    trips: int
+
+
+def not_worth(candidates: Sequence[Candidate], estimates: Estimates) -> list[str | None]:
+    """For every candidate, why it is better left in high precision; None: it is not."""
+    weighed = [_Weighed(c, estimates) for c in candidates]
+    reasons: list[str | None] = [None] * len(candidates)
+    for group in _sharing(candidates):
+        for members, reason in _left_out({i: weighed[i] for i in group}, estimates.name):
+            for i in members:
+                reasons[i] = reason
+    return reasons
+
+
+class _Weighed:
+    """A candidate, and its cycles: in high precision, multiplied as codes, and for the codes."""
+
+    def __init__(self, candidate: Candidate, estimates: Estimates) -> None:
+        lhs, rhs = (c and c.spec for c in candidate.codes)
+        plain, quantized = estimates.product(candidate.product, candidate.shapes, (lhs, rhs))
+        self.plain = plain * candidate.trips
+        self.quantized = None if quantized is None else quantized * candidate.trips
+        self.codes = {
+            c.key: estimates.quantization(c.size, c.spec, c.in_memory) * candidate.trips
+            for c in candidate.codes
+            if c
+        }
+
+
+def _sharing(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Candidates by groups that share codes, directly or through others."""
+    group = list(range(len(candidates)))
+
+    def root(i: int) -> int:
+        while group[i] != i:
+            group[i] = group[group[i]]
+            i = group[i]
+        return i
+
+    first: dict[Hashable, int] = {}
+    for i, candidate in enumerate(candidates):
+        for codes in candidate.codes:
+            if codes:
+                group[root(i)] = root(first.setdefault(codes.key, i))
+    found: dict[int, list[int]] = collections.defaultdict(list)
+    for i in range(len(candidates)):
+        found[root(i)].append(i)
+    return list(found.values())
+
+
+def _left_out(members: dict[int, _Weighed], chip: str) -> list[tuple[set[int], str]]:
+    """The members to leave in high precision, set by set, each with the reason.
+
+    Sets are left out as long as that gains anything; then all, if what is left gains too little.
+    """
+    unknown = {i for i, w in members.items() if w.quantized is None}
+    found = [(unknown, f"nothing is known of such a product's quantized cycles on {chip}")]
+    left = members.keys() - unknown
+    readers: dict[Hashable, set[int]] = collections.defaultdict(set)
+    codes: dict[Hashable, float] = collections.defaultdict(float)
+    for i in left:
+        for key, cycles in members[i].codes.items():
+            readers[key].add(i)
+            codes[key] = max(codes[key], cycles)
+
+    def weigh(out: set[int]) -> tuple[float, float, float]:
+        """Cycles of these in high precision, as codes, and of codes that are only for them."""
+        unread = {k for i in out for k in members[i].codes if readers[k] & left <= out}
+        plain = sum(members[i].plain for i in out)
+        quantized = sum(members[i].quantized or 0.0 for i in out)
+        return plain, quantized, sum(codes[key] for key in unread)
+
+    def gain(out: set[int]) -> float:
+        plain, quantized, made = weigh(out)
+        return quantized + made - plain
+
+    def reason(out: set[int], what: str) -> str:
+        plain, quantized, made = map(counted, weigh(out))
+        many = f" for {len(out)} products that share codes" if len(out) > 1 else ""
+        return (
+            f"{what} on {chip}: {plain} cycles{many}, against {quantized} quantized and {made} to "
+            "quantize, by a rule of thumb"
+        )
+
+    while left:
+        # A product by itself, or all those that read the same codes, which are saved with them.
+        groups = [{i} for i in left] + [r & left for r in readers.values() if r & left]
+        best = max(groups, key=gain)
+        if gain(best) <= 0:
+            break
+        found.append((best, reason(best, "faster in high precision")))
+        left -= best
+    if left and -gain(left) <= MARGIN * sum(w.plain for w in members.values()):
+        found.append((left, reason(left, f"quantizing gains less than {MARGIN:.0%}")))
+    return found

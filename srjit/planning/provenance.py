@@ -1,0 +1,441 @@
+"""Where every operand of every matrix multiplication of a jaxpr comes from.
+
+An abstract interpretation, calls and loops included: every equation makes values of values, as
+``values.py`` describes them. A recomputed value has its original's token; what a loop stacks, and
+another loop reads again in the same positions, keeps the token that it had in the body; so does
+what a branch makes, and the same branch of another conditional on the same value reads. A shard
+has another token than the whole, unless it is all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jax.extend import core as jex_core
+from jax.extend.core import primitives as jex_primitives
+
+from srjit import _compat
+from srjit.program.values import (
+    BACKWARD,
+    CAPTURED,
+    PARAMETER,
+    Occurrence,
+    Opaque,
+    Path,
+    Scope,
+    Source,
+    Value,
+    visible,
+)
+
+_PARAMETER = frozenset({PARAMETER})
+_STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
+RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
+# What an inner srjit makes of a product, and calls what it quantizes an operand by.
+REWRITTEN = ("srjit_site", "srjit_lin")
+QUANTIZER = "srjit_quantize_"
+WRITE_BACK = "srjit_write_back_"  # and what it rounds a parameter by
+PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
+# What keeps a value what it is, seen as a tensor of a network.
+_VIEWS = {
+    "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pcast",
+    "sharding_constraint", "reduce_precision", "reshard", "broadcast_in_dim", "rev",
+}  # fmt: skip
+_SLICES = {"slice", "dynamic_slice", "stablehlo.slice", "stablehlo.dynamic_slice"}
+# What is the same value, whatever it is for; lowering drops all but the barrier.
+_IDENTITIES = {"copy", "copy_p", "name", "optimization_barrier", "pvary"}
+_ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
+# After these a value is the same along their mesh axes.
+_COLLECTIVES = {
+    "psum", "psum2", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant",
+}  # fmt: skip
+# After these even a value that was the same may differ.
+_SPREADING = {"axis_index", "ppermute", "all_to_all", "ragged_all_to_all", "reduce_scatter"}
+
+
+class JaxprSource:
+    """Of jaxprs: the Source that Provenance reads from where it is given none."""
+
+    name_stack = staticmethod(_compat.name_stack)
+    location = staticmethod(_compat.location)
+
+    @staticmethod
+    def opaque(eqn: Any) -> str:
+        """See Source."""
+        if eqn.primitive.name in REWRITTEN:
+            return "already rewritten by an inner srjit"
+        if _compat.is_kernel(eqn) or any(map(_multiplies, _compat.jaxprs_of(eqn))):
+            return "srjit does not look inside kernels and custom calls"
+        return ""
+
+
+class Provenance:
+    """The products of a program, in execution order, with what flows into them.
+
+    The program is a closed jaxpr, or anything with the attributes of one.
+    """
+
+    def __init__(self, closed: Any, labels: Sequence[str], source: Source | None = None) -> None:
+        self._source = source or JaxprSource()
+        self.occurrences: list[Occurrence] = []
+        self.opaque: list[Opaque] = []
+        self.random: list[str] = []  # where the program itself draws random bits
+        self.unrolled: list[str] = []  # where scans do several iterations in one
+        self.tokens: dict[tuple[Path, int], int] = {}  # of the inputs of scopes
+        # Mesh axes over which the results of equations differ, inside shard_maps.
+        self.varies: dict[Path, frozenset[str]] = {}
+        self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
+        self._fresh = itertools.count()
+        self._interned: dict[Any, int] = {}
+        self._forward: set[int] = set()  # what the forward pass made, or its recomputation
+        self._stacks: dict[int, Value] = {}
+        self.casts: list[tuple[Scope, Any]] = []  # of gradients
+        self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
+        self._crossed: dict[tuple[str, int], tuple[Any, int]] = {}  # shard_maps, to cross back
+        jaxpr, _ = _compat.open_jaxpr(closed)
+        self.parameter_shapes = {
+            v.aval.shape
+            for v, label in zip(jaxpr.invars, labels, strict=True)
+            if label == PARAMETER
+        }
+        inputs = [self._new(label, v) for v, label in zip(jaxpr.invars, labels, strict=True)]
+        # Origins of what is in memory before the program starts, and of its slices in loops.
+        self.given = {v.origin: label for v, label in zip(inputs, labels, strict=True)}
+        self._run(closed, inputs, Scope())
+
+    def derived(self, *key: Any) -> int:
+        """A token for what ``key`` says, equal for equal keys."""
+        if key not in self._interned:
+            self._interned[key] = next(self._fresh)
+        return self._interned[key]
+
+    def unstacked(self, token: int | None) -> int | None:
+        """The token of one iteration's value, for that of all iterations' values."""
+        return self._stacks[token].token if token in self._stacks else None
+
+    def _new(self, label: str | None, v: Any) -> Value:
+        labels = frozenset([label] if label else [])
+        return self._renewed(Value(labels, 0, 0, _compat.typed_axes(v.aval)))
+
+    def _renewed(self, value: Value) -> Value:
+        """Another value that the same things flow into."""
+        token = next(self._fresh)
+        return dataclasses.replace(value, token=token, origin=token)
+
+    # ---------------------------------------------------------------------------- one jaxpr
+
+    def _run(self, closed: Any, inputs: Sequence[Value], scope: Scope) -> list[Value]:
+        jaxpr, consts = _compat.open_jaxpr(closed)
+        env: dict[Any, Value] = {}
+
+        def read(v: Any) -> Value:
+            if isinstance(v, jex_core.Literal):
+                token = self.derived("literal", v.aval, np.asarray(v.val).tobytes())
+                return Value(frozenset(), token, token)
+            return env[v]
+
+        for v, const in zip(jaxpr.constvars, consts, strict=True):
+            env[v] = self._new(CAPTURED if _is_tensor(const) else None, v)
+        env.update(zip(jaxpr.invars, inputs, strict=True))
+        if scope.record:
+            tokens = [value.token for value in inputs]
+            self.inputs[scope.path] = {*tokens, *map(self.unstacked, tokens)}
+            for i, value in enumerate(inputs):
+                self.tokens[scope.path, i] = value.token
+        first = len(self.occurrences)
+        for index, eqn in enumerate(jaxpr.eqns):
+            outs = self._equation(
+                eqn, [read(v) for v in eqn.invars], scope.at(index, *self._source.name_stack(eqn))
+            )
+            env.update(zip(eqn.outvars, outs, strict=True))
+        if len(self.occurrences) > first:
+            turned = _turned(jaxpr)
+            self.occurrences[first:] = [
+                dataclasses.replace(o, is_turned=True) if o.eqn.outvars[0] in turned else o
+                for o in self.occurrences[first:]
+            ]
+        return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        rule = self._rules.get(eqn.primitive)
+        if rule is not None and not _is_quantizer(eqn):
+            return rule(self, eqn, values, scope)
+        outs = self._simple(eqn, values, scope)
+        if not scope.record:
+            return outs
+        if outs and outs[0].varies:
+            self.varies[scope.path] = outs[0].varies
+        name, location = eqn.primitive.name, self._source.location(eqn)
+        if name in PRODUCTS:
+            lhs, rhs, *extras = values
+            occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
+            self.occurrences.append(occurrence)
+        elif not _is_quantizer(eqn) and (why := self._source.opaque(eqn)):
+            self.opaque.append(Opaque(scope, name, location, why))
+        elif name == "convert_element_type" and BACKWARD in outs[0].labels and not scope.ruled:
+            self.casts.append((scope, eqn))
+        elif name in RANDOM:
+            self.random.append("/".join(visible(scope.names)) or location or name)
+        return outs
+
+    def _simple(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        name = eqn.primitive.name
+        if name in _IDENTITIES or _is_same_dtype(eqn):
+            return values
+        view = name in _VIEWS and len(values) >= len(eqn.outvars)
+        try:
+            what = (eqn.primitive, _hashable(eqn.params))
+            hash(what)
+        except TypeError:
+            what = ("unique", next(self._fresh))
+        if eqn.effects or name in _STATEFUL:
+            what = ("unique", next(self._fresh))
+        labels = self._labels(eqn, values)
+        varies = _varying(eqn, values)
+        tokens, origins = (tuple(getattr(v, f) for v in values) for f in ("token", "origin"))
+        outs: list[Value] = []
+        for i in range(len(eqn.outvars)):
+            token = self.derived(what, tokens, i)
+            origin = token if origins == tokens else self.derived(what, origins, i)
+            if scope.phase != "backward":
+                self._forward.add(token)
+            # A constant, a part of what was there and what the forward pass has are no gradients.
+            elif values and not view and name not in _SLICES and token not in self._forward:
+                labels |= {BACKWARD}
+            known = varies & (scope.manual | _compat.typed_axes(eqn.outvars[i].aval))
+            outs.append(Value(labels, token, values[i].origin if view else origin, known))
+        return outs
+
+    @staticmethod
+    def _labels(eqn: Any, values: list[Value]) -> frozenset[str]:
+        name = eqn.primitive.name
+        flowing = values[1:] if name == "select_n" else values  # what is chosen, not who chooses
+        if name in _ADDITIONS:
+            shape = eqn.outvars[0].aval.shape
+            for v, value in zip(eqn.invars, values, strict=True):
+                others = [o for o in values if o is not value]
+                updated = any(BACKWARD in o.labels for o in others)
+                if value.labels == _PARAMETER and v.aval.shape == shape and updated:
+                    return value.labels  # a parameter and what gradients became: a parameter
+        labels = frozenset[str]().union(*(v.labels for v in flowing))
+        if name in _SLICES and BACKWARD not in values[0].labels:  # where a slice is makes none
+            labels -= {BACKWARD}
+        return labels
+
+    # ------------------------------------------------------------------- one rule a primitive
+
+    def _call(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        outs = self._run(_compat.called_jaxpr(eqn), values, scope)
+        if str(eqn.params.get("name", "")).startswith(WRITE_BACK):
+            # Noise flows into it too, but what was a parameter is one.
+            return [dataclasses.replace(out, labels=values[0].labels) for out in outs]
+        return outs
+
+    def _ruled(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        return self._call(eqn, values, dataclasses.replace(scope, ruled=True))
+
+    def _shard_map(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        params = eqn.params
+        given = [_compat.axes_of(spec) for spec in params["in_specs"]]
+        sharded = [frozenset[str]().union(*spec) for spec in given]
+        if not params["check_vma"]:
+            scope = dataclasses.replace(
+                scope, manual=scope.manual.union(params["newly_manual_axes"])
+            )
+        inside, _ = _compat.open_jaxpr(params["jaxpr"])
+        shards = [
+            dataclasses.replace(
+                self._crossing("shard", value, spec, v.aval.shape), varies=value.varies | axes
+            )
+            for value, spec, axes, v in zip(values, given, sharded, inside.invars, strict=True)
+        ]
+        manual = params["newly_manual_axes"]
+        outs = self._call(eqn, shards, scope)
+        made = [_compat.axes_of(spec) for spec in params["out_specs"]]
+        return [
+            dataclasses.replace(
+                self._crossing("unshard", out, spec, v.aval.shape),
+                varies=out.varies.difference(manual),
+            )
+            for out, spec, v in zip(outs, made, inside.outvars, strict=True)
+        ]
+
+    def _crossing(
+        self, way: str, value: Value, spec: tuple[tuple[str, ...], ...], shape: tuple[int, ...]
+    ) -> Value:
+        """A value on the other side of a shard_map, where shards by ``spec`` have ``shape``.
+
+        It is what it was before if it crosses back the same way.
+        """
+        if not spec:
+            return value
+        how = spec, shape
+        before, token = self._crossed.get((way, value.token), (None, 0))
+        if before != how:
+            token = self.derived(way, how, value.token)
+            back = "unshard" if way == "shard" else "shard"
+            self._crossed[back, token] = how, value.token
+        return dataclasses.replace(value, token=token)
+
+    def _scan(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        params = _compat.scan_params(eqn)
+        n, k = params.num_consts, params.num_carry
+        slices = [self._sliced(v) for v in values[n + k :]]
+        body = scope.inside(loop=(params.length, params.reverse))
+        if params.unroll not in (1, False) and scope.record:
+            self.unrolled.append(self._source.location(eqn) or "an unknown place")
+
+        def run(carry: list[Value], record: bool) -> list[Value]:
+            where = dataclasses.replace(body, record=record)
+            return self._run(eqn.params["jaxpr"], [*values[:n], *carry, *slices], where)
+
+        carry, outs = self._to_fixpoint(run, values[n : n + k], scope.record)
+        return [*carry, *(self._stacked(v) for v in outs[k:])]
+
+    def _while(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        loop = (None, False)
+
+        def run(carry: list[Value], record: bool) -> list[Value]:
+            for part, constant in (("cond", values[:c]), ("body", values[c : c + b])):
+                where = dataclasses.replace(scope.inside(part, loop=loop), record=record)
+                outs = self._run(eqn.params[f"{part}_jaxpr"], [*constant, *carry], where)
+            return outs  # pyright: ignore[reportPossiblyUnboundVariable]
+
+        return self._to_fixpoint(run, values[c + b :], scope.record)[0]
+
+    def _to_fixpoint(
+        self, run: Callable[[list[Value], bool], list[Value]], carry: list[Value], record: bool
+    ) -> tuple[list[Value], list[Value]]:
+        """The carry after a loop, and the outputs of its body once the carry's labels stay."""
+        carry = [self._renewed(v) for v in carry]
+        while True:
+            outs = run(carry, False)
+            joined = [
+                dataclasses.replace(c, labels=c.labels | o.labels, varies=c.varies | o.varies)
+                for c, o in zip(carry, outs, strict=False)
+            ]
+            if joined == carry:
+                break
+            carry = joined
+        outs = run(carry, True) if record else outs
+        return [self._renewed(v) for v in carry], outs
+
+    def _sliced(self, stacked: Value) -> Value:
+        if stacked.token not in self._stacks:
+            token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
+            self._stacks[stacked.token] = dataclasses.replace(stacked, token=token, origin=origin)
+            if stacked.origin in self.given:
+                self.given[origin] = self.given[stacked.origin]
+        return self._stacks[stacked.token]
+
+    def _stacked(self, value: Value) -> Value:
+        token, origin = (self.derived("stack", t) for t in (value.token, value.origin))
+        self._stacks[token] = value
+        return dataclasses.replace(value, token=token, origin=origin)
+
+    def _cond(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+        chooser, *operands = values
+        count = len(eqn.params["branches"])
+        branches = [
+            self._run(
+                branch, [self._chosen(v, chooser, i, count) for v in operands], scope.inside(i)
+            )
+            for i, branch in enumerate(eqn.params["branches"])
+        ]
+        return [self._merged(outs, chooser) for outs in zip(*branches, strict=True)]
+
+    def _merged(self, outs: tuple[Value, ...], chooser: Value) -> Value:
+        """One output of a conditional: the same value as a branch's only where all agree."""
+        if len({v.token for v in outs}) == 1:
+            return outs[0]
+        labels = frozenset[str]().union(*(v.labels for v in outs))
+        varies = chooser.varies.union(*(v.varies for v in outs))
+        token, origin = (
+            self.derived("cond", chooser.token, *(getattr(v, f) for v in outs))
+            for f in ("token", "origin")
+        )
+        self._merges[token] = chooser.token, outs
+        return Value(labels, token, origin, varies)
+
+    def _chosen(self, value: Value, chooser: Value, branch: int, count: int) -> Value:
+        """A value as one of ``count`` branches sees it: what it made in one on the same."""
+        by, outs = self._merges.get(value.token, (None, ()))
+        return outs[branch] if by == chooser.token and len(outs) == count else value
+
+    _rules: ClassVar[dict[Any, Callable[..., list[Value]]]] = {
+        jex_primitives.scan_p: _scan,
+        jex_primitives.while_p: _while,
+        jex_primitives.cond_p: _cond,
+        jex_primitives.jit_p: _call,
+        jex_primitives.remat_p: _call,
+        jex_primitives.closed_call_p: _call,
+        jex_primitives.custom_jvp_call_p: _ruled,
+        jex_primitives.custom_vjp_call_p: _ruled,
+        _compat.shard_map_p: _shard_map,
+    }
+
+
+def _turned(jaxpr: Any) -> set[Any]:
+    """The matrices among the values of a jaxpr of which nothing but one transpose is read."""
+    readers: dict[Any, list[str]] = {v: ["return"] for v in jaxpr.outvars if _is_var(v)}
+    for eqn in jaxpr.eqns:
+        for v in filter(_is_var, eqn.invars):
+            readers.setdefault(v, []).append(eqn.primitive.name)
+    return {v for v, names in readers.items() if names == ["transpose"] and v.aval.ndim == 2}
+
+
+def _is_var(v: Any) -> bool:
+    return not isinstance(v, jex_core.Literal)
+
+
+def _multiplies(jaxpr: Any) -> bool:
+    """Whether any product stands in a jaxpr, however deep."""
+    return any(
+        e.primitive.name in PRODUCTS or any(map(_multiplies, _compat.jaxprs_of(e)))
+        for e in _compat.open_jaxpr(jaxpr)[0].eqns
+    )
+
+
+def _is_quantizer(eqn: Any) -> bool:
+    """Whether a call is an inner srjit's, whose Hadamard transforms are no products of users."""
+    return str(eqn.params.get("name", "")).startswith(QUANTIZER)
+
+
+def _is_same_dtype(eqn: Any) -> bool:
+    """Whether a conversion leaves everything but weak types as it is."""
+    if eqn.primitive.name != "convert_element_type":
+        return False
+    return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
+
+
+def _varying(eqn: Any, values: list[Value]) -> frozenset[str]:
+    """Mesh axes over which the results differ, by the operation that made them."""
+    varies = frozenset[str]().union(*(v.varies for v in values))
+    names = _compat.axis_names(eqn)
+    if eqn.primitive.name in _SPREADING:
+        return varies | names
+    whole = eqn.params.get("axis_index_groups") is None
+    return varies - names if eqn.primitive.name in _COLLECTIVES and whole else varies
+
+
+def _is_tensor(const: Any) -> bool:
+    """Whether a captured constant could be a weight: a float array of two or more dimensions."""
+    dtype = getattr(const, "dtype", None)
+    return getattr(const, "ndim", 0) >= 2 and dtype is not None and _compat.is_float(dtype)
+
+
+def _hashable(params: dict[str, Any]) -> Any:
+    return tuple(sorted((k, _freeze(v)) for k, v in params.items()))
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_freeze(v) for v in value)
+    if callable(value) or hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+        return id(value)
+    return value

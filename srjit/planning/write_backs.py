@@ -1,0 +1,479 @@
+"""Where a training step writes parameters back, whatever its optimizer, and casts gradients.
+
+Looked for from the outputs: one that has a parameter's shape and dtype is followed, through what
+only passes it (calls, loops, branches, ``where``, ``clip``), to what makes it. That is a
+write-back if it is
+
+  narrow arithmetic   p + u, or (1 - d) * p - u: all steps from p to the result are in p's dtype
+  a cast              from float32 or float64 to p's dtype, of what p was widened and added to
+
+In both, nothing needs to be rounded between p and the result, and p is in it about once: neither
+n - p, nor 1e-4 * p + g, nor anything that is made of another output is p's next value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from srjit import _compat
+from srjit.program.places import JaxprScope, Place
+from srjit.program.values import PARAMETER, Path, Scope, visible
+from srjit.recipes import Recipe
+from srjit.report.report import WriteBack, WrittenKind
+
+NARROW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+_WIDE = ("float32", "float64")
+_STATE = "opt_state"  # a field of what holds parameters and moments, of Flax and others
+_ARITHMETIC = {"add", "sub", "add_any", "mul", "div", "neg"}
+_OPERATIONS = {"convert_element_type": "cast", "add_any": "add"}  # what reports call them
+_SIGNS = {"sub": (1.0, -1.0), "neg": (-1.0,)}
+_ABOUT_ONCE = 0.25, 1.75  # how often a parameter is in what it becomes
+# What is, element by element, one of some operands: a write-back is rounded before the choice.
+_CHOOSING = {
+    "select_n": slice(1, None), "max": slice(None), "min": slice(None), "clamp": slice(1, 2),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """An equation that writes a parameter back.
+
+    Attributes:
+      number: its own among the program's write-backs: its noise comes from that.
+      path, kind: of what is written, as reported.
+      dtype: what is rounded to.
+    """
+
+    number: int
+    path: str
+    kind: WrittenKind
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteBacks:
+    """All write-backs of a program.
+
+    Attributes:
+      writes: the equations that are rounded stochastically, by where they stand.
+      widened: those between a parameter and its write-back, whose result is needed unrounded.
+      reported: for every narrow parameter, and moments that are written, what becomes of it.
+      notes: what else a user should know.
+    """
+
+    writes: dict[Path, Write]
+    widened: frozenset[Path]
+    reported: tuple[WriteBack, ...]
+    notes: tuple[str, ...] = ()
+
+
+NOTHING = WriteBacks({}, frozenset(), ())
+
+
+def find(closed: Any, labels: Sequence[str], names: Sequence[str], recipe: Recipe) -> WriteBacks:
+    """The write-backs that a recipe asks for.
+
+    Args:
+      closed: the program.
+      labels: for each of its inputs, whether it is a parameter or data.
+      names: what its inputs are called.
+      recipe: what asks.
+    """
+    if recipe.weights is None:
+        return NOTHING
+    return _Search(closed, labels, names, recipe).run()
+
+
+def with_casts(found: WriteBacks, casts: Sequence[tuple[Scope, Any]]) -> WriteBacks:
+    """The same, and casts of gradients to narrower types, which are written so too.
+
+    Args:
+      found: the write-backs.
+      casts: where gradients are cast, and the equations.
+    """
+    writes, reported = dict(found.writes), list(found.reported)
+    for scope, eqn in casts:
+        wide, narrow = eqn.invars[0].aval.dtype, eqn.outvars[0].aval
+        is_float = jnp.issubdtype(wide, jnp.floating) and wide.itemsize > narrow.dtype.itemsize
+        if not is_float or narrow.dtype.name not in NARROW or scope.path in writes:
+            continue
+        path = "/".join(visible(scope.names)) or "backward pass"
+        writes[scope.path] = Write(len(writes), path, "gradient", narrow.dtype.name)
+        reported.append(
+            WriteBack(
+                path=path,
+                kind="gradient",
+                shape=narrow.shape,
+                dtype=narrow.dtype.name,
+                op="cast",
+                status="stochastic",
+                asked=True,
+            )
+        )
+    return dataclasses.replace(found, writes=writes, reported=tuple(reported))
+
+
+# ------------------------------------------------------------------------------------ the search
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """One of the things that an output may be.
+
+    Attributes:
+      inputs: numbers of the program's inputs that it may be the next value of, and how often each
+        is in it.
+      steps: the places that its write-back makes of them, the write-back first; none if it is an
+        input as it came.
+      why: why it is no write-back; empty if it is one.
+    """
+
+    inputs: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    steps: tuple[Place, ...] = ()
+    why: str = ""
+
+    @property
+    def is_written(self) -> bool:
+        """Whether it is a write-back."""
+        return bool(self.steps) and not self.why
+
+
+class _Search:
+    """Looks for the write-backs of one program."""
+
+    def __init__(
+        self, closed: Any, labels: Sequence[str], names: Sequence[str], recipe: Recipe
+    ) -> None:
+        jaxpr, _ = _compat.open_jaxpr(closed)
+        self.labels, self.names, self.recipe = labels, names, recipe
+        self.top = JaxprScope(jaxpr, (), range(len(jaxpr.invars)))
+        self.inputs = [_kind(v) for v in jaxpr.invars]
+        self.narrow = [
+            i
+            for i, (label, kind) in enumerate(zip(labels, self.inputs, strict=True))
+            if label == PARAMETER and kind[1] in NARROW
+        ]
+        self._trained = {k for k, la in zip(self.inputs, labels, strict=True) if la == PARAMETER}
+        self.outputs = [Place(self.top, v) for v in jaxpr.outvars]
+        self._makers = {self._maker(o) for o in self.outputs if not o.is_literal}
+        self._origins: dict[Place, int | None] = {}
+
+    def run(self) -> WriteBacks:
+        """Looks."""
+        kinds = {k for k in self.inputs if k[1] in NARROW}
+        sources = {
+            n: list(self._sources(output))
+            for n, output in enumerate(self.outputs)
+            if _kind(output.var) in kinds
+        }
+        parameters = {self.inputs[i] for i in self.narrow}
+        owners = self._owners(
+            {n: s for n, s in sources.items() if _kind(self.outputs[n].var) in parameters}
+        )
+        writes: dict[Path, Write] = {}
+        widened: set[Path] = set()
+        became: dict[int, list[_Source]] = {}
+        for n, found in sources.items():
+            owner, kind = owners.get(n), _kind(self.outputs[n].var)
+            if owner is None:
+                # Nobody's: what a parameter of that kind could have become, if anything.
+                for i in self.narrow:
+                    if self.inputs[i] == kind:
+                        became.setdefault(i, []).extend(s for s in found if s.why)
+                continue
+            became.setdefault(owner, []).extend(found)
+            for source in found:
+                if source.is_written:
+                    path, *between = (step.path for step in source.steps)
+                    widened.update(between)
+                    if path not in writes:
+                        name, what = self.names[owner], self._kind_of(owner)
+                        writes[path] = Write(len(writes), name, what, kind[1])
+        # Something is written, or comes back for every parameter: that should be its update.
+        returned = Counter(_kind(o.var) for o in self.outputs)
+        trains = bool(writes) or Counter(self.inputs[i] for i in self.narrow) <= returned
+        reported = [
+            self._reported(i, became.get(i, []), trains)
+            for i, label in enumerate(self.labels)
+            if i in self.narrow or (label != PARAMETER and i in became)
+        ]
+        if not any(_kind(o.var) in self._trained for o in self.outputs):
+            reported += self._elsewhere(sources)
+        notes = self._notes(became)
+        return WriteBacks(writes, frozenset(widened - writes.keys()), tuple(reported), notes)
+
+    def _owners(self, sources: Mapping[int, Sequence[_Source]]) -> dict[int, int]:
+        """Whose next value outputs are: each one input's, and of what is written, of one output."""
+        order = {n: self._candidates(n, found) for n, found in sources.items()}
+        owners: dict[int, int] = {}
+        taken: set[int] = set()
+        for n in sorted(order, key=lambda n: len(order[n])):  # first those that have no choice
+            written = any(s.is_written for s in sources[n])
+            owner = next((i for i in order[n] if not (written and i in taken)), None)
+            if owner is not None:
+                owners[n] = owner
+                taken |= {owner} if written else set()
+        return owners
+
+    def _candidates(self, n: int, sources: Sequence[_Source]) -> list[int]:
+        """Inputs that an output may be the next value of, the likeliest first."""
+        kind = _kind(self.outputs[n].var)
+        # Steps return what they took in the same order, as a rule.
+        place = sum(_kind(o.var) == kind for o in self.outputs[:n])
+        mates = [i for i, k in enumerate(self.inputs) if k == kind]
+        mate = mates[place] if place < len(mates) else None
+        factors = {i: f for s in sources for i, f in s.inputs.items() if self._may(i, kind)}
+
+        def unlikely(i: int) -> tuple[bool, bool, float]:
+            return self._kind_of(i) != "parameter", i != mate, abs(math.log2(factors[i]))
+
+        return sorted(factors, key=unlikely)
+
+    def _may(self, number: int, kind: tuple[tuple[int, ...], str]) -> bool:
+        """Whether the recipe asks for the write-back of an input that an output is of."""
+        is_parameter = self._kind_of(number) == "parameter"
+        return (is_parameter or self.recipe.moments is not None) and self.inputs[number] == kind
+
+    def _kind_of(self, number: int) -> WrittenKind:
+        is_parameter = self.labels[number] == PARAMETER and _STATE not in self.names[number]
+        return "parameter" if is_parameter else "moment"
+
+    def _elsewhere(self, sources: Mapping[int, Sequence[_Source]]) -> list[WriteBack]:
+        """What is written of other arguments, by a program that returns no parameter's kind."""
+        return [
+            WriteBack(
+                path=self.names[i],
+                kind="parameter",
+                shape=self.inputs[i][0],
+                dtype=self.inputs[i][1],
+                op=_OPERATIONS.get(source.steps[0].operation, source.steps[0].operation),
+                status="kept",
+                reason="it is of no argument that params_argnums says to be parameters",
+                asked=True,
+            )
+            for n, found in sources.items()
+            for source in found
+            if source.is_written
+            for i in itertools.islice(self._others(source, _kind(self.outputs[n].var)), 1)
+        ]
+
+    def _others(self, source: _Source, kind: Any) -> Iterator[int]:
+        """Inputs of that kind which it may be the next value of, and which are no parameters."""
+        return (i for i in source.inputs if self.labels[i] != PARAMETER and self.inputs[i] == kind)
+
+    def _notes(self, became: Mapping[int, Sequence[_Source]]) -> tuple[str, ...]:
+        """Constants of a program that its narrow dtype has lost before srjit sees them."""
+        lost = {
+            self.names[i]: None
+            for i, sources in became.items()
+            for s in sources
+            if s.is_written and any(_multiplies_by_one(step) for step in s.steps)
+        }
+        if not lost:
+            return ()
+        return (
+            f"{', '.join(lost)}: multiplied by 1 in a narrow dtype. A factor such as 0.999 is 1 in "
+            "bfloat16 before it is rounded stochastically: nothing decays. Compute with it in "
+            "float32, and cast the result",
+        )
+
+    def _reported(self, number: int, sources: Sequence[_Source], trains: bool) -> WriteBack:
+        shape, dtype = self.inputs[number]
+        written = [s.steps[0].operation for s in sources if s.is_written]
+        return WriteBack(
+            path=self.names[number],
+            kind=self._kind_of(number),
+            shape=shape,
+            dtype=dtype,
+            op="/".join(_OPERATIONS.get(op, op) for op in dict.fromkeys(written)),
+            status="stochastic" if written else "kept",
+            reason="" if written else _reason(sources, dtype),
+            asked=bool(written) or (trains and any(s.why and not s.steps for s in sources)),
+        )
+
+    # ------------------------------------------------------------------------ what a value is
+
+    def is_output(self, place: Place) -> bool:
+        """Whether the program returns a value itself."""
+        return place in self._makers
+
+    def origin(self, place: Place) -> int | None:
+        """The program's input that a value is, passed on and nothing else."""
+        if place.is_literal:
+            return None
+        if place not in self._origins:
+            self._origins[place] = None  # while it is being found
+            if isinstance(place.outside, int):
+                self._origins[place] = place.outside
+            elif same := place.same:
+                found = {self.origin(p) for p in same}
+                self._origins[place] = found.pop() if len(found) == 1 else None
+        return self._origins[place]
+
+    def _sources(self, place: Place) -> Iterator[_Source]:
+        origin = self.origin(place)
+        if origin is not None:
+            yield _Source({origin: 1.0})
+            return
+        name = place.operation
+        same = place.operands[_CHOOSING[name]] if name in _CHOOSING else place.same
+        if same:
+            for one in same:
+                yield from self._sources(one)
+        elif name in _ARITHMETIC:
+            yield self._arithmetic(place)
+        elif name == "convert_element_type" and _kind(place.operands[0].var)[1] in _WIDE:
+            yield self._cast(place, place.operands[0])
+        else:
+            yield _Source(why=f"{name or 'a constant'} makes it, no addition and no cast")
+
+    def _arithmetic(self, place: Place) -> _Source:
+        found = _Sum(self, place, _kind(place.var)[1])
+        if not found.inputs:
+            why = f"{place.operation} makes it, of nothing that is a parameter"
+            return _Source(why=why)
+        return _Source(found.inputs, (place, *found.between))
+
+    def _cast(self, place: Place, value: Place) -> _Source:
+        if self._is_kept(value):
+            why = f"a copy of {value.var.aval.dtype} values that the program returns too"
+            return _Source(steps=(place,), why=f"{why}: those lose nothing")
+        inputs = _Sum(self, value, _kind(place.var)[1]).inputs or self._nearest(value, place)
+        if not inputs:
+            return _Source(why="it is cast from float32 values that no parameter was added to")
+        return _Source(inputs, (place,))
+
+    def _nearest(self, value: Place, cast: Place) -> dict[int, float]:
+        """The nearest inputs of the kind of ``cast`` that ``value`` is made of, in any way."""
+        kind, level, known = _kind(cast.var), [value], {value}
+        while level:
+            origins = [self.origin(p) for p in level if _kind(p.var) == kind]
+            if found := {o: 1.0 for o in origins if o is not None}:
+                return found
+            operands = [
+                p
+                for reader in level
+                for p in reader.same or reader.operands
+                if p.var.aval.shape == value.var.aval.shape and not p.is_literal and p not in known
+            ]
+            level = list(dict.fromkeys(operands))
+            known.update(level)
+        return {}
+
+    def _is_kept(self, value: Place) -> bool:
+        """Whether wide values are returned themselves, in place of an input of their kind."""
+        is_of_inputs = not value.is_literal and _kind(value.var) in self.inputs
+        return is_of_inputs and self.is_output(self._maker(value))
+
+    @staticmethod
+    def _maker(place: Place) -> Place:
+        """The place where a value is made."""
+        while len(same := place.same) == 1:
+            place = same[0]
+        return place
+
+
+class _Sum:
+    """A value as a sum of the program's inputs of a dtype, which the value may be wider than.
+
+    Attributes:
+      inputs: how often each is in it; what is multiplied by no constant counts once.
+      between: the places where narrow values are made on the way, without the value's own.
+    """
+
+    def __init__(self, search: _Search, value: Place, dtype: str) -> None:
+        self._search, self._value = search, value
+        self._is_wide = _kind(value.var)[1] != dtype
+        self._known: dict[Place, dict[int, float]] = {}
+        self._find(value)
+        least, most = _ABOUT_ONCE
+        self.inputs = {
+            i: f
+            for i, f in self._known[value].items()
+            if search.inputs[i][1] == dtype and least <= f <= most
+        }
+        self.between = tuple(p for p, f in self._known.items() if f and p != value and p.operation)
+
+    def _find(self, value: Place) -> None:
+        """Finds what is in a value, and in all on the way: operands first."""
+        left = [value]
+        while left:
+            place = left[-1]
+            origin = self._search.origin(place)
+            terms = self._terms(place) if origin is None else []
+            missing = [p for p, _ in terms if p not in self._known]
+            if missing:
+                left += missing
+                continue
+            left.pop()
+            found = {} if origin is None else {origin: 1.0}
+            for p, factor in terms:
+                for i, f in self._known[p].items():
+                    found[i] = found.get(i, 0.0) + factor * f
+            self._known[place] = found
+
+    def _terms(self, place: Place) -> list[tuple[Place, float]]:
+        """What a place adds up, and how often."""
+        if place != self._value and self._search.is_output(place):
+            return []  # what is returned itself is rounded there
+        if self._is_wide and (same := place.same or _widened(place)):
+            return [(p, 1.0) for p in same if len(same) == 1 and not p.is_literal]
+        is_kind = self._is_wide or _kind(place.var)[1] == _kind(self._value.var)[1]
+        if not is_kind or place.operation not in _ARITHMETIC:
+            return []
+        terms = [(p, _constant(p)) for p in place.operands]
+        if place.operation in ("mul", "div"):
+            factor = next((c for _, c in terms if c is not None), 1.0)
+            if place.operation == "div":  # no divisor is a term
+                terms, factor = terms[:1], 1 / factor if factor else 1.0
+            found = [(p, factor) for p, c in terms if c is None]
+        else:
+            signs = _SIGNS.get(place.operation, (1.0, 1.0))
+            found = [(p, sign) for (p, c), sign in zip(terms, signs, strict=True) if c is None]
+        return found
+
+
+def _widened(place: Place) -> list[Place]:
+    """What a conversion between floats converts."""
+    if place.operation != "convert_element_type":
+        return []
+    (value,) = place.operands
+    return [value] if jnp.issubdtype(value.var.aval.dtype, jnp.floating) else []
+
+
+def _constant(place: Place) -> float | None:
+    """The number that all elements of a value are; None: of which that is not known."""
+    while not place.is_literal:
+        if isinstance(place.outside, Place):
+            place = place.outside
+        elif place.operation in ("broadcast_in_dim", "convert_element_type"):
+            place = place.operands[0]
+        else:
+            return None
+    return float(place.var.val) if jnp.ndim(place.var.val) == 0 else None
+
+
+def _multiplies_by_one(place: Place) -> bool:
+    """Whether a factor may have been rounded to 1: programs have no reason to multiply by it."""
+    return place.operation == "mul" and 1.0 in [_constant(p) for p in place.operands]
+
+
+def _kind(v: Any) -> tuple[tuple[int, ...], str]:
+    return v.aval.shape, str(v.aval.dtype)
+
+
+def _reason(sources: Sequence[_Source], dtype: str) -> str:
+    """Why a parameter is not written back stochastically."""
+    if any(s.inputs and not s.steps for s in sources):
+        return "returned as it came"
+    reasons = dict.fromkeys(s.why for s in sources if s.why)
+    if not reasons:
+        return f"no output has its shape and is {dtype}"
+    return "the output of its kind: " + "; ".join(itertools.islice(reasons, 3))

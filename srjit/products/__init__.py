@@ -1,0 +1,1 @@
+"""Bilinear products: shapes, transposes, work, and how scaled operands are multiplied."""

@@ -1,0 +1,1 @@
+"""What both doors see of a program."""

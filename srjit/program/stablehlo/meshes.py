@@ -1,0 +1,117 @@
+"""Meshes: what Shardy's attributes and the groups of collectives say in terms of their axes."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from srjit._mlir import ir
+from srjit.passes.mlir.editing import constant_integer, owner
+
+# What provenance knows operations as whose results depend on other devices, or on which this is.
+COLLECTIVES = {
+    "stablehlo.all_gather": "all_gather",
+    "stablehlo.all_reduce": "psum",
+    "stablehlo.all_to_all": "all_to_all",
+    "stablehlo.collective_permute": "ppermute",
+    "stablehlo.partition_id": "axis_index",
+    "stablehlo.reduce_scatter": "reduce_scatter",
+}
+_EVENING = ("stablehlo.all_gather", "stablehlo.all_reduce")  # results are alike along the axes
+# Pieces of Shardy's attributes, which its bindings do not take apart.
+SHARDINGS = re.compile(r"<(@\w+, \[[^<>]*\])[^<>]*>")
+_AXES = re.compile(r'"([^"]+)"=(\d+)')
+_DIMENSION = re.compile(r"\{([^{}]*)\}")
+_QUOTED = re.compile(r'"([^"]+)"')
+
+Meshes = dict[str, dict[str, int]]  # by name: the sizes of the axes
+Spec = tuple[tuple[str, ...], ...]  # for each dimension, the axes that shard it
+
+
+def meshes_of(module: Any) -> Meshes:
+    """Every mesh, of devices in order, that a module declares."""
+    found: Meshes = {}
+    for op in module.regions[0].blocks[0].operations:
+        if op.operation.name == "sdy.mesh":
+            text = str(op.operation.attributes["mesh"])
+            if "device_ids" in text:
+                continue  # which place on an axis a device has, its number does not tell
+            axes = {name: int(size) for name, size in _AXES.findall(text)}
+            found[ir.StringAttr(op.operation.attributes["sym_name"]).value] = axes
+    return found
+
+
+def manual_axes_of(op: Any) -> tuple[str, ...]:
+    """The axes over which a manual computation is on shards."""
+    return tuple(_QUOTED.findall(str(op.attributes["manual_axes"])))
+
+
+def specs_of(op: Any, shardings: str) -> tuple[Spec, ...]:
+    """How a manual computation's operands (``in_shardings``) or results are cut into shards."""
+    manual = set(manual_axes_of(op))
+    return tuple(
+        tuple(
+            tuple(a for a in _QUOTED.findall(dimension) if a in manual)
+            for dimension in _DIMENSION.findall(entry)
+        )
+        for entry in SHARDINGS.findall(str(op.attributes[shardings]))
+    )
+
+
+def axes_of_collective(op: Any, meshes: Meshes) -> tuple[str, ...]:
+    """The axes along which devices exchange values.
+
+    Where nobody can tell: none if the results are alike along them, and all if they are not.
+    """
+    unknown = () if op.name in _EVENING else tuple(a for mesh in meshes.values() for a in mesh)
+    attribute = "source_target_pairs" if "permute" in op.name else "replica_groups"
+    if attribute not in op.attributes:
+        return unknown
+    given = op.attributes[attribute]
+    if "replica_group_mesh_axes" in str(given):  # from jax 0.12 on, they are named
+        return tuple(_QUOTED.findall(str(given)))
+    if not isinstance(given, ir.DenseIntElementsAttr):
+        return unknown
+    import numpy as np
+
+    groups = np.array(given)
+    if not groups.size:
+        return unknown
+    groups = groups.reshape(ir.ShapedType(given.type).shape)
+    if op.name != "stablehlo.collective_permute":
+        groups = groups[:1]  # all are alike
+    found = [_axes_of_group(group.tolist(), meshes) for group in groups]
+    if None in found:
+        return unknown
+    return tuple(dict.fromkeys(axis for axes in found for axis in axes or ()))
+
+
+def _axes_of_group(devices: list[int], meshes: Meshes) -> tuple[str, ...] | None:
+    """The axes along which some devices have different places."""
+    import numpy as np
+
+    for axes in meshes.values():
+        sizes = tuple(axes.values())
+        if math.prod(sizes) > max(devices):
+            places = np.array(np.unravel_index(devices, sizes))
+            return tuple(a for a, p in zip(axes, places, strict=True) if len(set(p)) > 1)
+    return None
+
+
+def axis_of_index(op: Any, meshes: Meshes) -> str:
+    """The axis whose index ``number of the device // stride % size`` is; nothing if none's."""
+    quotient, size = owner(op.operands[0]), constant_integer(op.operands[1])
+    if quotient is None or quotient.name != "stablehlo.divide":
+        return ""
+    number, stride = owner(quotient.operands[0]), constant_integer(quotient.operands[1])
+    if number is None or number.name != "stablehlo.partition_id":
+        return ""
+    found: set[str] = set()
+    for axes in meshes.values():
+        step = math.prod(axes.values())
+        for name, extent in axes.items():
+            step //= extent
+            if (step, extent) == (stride, size):
+                found.add(name)
+    return found.pop() if len(found) == 1 else ""

@@ -1,0 +1,134 @@
+"""Programs that are shaped as jaxprs: what provenance, roles and plans are computed from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from srjit._mlir import ir
+from srjit.program.stablehlo import products
+from srjit.program.stablehlo.loops import Loop
+from srjit.program.stablehlo.names import Names
+
+_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+
+
+@dataclasses.dataclass(frozen=True)
+class Aval:
+    """Shape and dtype of a value; ``dtype`` is a NumPy dtype, or MLIR's text for others."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Var:
+    """A value of a program."""
+
+    __slots__ = ("aval",)
+
+    def __init__(self, aval: Aval) -> None:
+        self.aval = aval
+
+
+@dataclasses.dataclass(frozen=True)
+class Primitive:
+    """Stands for an operation that is no JAX primitive."""
+
+    name: str
+    multiple_results: bool = True
+
+
+@dataclasses.dataclass(eq=False)
+class Equation:
+    """One operation; the attributes that provenance reads of a jaxpr's equations.
+
+    Attributes:
+      op: the operation that it was read from.
+      opaque: why srjit leaves alone what it multiplies, if it does.
+      loop: of scans and whiles, how ``op`` counts.
+    """
+
+    primitive: Any
+    invars: Sequence[Var]
+    outvars: Sequence[Var]
+    params: dict[str, Any]
+    op: Any
+    names: Names
+    effects: bool = False
+    opaque: str = ""
+    loop: Loop | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Program:
+    """A function or a region, with the attributes that provenance reads of a jaxpr."""
+
+    invars: list[Var]
+    outvars: list[Var]
+    eqns: list[Equation]
+    constvars: list[Var]
+    consts: list[Any]
+
+    @property
+    def jaxpr(self) -> Program:
+        """Itself: there are no closed and open ones."""
+        return self
+
+
+class Source:
+    """Reads names and places off equations, for provenance."""
+
+    @staticmethod
+    def name_stack(eqn: Equation) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Scopes, and transformations."""
+        return eqn.names.scopes, eqn.names.transforms
+
+    @staticmethod
+    def location(eqn: Equation) -> str:
+        """file:line."""
+        return eqn.names.location
+
+    @staticmethod
+    def opaque(eqn: Equation) -> str:
+        """Why what an equation may multiply is left alone; nothing if it multiplies nothing."""
+        return eqn.opaque
+
+
+def aval_of(value: Any) -> Aval:
+    """Shape and dtype of a value; text in place of a dtype that JAX has no arrays of."""
+    kind = value.type
+    if not isinstance(kind, ir.RankedTensorType) or not kind.has_static_shape:
+        return Aval((), str(kind))
+    return Aval(tuple(kind.shape), products.dtype_of(kind.element_type))
+
+
+def multiplies(program: Program) -> bool:
+    """Whether any matrix multiplication stands in a program, however deep."""
+    return any(
+        eqn.opaque
+        or eqn.primitive.name in _PRODUCTS
+        or any(multiplies(p) for p in programs_of(eqn))
+        for eqn in program.eqns
+    )
+
+
+def programs_of(eqn: Equation) -> list[Program]:
+    """The programs that an equation holds."""
+    found: list[Program] = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Program):
+                found.append(item)
+    return found

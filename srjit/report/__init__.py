@@ -1,0 +1,1 @@
+"""Reports: data, text and pages."""

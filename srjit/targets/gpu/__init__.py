@@ -1,0 +1,1 @@
+"""NVIDIA's GPUs: chips, quantization, products and kernels."""

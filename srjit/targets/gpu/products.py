@@ -1,0 +1,260 @@
+"""Products of codes on NVIDIA's GPUs, as XLA calls the libraries for them.
+
+FP8 operands that enter a dot as they are become a call of cuBLASLt's FP8 product, the scale of the
+result in it. Where an operand does not contract its last dimension, XLA transposes the codes. Codes
+with scales of blocks become a call of cuDNN's block-scaled product, whose operands are (batch,
+rows, contraction).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+from srjit import _compat
+from srjit.numerics.formats import get_format
+from srjit.numerics.hadamard import pad_to_multiple
+from srjit.numerics.quantization import Quantization, ScaledValues, blocked_dims, spread_blocks
+from srjit.products.product import DotProduct, Product
+from srjit.products.scaled_dot import Operand, multiply_values, values_of
+from srjit.targets.gpu.chips import Gpu
+from srjit.targets.kernel_call import kernel_call
+from srjit.targets.layouts import pinned
+from srjit.targets.target import FASTER, Shapes, Specs
+
+# Codes that come with scales of blocks, as cuDNN takes them: it has no product of E2M1 codes with
+# E8M0 scales, but every such code is one of E4M3 too.
+BLOCK_SCALED = {
+    "nvfp4": jnp.dtype(jnp.float4_e2m1fn),
+    "mxfp8": jnp.dtype(jnp.float8_e4m3fn),
+    "mxfp4": jnp.dtype(jnp.float8_e4m3fn),
+}
+_HLO = {
+    "float4_e2m1fn": "f4e2m1fn",
+    "float8_e4m3fn": "f8e4m3fn",
+    "float8_e5m2": "f8e5m2",
+    "int8": "s8",
+}
+FP8 = {"float8_e4m3fn", "float8_e5m2"}
+
+
+def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -> jax.Array:
+    """See scaled_dot.Multiply."""
+    if isinstance(product, DotProduct):
+        if _is_block_scaled(product, lhs, rhs):
+            return kernel_call(
+                lhs,
+                rhs,
+                kernel=functools.partial(_block_scaled, product),
+                formula=functools.partial(multiply_values, product),
+                platform="cuda",
+                partitions=True,
+            )
+        names = {values_of(operand).dtype.name for operand in (lhs, rhs)}
+        # There is no product of two E5M2 operands.
+        if names <= FP8 and names != {"float8_e5m2"}:
+            return _fp8(product, lhs, rhs)
+    return multiply_values(product, lhs, rhs, *extras)
+
+
+def _fp8(product: DotProduct, lhs: Operand, rhs: Operand) -> jax.Array:
+    native = functools.partial(dataclasses.replace(product, precision=None), dtype=jnp.float32)
+    emulated = functools.partial(multiply_values, product)
+    return kernel_call(
+        values_of(lhs),
+        values_of(rhs),
+        # Pinned, or XLA would transpose what the codes are made from instead of the codes; but of
+        # what is pinned, XLA gathers the shards.
+        kernel=lambda lhs, rhs: native(pinned(lhs), pinned(rhs)),
+        formula=functools.partial(lax.platform_dependent, cuda=native, default=emulated),
+        platform="cuda",
+    )
+
+
+# ------------------------------------------------------------------------------ scales of blocks
+
+_CONFIG = {
+    "scaled_dot_backend_config": {
+        "lhs_batch_dimensions": [0],
+        "rhs_batch_dimensions": [0],
+        "dequantize_type": "F32",
+    }
+}
+
+
+def _is_block_scaled(product: DotProduct, lhs: Operand, rhs: Operand) -> bool:
+    pair = [o.blocks for o in (lhs, rhs) if isinstance(o, ScaledValues) and o.blocks is not None]
+    same = len(pair) == 2 and pair[0].dtype == pair[1].dtype
+    # No type says how matrices are sharded that are made of dimensions whose types say it.
+    typed = any(_compat.explicit_sharding(jax.typeof(blocks)) is not None for blocks in pair)
+    return same and not typed and bool(product.contracting(0))
+
+
+def _block_scaled(product: DotProduct, lhs: ScaledValues, rhs: ScaledValues) -> jax.Array:
+    """``product(lhs, rhs)`` in float32, by XLA's block-scaled dot."""
+    batch = [d for d in product.out if d in product.lhs and d in product.rhs]
+    # In the order of rhs for both: blocks run along the last.
+    summed = [d for d in product.rhs if d in product.lhs and d not in product.out]
+    rows, columns = (
+        [d for d in labels if d not in batch and d not in summed]
+        for labels in (product.lhs, product.rhs)
+    )
+    sizes = dict(zip(product.lhs + product.rhs, lhs.values.shape + rhs.values.shape, strict=True))
+    a, a_scales = _as_matrices(lhs, product.lhs, (batch, rows, summed))
+    b, b_scales = _as_matrices(rhs, product.rhs, (batch, columns, summed))
+    out = _matrix_product(a, b, a_scales, b_scales)
+    untransposed = product.untransposed()
+    return product.transposed(out.reshape([sizes[d] for d in untransposed.out]))
+
+
+@custom_partitioning
+def _matrix_product(
+    lhs: jax.Array, rhs: jax.Array, lhs_scales: jax.Array, rhs_scales: jax.Array
+) -> jax.Array:
+    """float32 (B, M, N) of codes (B, M, K) and (B, N, K) with scales (B, M, K/b), (B, N, K/b)."""
+    return jax.ffi.ffi_call(
+        "__op$block_scaled_dot",
+        jax.ShapeDtypeStruct((*lhs.shape[:2], rhs.shape[1]), jnp.float32),
+        custom_call_api_version=2,
+        legacy_backend_config=json.dumps(_CONFIG),
+    )(lhs, rhs, lhs_scales, rhs_scales)
+
+
+def _shards_of_matrices(mesh: Any, args: Any, result: Any) -> Any:
+    """Every device multiplies what it has; where it has a part of the contraction, sums are left.
+
+    Args:
+      mesh: of devices.
+      args, result: shapes and shardings of what ``_matrix_product`` takes and returns.
+    """
+    (batch, rows, left), (_, columns, right) = (_padded(arg.sharding.spec) for arg in args[:2])
+    summed = _axes(left) if left == right else ()
+    count = math.prod(mesh.shape[axis] for axis in summed)
+    if args[2].shape[2] % count:  # blocks stay whole
+        summed = ()
+    # An axis shards one dimension of the result.
+    taken = {*_axes(batch), *_axes(rows), *summed}
+    columns = tuple(axis for axis in _axes(columns) if axis not in taken)
+    batch, rows = _axes(batch), tuple(a for a in _axes(rows) if a not in (*_axes(batch), *summed))
+
+    def place(*dims: tuple[str, ...]) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*(d or None for d in dims)))
+
+    def multiply_shards(*operands: jax.Array) -> jax.Array:
+        out = _matrix_product.fun(*operands)
+        return lax.psum(out, summed) if summed else out
+
+    lhs, rhs = place(batch, rows, summed), place(batch, columns, summed)
+    return mesh, multiply_shards, place(batch, rows, columns), (lhs, rhs, lhs, rhs)
+
+
+def _padded(spec: PartitionSpec) -> tuple[Any, ...]:
+    return (*spec, *(None,) * (3 - len(spec)))
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+    """Names of the mesh axes in one entry of a PartitionSpec."""
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+_matrix_product.def_partition(
+    partition=_shards_of_matrices,
+    sharding_rule="b m k, b n k, b m q, b n q -> b m n",
+    reduction_factors=("k", "q"),
+)
+
+
+def _as_matrices(
+    operand: ScaledValues, labels: tuple[int, ...], groups: tuple[list[int], list[int], list[int]]
+) -> tuple[jax.Array, jax.Array]:
+    """Codes as (batch, rows, contraction), and a scale for every row and block of the contraction.
+
+    Args:
+      operand: with scales of blocks.
+      labels: of its dimensions.
+      groups: labels of the batch's dimensions, of the rows', and of the contraction's.
+    """
+    assert operand.blocks is not None
+    order = [labels.index(d) for group in groups for d in group]
+    last = order[-1]
+    shape, spec = operand.values.shape, operand.spec
+    along_rows = [d for d in blocked_dims(spec, shape) if d != last]
+    scales = spread_blocks(operand.blocks, spec, shape, along_rows)
+    codes = operand.values
+    if operand.turned is not None and order == [len(shape) - 1, *range(len(shape) - 1)]:
+        codes = jnp.moveaxis(operand.turned, 0, -1)  # and back, below: no copy of a copy
+    codes = pad_to_multiple(codes, last, spec.block_size)
+
+    def matrices(x: jax.Array) -> jax.Array:
+        sizes = iter(x.shape[d] for d in order)
+        merged = [math.prod(next(sizes) for _ in group) for group in groups]
+        return lax.transpose(x, order).reshape(merged)
+
+    return matrices(codes), matrices(scales)
+
+
+# ----------------------------------------------------------------------------------- what is native
+
+
+def is_native(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> bool:
+    """See targets.Target."""
+    if not isinstance(product, DotProduct):
+        return False
+    if any(q is None or q.rounding == "none" for q in specs):
+        return False
+    lhs, rhs = (_HLO.get(_carrier(gpu, q), "") for q in specs if q)
+    is_blocked = [q.is_blocked for q in specs if q]
+    if any(is_blocked):
+        scales = {get_format(q.format).scale for q in specs if q}
+        same = all(is_blocked) and len(scales) == 1 and bool(product.contracting(0))
+        return same and (gpu.rate(lhs, rhs) or 0) > FASTER
+    # A product with a vector is none of a matrix unit's.
+    free = [
+        [n for d, n in zip(labels, shape, strict=True) if d not in other]
+        for labels, other, shape in (
+            (product.lhs, product.rhs, shapes[0]),
+            (product.rhs, product.lhs, shapes[1]),
+        )
+    ]
+    if any(max(sizes, default=1) == 1 for sizes in free):
+        return False
+    return (gpu.rate(lhs, rhs) or 0) > FASTER
+
+
+def turns(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
+    """See targets.Target: of squares, whose codes are the same for both ways to contract."""
+    if not isinstance(product, DotProduct):
+        return False, False
+    first, second = (
+        spec is not None
+        and spec.shared == "square"
+        and takes_blocks(gpu, spec)
+        and len(shape) == 2
+        and labels[-1] in product.out
+        for spec, shape, labels in zip(specs, shapes, (product.lhs, product.rhs), strict=True)
+    )
+    return first, second
+
+
+def _carrier(gpu: Gpu, spec: Quantization) -> str:
+    """The dtype of an operand's codes, as a product reads them."""
+    if not spec.is_blocked:
+        return get_format(spec.format).element.name
+    return BLOCK_SCALED[spec.format].name if takes_blocks(gpu, spec) else "bfloat16"
+
+
+def takes_blocks(gpu: Gpu, spec: Quantization) -> bool:
+    """Whether cuDNN multiplies such codes with the scales of their blocks there."""
+    is_standard = spec.is_blocked and spec.block_size == get_format(spec.format).block
+    return is_standard and spec.format in BLOCK_SCALED and gpu.has_block_scales

@@ -1,0 +1,164 @@
+"""NVIDIA's GPUs as targets: what quantizes there, beside what multiplies."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from srjit import _compat
+from srjit.numerics.formats import get_format
+from srjit.numerics.quantization import Quantization, ScaledValues, cast, emulated, encode
+from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.rounding import NOISE_BITS
+from srjit.targets.gpu import matrices as gpu_quantize
+from srjit.targets.gpu import products as gpu_products
+from srjit.targets.gpu.chips import GPUS, Gpu
+from srjit.targets.gpu.matrices import Want
+from srjit.targets.kernel_call import kernel_call
+from srjit.targets.target import Target
+
+
+def quantize(
+    gpu: Gpu,
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    before: jax.Array | None,
+    rng: Rng,
+    in_memory: bool,
+    turned: bool,
+) -> ScaledValues:
+    """See targets.Quantize: by kernels, codes beside the scales of their blocks if there are any.
+
+    What rounds stochastically by the chip's own instruction has the emulation's probabilities, to
+    2^-16, and not its noise.
+    """
+    want = want_of(gpu, spec, turned)
+    if want is None or x.dtype == jnp.float64:
+        return emulated(x, spec, key, before=before, rng=rng)
+    formula = functools.partial(_quantize_plainly, want, rng)
+    if _is_typed(x) or rng != "hash" or before is not None or not gpu_quantize.fits(x, want):
+        return formula(x, *(key or ()), before=before)
+    return kernel_call(
+        x,
+        *(key or ()),
+        kernel=functools.partial(_quantize_by_kernel, want),
+        formula=formula,
+        platform="cuda",
+        partitions=True,
+    )
+
+
+def want_of(gpu: Gpu, spec: Quantization, turned: bool = False) -> Want | None:
+    """What kernels have to make for a product to read the codes as they are; None if none does."""
+    if spec.rounding == "none":
+        return None
+    element = get_format(spec.format).element
+    if gpu_products.takes_blocks(gpu, spec):
+        carrier = gpu_products.BLOCK_SCALED[spec.format].name
+    elif spec.shared == "tensor" and element.name in gpu_products.FP8:
+        carrier = element.name
+    else:
+        return None
+    return Want(
+        spec=spec, carrier=carrier, by_instruction=gpu.has_stochastic_rounding, turned=turned
+    )
+
+
+def noise_bits(gpu: Gpu, spec: Quantization) -> int:
+    """See targets.Target: half a word for ``cvt.rs``, which takes one for four values or two."""
+    by_instruction = gpu.has_stochastic_rounding and want_of(gpu, spec) is not None
+    return 16 if by_instruction else NOISE_BITS
+
+
+def remark(gpu: Gpu, spec: Quantization) -> str:
+    """See targets.Target."""
+    if spec.rounding != "stochastic" or want_of(gpu, spec) is None:
+        return ""
+    if gpu.has_stochastic_rounding:
+        return (
+            f"{spec.format} is rounded stochastically by the chip's cvt.rs where kernels run: with "
+            "16 bits of noise a value, one word for four, and not with the draws of other targets"
+        )
+    return f"{gpu.name} has no cvt.rs: {spec.format} is rounded stochastically by the formula"
+
+
+def quantize_together(
+    gpu: Gpu,
+    x: jax.Array,
+    specs: Sequence[Quantization],
+    keys: Sequence[Key | None],
+    rng: Rng,
+    turned: Sequence[bool],
+) -> tuple[ScaledValues, ...] | None:
+    """See targets.QuantizeTogether: reads x once for all amaxes, and once for all codes."""
+    wants = [want_of(gpu, spec, turn) for spec, turn in zip(specs, turned, strict=True)]
+    fitting = tuple(w for w in wants if w is not None and gpu_quantize.fits(x, w))
+    if len(fitting) < len(wants) or rng != "hash" or _is_typed(x):
+        return None
+    return kernel_call(
+        x,
+        *(word for key in keys for word in key or ()),
+        kernel=functools.partial(gpu_quantize.quantize_by_kernels, fitting),
+        formula=functools.partial(_quantize_all_plainly, fitting),
+        platform="cuda",
+        partitions=True,
+    )
+
+
+def _is_typed(x: jax.Array) -> bool:
+    """Whether its type says how it is sharded: none says so of what is cut into blocks."""
+    return _compat.explicit_sharding(jax.typeof(x)) is not None
+
+
+def _quantize_by_kernel(want: Want, x: jax.Array, *words: jax.Array) -> ScaledValues:
+    (made,) = gpu_quantize.quantize_by_kernels((want,), x, *words)
+    return made
+
+
+def _quantize_all_plainly(
+    wants: tuple[Want, ...], x: jax.Array, *words: jax.Array
+) -> tuple[ScaledValues, ...]:
+    left = iter(words)
+    keys = [(next(left), next(left)) if w.spec.rounding == "stochastic" else () for w in wants]
+    return tuple(
+        _quantize_plainly(want, "hash", x, *key) for want, key in zip(wants, keys, strict=True)
+    )
+
+
+def _quantize_plainly(
+    want: Want, rng: Rng, x: jax.Array, *words: jax.Array, before: jax.Array | None = None
+) -> ScaledValues:
+    """The same in plain operations."""
+    spec, key = want.spec, (words[0], words[1]) if words else None
+    element = get_format(spec.format).element
+    if not spec.is_blocked:
+        made = emulated(x, spec, key, before=before, rng=rng)
+        return dataclasses.replace(made, values=made.values.astype(want.carrier))
+    q = encode(x, spec, key, rng=rng, subnormal=False)
+    codes = cast(q.codes, element).astype(want.carrier)
+    turned = codes.T if want.can_turn(x.shape) else None
+    return ScaledValues(codes, q.tensor_scale, spec, turned, q.scale)
+
+
+def target_of(name: str, recipe: str) -> Target:
+    """A GPU of the table as a target; its name is also part of what its driver calls it."""
+    gpu = GPUS[name]
+    return Target(
+        name=name,
+        kinds=(name,),
+        recipe=recipe,
+        native=functools.partial(gpu_products.is_native, gpu),
+        multiply=gpu_products.multiply,
+        quantize=functools.partial(quantize, gpu),
+        quantize_together=functools.partial(quantize_together, gpu),
+        turns=functools.partial(gpu_products.turns, gpu),
+        noise_bits=functools.partial(noise_bits, gpu),
+        remark=functools.partial(remark, gpu),
+        compiler=gpu.compiler,
+        peak=gpu.rate,
+    )

@@ -1,0 +1,209 @@
+"""What a target is."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from srjit.numerics.formats import get_format
+from srjit.numerics.quantization import Quantization, ScaledValues, emulated
+from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.rounding import NOISE_BITS
+from srjit.products.product import Product
+from srjit.products.scaled_dot import Multiply, multiply_values
+
+# How a target quantizes an operand: a function like ``emulate``, with the same numbers.
+Quantize = Callable[
+    [jax.Array, Quantization, Key | None, jax.Array | None, Rng, bool, bool], ScaledValues
+]
+
+# How a target quantizes one tensor in several ways, with the numbers of ``quantize``: a function of
+# it, and for each way of the spec, the key, and ``turned``. None if one by one is as good.
+QuantizeTogether = Callable[
+    [jax.Array, Sequence[Quantization], Sequence[Key | None], Rng, Sequence[bool]],
+    Sequence[ScaledValues] | None,
+]
+
+
+def emulate(
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    before: jax.Array | None,
+    rng: Rng,
+    in_memory: bool,
+    turned: bool,
+) -> ScaledValues:
+    """``emulated``, in plain operations.
+
+    Args:
+      x, spec, key, before, rng: as of ``emulated``.
+      in_memory: whether nothing in the program makes x.
+      turned: whether a product wants a copy with the last dimension first, should it come cheaply.
+    """
+    return emulated(x, spec, key, before=before, rng=rng)
+
+
+# The scope of what only runs for a delayed scale without a history: in hardly any step.
+WITHOUT_HISTORY = "srjit.without_history"
+FASTER = 1.1  # than bfloat16, at least, is a rate of its own
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+Specs = tuple[Quantization | None, Quantization | None]
+
+
+def turns_nothing(product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
+    """Every order is as good as any other."""
+    return False, False
+
+
+def says_nothing(spec: Quantization) -> str:
+    """Noise is the emulation's."""
+    return ""
+
+
+def as_emulated(spec: Quantization) -> int:
+    """Noise is the emulation's."""
+    return NOISE_BITS
+
+
+def never(product: Product, shapes: Shapes, specs: Specs) -> bool:
+    """No product has a rate of its own."""
+    return False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """What compiles for a target without its hardware.
+
+    Attributes:
+      platform: as JAX calls it.
+      topologies: by number of devices, what the compiler calls a slice of that many.
+      description: of a device, for a compiler that knows none by their names.
+      device: what kernels are told that they are lowered for, where they ask.
+      options: of the compiler.
+    """
+
+    platform: str
+    topologies: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
+    description: str = ""
+    device: AbstractDevice | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+
+class Estimates(Protocol):
+    """What products and quantizations cost on a chip, by a rule of thumb."""
+
+    @property
+    def name(self) -> str:
+        """The chip's."""
+        ...
+
+    @property
+    def cycles_per_byte(self) -> float:
+        """Cycles in which its memory moves a byte, at its peak."""
+        ...
+
+    def product(
+        self,
+        product: Product,
+        shapes: Shapes,
+        specs: Specs,
+    ) -> tuple[float, float | None]:
+        """Cycles of a product in bfloat16, and of its codes; None: of which nothing is known.
+
+        Args:
+          product: what is multiplied.
+          shapes: of the operands.
+          specs: how they are quantized.
+        """
+        ...
+
+    def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
+        """Cycles of quantizing ``size`` elements; ``in_memory``: that nothing has just made."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """One chip.
+
+    Attributes:
+      name: what users type.
+      kinds: substrings of the ``device_kind`` of the devices that it is, in lower case.
+      recipe: what ``recipe="auto"`` is there.
+      native: whether a site runs at a rate that bfloat16 has not: of its product, its operands'
+        shapes, and how they are quantized. Otherwise it is emulated.
+      multiply: how values are multiplied.
+      quantize: how operands are quantized.
+      quantize_together: quantizes one tensor in several ways at once, where that reads it less
+        often; None where it does not. See ``QuantizeTogether``.
+      turns: which operands a product wants with their last dimension first, too, if quantizing
+        makes such a copy on the way: of a product, its operands' shapes, and how they are
+        quantized.
+      noise_bits: of each element where its own instructions round; see ``rounding.NOISE_BITS``.
+      remark: what a user should know of how a quantization is rounded there; empty if nothing.
+      integers: the dtype that holds integer codes outside of loops; int8 inside, where what the
+        backward pass needs is kept for every iteration.
+      compiler: what compiles for it without it; None: nothing that srjit knows.
+      peak: how many times faster than bfloat16 it multiplies two element types, as HLO calls them,
+        by its vendor's peaks; None: asked of its compiler instead.
+      estimates: what ``recipe="auto"`` weighs; None: there, it quantizes all that its recipe says.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    recipe: str
+    native: Callable[[Product, Shapes, Specs], bool] = never
+    multiply: Multiply = multiply_values
+    quantize: Quantize = emulate
+    quantize_together: QuantizeTogether | None = None
+    turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turns_nothing
+    noise_bits: Callable[[Quantization], int] = as_emulated
+    remark: Callable[[Quantization], str] = says_nothing
+    integers: str = "int8"
+    compiler: Compiler | None = None
+    peak: Callable[[str, str], float | None] | None = None
+    estimates: Estimates | None = None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it is what programs run on here."""
+        kind = jax.devices()[0].device_kind.lower()
+        return any(part in kind for part in self.kinds)
+
+    @contextlib.contextmanager
+    def lowering(self) -> Generator[None]:
+        """Where programs are lowered for it, whether or not it is attached."""
+        device = self.compiler.device if self.compiler else None
+        if device is None:
+            yield
+            return
+        mesh = jax.sharding.get_abstract_mesh()
+        mesh = AbstractMesh(
+            mesh.axis_sizes, mesh.axis_names, mesh.axis_types, abstract_device=device
+        )
+        with jax.sharding.use_abstract_mesh(mesh):
+            yield
+
+    def carrier(self, spec: Quantization, work: Any, in_loop: bool = False) -> Any:
+        """The dtype that holds an operand's values inside a program.
+
+        Args:
+          spec: how the operand was quantized.
+          work: float32 or float64, which the values are computed in.
+          in_loop: whether it stands in a loop.
+        """
+        fmt = get_format(spec.format)
+        if work == jnp.float64 or spec.rounding == "none":
+            return work
+        if spec.is_blocked:  # element times block scale: 8 significant bits at most, or float32
+            return jnp.dtype(jnp.float32) if fmt.scale == "float32" else jnp.dtype(jnp.bfloat16)
+        if fmt.element.is_integer:
+            return jnp.dtype(jnp.int8 if in_loop else self.integers)
+        return fmt.element.dtype

@@ -1,0 +1,1 @@
+"""TPUs: chips, quantization, products and kernels."""

@@ -1,0 +1,199 @@
+"""TPUs as a table: what they multiply and round natively, and what it costs by a rule of thumb.
+
+Rates, orders and copies by benchmarks/tpu_rates.py, kernels by benchmarks/tpu_kernels.py (the
+larger of both its models), starts by small layers of benchmarks/tpu_cycles.py: all of them the
+compiler's estimates. Peaks as their vendor publishes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from srjit.numerics.formats import get_format
+from srjit.numerics.quantization import Quantization
+from srjit.products.product import DotProduct, Product
+from srjit.targets.layouts import Order, order_of
+from srjit.targets.target import Shapes, Specs
+
+INT8, FP8 = frozenset({"int8"}), frozenset({"float8_e4m3fn", "float8_e5m2"})
+_BF16 = frozenset({"bfloat16"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip, and the estimates of ``base.Estimates``.
+
+    Attributes:
+      name: what users type.
+      native: element types whose products, with each other, have more than bfloat16's rate.
+      converts: element types that it has instructions to round to, stochastically too.
+      fuses: what is best left to XLA where another operation makes the operand: quantizing to
+        nearest, or with a scale that is given.
+      plain: operations a cycle of a bfloat16 product.
+      rate: operations a cycle of a native product in the best order.
+      orders: cycles of the orders, in units of the best one's.
+      turning: cycles for each byte of a transposed copy.
+      transposing: of one by a kernel.
+      beside: of one by the kernel that quantizes.
+      epilogue: cycles for an element of a product's result that something like an activation
+        function takes: products of few operations for each element do not gain by being faster.
+      start: cycles of a product or a quantization of next to nothing.
+      amax: cycles for an element of a tensor in memory whose amax is found.
+      codes: cycles for an element that is quantized, by its rounding.
+      operations: a second at its peak, in bfloat16.
+      bandwidth: bytes a second of its memory, at its peak.
+    """
+
+    name: str
+    native: frozenset[str]
+    converts: frozenset[str]
+    fuses: frozenset[Literal["nearest", "given"]]
+    plain: float
+    rate: float
+    orders: Mapping[Order, float] = dataclasses.field(hash=False)
+    turning: float
+    transposing: float
+    beside: float
+    epilogue: float
+    start: float
+    amax: float
+    codes: Mapping[str, float] = dataclasses.field(hash=False)
+    operations: float
+    bandwidth: float
+
+    @property
+    def cycles_per_byte(self) -> float:
+        """See base.Estimates. The clock is what makes ``plain`` the vendor's ``operations``."""
+        return self.operations / self.plain / self.bandwidth
+
+    def has_rate(self, elements: set[str]) -> bool:
+        """Whether it multiplies such elements faster than bfloat16, in a good order."""
+        return elements <= self.native and ("int8" not in elements or len(elements) == 1)
+
+    def product(
+        self,
+        product: Product,
+        shapes: Shapes,
+        specs: Specs,
+    ) -> tuple[float, float | None]:
+        """See base.Estimates."""
+        if not isinstance(product, DotProduct):
+            return 0.0, None
+        operations = product.operations(*shapes)
+        # What is fused with a product, on the vector unit, runs beside it: the slower one counts.
+        beside = math.prod(product.shape(*shapes)) * self.epilogue
+        plain = max(operations / self.plain, beside) + self.start
+        if not self.has_rate(elements_of(specs)):
+            return plain, None
+        cycles = operations / self.rate
+        # In its own order, or in the best one with a copy of the larger operand: which one it is
+        # depends on what the result is used for.
+        copied = cycles + max(map(math.prod, shapes)) * self.turning
+        ordered = min(cycles * self.orders.get(order_of(product) or "TN", 2.0), copied)
+        return plain, max(ordered, beside) + self.start
+
+    def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
+        """See base.Estimates."""
+        amax = self.amax if in_memory and spec.scaling == "dynamic" else 0.0
+        return size * (amax + self.codes[spec.rounding]) + self.start
+
+
+def elements_of(specs: Specs) -> set[str]:
+    """What the codes of both operands are of; ``float32`` where one of them is no codes alone."""
+    return {
+        "float32"
+        if q is None or q.is_blocked or q.rounding == "none"
+        else get_format(q.format).element.name
+        for q in specs
+    }
+
+
+def _orders(nn: float, nt: float, tn: float, tt: float) -> Mapping[Order, float]:
+    return MappingProxyType({"NN": nn, "NT": nt, "TN": tn, "TT": tt})
+
+
+def _codes(nearest: float, stochastic: float) -> Mapping[str, float]:
+    return MappingProxyType({"nearest": nearest, "stochastic": stochastic, "none": 0.0})
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            name="v5e",
+            native=INT8 | {"float8_e5m2"},
+            converts=_BF16,
+            fuses=frozenset({"nearest", "given"}),
+            plain=127e3,
+            rate=254e3,
+            orders=_orders(1.0, 1.0, 1.99, 1.99),
+            turning=14.0e-3,
+            transposing=3.8e-3,
+            beside=1.9e-3,
+            epilogue=16e-3,
+            start=7e3,
+            amax=3.8e-3,
+            codes=_codes(5.7e-3, 5.7e-3),
+            operations=197e12,
+            bandwidth=819e9,
+        ),
+        Chip(
+            name="v5p",
+            native=INT8 | {"float8_e5m2"},
+            converts=_BF16,
+            fuses=frozenset(),
+            plain=254e3,
+            rate=508e3,
+            orders=_orders(1.0, 1.0, 1.99, 1.99),
+            turning=5.5e-3,
+            transposing=2.0e-3,
+            beside=1.8e-3,
+            epilogue=8e-3,
+            start=7e3,
+            amax=2.0e-3,
+            codes=_codes(2.1e-3, 4.3e-3),
+            operations=459e12,
+            bandwidth=2765e9,
+        ),
+        Chip(
+            name="v6e",
+            native=INT8 | {"float8_e5m2"},
+            converts=_BF16,
+            fuses=frozenset(),
+            plain=461e3,
+            rate=709e3,
+            orders=_orders(1.19, 1.0, 1.16, 1.16),
+            turning=8.5e-3,
+            transposing=2.5e-3,
+            beside=1.2e-3,
+            epilogue=16e-3,
+            start=12e3,
+            amax=2.5e-3,
+            codes=_codes(3.7e-3, 4.2e-3),
+            operations=918e12,
+            bandwidth=1640e9,
+        ),
+        Chip(
+            name="tpu7x",
+            native=FP8,
+            converts=_BF16 | FP8,
+            fuses=frozenset({"given"}),
+            plain=425e3,
+            rate=859e3,
+            orders=_orders(1.0, 1.0, 1.0, 1.0),
+            turning=5.4e-3,
+            transposing=1.5e-3,
+            beside=0.8e-3,
+            epilogue=8e-3,
+            start=12e3,
+            amax=1.8e-3,
+            codes=_codes(2.3e-3, 3.3e-3),
+            operations=2307e12 / 2,  # of one of its two devices
+            bandwidth=7370e9 / 2,
+        ),
+    )
+}

@@ -1,0 +1,142 @@
+"""TPUs: what their compiler makes of products, as benchmarks/tpu_rates.py measured it.
+
+int8 has twice the rate of bfloat16 on v5e and v5p and half as much again on v6e; FP8 has twice the
+rate on Ironwood (tpu7x). What can be lost of that on the way is what two files are about: this one,
+by quantizing, and tpu_products.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from srjit.numerics.formats import get_format
+from srjit.numerics.quantization import (
+    Quantization,
+    ScaledValues,
+    emulated,
+    tensor_amax,
+    tensor_scales,
+)
+from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.scaling import float_scales
+from srjit.targets.kernel_call import kernel_call
+from srjit.targets.target import WITHOUT_HISTORY, Compiler, Target
+from srjit.targets.tpu import products as tpu_products
+from srjit.targets.tpu.chips import CHIPS, Chip
+
+_SLICES = 16  # of a tensor in memory whose amax is found
+_LANES = 128
+
+
+def quantize(
+    chip: Chip,
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    before: jax.Array | None,
+    rng: Rng,
+    in_memory: bool,
+    turned: bool,
+) -> ScaledValues:
+    """See targets.Quantize.
+
+    What another operation makes is best quantized by that operation: its amax costs next to
+    nothing, and its codes, if the scale is known. What is in memory, or has to wait there for its
+    amax, is read by kernels. Both know one float32 scale a tensor; anything else is plain.
+    """
+    from srjit.targets.tpu import kernels as tpu_kernels
+
+    element = get_format(spec.format).element
+    is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none"
+    if is_plain or rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
+        return emulated(x, spec, key, before=before, rng=rng)
+    by_kernel = functools.partial(
+        tpu_kernels.quantize,
+        x,
+        element,
+        key=key,
+        transposed=turned,
+        converts=element.name in chip.converts,
+    )
+    if spec.scaling == "dynamic":
+        if not in_memory and spec.rounding in chip.fuses:
+            return emulated(x, spec, key, rng=rng)
+        seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
+        scales = tensor_scales(seen, None, element)
+        codes, *copies = _several(by_kernel(scales.encode))
+        return ScaledValues(codes, scales.scale, spec, *copies)
+    known = jnp.asarray(spec.amax, jnp.float32) if before is None else before
+    encode = float_scales(known, element).encode
+    by_xla = functools.partial(tpu_kernels.quantize_plainly, x, element=element)
+    if in_memory or "given" not in chip.fuses:
+        *codes, seen = by_kernel(encode, with_amax=True)
+    else:
+        *codes, seen = by_xla(encode, *(key or ()), with_amax=True)
+    scales = tensor_scales(seen, known, element)
+    if before is None:
+        return ScaledValues(codes[0], scales.scale, spec, *codes[1:])
+
+    def again(encode: jax.Array) -> list[jax.Array]:
+        with jax.named_scope(WITHOUT_HISTORY):
+            return _several(by_kernel(encode))[: len(codes)]
+
+    # Nothing waits for the tensor's own amax, but where no step before had one.
+    codes = lax.cond(before > 0, lambda _: codes, again, scales.encode)
+    return ScaledValues(codes[0], scales.scale, spec, *codes[1:], seen=seen)
+
+
+def _several(made: jax.Array | tuple[jax.Array, ...]) -> list[jax.Array]:
+    return list(made) if isinstance(made, tuple) else [made]
+
+
+_WORDS = {jnp.dtype(jnp.bfloat16): jnp.int16, jnp.dtype(jnp.float32): jnp.int32}
+
+
+def _amax_of_memory(x: jax.Array) -> jax.Array:
+    """``tensor_amax`` of what is in memory, by XLA."""
+    if x.shape[-1] % (_SLICES * _LANES):
+        return tensor_amax(x)
+    return kernel_call(x, kernel=_amax_of_slices, formula=tensor_amax, platform="tpu", by_xla=True)
+
+
+def _amax_of_slices(x: jax.Array) -> jax.Array:
+    """XLA reads memory faster so; but slices of what is sharded would go from device to device."""
+    word = _WORDS[x.dtype]
+    parts = [
+        lax.bitcast_convert_type(part, word) & jnp.iinfo(word).max
+        for part in jnp.split(x, _SLICES, axis=-1)
+    ]
+    while len(parts) > 1:
+        parts = [jnp.maximum(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return lax.bitcast_convert_type(jnp.max(parts[0]), x.dtype).astype(jnp.float32)
+
+
+def _slices(name: str, one: str, four: str, eight: str) -> Compiler:
+    sizes = {1: one, 4: four, 8: eight}
+    return Compiler(platform="tpu", topologies={n: f"{name}:{size}" for n, size in sizes.items()})
+
+
+TARGETS = tuple(
+    Target(
+        name=name,
+        kinds=kinds,
+        recipe=recipe,
+        multiply=functools.partial(tpu_products.multiply, CHIPS[name]),
+        quantize=functools.partial(quantize, CHIPS[name]),
+        native=functools.partial(tpu_products.is_native, CHIPS[name]),
+        turns=functools.partial(tpu_products.turns, CHIPS[name]),
+        compiler=_slices(name, *slices),
+        estimates=CHIPS[name],
+    )
+    for name, kinds, recipe, slices in (
+        ("v5e", ("v5 lite", "v5e"), "int8", ("1x1", "2x2", "2x4")),
+        ("v5p", ("tpu v5", "v5p"), "int8", ("1x1x1", "2x2x1", "2x2x2")),
+        ("v6e", ("v6 lite", "v6e"), "int8", ("1x1", "2x2", "2x4")),
+        # A chip of it has two cores, each a device of its own.
+        ("tpu7x", ("tpu7x", "tpu v7"), "fp8", ("1x1x1", "1x2x1", "2x2x1")),
+    )
+)
