@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.mlir import annotation
+from srjit.program.stablehlo import operations
 
 if TYPE_CHECKING:
     from srjit.planning.provenance import Provenance
@@ -63,14 +64,14 @@ def provenance_of(
     """
     from srjit.planning.provenance import Provenance
     from srjit.program.stablehlo.program import Source
-    from srjit.program.stablehlo.reader import MalformedProgram, Raiser, main_of
+    from srjit.program.stablehlo.reader import Raiser
     from srjit.program.values import DATA, PARAMETER
 
     try:
-        main = main_of(module)
+        main = operations.main_of(module)
         raiser = Raiser(module)
         program = raiser.main(module)
-    except MalformedProgram as error:
+    except operations.MalformedProgram as error:
         raise PassError(error.op, str(error)) from None
     names = [_name_of(a) for a in main.regions[0].blocks[0].arguments]
     chosen = _chosen(params, names, main)

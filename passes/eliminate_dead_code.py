@@ -9,13 +9,16 @@ from typing import Any, ClassVar
 from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_remark
 from srjit.passes.driver.registry import Pass, PassError, register
-from srjit.passes.mlir import editing, symbols
-from srjit.passes.mlir.editing import callee_of, terminator
-from srjit.program.stablehlo.reader import (
+from srjit.passes.mlir import editing
+from srjit.program.stablehlo import operations
+from srjit.program.stablehlo.operations import (
     MalformedProgram,
+    callee_of,
     functions,
     is_effectful,
     main_of,
+    terminator,
+    types_of,
     why_closed,
 )
 
@@ -147,7 +150,7 @@ class _Elimination:
     def run(self, main: Any) -> None:
         """Removes the dead code of what @main reaches."""
         self.function(main)
-        symbols.erase_unused(self.module, self._uncalled)
+        editing.erase_unused_functions(self.module, self._uncalled)
 
     def function(self, op: Any) -> None:
         """Removes the dead code of a function all of whose results live."""
@@ -160,7 +163,7 @@ class _Elimination:
                 continue
             used = [r in live for r in op.results]
             if not any(used) and not self.is_effectful(op):
-                self._uncalled |= dict.fromkeys(symbols.used(op))
+                self._uncalled |= dict.fromkeys(operations.used(op))
                 op.erase()
             elif callee_of(op) is not None:
                 self._call(op, tuple(used))
@@ -283,16 +286,16 @@ def _erase_arguments(block: Any, kept: Sequence[bool]) -> None:
 
 
 def _keep_arguments(function: Any, kept: Mask) -> None:
-    kind = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
-    inputs = [t for t, k in zip(kind.inputs, kept, strict=True) if k]
-    _set_type(function, inputs, list(kind.results), "arg_attrs", kept)
+    inputs, results = types_of(function)
+    inputs = [t for t, k in zip(inputs, kept, strict=True) if k]
+    _set_type(function, inputs, results, "arg_attrs", kept)
     _erase_arguments(function.regions[0].blocks[0], kept)
 
 
 def _keep_results(function: Any, kept: Mask) -> None:
-    kind = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
-    results = [t for t, k in zip(kind.results, kept, strict=True) if k]
-    _set_type(function, list(kind.inputs), results, "res_attrs", kept)
+    inputs, results = types_of(function)
+    results = [t for t, k in zip(results, kept, strict=True) if k]
+    _set_type(function, inputs, results, "res_attrs", kept)
     _return_only(function.regions[0].blocks[0], kept)
 
 
@@ -309,6 +312,6 @@ def _set_type(
 
 def _used_inside(op: Any) -> set[Any]:
     used: set[Any] = set()
-    for inner in editing.walk(op):
+    for inner in operations.walk(op):
         used.update(inner.operands)
     return used

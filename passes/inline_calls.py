@@ -10,8 +10,7 @@ from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_remark
 from srjit.passes.driver.registry import Pass, register
-from srjit.passes.mlir import editing, symbols
-from srjit.program.stablehlo.reader import why_closed
+from srjit.program.stablehlo import operations
 
 # What a function says of itself that is true of its body wherever that goes.
 _OWN = ("function_type", "sym_name", "sym_visibility", "arg_attrs", "res_attrs")
@@ -45,16 +44,16 @@ class InlineCalls(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Inlines from the innermost calls outwards, so that each body is complete when copied."""
-        functions = symbols.functions(module)
+        functions = operations.functions(module)
         calls = {name: _calls(function) for name, function in functions.items()}
-        graph = {name: {symbols.callee(call) for call in calls[name]} for name in calls}
+        graph = {name: {operations.callee(call) for call in calls[name]} for name in calls}
         order = _innermost_first(graph)
         kept = {name: _why_not(function, graph) for name, function in functions.items()}
         inlined: set[str] = set()
         for caller in order:
             for call in calls[caller]:
-                callee = symbols.callee(call)
-                if callee not in functions or symbols.is_public(functions[callee]):
+                callee = operations.callee(call)
+                if callee not in functions or operations.is_public(functions[callee]):
                     continue
                 if reason := kept[callee] or _why_not_here(call):
                     emit_remark(call, f"not inlined: {reason}")
@@ -74,8 +73,8 @@ def _inline(call: ir.Operation, callee: ir.Operation) -> None:
 
 def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
     """What stands against inlining a function anywhere; nothing if nothing does."""
-    name = symbols.text(function, "sym_name")
-    if why := why_closed(function):
+    name = operations.text(function, "sym_name")
+    if why := operations.why_closed(function):
         return f"@{name} {why}"
     if name in _called_from(name, graph):
         return f"@{name} calls itself"
@@ -85,7 +84,7 @@ def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
     for attributes in ("arg_attrs", "res_attrs"):
         if attributes in function.attributes:
             for each in ir.ArrayAttr(function.attributes[attributes]):
-                found = editing.entries(each)
+                found = operations.entries(each)
                 for key in ["a complex constant"] if found is None else found:
                     if not key.startswith(("srjit.", "jax.")):
                         return f"an argument or result of @{name} has {key!r}"
@@ -140,9 +139,9 @@ def _called_from(name: str, graph: dict[str, set[str]]) -> set[str]:
 def _erase_unused(module: ir.Operation, functions: list[ir.Operation]) -> None:
     """Erases those of ``functions``, callers first, that nothing mentions any more."""
     mentions = collections.Counter(
-        symbol for op in symbols.top_level(module) for symbol in symbols.used(op)
+        symbol for op in operations.top_level(module) for symbol in operations.used(op)
     )
     for function in functions:
-        if not mentions[symbols.text(function, "sym_name")]:
-            mentions.subtract(symbols.used(function))
+        if not mentions[operations.text(function, "sym_name")]:
+            mentions.subtract(operations.used(function))
             function.erase()

@@ -24,8 +24,9 @@ from srjit.passes.emit.composites import (
 from srjit.passes.emit.lowering import Library, type_of
 from srjit.passes.emit.noise import Needs, Noise, Threads, count_trips, split_flips
 from srjit.passes.emit.states import Histories, Slot, history_type, largest_of_shards, lengths
-from srjit.passes.mlir import annotation, attributes, editing, symbols
+from srjit.passes.mlir import annotation, attributes, editing
 from srjit.program.site_names import scope_of
+from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.meshes import SHARDINGS, manual_axes_of, meshes_of
 
 T = TypeVar("T")
@@ -137,13 +138,14 @@ class _Insertion:
     """Rewrites the multiplications of a module as a plan says."""
 
     def __init__(self, module: Any, program: Any, plan: ProgramPlan) -> None:
-        from srjit.program.stablehlo.reader import functions, main_of
 
         self.module, self.plan = module, plan
         self.library = Library(module)
         self.meshes = meshes_of(module)
         self.slots: dict[Group, list[Slot]] = {}
-        self.frames = frames.frames_of(program, main_of(module), functions(module))
+        self.frames = frames.frames_of(
+            program, operations.main_of(module), operations.functions(module)
+        )
         occurrences = plan.provenance.occurrences
         self.reported: dict[Path, SitePlan] = {
             o.path: s for o, s in zip(occurrences, plan.report.sites, strict=True)
@@ -194,18 +196,18 @@ class _Insertion:
         main, *others = self.frames
         calls = {item.eqn.op for frame in self.frames for item in frame.items if item.callee}
         users: dict[str, list[Any]] = {}
-        for op in annotation.operations(self.module):
+        for op in operations.inside(self.module):
             if op not in calls:
-                for name in symbols.mentioned(op):
+                for name in operations.mentioned(op):
                     users.setdefault(name, []).append(op)
         if "main" in users:
             original = self._original_main(main, users["main"])
-            users |= {name: [original] for name in symbols.used(original)}
+            users |= {name: [original] for name in operations.used(original)}
         fixed: set[Frame] = set()
         for frame in others:  # callers first
             if frame.op.name == "func.func":
-                name = symbols.text(frame.op, "sym_name")
-                if symbols.is_public(frame.op) or name in users:
+                name = operations.text(frame.op, "sym_name")
+                if operations.is_public(frame.op) or name in users:
                     fixed.add(frame)
             if frame in fixed:
                 fixed.update(item.callee for item in frame.items if item.callee)
@@ -220,7 +222,7 @@ class _Insertion:
         name = self.library.free("main_srjit")
         original = frames.clone_function(main, name)
         annotation.erase(original)
-        inside = [op for op in annotation.operations(original) if editing.callee_of(op) == "main"]
+        inside = [op for op in operations.inside(original) if operations.callee_of(op) == "main"]
         for op in (*users, *inside):
             op.attributes["callee"] = ir.FlatSymbolRefAttr.get(name)
         return original
@@ -349,7 +351,7 @@ class _GroupInsertion:
         block = op.regions[0].blocks[0]
         seen = self.histories.returned()
         names: list[str] = []
-        with ir.InsertionPoint(editing.terminator(block)), op.location:
+        with ir.InsertionPoint(operations.terminator(block)), op.location:
             if op.name == "sdy.manual_computation":
                 axes = manual_axes_of(op)
                 seen = [largest_of_shards(v, self.whole.meshes, axes) for v in seen]

@@ -10,9 +10,9 @@ from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.emit.composites import QUANTIZE, SCALED_DOT
 from srjit.passes.emit.target_calls import TargetCalls
-from srjit.passes.mlir import annotation, attributes, editing, symbols
+from srjit.passes.mlir import annotation, attributes, editing
+from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.products import RAGGED
-from srjit.program.stablehlo.reader import why_closed
 
 
 @register
@@ -49,19 +49,19 @@ class Legalize(Pass):
             raise PassError(None, str(error)) from None
         composites = [
             op
-            for function in symbols.functions(module).values()
-            for op in annotation.operations(function)
+            for function in operations.functions(module).values()
+            for op in operations.inside(function)
             if annotation.is_composite(op)
         ]
         ours = [
-            op for op in composites if symbols.text(op, "name") in (QUANTIZE, SCALED_DOT, RAGGED)
+            op for op in composites if operations.text(op, "name") in (QUANTIZE, SCALED_DOT, RAGGED)
         ]
-        unknown = dict.fromkeys(symbols.text(op, "name") for op in composites if op not in ours)
+        unknown = dict.fromkeys(operations.text(op, "name") for op in composites if op not in ours)
         used = {ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value: None for op in ours}
         TargetCalls(target, module).replace(ours)
         if target.name == "portable" and used:
             used |= dict.fromkeys(_inline(module))
-        symbols.erase_unused(module, used)
+        editing.erase_unused_functions(module, used)
         header = annotation.header_of(module)
         if header is not None:
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
@@ -71,18 +71,18 @@ class Legalize(Pass):
 
 def _inline(module: Any) -> set[str]:
     """Puts what functions of srjit do in place of the calls, in these functions first; which."""
-    known = symbols.functions(module)
+    known = operations.functions(module)
     inlined: set[str] = set()
     done: dict[str, bool] = {}  # False: while it is being done, as of one that calls itself
 
     def flatten(name: str) -> None:
         done[name] = False
-        calls = [op for op in annotation.operations(known[name]) if _calls_ours(op)]
+        calls = [op for op in operations.inside(known[name]) if _calls_ours(op)]
         for call in calls:
-            called = editing.callee_of(call) or ""
+            called = operations.callee_of(call) or ""
             if called not in done:
                 flatten(called)
-            if done[called] and not why_closed(known[called]):
+            if done[called] and not operations.why_closed(known[called]):
                 _inline_one(call, known[called])
                 inlined.add(called)
         done[name] = True
@@ -106,10 +106,10 @@ def _inline_one(call: Any, callee: Any) -> None:
 
 def _pass_on_sites(call: Any, results: Sequence[Any]) -> None:
     """Writes what is known about an inlined product onto the operation that makes its result."""
-    op = editing.owner(results[0]) if annotation.SITES in call.attributes else None
+    op = operations.owner(results[0]) if annotation.SITES in call.attributes else None
     if op is not None and annotation.SITES not in op.attributes:
         op.attributes[annotation.SITES] = call.attributes[annotation.SITES]
 
 
 def _calls_ours(op: Any) -> bool:
-    return (editing.callee_of(op) or "").startswith(annotation.PREFIX)
+    return (operations.callee_of(op) or "").startswith(annotation.PREFIX)

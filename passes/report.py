@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.mlir import annotation
+from srjit.program.stablehlo import operations
 
 if TYPE_CHECKING:
     from srjit._mlir import ir
@@ -64,7 +65,7 @@ def report_of(module: Any) -> Report:
         raise PassError(None, "nothing to report: run srjit-insert-quantize before srjit-report")
     sites = [
         site
-        for op in annotation.operations(module)
+        for op in operations.inside(module)
         if annotation.SITES in op.attributes
         for site in annotation.read(op, SitePlan)
     ]

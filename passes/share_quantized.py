@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, register
 from srjit.passes.emit.composites import QUANTIZE
-from srjit.passes.mlir import annotation, editing
+from srjit.passes.mlir import annotation
+from srjit.program.stablehlo import operations
 
 # Regions that values of the enclosing block can be used in.
 _OPEN = ("stablehlo.while", "stablehlo.case", "stablehlo.if")
@@ -68,7 +69,7 @@ def _invariants(op: Any, same: dict[Any, Any]) -> dict[Any, Any]:
     """What a loop hands from iteration to iteration as it was given: by what it was given."""
     found: dict[Any, Any] = {}
     condition, body = (region.blocks[0] for region in op.regions)
-    returned = editing.terminator(body).operands
+    returned = operations.terminator(body).operands
     for i, (argument, result) in enumerate(zip(body.arguments, returned, strict=True)):
         if argument == result:
             given = op.operands[i]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, register
-from srjit.passes.mlir import editing
+from srjit.program.stablehlo import operations
 
 _OURS = "srjit."
 _INTERFACE = ("srjit.key", "srjit.state")
@@ -52,7 +52,7 @@ class StripAnnotations(Pass):
         return ir.ArrayAttr.get([self._kept(each) for each in ir.ArrayAttr(of_each)])
 
     def _kept(self, attributes: ir.Attribute) -> ir.Attribute:
-        entries = editing.entries(attributes)
+        entries = operations.entries(attributes)
         if entries is None:  # not ours: we write no complex numbers
             return attributes
         kept = {

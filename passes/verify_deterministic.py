@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_warning
 from srjit.passes.driver.registry import Pass, PassError, register
-from srjit.passes.mlir import symbols
+from srjit.program.stablehlo import operations
 
 _GENERATORS = ("rng", "rng_bit_generator")
 _DIALECTS = ("stablehlo", "mhlo")
@@ -72,14 +72,14 @@ class VerifyDeterministic(Pass):
 
 def _reached(module: ir.Operation) -> Iterator[tuple[tuple[str, ...], ir.Operation]]:
     """Functions that run, each with one way to it; all of them where none is public."""
-    functions = symbols.functions(module)
-    public = [name for name, op in functions.items() if symbols.is_public(op)]
+    functions = operations.functions(module)
+    public = [name for name, op in functions.items() if operations.is_public(op)]
     paths: dict[str, tuple[str, ...]] = {name: (name,) for name in public or functions}
     pending = collections.deque(paths)
     while pending:
         name = pending.popleft()
         yield paths[name], functions[name]
-        for called in symbols.used(functions[name]):
+        for called in operations.used(functions[name]):
             if called in functions and called not in paths:
                 paths[called] = (*paths[name], called)
                 pending.append(called)
@@ -101,9 +101,9 @@ def _generators(function: ir.Operation) -> Iterator[tuple[ir.Operation, str]]:
             if what.startswith("what "):
                 lowered.add(what)
         elif op.name.endswith(".custom_call") and _OPAQUE.search(
-            symbols.text(op, "call_target_name")
+            operations.text(op, "call_target_name")
         ):
-            target = symbols.text(op, "call_target_name")
+            target = operations.text(op, "call_target_name")
             emit_warning(op, f"whether the kernel {target!r} generates random bits cannot be seen")
         return ir.WalkResult.ADVANCE
 
@@ -117,14 +117,14 @@ def _generator(op: ir.Operation) -> str:
     if dialect in _DIALECTS and name in _GENERATORS:
         return op.name
     if dialect in _DIALECTS and name == "custom_call":
-        target = symbols.text(op, "call_target_name")
+        target = operations.text(op, "call_target_name")
         return f"custom call {target!r}" if _GENERATOR_NAME.search(target) else ""
-    if name == "composite" and symbols.text(op, "name").startswith("srjit."):
+    if name == "composite" and operations.text(op, "name").startswith("srjit."):
         described = "composite_attributes" in op.attributes
         stochastic = described and '"stochastic"' in str(op.attributes["composite_attributes"])
-        return f"{symbols.text(op, 'name')} with stochastic rounding" if stochastic else ""
+        return f"{operations.text(op, 'name')} with stochastic rounding" if stochastic else ""
     if op.name == "func.call":
-        callee = symbols.callee(op)
+        callee = operations.callee(op)
         return f"a call of @{callee}" if "threefry2x32" in callee else ""
     path = _innermost_name(op.location)
     if ours := _STOCHASTIC.match(path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from srjit._mlir import ir
 from srjit.passes.emit.lowering import Library, signature_of
 from srjit.passes.mlir import attributes, editing
-from srjit.program.stablehlo import products
+from srjit.program.stablehlo import operations, products
 
 if TYPE_CHECKING:
     from srjit.numerics.quantization import Quantization, ScaledValues
@@ -295,7 +295,7 @@ class ScaledDot:
         pair = [values[0], values[counts[0]], *values[sum(counts) :]]
         primitive, params = products.equation_from(
             name,
-            editing.entries(parameters) or {},
+            operations.entries(parameters) or {},
             signature_of(pair),
             signature_of(op.results)[0][1],
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Any
 
 from srjit._mlir import ir
-from srjit.passes.mlir import editing
+from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.program import Equation, Program, programs_of
 
 # What holds a program that is not in the frame itself.
@@ -88,7 +88,9 @@ class Group:
         # A copy; now, while both are alike, and by equation: an operation's hash is that of its
         # attributes and operands, and changes with them.
         if self.op is not self.frame.op:
-            copies = dict(zip(editing.walk(self.frame.op), editing.walk(self.op), strict=True))
+            copies = dict(
+                zip(operations.walk(self.frame.op), operations.walk(self.op), strict=True)
+            )
             self.replaced = {e: copies[e.op] for e in _equations(self.frame.program)}
 
     def op_of(self, eqn: Equation) -> Any:
@@ -122,7 +124,7 @@ def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
             here = (*path, index)
             params = eqn.params
             if eqn.op.name == "func.call" and "jaxpr" in params:
-                name = editing.callee_of(eqn.op) or ""
+                name = operations.callee_of(eqn.op) or ""
                 yield Item(here, eqn, loops, frame_of(params["jaxpr"], functions[name]))
             elif eqn.op.name == "sdy.manual_computation" and "jaxpr" in params:
                 yield Item(here, eqn, loops, frame_of(params["jaxpr"], eqn.op))

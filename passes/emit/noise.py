@@ -18,6 +18,7 @@ from srjit._mlir import ir
 from srjit.passes.emit.frames import Group, Item, Local
 from srjit.passes.emit.lowering import Library, type_of
 from srjit.passes.mlir import editing
+from srjit.program.stablehlo import operations
 
 Flips = tuple[bool, ...]
 _UINT32 = np.dtype(np.uint32)
@@ -241,7 +242,7 @@ def _add_counter(group: Group, eqn: Any) -> int:
         region.blocks[0].add_argument(unsigned, new.location)
     body = new.regions[1].blocks[0]
     position = len(body.arguments) - 1
-    with ir.InsertionPoint(editing.terminator(body)), new.location:
+    with ir.InsertionPoint(operations.terminator(body)), new.location:
         after = editing.binary("add", body.arguments[position], editing.constant(1))
     editing.return_more(body, [after])
     group.replaced[eqn] = new

@@ -20,6 +20,7 @@ from srjit.passes.emit.frames import Item, Local
 from srjit.passes.emit.lowering import signature_of, type_of
 from srjit.passes.emit.noise import Threads
 from srjit.passes.mlir import editing
+from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.program import Equation, Program
 
 _FLOAT32 = np.dtype(np.float32)
@@ -149,7 +150,7 @@ class Histories:
                 region.blocks[0].add_argument(kind, new.location)
         body = new.regions[1].blocks[0]
         arguments = list(body.arguments)[-len(slots) :]
-        with ir.InsertionPoint(editing.terminator(body)), new.location:
+        with ir.InsertionPoint(operations.terminator(body)), new.location:
             updated = [update(a, s) for a, s in zip(arguments, slots, strict=True)]
         editing.return_more(body, updated)
         return dict(zip(slots, list(new.results)[-len(slots) :], strict=True))
@@ -166,7 +167,7 @@ class Histories:
         for i, (branch, region) in enumerate(zip(eqn.params["branches"], regions, strict=True)):
             inner = self._out(branch, (*path, i), depth)
             block = region.blocks[0]
-            with ir.InsertionPoint(editing.terminator(block)), old.location:
+            with ir.InsertionPoint(operations.terminator(block)), old.location:
                 values = [inner.get(s) or self._unseen(s, depth) for s in slots]
             editing.return_more(block, values)
             types = [v.type for v in values]

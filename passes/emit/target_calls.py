@@ -12,8 +12,8 @@ from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
 from srjit.passes.emit.composites import QUANTIZE, SCALED_DOT, Quantizer, ScaledDot, Together
 from srjit.passes.emit.lowering import Library, signature_of
-from srjit.passes.mlir import annotation, editing, symbols
-from srjit.program.stablehlo.reader import is_effectful
+from srjit.passes.mlir import annotation, editing
+from srjit.program.stablehlo import operations
 
 if TYPE_CHECKING:
     from srjit.targets import Target
@@ -54,7 +54,7 @@ class TargetCalls:
         """What a composite is; None: the target has nothing of its own for it."""
         from srjit.targets.target import emulate
 
-        name = symbols.text(op, "name")
+        name = operations.text(op, "name")
         emulates = name == QUANTIZE and self.target.quantize is emulate
         if self.target.name == "portable" or name not in _READERS or emulates:
             return None
@@ -157,13 +157,13 @@ def _hoisted(values: Iterable[Any], before: Any) -> bool:
     moving: dict[Any, None] = {}  # what uses something first
 
     def can_move(value: Any) -> bool:
-        op = editing.owner(value)
+        op = operations.owner(value)
         if op is None or op.block != before.block or op.is_before_in_block(before):
             return True
         moving.pop(op, None)
         moving[op] = None
-        ours = (editing.callee_of(op) or annotation.PREFIX).startswith(annotation.PREFIX)
-        simple = not (len(op.regions) or is_effectful(op) or annotation.is_composite(op))
+        ours = (operations.callee_of(op) or annotation.PREFIX).startswith(annotation.PREFIX)
+        simple = not (len(op.regions) or operations.is_effectful(op) or annotation.is_composite(op))
         return simple and ours and all(map(can_move, op.operands))
 
     if not all(map(can_move, values)):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
-from srjit.passes.mlir import attributes, symbols
+from srjit.passes.mlir import attributes
+from srjit.program.stablehlo import operations
 
 if TYPE_CHECKING:
     from srjit.planning.provenance import Provenance
@@ -151,7 +152,7 @@ def write(op: Any, entries: Sequence[Any]) -> None:
 
 def erase(function: Any) -> None:
     """Takes all entries off the operations of a function."""
-    for op in operations(function):
+    for op in operations.inside(function):
         if SITES in op.attributes:
             del op.attributes[SITES]
 
@@ -168,17 +169,6 @@ def read(op: Any, cls: type[T]) -> list[T]:
         raise PassError(op, f"malformed {SITES}: {error}") from None
 
 
-def operations(module: Any) -> Iterator[Any]:
-    """All operations of a module, however deep, in order."""
-    for region in module.regions:
-        for block in region.blocks:
-            for op in block.operations:
-                op = op.operation
-                yield op
-                if len(op.regions):
-                    yield from operations(op)
-
-
 def is_composite(op: Any, prefix: str = PREFIX) -> bool:
     """Whether an operation is a composite of ours."""
-    return op.name == "stablehlo.composite" and symbols.text(op, "name").startswith(prefix)
+    return op.name == "stablehlo.composite" and operations.text(op, "name").startswith(prefix)

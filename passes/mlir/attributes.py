@@ -9,7 +9,7 @@ import typing
 from typing import Any, TypeVar
 
 from srjit._mlir import ir
-from srjit.passes.mlir import editing
+from srjit.program.stablehlo import operations
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def decode(cls: type[T], attribute: Any) -> T:
     """
     if not isinstance(attribute, ir.DictAttr):
         raise ValueError(f"expected a dictionary, got {attribute}")
-    entries = editing.entries(attribute)
+    entries = operations.entries(attribute)
     if entries is None:
         raise ValueError(f"unexpected {attribute}")
     hints, absent = _fields(cls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
+from srjit.program.stablehlo import operations
 
 
 def constant(value: int) -> Any:
@@ -49,26 +51,11 @@ def attributes_of(op: Any) -> dict[str, Any]:
     Raises:
       PassError: one of them is nothing that MLIR's bindings can hand on.
     """
-    found = {name: attribute_of(op, name) for name in op.attributes}
+    found = {name: operations.attribute_of(op, name) for name in op.attributes}
     for name, value in found.items():
         if isinstance(value, str):
             raise PassError(op, f"MLIR's Python bindings cannot copy attribute {name!r}: {value}")
     return found
-
-
-def entries(attribute: Any) -> dict[str, Any] | None:
-    """What is in a dictionary attribute; None if something is that the bindings abort at."""
-    if "complex<" in str(attribute):
-        return None
-    return {named.name: named.attr for named in ir.DictAttr(attribute)}
-
-
-def attribute_of(op: Any, name: str) -> Any:
-    """An attribute; its text where the bindings have no class for it: dense complex numbers."""
-    try:
-        return op.attributes[name]
-    except TypeError as error:
-        return str(error)
 
 
 def rebuilt(op: Any, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
@@ -107,7 +94,7 @@ def remade(op: Any, operands: Sequence[Any], results: Sequence[Any], **attribute
 
 def return_more(block: Any, values: Sequence[Any]) -> None:
     """Lets a block return some values more."""
-    last = block.operations[len(block.operations) - 1].operation
+    last = operations.terminator(block)
     rebuilt(last, [*last.operands, *values], [])
 
 
@@ -122,11 +109,10 @@ def add_arguments(function: Any, types: Iterable[Any], attributes: Iterable[Any]
     types = list(types)
     if not types:
         return []
-    kind = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
-    block = function.regions[0].blocks[0]
-    before = len(kind.inputs)
+    inputs, results = operations.types_of(function)
+    block, before = operations.body_of(function), len(inputs)
     given = list(attributes) or [ir.DictAttr.get({})] * len(types)
-    kind = ir.FunctionType.get([*kind.inputs, *types], list(kind.results))
+    kind = ir.FunctionType.get([*inputs, *types], results)
     function.attributes["function_type"] = ir.TypeAttr.get(kind)
     if "arg_attrs" in function.attributes or any(len(a) for a in given):
         old = _extras(function, "arg_attrs", before)
@@ -138,15 +124,15 @@ def add_results(function: Any, values: Sequence[Any], attributes: Iterable[Any] 
     """New last results of a function; callers have to be changed too."""
     if not values:
         return
-    kind = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
-    before = len(kind.results)
+    inputs, results = operations.types_of(function)
+    before = len(results)
     given = list(attributes) or [ir.DictAttr.get({})] * len(values)
-    kind = ir.FunctionType.get(list(kind.inputs), [*kind.results, *(v.type for v in values)])
+    kind = ir.FunctionType.get(inputs, [*results, *(v.type for v in values)])
     function.attributes["function_type"] = ir.TypeAttr.get(kind)
     if "res_attrs" in function.attributes or any(len(a) for a in given):
         old = _extras(function, "res_attrs", before)
         function.attributes["res_attrs"] = ir.ArrayAttr.get([*old, *given])
-    return_more(function.regions[0].blocks[0], values)
+    return_more(operations.body_of(function), values)
 
 
 def _extras(function: Any, name: str, count: int) -> list[Any]:
@@ -155,44 +141,22 @@ def _extras(function: Any, name: str, count: int) -> list[Any]:
     return [ir.DictAttr.get({})] * count
 
 
-def walk(op: Any) -> Iterable[Any]:
-    """An operation and all inside it, in order."""
-    yield op
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                yield from walk(inner.operation)
-
-
-def callee_of(op: Any) -> str | None:
-    """The function that an operation calls."""
-    if op.name != "func.call":
-        return None
-    return ir.FlatSymbolRefAttr(op.attributes["callee"]).value
-
-
-def constant_integer(value: Any) -> int | None:
-    """The integer that a scalar value is, if it is a constant."""
-    op = owner(value)
-    if op is None or op.name != "stablehlo.constant" or not is_dense(op):
-        return None
-    dense = ir.DenseElementsAttr(op.attributes["value"])
-    kind = ir.RankedTensorType(value.type)
-    if kind.rank or not isinstance(kind.element_type, ir.IntegerType) or not dense.is_splat:
-        return None
-    return ir.IntegerAttr(dense.get_splat_value()).value
-
-
-def owner(value: Any) -> Any:
-    """The operation that makes a value, or None."""
-    return None if isinstance(value, ir.BlockArgument) else value.owner.operation
-
-
-def terminator(block: Any) -> Any:
-    """The last operation of a block."""
-    return block.operations[len(block.operations) - 1].operation
-
-
-def is_dense(op: Any) -> bool:
-    """Whether a constant's value is written out, element by element."""
-    return isinstance(attribute_of(op, "value"), ir.DenseElementsAttr)
+def erase_unused_functions(module: ir.Operation, names: Iterable[str]) -> None:
+    """Erases those private functions, and what only they use, that nothing mentions any more."""
+    pending = list(names)
+    if not pending:
+        return
+    known = operations.functions(module)
+    mentions = collections.Counter(
+        symbol for op in operations.top_level(module) for symbol in operations.used(op)
+    )
+    while pending:
+        name = pending.pop()
+        function = known.get(name)
+        if function is None or mentions[name] or operations.is_public(function):
+            continue
+        inside = operations.used(function)
+        mentions.subtract(inside)
+        pending += inside
+        del known[name]
+        function.erase()

@@ -24,6 +24,7 @@ from srjit.calling.keys import MissingKeyError
 from srjit.modules.rejit import Signature, copy_of, text_of
 from srjit.passes import Pipeline
 from srjit.passes.driver import registry
+from srjit.program.stablehlo import operations
 from srjit.targets.kernel_call import without_kernels
 
 
@@ -164,7 +165,7 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
     given = rewriting.has_key + len(rewriting.states)
     key, states = args[: rewriting.has_key], args[rewriting.has_key : given]
     module, table = ctx.module_context.module, ctx.module_context.symbol_table
-    before = set(_functions(module))
+    before = set(operations.functions(module.operation))
     inner = ctx.replace(
         # What the module has already stays as it is: with caches of its own, all is emitted anew.
         module_context=ctx.module_context.replace(
@@ -180,7 +181,7 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
         ctx.set_tokens_out(inner.tokens_out)
     old = _last_call(before)
     entry = ir.FlatSymbolRefAttr(old.attributes["callee"]).value
-    emitted = {n: op for n, op in _functions(module).items() if n not in before}
+    emitted = {n: op for n, op in operations.functions(module.operation).items() if n not in before}
     taken = _module_of(emitted, entry, module, rewriting.name)
     for op in emitted.values():
         table.erase(op)
@@ -200,7 +201,7 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
             f"{list(signature.states)} for {list(rewriting.states)}; use layer='jaxpr'"
         )
     back = _parsed(rewritten, module.context)
-    kinds = list(_functions(back)["main"].attributes["function_type"].value.results)
+    kinds = operations.types_of(operations.main_of(back.operation))[1]
     name = mlir.merge_mlir_modules(module, f"srjit_{rewriting.name}", back, dst_symtab=table)
     by_name = dict(zip(rewriting.states, states, strict=True))
     operands = [*old.operands, *(key if signature.has_key else ())]
@@ -231,14 +232,6 @@ def _rename_tokens(ctx: Any, renamed: dict[Any, Any]) -> None:
     }
     ctx.tokens_out = None
     ctx.set_tokens_out(mlir.TokenSet(tokens))
-
-
-def _functions(module: Any) -> dict[str, Any]:
-    return {
-        ir.StringAttr(op.attributes["sym_name"]).value: op.operation
-        for op in module.body.operations
-        if op.operation.name == "func.func"
-    }
 
 
 def _last_call(before: set[str]) -> Any:

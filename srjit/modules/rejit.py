@@ -22,6 +22,7 @@ from srjit.calling.keys import IfNeeded, Stateful, from_host, is_host_value, key
 from srjit.numerics.random_bits import mix
 from srjit.passes import PassError
 from srjit.passes.report import report_of
+from srjit.program.stablehlo.operations import main_of, types_of
 from srjit.report.report import Report
 
 KEY = "srjit.key"
@@ -62,10 +63,11 @@ class Signature:
         Raises:
           ValueError: there are other new arguments or results than those, or fewer than before.
         """
-        main = main_of(module)
-        types = [str(t) for t in main.type.inputs]
+        main = main_of(module.operation)
+        inputs, outputs = types_of(main)
+        types = [str(t) for t in inputs]
         marks = _marks(main, "arg_attrs", len(types))
-        returned = _marks(main, "res_attrs", len(main.type.results))
+        returned = _marks(main, "res_attrs", len(outputs))
         has_key = any(KEY in m for m in marks)
         names = [m[STATE] for m in marks if STATE in m]
         expected = [{}] * arguments + [{KEY: ""}] * has_key + [{STATE: n} for n in names]
@@ -80,7 +82,7 @@ class Signature:
             )
         if has_key and types[arguments] != "tensor<2xui32>":
             raise ValueError(f"the argument {{{KEY}}} is a {types[arguments]}, not tensor<2xui32>")
-        shapes = [_shape(t) for t in list(main.type.inputs)[arguments + has_key :]]
+        shapes = [_shape(t) for t in inputs[arguments + has_key :]]
         return cls(has_key, dict(zip(names, shapes, strict=True)))
 
     def arguments(self) -> dict[str, Any]:
@@ -141,8 +143,8 @@ def rejit(program: Any, pipeline: SupportsRun | str) -> Rejitted:
 def _rejit_lowered(lowered: Any, pipeline: SupportsRun) -> Rejitted:
     name = _compat.name_of_module(lowered)
     module = copy_of(_compat.module_of(lowered))
-    main = main_of(module)
-    counts = len(main.type.inputs), len(main.type.results)
+    inputs, outputs = types_of(main_of(module.operation))
+    counts = len(inputs), len(outputs)
     run_pipeline(pipeline, module)
     signature = Signature.of(module, *counts)
     try:
@@ -155,17 +157,18 @@ def _rejit_lowered(lowered: Any, pipeline: SupportsRun) -> Rejitted:
 
 
 def _rejit_module(module: Any, name: str, pipeline: SupportsRun) -> Rejitted:
-    main = main_of(module)
+    main = main_of(module.operation)
+    inputs, outputs = types_of(main)
     _check_runs_here(module, name)
     # What an earlier rewriting appended counts as appended, so that its modules run too.
-    marks = _marks(main, "arg_attrs", len(main.type.inputs))
-    returned = _marks(main, "res_attrs", len(main.type.results))
+    marks = _marks(main, "arg_attrs", len(inputs))
+    returned = _marks(main, "res_attrs", len(outputs))
     counts = marks.count({}), returned.count({})
     run_pipeline(pipeline, module)
     signature = Signature.of(module, *counts)
-    main = main_of(module)
-    arguments = [_aval(t, name, "argument", i) for i, t in enumerate(main.type.inputs)]
-    results = [_aval(t, name, "result", i) for i, t in enumerate(main.type.results)]
+    inputs, outputs = types_of(main_of(module.operation))
+    arguments = [_aval(t, name, "argument", i) for i, t in enumerate(inputs)]
+    results = [_aval(t, name, "result", i) for i, t in enumerate(outputs)]
     first = _compat.lowered_module(
         module, name, arguments[: counts[0]], results[: counts[1]], _partitions(module, name)
     )
@@ -436,19 +439,6 @@ def _bytecode(module: Any) -> bytes:
 def text_of(module: Any, *, debug_info: bool = False) -> str:
     """A module's text."""
     return module.operation.get_asm(enable_debug_info=debug_info)
-
-
-def main_of(module: Any) -> Any:
-    """The function that a module starts with.
-
-    Raises:
-      ValueError: there is none.
-    """
-    for op in module.body.operations:
-        attributes = op.operation.attributes
-        if op.operation.name == "func.func" and attributes["sym_name"].value == "main":
-            return op
-    raise ValueError("the module has no function @main, which is what srjit.rejit runs")
 
 
 def _marks(main: Any, which: str, count: int) -> list[dict[str, str]]:

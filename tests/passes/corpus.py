@@ -114,18 +114,18 @@ def parsed(source: str | bytes) -> Any:
 
 def defined(module: Any) -> list[str]:
     """The names of the functions that a module defines."""
-    from srjit.passes.mlir import symbols
+    from srjit.program.stablehlo import operations
 
-    functions = symbols.functions(module.operation)
+    functions = operations.functions(module.operation)
     return [n for n, op in functions.items() if op.regions[0].blocks]
 
 
 def started_at(module: Any, name: str) -> None:
     """Makes a function @main, and removes all that it does not need."""
     from srjit._mlir import ir
-    from srjit.passes.mlir import symbols
+    from srjit.program.stablehlo import operations
 
-    functions = symbols.functions(module.operation)
+    functions = operations.functions(module.operation)
     with module.context:
         ir.SymbolTable.replace_all_symbol_uses(name, "main", module.operation)
         for other in functions.values():
@@ -134,12 +134,12 @@ def started_at(module: Any, name: str) -> None:
         functions[name].attributes["sym_visibility"] = ir.StringAttr.get("public")
         needed: set[str] = set()
         pending = ["main"]
-        functions = symbols.functions(module.operation)
+        functions = operations.functions(module.operation)
         while pending:
             one = pending.pop()
             if one in functions and one not in needed:
                 needed.add(one)
-                pending += symbols.used(functions[one])
+                pending += operations.used(functions[one])
         for other in functions.keys() - needed:
             functions[other].erase()
 

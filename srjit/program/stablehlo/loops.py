@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from srjit._mlir import ir
-from srjit.passes.mlir.editing import callee_of, constant_integer, owner, terminator
+from srjit.program.stablehlo.operations import callee_of, constant_integer, owner, terminator
 
 
 class Loop:
@@ -66,7 +66,7 @@ class Loop:
     def _uses_counter(self) -> bool:
         """Whether the body computes with the trip count, apart from counting and slicing."""
         counter = self.arguments[self.counter or 0]
-        step = owner(self.returned[self.counter or 0])
+        step: Any = owner(self.returned[self.counter or 0])
         if len(list(step.results[0].uses)) > 1:
             return True  # it computes with the next trip count
         ignored = {*self.skipped, step}

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from srjit._mlir import ir
-from srjit.passes.mlir.editing import constant_integer, owner
+from srjit.program.stablehlo.operations import constant_integer, owner, top_level
 
 # What provenance knows operations as whose results depend on other devices, or on which this is.
 COLLECTIVES = {
@@ -32,13 +32,13 @@ Spec = tuple[tuple[str, ...], ...]  # for each dimension, the axes that shard it
 def meshes_of(module: Any) -> Meshes:
     """Every mesh, of devices in order, that a module declares."""
     found: Meshes = {}
-    for op in module.regions[0].blocks[0].operations:
-        if op.operation.name == "sdy.mesh":
-            text = str(op.operation.attributes["mesh"])
+    for op in top_level(module):
+        if op.name == "sdy.mesh":
+            text = str(op.attributes["mesh"])
             if "device_ids" in text:
                 continue  # which place on an axis a device has, its number does not tell
             axes = {name: int(size) for name, size in _AXES.findall(text)}
-            found[ir.StringAttr(op.operation.attributes["sym_name"]).value] = axes
+            found[ir.StringAttr(op.attributes["sym_name"]).value] = axes
     return found
 
 

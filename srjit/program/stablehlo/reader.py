@@ -13,10 +13,22 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
-from srjit.passes.mlir.editing import attribute_of, callee_of, is_dense, terminator, walk
 from srjit.program.stablehlo import meshes, names, products
 from srjit.program.stablehlo.loops import Loop
 from srjit.program.stablehlo.names import Names
+from srjit.program.stablehlo.operations import (
+    MalformedProgram,
+    attribute_of,
+    callee_of,
+    functions,
+    inside,
+    is_dense,
+    is_effectful,
+    main_of,
+    terminator,
+    text,
+    why_closed,
+)
 from srjit.program.stablehlo.program import Equation, Primitive, Program, Var, aval_of, multiplies
 
 # What provenance knows these operations as.
@@ -39,75 +51,12 @@ _NAMES = {
     **meshes.COLLECTIVES,
 }
 _VIEW_CALLS = ("Sharding", "annotate_device_placement", "LayoutConstraint")
-_EFFECTS = frozenset(
-    f"stablehlo.{name}"
-    for name in ("rng", "infeed", "outfeed", "send", "recv", "after_all", "create_token")
-)
-_PURE = (
-    "stablehlo.", "chlo.", "arith.", "tensor.", "shape.", "sdy.", "vhlo.", "math.", "func.constant",
-)  # fmt: skip
 RAGGED = "ragged_dot"
 _RAGGED_NOTE = (
     "a ragged_dot was lowered to masked multiplications, which are sites of their own: their noise "
     "is not that of the decorator's jaxpr; layer='stablehlo' keeps it one site"
 )
 _RETURNS = ("func.return", "stablehlo.return", "sdy.return")
-
-
-class MalformedProgram(Exception):
-    """A module that is not one program; ``op`` is where, or None."""
-
-    def __init__(self, op: Any, message: str) -> None:
-        super().__init__(message)
-        self.op = op
-
-
-def functions(module: Any) -> dict[str, Any]:
-    """The functions of a module by name."""
-    return {
-        ir.StringAttr(op.attributes["sym_name"]).value: op.operation
-        for op in module.regions[0].blocks[0].operations
-        if op.operation.name == "func.func"
-    }
-
-
-def main_of(module: Any) -> Any:
-    """The function that the module starts with.
-
-    Raises:
-      MalformedProgram: there is none.
-    """
-    found = functions(module)
-    if "main" not in found:
-        known = f"; it has {', '.join('@' + n for n in list(found)[:8])}" if found else ""
-        if any(op.name == "vhlo.func_v1" for op in module.regions[0].blocks[0].operations):
-            known = (
-                ": it is in VHLO, of which a portable artifact is made; it has to be read as one"
-            )
-        raise MalformedProgram(None, f"the module has no function @main{known}")
-    if not found["main"].regions[0].blocks:
-        raise MalformedProgram(found["main"], "@main is only declared, not defined")
-    return found["main"]
-
-
-def is_effectful(op: Any) -> bool:
-    """Whether an operation does more than compute its results, as far as anybody can tell."""
-    if op.name == "stablehlo.custom_call":
-        attributes = op.attributes
-        return "has_side_effect" in attributes and ir.BoolAttr(attributes["has_side_effect"]).value
-    return op.name in _EFFECTS or not (op.name.startswith(_PURE) or op.name == "func.call")
-
-
-def why_closed(function: Any) -> str:
-    """Why passes do not look into a function; nothing if they do."""
-    blocks = list(function.regions[0].blocks)
-    if not blocks:
-        return "is only declared"
-    if len(blocks) > 1:
-        return "has more than one block"
-    if not len(blocks[0].operations) or terminator(blocks[0]).name != "func.return":
-        return "does not end in a return"
-    return ""
 
 
 class Raiser:
@@ -154,11 +103,7 @@ class Raiser:
 
     def multiplies(self, op: Any) -> bool:
         """Whether a matrix multiplication stands in an operation's regions, or is called there."""
-        return any(
-            _is_product(inner) or self._call_multiplies(inner)
-            for inner in walk(op)
-            if inner is not op
-        )
+        return any(_is_product(inner) or self._call_multiplies(inner) for inner in inside(op))
 
     def _call_multiplies(self, op: Any) -> bool:
         name = callee_of(op)
@@ -266,7 +211,7 @@ class _BlockReader:
         name = _NAMES.get(op.name, op.name)
         if op.name == "stablehlo.scatter" and not _adds(op):
             name = op.name
-        if op.name == "stablehlo.custom_call" and _target_of(op) in _VIEW_CALLS:
+        if op.name == "stablehlo.custom_call" and text(op, "call_target_name") in _VIEW_CALLS:
             name = "sharding_constraint"
         params: dict[str, Any] = {
             "attributes": _attributes(op),
@@ -284,7 +229,7 @@ class _BlockReader:
     def _opaque(self, op: Any) -> str:
         """Why srjit does not see what an operation may multiply."""
         if op.name == "stablehlo.custom_call":
-            target = _target_of(op)
+            target = text(op, "call_target_name")
             if any(k in target for k in _KERNELS):
                 return "srjit does not look inside kernels and custom calls"
         if op.name in ("chlo.ragged_dot", "stablehlo.ragged_dot"):
@@ -336,7 +281,7 @@ class _BlockReader:
 
     def _composite(self, op: Any) -> bool:
         """A composite is what its decomposition computes, unless it is a product of ours."""
-        name = ir.StringAttr(op.attributes["name"]).value
+        name = text(op, "name")
         if name == "srjit.ragged_dot":
             found = products.equation_of(op)
             if isinstance(found, str):
@@ -575,10 +520,6 @@ def _structure(op: Any, known: dict[Any, int]) -> tuple[Any, ...]:
 
 def _adds(op: Any) -> bool:
     return any(inner.operation.name == "stablehlo.add" for inner in op.regions[0].blocks[0])
-
-
-def _target_of(op: Any) -> str:
-    return ir.StringAttr(op.attributes["call_target_name"]).value
 
 
 _KERNELS = ("pallas", "mosaic", "triton", "tpu_custom_call", "cudnn", "cublas", "__op$", "ffi_call")
