@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from srjit.api.function import SrjitFunction
-from srjit.api.transformation import Program, Transformation, is_traced, name_of, parameters_of
+from srjit.api.transformation import Program, Transformation, is_traced
 from srjit.calling.arguments import Arguments
 from srjit.calling.jit import static_only
+from srjit.calling.signature import name_of, parameters_of
 from srjit.jaxprs import packed_weights as frozen
 from srjit.program.values import PARAMETER
 

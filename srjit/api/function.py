@@ -24,8 +24,6 @@ from srjit.api.transformation import (
     Options,
     Transformation,
     is_traced,
-    name_of,
-    signature_with_key,
 )
 from srjit.calling import jit as jitting
 from srjit.calling.arguments import Changed, Objects
@@ -40,6 +38,7 @@ from srjit.calling.keys import (
     is_host_value,
     key_words,
 )
+from srjit.calling.signature import name_of, signature_with_key
 from srjit.calling.stages import Lowered, Traced
 from srjit.diagnostics.replay import Replayed, replayed
 from srjit.diagnostics.verify.capture import Capture

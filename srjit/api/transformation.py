@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from srjit.calling.keys import (
     is_host_value,
     key_words,
 )
+from srjit.calling.signature import name_of, parameters_of, signature_with_key
 from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.verify.capture import Observer
 from srjit.diagnostics.watch.stream import Watch, Watched
@@ -103,33 +103,6 @@ class Options:
         """The same for another target, with its recipe if this one has its target's."""
         recipe = recipe_of(target) if self.has_targets_recipe else self.recipe
         return dataclasses.replace(self, target=target, recipe=recipe)
-
-
-def name_of(fun: Callable[..., Any]) -> str:
-    """What messages call a function."""
-    return getattr(fun, "__name__", type(fun).__name__)
-
-
-def parameters_of(fun: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    """The parameters of a function; None where Python does not know them."""
-    try:
-        return list(inspect.signature(fun).parameters.values())
-    except (TypeError, ValueError):
-        return None
-
-
-def signature_with_key(fun: Callable[..., Any]) -> inspect.Signature:
-    """The signature of ``fun`` with the keyword ``sr_key``: that of what srjit makes of it."""
-    parameters = parameters_of(fun)
-    if parameters is None:
-        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-        parameters = [
-            inspect.Parameter(n, k) for n, k in zip(("args", "kwargs"), kinds, strict=True)
-        ]
-    key = inspect.Parameter("sr_key", inspect.Parameter.KEYWORD_ONLY, default=None)
-    last = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-    cut = len(parameters) - last
-    return inspect.Signature([*parameters[:cut], key, *parameters[cut:]])
 
 
 def _check_function(fun: Callable[..., Any]) -> None:

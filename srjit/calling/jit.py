@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from srjit.api.transformation import parameters_of
+from srjit.calling.signature import parameters_of
 
 _STATIC = ("static_argnums", "static_argnames")
 OPTIONS = frozenset(inspect.signature(jax.jit).parameters) - {"fun"}

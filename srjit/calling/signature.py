@@ -1,0 +1,34 @@
+"""Names and signatures of functions that users give to srjit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def name_of(fun: Callable[..., Any]) -> str:
+    """Returns the name that messages use for a function."""
+    return getattr(fun, "__name__", type(fun).__name__)
+
+
+def parameters_of(fun: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """Returns the parameters of a function, or None where Python does not know them."""
+    try:
+        return list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def signature_with_key(fun: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of ``fun`` with the keyword ``sr_key`` that srjit adds to it."""
+    parameters = parameters_of(fun)
+    if parameters is None:
+        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        parameters = [
+            inspect.Parameter(n, k) for n, k in zip(("args", "kwargs"), kinds, strict=True)
+        ]
+    key = inspect.Parameter("sr_key", inspect.Parameter.KEYWORD_ONLY, default=None)
+    last = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    cut = len(parameters) - last
+    return inspect.Signature([*parameters[:cut], key, *parameters[cut:]])
