@@ -40,7 +40,7 @@ _FLOAT32 = np.dtype(np.float32)
 if TYPE_CHECKING:
     from srjit.passes.emit.frames import Frame, Group, Item, Path
     from srjit.planning.plan import PlannedSite, ProgramPlan
-    from srjit.report.report import SitePlan
+    from srjit.planning.site import SitePlan
 
 
 @register
@@ -88,13 +88,12 @@ class InsertQuantize(Pass):
         plan = plan_of(provenance, classified, settings, False)
         notes = (*notes, *self._complain(module, plan))
         _Insertion(module, program, plan).run()
-        report = plan.report
         module.attributes[annotation.REPORT] = attributes.encode(
             annotation.Header(
-                recipe=report.recipe,
-                target=report.target,
-                mode=report.mode,
-                notes=(*report.notes, *notes),
+                recipe=settings.recipe.name,
+                target=settings.target.name,
+                mode=settings.mode,
+                notes=(*plan.notes, *notes),
             )
         )
 
@@ -117,15 +116,15 @@ class InsertQuantize(Pass):
         Raises:
           PassError: there is something, and ``strict``.
         """
-        missing = [s for s in plan.report.sites if s.asked and s.status == "kept"]
+        recipe = plan.settings.recipe
+        missing = [s for s in plan.reported if s.asked and s.status == "kept"]
         if self.strict and missing:
             lines = [f"{s.described()}: {s.reason}" for s in missing[:10]]
             raise PassError(
                 None,
-                f"{len(missing)} multiplications that recipe {plan.report.recipe!r} asks for stay "
+                f"{len(missing)} multiplications that recipe {recipe.name!r} asks for stay "
                 "in high precision (strict): " + "; ".join(lines),
             )
-        recipe = plan.settings.recipe
         if (recipe.weights or recipe.casts) is None or plan.settings.mode == "inference":
             return []
         if self.strict:
@@ -148,7 +147,7 @@ class _Insertion:
         )
         occurrences = plan.provenance.occurrences
         self.reported: dict[Path, SitePlan] = {
-            o.path: s for o, s in zip(occurrences, plan.report.sites, strict=True)
+            o.path: s for o, s in zip(occurrences, plan.reported, strict=True)
         }
 
     def run(self) -> None:

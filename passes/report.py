@@ -58,7 +58,8 @@ def report_of(module: Any) -> Report:
     Raises:
       PassError: the module has not been quantized.
     """
-    from srjit.report.report import Report, SitePlan
+    from srjit.planning.site import SitePlan
+    from srjit.report.report import Report
 
     header = annotation.header_of(module)
     if header is None:

@@ -25,8 +25,9 @@ if _TYPE_CHECKING:
         quantize,
         stochastic_round,
     )
+    from srjit.planning.site import Site, SitePlan, WriteBack
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
-    from srjit.report.report import Report, Site, SitePlan, WriteBack
+    from srjit.report.report import Report
     from srjit.targets import Target
 
     __version__: str
@@ -50,7 +51,8 @@ _HOME = {
         "numerics.quantization": "Quantization QuantizedArray dequantize quantize stochastic_round",
         "passes": "",
         "recipes": "Operands Recipe RecipeError Rule",
-        "report.report": "Report Site SitePlan WriteBack",
+        "planning.site": "Site SitePlan WriteBack",
+        "report.report": "Report",
         "targets": "Target",
     }.items()
     for name in names.split()

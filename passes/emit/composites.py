@@ -99,7 +99,7 @@ class Quantizer:
         def fun(x: Any, *rest: Any) -> tuple[Any, ...]:
             import jax.numpy as jnp
 
-            from srjit.jaxprs.site import quantize_operand
+            from srjit.targets.operand import quantize_operand
 
             extras = list(rest)
             history = extras.pop() if self.remembers else None
@@ -182,7 +182,7 @@ class Together:
         """The JAX function that a target runs."""
 
         def fun(x: Any, *words: Any) -> tuple[Any, ...]:
-            from srjit.jaxprs.site import quantize_together
+            from srjit.targets.operand import quantize_together
 
             left = iter(words)
             taken = [[next(left)] if q.draws else [] for q in self.quantizers]

@@ -182,7 +182,7 @@ def _is_only_multiplied(op: Any) -> bool:
 
 def _say_native(op: Any) -> None:
     """Writes onto a product that it runs at the target's own rate, as the decorator's plans say."""
-    from srjit.report.report import SitePlan
+    from srjit.planning.site import SitePlan
 
     if annotation.SITES in op.attributes:
         entries = annotation.read(op, SitePlan)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
-from srjit.planning.provenance import QUANTIZER
 from srjit.program.site_names import site_of
+from srjit.targets.operand import QUANTIZER
 from srjit.targets.target import WITHOUT_HISTORY
 
 

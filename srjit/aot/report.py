@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from srjit.aot.reading import Program, SiteCost
+from srjit.planning.profit import counted
+from srjit.planning.site import SitePlan
 from srjit.report.report import (
-    SitePlan,
     cells,
-    counted,
     html_page,
     html_table,
     reasons,

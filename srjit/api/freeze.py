@@ -19,6 +19,7 @@ from srjit.calling.jit import static_only
 from srjit.calling.signature import name_of, parameters_of
 from srjit.jaxprs import packed_weights as frozen
 from srjit.program.values import PARAMETER
+from srjit.report.report import Report
 
 Arrays = dict[str, Any]
 
@@ -227,7 +228,7 @@ class _Function:
     def layout(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Layout:
         """How the parameters are packed for these arguments; complains as a call would."""
         program = self._traced(args, kwargs)
-        self.transformation.complain(program.plan.report)
+        self.transformation.complain(Report.of(program.plan))
         return _layout(program)
 
     def call(self, shapes: dict[str, Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

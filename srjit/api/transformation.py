@@ -27,18 +27,19 @@ from srjit.calling.keys import (
 )
 from srjit.calling.signature import name_of, parameters_of, signature_with_key
 from srjit.diagnostics.dump import Dump
-from srjit.diagnostics.verify.capture import Observer
 from srjit.diagnostics.watch.stream import Watch, Watched
 from srjit.jaxprs.frame import State
+from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
 from srjit.numerics.formats import unknown_name
 from srjit.numerics.random_bits import Key, Rng
 from srjit.planning.plan import ProgramPlan, Settings
 from srjit.planning.planner import make_plan, recipe_of
+from srjit.planning.site import SitePlan, WriteBack
 from srjit.program.values import DATA, PARAMETER
 from srjit.recipes import Recipe
-from srjit.report.report import Report, SitePlan, WriteBack
+from srjit.report.report import Report
 from srjit.targets import Target
 
 Mode = Literal["train", "inference"]
@@ -161,6 +162,7 @@ class Program:
       original: as traced.
       closed: without its dead code; the plan is of this.
       plan: of every site.
+      shown: what its evaluation shows of itself.
       leaves: the arrays among the arguments.
       labels: for each of them, whether it is a parameter or data.
       names: of them: ``params['w']``.
@@ -170,6 +172,7 @@ class Program:
     original: Any
     closed: Any
     plan: ProgramPlan
+    shown: Shown
     leaves: list[Any]
     labels: list[str]
     names: list[str]
@@ -179,8 +182,8 @@ class Program:
         self, words: Key | None, leaves: Sequence[Any], state: State
     ) -> tuple[list[Any], State, list[jax.Array]]:
         """The outputs of the rewritten program, its delayed scales' histories, what is watched."""
-        outs, seen = evaluate(self.closed, self.plan, words, leaves, state)
-        watched = [seen.pop(name) for name in self.plan.watched.values()]
+        outs, seen = evaluate(self.closed, self.plan, words, leaves, state, self.shown)
+        watched = [seen.pop(name) for name in self.shown.measured.values()]
         return outs, {n: remembered(state[n], amax) for n, amax in seen.items()}, watched
 
 
@@ -223,7 +226,7 @@ class Transformation:
         given = key if isinstance(key, Stateful) else Stateful(key, None)
         words = self._key_words(given.key, program.plan)
         histories = self._histories(given.state, program.plan)
-        self.complain(program.plan.report)
+        self.complain(Report.of(program.plan))
         if self.options.dump:
             self._dump(self.options.dump, program, words, histories)
         watched: list[jax.Array] = []
@@ -238,7 +241,7 @@ class Transformation:
         if self._stream is None:
             return out
         plan = program.plan
-        places = [plan.quantization(path, side) for path, side in plan.watched]
+        places = [plan.quantization(path, side) for path, side in program.shown.measured]
         return Watched(out, self._stream.packed(places, watched))
 
     def _call_module(
@@ -300,7 +303,7 @@ class Transformation:
 
     def report(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Report:
         """What would become of every site."""
-        return self.traced(args, kwargs).plan.report
+        return Report.of(self.traced(args, kwargs).plan)
 
     # --------------------------------------------------------------------------------- tracing
 
@@ -341,11 +344,10 @@ class Transformation:
         closed = _compat.dce(original)
         names = self._names(given, numbers)
         plan = make_plan(closed, labels, settings, names)
-        report = plan.report
-        notes = (*report.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
-        report = dataclasses.replace(report, notes=notes)
-        plan = dataclasses.replace(plan, report=report, observer=self._observer, watch=self._stream)
-        return Program(original, closed, plan, dynamic, labels, names, unflatten)
+        notes = (*plan.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
+        plan = dataclasses.replace(plan, notes=notes)
+        shown = Shown.of(plan, self._observer, self._stream.kinds if self._stream else ())
+        return Program(original, closed, plan, shown, dynamic, labels, names, unflatten)
 
     def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:
         """Parameter or data, for the leaves of the arguments ``owners``."""
@@ -439,8 +441,9 @@ class Transformation:
     def _dump(self, dump: Dump, program: Program, words: Key | None, histories: State) -> None:
         dump.write("original.jaxpr", str(program.original))
         dump.write("dead-code-eliminated.jaxpr", str(program.closed))
-        dump.write("plan.txt", str(program.plan.report))
-        dump.write("plan.json", program.plan.report.to_json())
+        report = Report.of(program.plan)
+        dump.write("plan.txt", str(report))
+        dump.write("plan.json", report.to_json())
         if self.options.layer == "stablehlo":
             return  # modules, when there are any
         rewritten = jax.make_jaxpr(program.evaluate)(words, program.leaves, histories)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, random_bits
 from srjit.planning.plan import PlannedSite, ProgramPlan
-from srjit.report.report import SitePlan
+from srjit.planning.site import SitePlan
 
 _WRITTEN = "noise of write-backs and casts is not replayed"
 
@@ -63,9 +63,9 @@ def replayed(
     if written and root is not None and not _any_site_draws(plan):
         raise ValueError(f"no site of this program draws noise, and {_WRITTEN}")
     found: list[Replayed] = []
-    chosen = [s for s in plan.report.sites if _is(s, site)]
+    chosen = [s for s in plan.reported if _is(s, site)]
     if not chosen:
-        names = [f"{s.site.number}: {s.site.path} {s.site.role}" for s in plan.report.sites[:12]]
+        names = [f"{s.site.number}: {s.site.path} {s.site.role}" for s in plan.reported[:12]]
         there = "; ".join([*(names or ["none"]), *[_WRITTEN] * written])
         raise ValueError(f"no site is {site!r}; there are {there}")
     by_number = {plan.numbers[path]: path for path in plan.sites}

@@ -20,8 +20,8 @@ from jax import lax
 from jax.extend import core as jex_core
 
 from srjit import _compat
-from srjit.diagnostics.verify.capture import Quantizer, Writer
-from srjit.diagnostics.watch.figures import measured
+from srjit.jaxprs.figures import measured
+from srjit.jaxprs.observation import NOTHING, Quantizer, Shown, Writer
 from srjit.jaxprs.rounding import exactly, round_write_back
 from srjit.jaxprs.site import bind_site
 from srjit.numerics.quantization import ScaledValues
@@ -58,6 +58,7 @@ class Frame:
 
     Attributes:
       rules: what evaluates the primitives that call, where sites stand inside.
+      shown: what is shown of it.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class Frame:
         path: Path,
         trips: tuple[Trip, ...],
         histories: State,
+        shown: Shown = NOTHING,
     ) -> None:
-        self.rules = rules
+        self.rules, self.shown = rules, shown
         self.plan, self.root, self.path, self.trips = plan, key, path, trips
         self.histories = histories
         self.observed: State = {}
@@ -126,9 +128,9 @@ class Frame:
         varies = self.plan.provenance.varies.get(path, frozenset[str]())
         key = of_shards(key, varies)
         round_it = functools.partial(round_write_back, write.dtype, self.plan.settings.rng)
-        if self.plan.observer is not None:
+        if self.shown.observer is not None:
             writer = Writer(**vars(write), run=round_it, bits=NOISE_BITS)
-            self.plan.observer(writer, self._where((), varies), wide, key, None)
+            self.shown.observer(writer, self._where((), varies), wide, key, None)
         return round_it(key, wide)
 
     def _inside(self, path: Path) -> bool:
@@ -170,7 +172,7 @@ class Frame:
                 made = [self._quantized_alone(shared, *missing[shared], x, keys[shared])]
             for s, key in keys.items():
                 self._show(s, *missing[s], x, key)
-                if missing[s] in self.plan.watched:
+                if missing[s] in self.shown.measured:
                     self._measure(s, *missing[s], x, key)
             self.codes.update(zip(keys, made, strict=True))
         return self.codes[shared]
@@ -216,12 +218,12 @@ class Frame:
         site = self.plan.sites[path]
         before, flips = self._before(site.states[side]), self._signs(site) is not None
         found = measured(x, shared[1], key, before, flips)
-        self.observe({self.plan.watched[path, side]: found})
+        self.observe({self.shown.measured[path, side]: found})
 
     def _show(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
         """Lets the observer see one quantization, if each element is rounded stochastically."""
         site = self.plan.sites[path]
-        if self.plan.observer is None or key is None or site.signs is not None:
+        if self.shown.observer is None or key is None or site.signs is not None:
             return
         draw, target = site.draws[side], self.plan.settings.target
         run = functools.partial(
@@ -232,14 +234,14 @@ class Frame:
         )
         quantizer = Quantizer(
             draw=(draw.number, draw.slot),
-            plan=self.plan.report.sites[self.plan.numbers[path]],
+            plan=self.plan.reported[self.plan.numbers[path]],
             side=side,
             spec=shared[1],
             run=run,
             bits=target.noise_bits(shared[1]) if target.is_attached else NOISE_BITS,
         )
         where = self._where(draw.flips, site.varies[side])
-        self.plan.observer(quantizer, where, x, key, self._before(site.states[side]))
+        self.shown.observer(quantizer, where, x, key, self._before(site.states[side]))
 
     def _where(self, flips: tuple[bool, ...], varies: Iterable[str]) -> list[Any]:
         """What tells executions apart: trips of the loops around this scope, then shards."""
@@ -255,9 +257,13 @@ class Frame:
             before = self.observed.get(name)
             self.observed[name] = amax if before is None else jnp.maximum(before, amax)
 
+    def states(self, path: Path) -> list[str]:
+        """Names of the histories and the figures that leave the scope at ``path``."""
+        return [*self.plan.states(path), *self.shown.inside(path)]
+
     def seen(self, path: Path) -> State:
         """The amax of every delayed scale inside the scope at ``path``."""
-        return {n: self.observed.get(n, unseen(self.histories[n])) for n in self.plan.states(path)}
+        return {n: self.observed.get(n, unseen(self.histories[n])) for n in self.states(path)}
 
     def _drawn(self, draw: Draw) -> Key:
         return mix(mix(self._key(draw.flips), draw.number), draw.slot)
@@ -277,7 +283,7 @@ class Frame:
     def inner(self, path: Path, trip: Trip | None = None) -> Frame:
         """The frame of a scope at ``path``, knowing the codes of the values that enter it."""
         trips = (*self.trips, trip) if trip else self.trips
-        return Frame(self.rules, self.plan, self.root, path, trips, self.histories)
+        return Frame(self.rules, self.plan, self.root, path, trips, self.histories, self.shown)
 
     def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Shared]:
         """Codes that sites inside the scope at ``path`` want of its inputs at ``positions``."""

@@ -16,8 +16,9 @@ from jax import lax
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.diagnostics.watch.figures import MEASURED
+from srjit.jaxprs.figures import MEASURED
 from srjit.jaxprs.frame import Frame, Rule, State, Trip, bind, unseen
+from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
 from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key
@@ -26,7 +27,12 @@ from srjit.program.values import Path
 
 
 def evaluate(
-    closed: Any, plan: ProgramPlan, key: Key | None, args: Sequence[Any], histories: State
+    closed: Any,
+    plan: ProgramPlan,
+    key: Key | None,
+    args: Sequence[Any],
+    histories: State,
+    shown: Shown = NOTHING,
 ) -> tuple[list[Any], State]:
     """The outputs of a closed jaxpr with its planned sites quantized, and what was seen of them.
 
@@ -36,6 +42,7 @@ def evaluate(
       key: two uint32 words; None if nothing draws noise.
       args: flat inputs.
       histories: for every delayed scale, the amax of earlier steps.
+      shown: what is shown of the evaluation.
 
     Returns:
       The outputs; and the amax of every delayed scale and what was measured of every watched
@@ -45,9 +52,9 @@ def evaluate(
     # What is watched leaves loops and branches as what delayed scales see does.
     none = {
         name: jnp.zeros((*plan.lengths(path), len(MEASURED), 1), jnp.float32)
-        for (path, _), name in plan.watched.items()
+        for (path, _), name in shown.measured.items()
     }
-    frame = Frame(RULES, plan, key, (), (), histories | none)
+    frame = Frame(RULES, plan, key, (), (), histories | none, shown)
     outs = frame.run(jaxpr, consts, args)
     return outs, frame.seen(())
 
@@ -83,7 +90,7 @@ def _scan(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any
         made = [inner.codes[s].alone for s in leaving]
         return (trip + np.uint32(1), tuple(outs[:k])), (tuple(outs[k:]), made, inner.seen(path))
 
-    histories = {name: frame.histories[name] for name in frame.plan.states(path)}
+    histories = {name: frame.histories[name] for name in frame.states(path)}
     (_, carry), (ys, made, seen) = lax.scan(
         body,
         (jnp.uint32(0), tuple(carry)),
@@ -118,7 +125,7 @@ def _while(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[An
         # A loop of unknown length has one history for all its iterations.
         return trip + np.uint32(1), outs, jax.tree.map(jnp.maximum, before, inner.seen(body_path))
 
-    none = {name: unseen(frame.histories[name]) for name in frame.plan.states(body_path)}
+    none = {name: unseen(frame.histories[name]) for name in frame.states(body_path)}
     _, outs, seen = lax.while_loop(cond, body, (jnp.uint32(0), tuple(carry), none))
     frame.observe(seen)
     return list(outs)
@@ -236,11 +243,11 @@ def _shard_map(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequenc
         inside = tuple(
             dataclasses.replace(t, number=n) for t, n in zip(trips, numbers, strict=True)
         )
-        inner = Frame(frame.rules, frame.plan, key, path, inside, histories)
+        inner = Frame(frame.rules, frame.plan, key, path, inside, histories, frame.shown)
         outs = inner.run(jaxpr, consts, args)
         return outs, {name: _largest(x, manual) for name, x in inner.seen(path).items()}
 
-    histories = {name: frame.histories[name] for name in frame.plan.states(path)}
+    histories = {name: frame.histories[name] for name in frame.states(path)}
     scalars = (root, [t.number for t in trips], histories)
     outs, seen = _compat.bind_shard_map(eqn, run, scalars, values)
     frame.observe(seen)

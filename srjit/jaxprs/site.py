@@ -13,224 +13,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit import _compat, targets
-from srjit.numerics import hadamard
 from srjit.numerics.quantization import Quantization, ScaledValues
-from srjit.numerics.random_bits import Key, Rng, mix, of_typed_shards
-from srjit.planning.provenance import QUANTIZER, REWRITTEN
+from srjit.numerics.random_bits import Key, mix, of_typed_shards
+from srjit.planning.provenance import REWRITTEN
+from srjit.planning.site import (
+    CT_DGRAD,
+    CT_WGRAD,
+    GRADIENT_SIGNS,
+    RESIDUAL,
+    Backward,
+    SiteParams,
+    draw_signs,
+    oriented,
+)
 from srjit.products.product import Product
 from srjit.products.scaled_dot import scaled_dot
-from srjit.targets.target import Target, emulate
-
-# The quantizations of one site, and what draws signs: of it, and of its operands' gradients.
-LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL, _, SIGNS, GRADIENT_SIGNS = range(8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Backward:
-    """One backward product: its role, and what the cotangent and the other operand become."""
-
-    role: str
-    ct: Quantization | None
-    residual: Quantization | None
-
-
-@dataclasses.dataclass(frozen=True)
-class SiteParams:
-    """Everything static about a site.
-
-    Attributes:
-      product: what is multiplied.
-      dtype: of the result.
-      lhs, rhs: how the operands were quantized; None: in high precision.
-      backward: for each operand, what its gradient's product is quantized to; None: high precision.
-      extras: number of extra operands (group sizes).
-      target, rng: names.
-      label: shown by profilers.
-      turned: whether a turned copy of the operands' codes is wanted.
-      trees: structures of both operands' codes, once they are bound.
-    """
-
-    product: Product
-    dtype: Any
-    lhs: Quantization | None
-    rhs: Quantization | None
-    backward: tuple[Backward | None, Backward | None] = (None, None)
-    extras: int = 0
-    target: str = "cpu"
-    rng: Rng = "hash"
-    label: str = "site"
-    turned: tuple[bool, bool] = (False, False)
-    trees: tuple[Any, Any] = (None, None)
-
-    @property
-    def needs_key(self) -> bool:
-        """Whether differentiating the site draws noise."""
-        specs = [q for b in self.backward if b for q in (b.ct, b.residual) if q]
-        return any(q.rounding == "stochastic" for q in specs)
-
-
-# ------------------------------------------------------------------------- quantizing an operand
-
-
-def oriented(
-    spec: Quantization, product: Product, side: int, shape: tuple[int, ...]
-) -> Quantization:
-    """``spec`` with the axes that ``product`` contracts in an operand of ``shape``.
-
-    Axes count from the end, so that vmapped dimensions can be added in front. Specs that do not
-    depend on the orientation come out equal for every product, so that their codes can be shared.
-    """
-    if spec.shared == "tensor" and not spec.hadamard:
-        return dataclasses.replace(spec, axis=-1)
-    contracting = product.contracting(side)
-    if spec.hadamard and not product.can_rotate:
-        return oriented(spec.unrotated, product, side, shape)
-    if not contracting:  # an outer product: every element is a contraction of its own
-        contracting = (len(shape) - 1,) if shape else ()
-    axes = tuple(d - len(shape) for d in contracting)
-    if spec.shared == "square" and axes:
-        free = [d - len(shape) for d in range(len(shape)) if d not in contracting]
-        axes = tuple(sorted({axes[-1], *free[-1:]}))
-    return dataclasses.replace(spec, axis=axes)
-
-
-def draw_signs(*specs: Quantization | None) -> bool:
-    """Whether a product has signs of its operands, so quantized, flipped at random first."""
-    return any(q is not None and q.draws_signs for q in specs)
-
-
-@functools.cache
-def _quantizer(
-    spec: Quantization, rng: Rng, target: Target, in_memory: bool, in_loop: bool, turned: bool
-) -> Any:
-    def run(
-        x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
-    ) -> ScaledValues:
-        x = lax.stop_gradient(x)
-        if signs is not None:
-            x = hadamard.flipped(x, spec.axes(x.ndim)[-1], signs, rng)
-        q = target.quantize(x, spec, key, before, rng, in_memory, turned)
-        return _carried(q, target, in_loop)
-
-    def named(
-        x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
-    ) -> ScaledValues:
-        sharding = _compat.explicit_sharding(jax.typeof(x))
-        if sharding is None or not (spec.is_blocked or spec.hadamard):
-            return run(x, key, before, signs)
-        # Shards may cut blocks: no type says how such a reshape is sharded, but XLA knows.
-        operands = x, key, before, signs
-        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
-        # With their mesh: arrays may have one where there is none around (jax.set_mesh).
-        whole = NamedSharding(sharding.mesh, PartitionSpec())
-        sharded = jax.tree.map(lambda _: whole, jax.eval_shape(run, *given))
-        codes = NamedSharding(sharding.mesh, _codes_sharding(x.shape, spec, sharding))
-        sharded = dataclasses.replace(sharded, values=codes)
-        auto = jax.sharding.auto_axes(run, out_sharding=sharded)
-        return auto(*operands)  # type: ignore[call-arg]  (its stub knows one argument)
-
-    named.__name__ = named.__qualname__ = f"{QUANTIZER}{spec.format}_{spec.rounding}"
-    return jax.jit(named)
-
-
-def _carried(q: ScaledValues, target: Target, in_loop: bool) -> ScaledValues:
-    """Codes in the dtype that a target's programs have them in."""
-    if q.blocks is not None:  # as they are
-        return q
-    carrier = target.carrier(q.spec, q.values.dtype, in_loop)
-    return dataclasses.replace(
-        q,
-        values=q.values.astype(carrier),
-        turned=None if q.turned is None else q.turned.astype(carrier),
-    )
-
-
-@functools.cache
-def _joint_quantizer(
-    specs: tuple[Quantization, ...],
-    rng: Rng,
-    target: Target,
-    in_loop: bool,
-    turned: tuple[bool, ...],
-) -> Any:
-    def named(x: jax.Array, keys: Sequence[Key | None]) -> list[ScaledValues] | None:
-        assert target.quantize_together is not None
-        made = target.quantize_together(lax.stop_gradient(x), specs, keys, rng, turned)
-        return None if made is None else [_carried(q, target, in_loop) for q in made]
-
-    named.__name__ = named.__qualname__ = f"{QUANTIZER}{specs[0].format}_together"
-    return jax.jit(named)
-
-
-def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -> Any:
-    """The operand's own sharding, but for a transformed dimension, whose padding has to fit too."""
-    entries = list(sharding.spec) + [None] * (len(shape) - len(sharding.spec))
-    if spec.hadamard:
-        padded = spec.axes(len(shape))[-1]
-        size = -(-shape[padded] // spec.rotation) * spec.rotation
-        names = entries[padded] or ()
-        names = names if isinstance(names, tuple) else (names,)
-        if size % math.prod(sharding.mesh.shape[n] for n in names):
-            entries[padded] = None
-    return PartitionSpec(*entries)
-
-
-def quantize_operand(
-    x: jax.Array,
-    spec: Quantization,
-    key: Key | None,
-    *,
-    rng: Rng,
-    target: str,
-    before: jax.Array | None = None,
-    signs: Key | None = None,
-    in_memory: bool = False,
-    in_loop: bool = False,
-    turned: bool = False,
-) -> ScaledValues:
-    """x's codes in the target's carrier dtype; one function a spec, traced once a shape.
-
-    ``signs`` is what signs along the contraction are drawn from, the same for both operands; None
-    for products that draw none.
-    """
-    key = key if spec.rounding == "stochastic" else None
-    chosen = targets.get(target)
-    in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
-    return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, before, signs)
-
-
-def quantize_together(
-    x: jax.Array,
-    specs: Sequence[Quantization],
-    keys: Sequence[Key | None],
-    *,
-    rng: Rng,
-    target: str,
-    in_loop: bool = False,
-    turned: Sequence[bool],
-) -> list[ScaledValues] | None:
-    """Several ``quantize_operand`` of x that read it once; None where one by one is as good."""
-    chosen = targets.get(target)
-    is_one = all((s.scaling, s.rounding != "none") == ("dynamic", True) for s in specs)
-    if chosen.quantize_together is None or len(specs) < 2 or not is_one:
-        return None
-    keys = [k if s.rounding == "stochastic" else None for s, k in zip(specs, keys, strict=True)]
-    if any(k is None and s.rounding == "stochastic" for s, k in zip(specs, keys, strict=True)):
-        return None
-    return _joint_quantizer(tuple(specs), rng, chosen, in_loop, tuple(turned))(x, keys)
-
+from srjit.targets.operand import quantize_operand, quantize_together
 
 # ----------------------------------------------------------------------------- the two primitives
 

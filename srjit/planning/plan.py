@@ -10,17 +10,15 @@ from typing import Any
 
 import jax
 
-from srjit.diagnostics.verify.capture import Observer
-from srjit.diagnostics.watch.stream import Watch
-from srjit.jaxprs.site import SiteParams, quantize_operand, quantize_together
 from srjit.numerics.quantization import Quantization, ScaledValues
 from srjit.numerics.random_bits import Key, Rng
 from srjit.planning.provenance import Provenance
+from srjit.planning.site import SiteParams, SitePlan
 from srjit.planning.write_backs import NOTHING, WriteBacks
 from srjit.program.values import Path
 from srjit.recipes import Recipe
-from srjit.report.report import Report, SitePlan
 from srjit.targets import Target
+from srjit.targets.operand import quantize_operand, quantize_together
 
 HISTORY = 16  # steps whose amax a delayed scale looks back on
 
@@ -76,15 +74,23 @@ class PlannedSite:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPlan:
-    """Every site of a program, by where it stands, and the report of it."""
+    """Every site of a program.
+
+    Attributes:
+      sites: those to be rewritten, by where they stand.
+      reported: what a report says of all of them.
+      provenance: of the program.
+      settings: what a user chose.
+      write_backs: what is written back rounded.
+      notes: what else a user should know.
+    """
 
     sites: dict[Path, PlannedSite]
-    report: Report
+    reported: tuple[SitePlan, ...]
     provenance: Provenance
     settings: Settings
-    observer: Observer | None = None
-    watch: Watch | None = None
     write_backs: WriteBacks = NOTHING
+    notes: tuple[str, ...] = ()
 
     def quantize(
         self,
@@ -164,32 +170,19 @@ class ProgramPlan:
         }
 
     def states(self, scope: Path) -> list[str]:
-        """Names of the histories, and of what is watched, that sites inside ``scope`` have."""
-        inside = {p: s for p, s in self.sites.items() if p[: len(scope)] == scope}
-        names = [name for site in inside.values() for name in site.states if name is not None]
-        names += [name for (path, _), name in self.watched.items() if path in inside]
-        return list(dict.fromkeys(names))
-
-    @functools.cached_property
-    def watched(self) -> dict[tuple[Path, int], str]:
-        """The operands that are watched: a name for each."""
-        kinds = self.watch.kinds if self.watch else ()
-        return {
-            (path, side): f"watched: {self.numbers[path]}, {side}"
-            for path, site in self.sites.items()
-            for side, shared in enumerate((site.lhs, site.rhs))
-            if shared is not None and self.kind(path, side) in kinds
-        }
+        """Names of the histories that sites inside ``scope`` have."""
+        inside = [s for p, s in self.sites.items() if p[: len(scope)] == scope]
+        return list(dict.fromkeys(name for site in inside for name in site.states if name))
 
     def quantization(self, path: Path, side: int) -> tuple[SitePlan, int, Quantization]:
         """The report's entry of a site, which operand, and how it is quantized."""
         shared = (self.sites[path].lhs, self.sites[path].rhs)[side]
         assert shared is not None
-        return self.report.sites[self.numbers[path]], side, shared[1]
+        return self.reported[self.numbers[path]], side, shared[1]
 
     def kind(self, path: Path, side: int) -> str:
         """What an operand of a site is: ``activation``, ``weight``, ``gradient`` or ``unknown``."""
-        site = self.report.sites[self.numbers[path]].site
+        site = self.reported[self.numbers[path]].site
         return (site.lhs_kind, site.rhs_kind)[side]
 
     def lengths(self, path: Path) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from srjit import recipes, targets
-from srjit.jaxprs.site import SIGNS, Backward, SiteParams, draw_signs, oriented
 from srjit.numerics.quantization import Quantization
 from srjit.planning import write_backs
 from srjit.planning.plan import Draw, PlannedSite, ProgramPlan, Settings, Shared
@@ -17,11 +16,11 @@ from srjit.planning.profit import Candidate, Codes, not_worth
 from srjit.planning.provenance import Provenance
 from srjit.planning.remarks import notes_of
 from srjit.planning.roles import Classified, classify
+from srjit.planning.site import SIGNS, Backward, Site, SiteParams, SitePlan, draw_signs, oriented
 from srjit.products.equations import extents_of, flops_of, product_of
 from srjit.products.product import DotProduct
 from srjit.program.values import Occurrence, Path
 from srjit.recipes import Operands, Recipe, Rule
-from srjit.report.report import Report, Site, SitePlan
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -53,9 +52,7 @@ def make_plan(
     found = write_backs.find(closed, labels, names, settings.recipe)
     if settings.recipe.casts is not None:
         found = write_backs.with_casts(found, provenance.casts)
-    notes = (*plan.report.notes, *found.notes)
-    report = dataclasses.replace(plan.report, write_backs=found.reported, notes=notes)
-    return dataclasses.replace(plan, write_backs=found, report=report)
+    return dataclasses.replace(plan, write_backs=found, notes=(*plan.notes, *found.notes))
 
 
 def plan_of(
@@ -93,18 +90,13 @@ def plan_of(
             sites[planner.o.path] = planner.planned(plan, noise)
     return ProgramPlan(
         sites,
-        Report(
-            sites=tuple(plans),
-            recipe=settings.recipe.name,
-            target=settings.target.name,
-            mode=settings.mode,
-            notes=(
-                *notes_of(provenance, classified, plans, recipe, used, settings.mode),
-                *_remarks(plans, settings.target),
-            ),
-        ),
+        tuple(plans),
         provenance,
         settings,
+        notes=(
+            *notes_of(provenance, classified, plans, recipe, used, settings.mode),
+            *_remarks(plans, settings.target),
+        ),
     )
 
 

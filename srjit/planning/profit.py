@@ -12,7 +12,6 @@ from collections.abc import Hashable, Sequence
 
 from srjit.numerics.quantization import Quantization
 from srjit.products.product import Product
-from srjit.report.report import counted
 from srjit.targets.target import Estimates
 
 MARGIN = 0.1  # of the cycles in high precision, to be gained at least: they are estimates
@@ -144,3 +143,11 @@ def _left_out(members: dict[int, _Weighed], chip: str) -> list[tuple[set[int], s
     if left and -gain(left) <= MARGIN * sum(w.plain for w in members.values()):
         found.append((left, reason(left, f"quantizing gains less than {MARGIN:.0%}")))
     return found
+
+
+def counted(number: float) -> str:
+    """A number as tables have it: ``2.83M``, ``333.6k``, ``20``."""
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.{2 if number < 100 * size else 1}f}{unit}"
+    return f"{number:.0f}"

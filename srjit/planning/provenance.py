@@ -31,14 +31,14 @@ from srjit.program.values import (
     Value,
     visible,
 )
+from srjit.targets.operand import QUANTIZER
 
 _PARAMETER = frozenset({PARAMETER})
 _STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
-# What an inner srjit makes of a product, and calls what it quantizes an operand by.
+# What an inner srjit makes of a product.
 REWRITTEN = ("srjit_site", "srjit_lin")
-QUANTIZER = "srjit_quantize_"
-WRITE_BACK = "srjit_write_back_"  # and what it rounds a parameter by
+WRITE_BACK = "srjit_write_back_"  # begins the names of what rounds a parameter
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified
+from srjit.planning.site import SitePlan
 from srjit.program.values import DATA, visible
 from srjit.recipes import BUILTIN, Recipe
-from srjit.report.report import SitePlan
 
 
 def notes_of(

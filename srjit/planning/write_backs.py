@@ -23,10 +23,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from srjit import _compat
+from srjit.planning.site import WriteBack, WrittenKind
 from srjit.program.places import JaxprScope, Place
 from srjit.program.values import PARAMETER, Path, Scope, visible
 from srjit.recipes import Recipe
-from srjit.report.report import WriteBack, WrittenKind
 
 NARROW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _WIDE = ("float32", "float64")

@@ -1,4 +1,4 @@
-"""The plan of a rewriting: every site, what its operands become, and why; and the report of it."""
+"""The report of a program: every site, what its operands become, and why."""
 
 from __future__ import annotations
 
@@ -9,115 +9,11 @@ import math
 import shutil
 import textwrap
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from srjit.numerics.quantization import Quantization
-
-Status = Literal["native", "emulated", "kept"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Site:
-    """One matrix multiplication of a program.
-
-    Attributes:
-      number: ordinal in execution order, calls expanded, a loop's body counted once.
-      path: name-scope path.
-      role: ``fprop``, ``dgrad``, ``wgrad`` or ``unknown``.
-      phase: ``forward``, ``recompute`` or ``backward``.
-      op: the JAX primitive.
-      lhs_kind, rhs_kind: ``activation``, ``weight``, ``gradient`` or ``unknown``.
-      lhs_shape, rhs_shape, out_shape: shapes.
-      dtype: of the result.
-      flops: multiplications and additions of one execution.
-      trips: product of the lengths of the enclosing loops; an unknown length counts once.
-      location: file:line.
-      why: how the role was found.
-    """
-
-    number: int
-    path: str
-    role: str
-    phase: str
-    op: str
-    lhs_kind: str
-    rhs_kind: str
-    lhs_shape: tuple[int, ...]
-    rhs_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    dtype: str
-    flops: int
-    trips: int = 1
-    location: str = ""
-    why: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SitePlan:
-    """What becomes of one site.
-
-    Attributes:
-      site: the site.
-      lhs, rhs: what its operands become; None: high precision.
-      status: ``native``, ``emulated`` or ``kept``.
-      reason: why it is kept; empty otherwise.
-      asked: whether the recipe asked for it to be quantized.
-      rule: which of the recipe's rules decided; empty if none did.
-      backward: the plans of its dgrad and wgrad, should the function be differentiated.
-    """
-
-    site: Site
-    lhs: Quantization | None
-    rhs: Quantization | None
-    status: Status
-    reason: str = ""
-    asked: bool = False
-    rule: str = ""
-    backward: tuple[SitePlan, ...] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        """What a SitePlan does not have itself is its site's."""
-        if name == "site" or name.startswith("_"):  # while being copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.site, name)
-
-    def described(self) -> str:
-        """For messages: which site this is, and which rule decided."""
-        where = " ".join(s for s in (self.site.path, f"({self.site.location})") if s != "()")
-        rule = f", by {self.rule}" if self.rule else ""
-        return f"site {self.site.number} {where}: {self.site.role} {self.site.op}{rule}"
-
-
-WrittenKind = Literal["parameter", "moment", "gradient"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WriteBack:
-    """A value narrower than float32 that a training step writes: a parameter, moment or gradient.
-
-    Attributes:
-      path: what it is among the arguments: ``params['w']``; of a gradient, where it is cast.
-      kind: ``parameter``, ``moment`` or ``gradient``.
-      shape, dtype: of it.
-      op: what writes it, ``add``, ``sub``, ``cast``, ...; empty if nothing that was found.
-      status: ``stochastic``: computed in float32 and rounded stochastically to ``dtype``; or
-        ``kept``: as the program has it.
-      reason: why it is kept; empty otherwise.
-      asked: whether the recipe asked for it, and there is something to be written.
-    """
-
-    path: str
-    kind: WrittenKind
-    shape: tuple[int, ...]
-    dtype: str
-    op: str
-    status: Literal["stochastic", "kept"]
-    reason: str = ""
-    asked: bool = False
-
-    def described(self) -> str:
-        """For messages: which value this is."""
-        return f"{self.kind} {self.path}, {self.dtype} {_shape(self.shape)}"
+from srjit.planning.plan import ProgramPlan
+from srjit.planning.site import SitePlan, WriteBack, shape_in_words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,6 +34,19 @@ class Report:
     mode: str
     notes: tuple[str, ...] = ()
     write_backs: tuple[WriteBack, ...] = ()
+
+    @classmethod
+    def of(cls, plan: ProgramPlan) -> Report:
+        """The report of a planned program."""
+        settings = plan.settings
+        return cls(
+            sites=plan.reported,
+            recipe=settings.recipe.name,
+            target=settings.target.name,
+            mode=settings.mode,
+            notes=plan.notes,
+            write_backs=plan.write_backs.reported,
+        )
 
     def coverage(self) -> float:
         """The fraction of matrix-multiplication FLOPs that are quantized; 1 if there are none."""
@@ -228,14 +137,6 @@ tr.kept td {{ color: #777; }} tr.native td {{ background: #eefaee; }}
 """
 
 
-def counted(number: float) -> str:
-    """A number as tables have it: ``2.83M``, ``333.6k``, ``20``."""
-    for unit, size in (("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.{2 if number < 100 * size else 1}f}{unit}"
-    return f"{number:.0f}"
-
-
 def finite(value: Any) -> Any:
     """A value as JSON has it: no infinite or undefined numbers, keys that are text."""
     if isinstance(value, dict):
@@ -286,15 +187,11 @@ def _full_row(plan: SitePlan) -> list[str]:
         site.path or site.location,
         site.role + " (recomputed)" * (site.phase == "recompute"),
         site.op + (f" x{site.trips}" if site.trips > 1 else ""),
-        f"{_shape(site.lhs_shape)} {describe(plan.lhs, site.lhs_kind)}",
-        f"{_shape(site.rhs_shape)} {describe(plan.rhs, site.rhs_kind)}",
+        f"{shape_in_words(site.lhs_shape)} {describe(plan.lhs, site.lhs_kind)}",
+        f"{shape_in_words(site.rhs_shape)} {describe(plan.rhs, site.rhs_kind)}",
         plan.status,
         plan.reason or site.why,
     ]
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
 
 
 # ---------------------------------------------------------------------------- for a terminal
@@ -334,11 +231,11 @@ def _written_row(write: WriteBack) -> list[str]:
     how = f"{write.op} in float32, rounded stochastically to {write.dtype}"
     if write.status == "kept":
         how = f"kept: {write.reason}"
-    return [write.path, write.kind, f"{write.dtype} {_shape(write.shape)}", how]
+    return [write.path, write.kind, f"{write.dtype} {shape_in_words(write.shape)}", how]
 
 
 def _operand(spec: Quantization | None, kind: str, shape: Sequence[int]) -> str:
-    words = [_KINDS.get(kind, kind), _shape(shape)]
+    words = [_KINDS.get(kind, kind), shape_in_words(shape)]
     if spec is not None:
         marks = "~" * (spec.rounding == "stochastic") + " H" * spec.hadamard
         words.append(spec.format + marks)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import pytest
 
 from srjit import Certificate, Quantization, recipes, srjit, stochastic_round, targets
-from srjit.jaxprs import frame, site
+from srjit.jaxprs import frame
 from srjit.numerics import quantization, random_bits, rounding
+from srjit.targets import operand as operands
 
 X = jax.random.normal(jax.random.key(0), (64, 48))
 W = jax.random.normal(jax.random.key(1), (48, 96)) / 7
@@ -47,11 +48,11 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     def plant(module: Any, name: str, defect: Any) -> None:
         monkeypatch.setattr(module, name, defect)
-        site._quantizer.cache_clear()
+        operands._quantizer.cache_clear()
 
     yield plant
     monkeypatch.undo()
-    site._quantizer.cache_clear()
+    operands._quantizer.cache_clear()
 
 
 # ---------------------------------------------------------------------------- correct programs

@@ -12,8 +12,8 @@ import pytest
 from srjit import Quantization, TensorBoard, recipes, srjit
 from srjit.diagnostics.watch import sinks
 from srjit.diagnostics.watch.diagnosis import PAYS, diagnosed, plot, sparkline
-from srjit.diagnostics.watch.figures import SAMPLE, measured
 from srjit.diagnostics.watch.stream import Record, Watch
+from srjit.jaxprs.figures import SAMPLE, measured
 from srjit.numerics.formats import get_format
 from srjit.tools import watch as command
 

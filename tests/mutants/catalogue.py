@@ -484,28 +484,28 @@ MUTANTS: dict[str, Mutant] = {
     "write-backs are not looked at": Mutant(
         group="verify",
         module="srjit.jaxprs.frame",
-        old="if self.plan.observer is not None:\n            writer",
+        old="if self.shown.observer is not None:\n            writer",
         new="if False:\n            writer",
         killed_by=(VERIFIED + "test_write_backs_moments_and_casts_are_verified",),
     ),
     # What watches
     "every small value is lost": Mutant(
         group="watch",
-        module="srjit.diagnostics.watch.figures",
+        module="srjit.jaxprs.figures",
         old="(size <= scale * (fmt.element.smallest / 2))",
         new="(size <= scale * fmt.element.smallest)",
         killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),
     ),
     "a sample has a scale of its own": Mutant(
         group="watch",
-        module="srjit.diagnostics.watch.figures",
+        module="srjit.jaxprs.figures",
         old="known = amax  # of the tensor, not of the sample",
         new="pass",
         killed_by=(WATCHED + "test_a_sample_is_quantized_with_the_scale_of_its_tensor",),
     ),
     "the largest value is beyond itself": Mutant(
         group="watch",
-        module="srjit.diagnostics.watch.figures",
+        module="srjit.jaxprs.figures",
         old="saturated = jnp.mean(size > scale * fmt.element.max, dtype=jnp.float32)",
         new="saturated = jnp.mean(size >= scale * fmt.element.max, dtype=jnp.float32)",
         killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from srjit import srjit, targets
-from srjit.jaxprs.site import oriented
 from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.planning.site import oriented
 from srjit.products.product import DotProduct
 from srjit.products.scaled_dot import multiply_values
 from srjit.targets.gpu import products as gpu_products

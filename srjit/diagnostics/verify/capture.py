@@ -4,140 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srjit.numerics.quantization import Quantization, ScaledValues, aligned, encode
+from srjit.jaxprs.observation import Rounding
 from srjit.numerics.random_bits import Key
-from srjit.numerics.rounding import working_dtype
-from srjit.report.label import CAST, UPDATE, Label
-from srjit.report.report import SitePlan, WrittenKind
 
 PLACES = 4  # executions of one rounding (trips of its loops, shards) that are looked at
 
 
-class Rounding(Protocol):
-    """Something that a program rounds element by element; equal ones are the same, run again."""
-
-    @property
-    def label(self) -> Label:
-        """What it is called."""
-        ...
-
-    @property
-    def bits(self) -> int:
-        """How many bits of noise an element gets where it runs."""
-        ...
-
-    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
-        """What of ``x`` is rounded, and the scale of each element."""
-        ...
-
-    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
-        """One draw, under two key words: codes times their scales."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantizer:
-    """One quantization of a program.
-
-    Attributes:
-      draw: what its noise comes from, which tells quantizers apart: a recomputed one has that of
-        what it recomputes.
-      plan: of the site where it stands: the first that reads its codes.
-      side: 0 for that site's lhs, 1 for its rhs.
-      spec: how it quantizes.
-      run: (x, key=, before=, spec=) -> codes, as the program does it.
-      bits: see ``Rounding``.
-    """
-
-    draw: tuple[int, int]
-    plan: SitePlan = dataclasses.field(compare=False)
-    side: int = dataclasses.field(compare=False)
-    spec: Quantization
-    run: Callable[..., ScaledValues] = dataclasses.field(compare=False)
-    bits: int
-
-    @property
-    def label(self) -> Label:
-        """See ``Rounding``."""
-        site = self.plan.site
-        return Label(
-            site=site.number,
-            path=site.path or site.location,
-            role=site.role,
-            operand=("lhs", "rhs")[self.side],
-            kind=(site.lhs_kind, site.rhs_kind)[self.side],
-            format=self.spec.format,
-        )
-
-    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
-        """See ``Rounding``: x or its Hadamard transform."""
-        spec = dataclasses.replace(self.spec, rounding="none")
-        values = self.run(x, spec=spec, key=None, before=before).values
-        spec = dataclasses.replace(self.spec, rounding="nearest")
-        q = encode(x, spec, None, before=before, subnormal=False)
-        ones = dataclasses.replace(q, codes=jnp.ones_like(q.codes))
-        return values, ones.dequantize(working_dtype(x.dtype))
-
-    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
-        """See ``Rounding``."""
-        q = self.run(x, key=(words[0], words[1]), before=before)
-        values = q.merged.astype(working_dtype(x.dtype))
-        return values if q.scale is None else values * aligned(q.scale, values.ndim)
-
-
-@dataclasses.dataclass(frozen=True)
-class Writer:
-    """One write-back of a program, or cast of a gradient.
-
-    Attributes:
-      number: among all that the program writes.
-      path, kind: of what is written.
-      dtype: that is written.
-      run: (key words, x in float32 or float64) -> x in ``dtype``, as the program does it.
-      bits: see ``Rounding``.
-    """
-
-    number: int
-    path: str
-    kind: WrittenKind
-    dtype: str
-    run: Callable[[Key, jax.Array], jax.Array] = dataclasses.field(compare=False)
-    bits: int
-
-    @property
-    def label(self) -> Label:
-        """See ``Rounding``."""
-        return Label(
-            site=self.number,
-            path=self.path,
-            role=CAST if self.kind == "gradient" else UPDATE,
-            operand="",
-            kind=self.kind,
-            format=self.dtype,
-        )
-
-    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
-        """See ``Rounding``."""
-        del before
-        return x, jnp.ones((), x.dtype)
-
-    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
-        """See ``Rounding``."""
-        del before
-        return self.run((words[0], words[1]), x).astype(x.dtype)
-
-
-# Called while a program is traced, at each thing that it rounds stochastically: with what tells its
-# executions apart (trips of the loops around it, shards), the operand, the key, and the largest
-# amax of earlier steps for a delayed scale.
-Observer = Callable[[Rounding, Sequence[Any], jax.Array, Key, "jax.Array | None"], None]
 Place = tuple[Rounding, tuple[int, ...]]
 
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from srjit import targets
 from srjit.diagnostics.verify.averages import Averages, Error, checkpoints
-from srjit.diagnostics.verify.capture import Capture, Captured, Place, Rounding
+from srjit.diagnostics.verify.capture import Capture, Captured, Place
 from srjit.diagnostics.verify.certificate import Certificate, OperandCertificate
 from srjit.diagnostics.verify.residuals import SATURATED, Grid, Residuals, draw_residuals
 from srjit.diagnostics.verify.statistics import FALSE_ALARM, Signed, Test, probability_of_no_change
+from srjit.jaxprs.observation import Rounding
 from srjit.numerics.formats import get_element
 from srjit.numerics.random_bits import as_key
 from srjit.numerics.rounding import NOISE_BITS

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srjit.diagnostics.watch.figures import MEASURED
 from srjit.diagnostics.watch.sinks import JsonLines
+from srjit.jaxprs.figures import MEASURED
 from srjit.numerics.quantization import Quantization
+from srjit.planning.site import SitePlan
 from srjit.report.label import Label
-from srjit.report.report import SitePlan
 
 Sink = Callable[["Record"], None]
 

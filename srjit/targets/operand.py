@@ -1,0 +1,142 @@
+"""An operand's codes, as a target's programs have them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from srjit import _compat, targets
+from srjit.numerics import hadamard
+from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.numerics.random_bits import Key, Rng
+from srjit.targets.target import Target, emulate
+
+QUANTIZER = "srjit_quantize_"  # begins the names of the functions that quantize an operand
+
+
+@functools.cache
+def _quantizer(
+    spec: Quantization, rng: Rng, target: Target, in_memory: bool, in_loop: bool, turned: bool
+) -> Any:
+    def run(
+        x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
+    ) -> ScaledValues:
+        x = lax.stop_gradient(x)
+        if signs is not None:
+            x = hadamard.flipped(x, spec.axes(x.ndim)[-1], signs, rng)
+        q = target.quantize(x, spec, key, before, rng, in_memory, turned)
+        return _carried(q, target, in_loop)
+
+    def named(
+        x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
+    ) -> ScaledValues:
+        sharding = _compat.explicit_sharding(jax.typeof(x))
+        if sharding is None or not (spec.is_blocked or spec.hadamard):
+            return run(x, key, before, signs)
+        # Shards may cut blocks: no type says how such a reshape is sharded, but XLA knows.
+        operands = x, key, before, signs
+        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
+        # With their mesh: arrays may have one where there is none around (jax.set_mesh).
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+        sharded = jax.tree.map(lambda _: whole, jax.eval_shape(run, *given))
+        codes = NamedSharding(sharding.mesh, _codes_sharding(x.shape, spec, sharding))
+        sharded = dataclasses.replace(sharded, values=codes)
+        auto = jax.sharding.auto_axes(run, out_sharding=sharded)
+        return auto(*operands)  # type: ignore[call-arg]  (its stub knows one argument)
+
+    named.__name__ = named.__qualname__ = f"{QUANTIZER}{spec.format}_{spec.rounding}"
+    return jax.jit(named)
+
+
+def _carried(q: ScaledValues, target: Target, in_loop: bool) -> ScaledValues:
+    """Codes in the dtype that a target's programs have them in."""
+    if q.blocks is not None:  # as they are
+        return q
+    carrier = target.carrier(q.spec, q.values.dtype, in_loop)
+    return dataclasses.replace(
+        q,
+        values=q.values.astype(carrier),
+        turned=None if q.turned is None else q.turned.astype(carrier),
+    )
+
+
+@functools.cache
+def _joint_quantizer(
+    specs: tuple[Quantization, ...],
+    rng: Rng,
+    target: Target,
+    in_loop: bool,
+    turned: tuple[bool, ...],
+) -> Any:
+    def named(x: jax.Array, keys: Sequence[Key | None]) -> list[ScaledValues] | None:
+        assert target.quantize_together is not None
+        made = target.quantize_together(lax.stop_gradient(x), specs, keys, rng, turned)
+        return None if made is None else [_carried(q, target, in_loop) for q in made]
+
+    named.__name__ = named.__qualname__ = f"{QUANTIZER}{specs[0].format}_together"
+    return jax.jit(named)
+
+
+def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -> Any:
+    """The operand's own sharding, but for a transformed dimension, whose padding has to fit too."""
+    entries = list(sharding.spec) + [None] * (len(shape) - len(sharding.spec))
+    if spec.hadamard:
+        padded = spec.axes(len(shape))[-1]
+        size = -(-shape[padded] // spec.rotation) * spec.rotation
+        names = entries[padded] or ()
+        names = names if isinstance(names, tuple) else (names,)
+        if size % math.prod(sharding.mesh.shape[n] for n in names):
+            entries[padded] = None
+    return PartitionSpec(*entries)
+
+
+def quantize_operand(
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    *,
+    rng: Rng,
+    target: str,
+    before: jax.Array | None = None,
+    signs: Key | None = None,
+    in_memory: bool = False,
+    in_loop: bool = False,
+    turned: bool = False,
+) -> ScaledValues:
+    """x's codes in the target's carrier dtype; one function a spec, traced once a shape.
+
+    ``signs`` is what signs along the contraction are drawn from, the same for both operands; None
+    for products that draw none.
+    """
+    key = key if spec.rounding == "stochastic" else None
+    chosen = targets.get(target)
+    in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
+    return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, before, signs)
+
+
+def quantize_together(
+    x: jax.Array,
+    specs: Sequence[Quantization],
+    keys: Sequence[Key | None],
+    *,
+    rng: Rng,
+    target: str,
+    in_loop: bool = False,
+    turned: Sequence[bool],
+) -> list[ScaledValues] | None:
+    """Several ``quantize_operand`` of x that read it once; None where one by one is as good."""
+    chosen = targets.get(target)
+    is_one = all((s.scaling, s.rounding != "none") == ("dynamic", True) for s in specs)
+    if chosen.quantize_together is None or len(specs) < 2 or not is_one:
+        return None
+    keys = [k if s.rounding == "stochastic" else None for s, k in zip(specs, keys, strict=True)]
+    if any(k is None and s.rounding == "stochastic" for s, k in zip(specs, keys, strict=True)):
+        return None
+    return _joint_quantizer(tuple(specs), rng, chosen, in_loop, tuple(turned))(x, keys)
