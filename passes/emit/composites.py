@@ -12,9 +12,10 @@ from srjit.passes.mlir import attributes, editing
 from srjit.program.stablehlo import operations, products
 
 if TYPE_CHECKING:
-    from srjit.numerics.quantization import Quantization, ScaledValues
+    from srjit.numerics.quantization import Quantization
     from srjit.numerics.random_bits import Rng
     from srjit.products.product import Product
+    from srjit.products.scaled_values import ScaledValues
 
 QUANTIZE, SCALED_DOT = "srjit.quantize", "srjit.scaled_dot"
 _FLAGS = ("draws", "flips", "remembers", "in_memory")  # of a Quantizer
@@ -316,7 +317,7 @@ class ScaledDot:
 def _operand(
     values: Sequence[Any], spec: Quantization | None, is_blocked: bool
 ) -> ScaledValues | Any:
-    from srjit.numerics.quantization import ScaledValues
+    from srjit.products.scaled_values import ScaledValues
 
     if spec is None:
         return values[0]

@@ -24,10 +24,10 @@ from srjit.jaxprs.figures import measured
 from srjit.jaxprs.observation import NOTHING, Quantizer, Shown, Writer
 from srjit.jaxprs.rounding import exactly, round_write_back
 from srjit.jaxprs.site import bind_site
-from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key, mix, of_shards
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.planning.plan import Draw, PlannedSite, ProgramPlan, Shared
+from srjit.products.scaled_values import ScaledValues
 from srjit.program.site_names import scope_of
 from srjit.program.values import Path
 

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from srjit.numerics.quantization import Quantization, ScaledValues, aligned, encode
+from srjit.numerics.quantization import Quantization, aligned, encode
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import working_dtype
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.site import SitePlan, WrittenKind
+from srjit.products.scaled_values import ScaledValues
 from srjit.program.values import Path
 from srjit.report.label import CAST, UPDATE, Label
 

@@ -32,10 +32,11 @@ from srjit import _compat
 from srjit.jaxprs.frame import Frame, Rule, Trip
 from srjit.jaxprs.rewrite import RULES
 from srjit.numerics import hadamard
-from srjit.numerics.quantization import Quantization, as_held, dequantize, encode
+from srjit.numerics.quantization import Quantization, dequantize, encode
 from srjit.numerics.rounding import working_dtype
 from srjit.numerics.storage import Packed, pack, unpack
 from srjit.planning.plan import ProgramPlan, Shared
+from srjit.products.scaled_values import as_held
 from srjit.program.values import CAPTURED, PARAMETER, Path
 
 Key = tuple[tuple[int, ...], Shared]  # of a weight: lengths of the loops around, and what it is

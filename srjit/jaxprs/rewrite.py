@@ -20,9 +20,9 @@ from srjit.jaxprs.figures import MEASURED
 from srjit.jaxprs.frame import Frame, Rule, State, Trip, bind, unseen
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
-from srjit.numerics.quantization import ScaledValues
 from srjit.numerics.random_bits import Key
 from srjit.planning.plan import ProgramPlan, Shared
+from srjit.products.scaled_values import ScaledValues
 from srjit.program.values import Path
 
 

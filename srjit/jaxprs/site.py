@@ -22,7 +22,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat, targets
-from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, of_typed_shards
 from srjit.planning.provenance import REWRITTEN
 from srjit.planning.site import (
@@ -37,6 +37,7 @@ from srjit.planning.site import (
 )
 from srjit.products.product import Product
 from srjit.products.scaled_dot import scaled_dot
+from srjit.products.scaled_values import ScaledValues
 from srjit.targets.operand import quantize_operand, quantize_together
 
 # ----------------------------------------------------------------------------- the two primitives

@@ -298,52 +298,6 @@ def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
     return values.astype(dtype)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ScaledValues:
-    """A quantized operand as programs hold it: what is multiplied, and the factor of the result.
-
-    Attributes:
-      values: codes. Block scales, which do not factor out of a product, are multiplied in unless
-        they are beside them; such values are exact in bfloat16 for MX and NVFP4.
-      scale: the factor that is left (per tensor, or per channel with size-1 dimensions), or None.
-      spec: the Quantization it came from.
-      turned: the values with their last dimension first, where that came with them, or None.
-      blocks: the scales of blocks, as of ``QuantizedArray.scale``, for targets that multiply codes
-        with such scales; or None.
-      seen: of a delayed scale, the operand's own amax, a float32 scalar for its history; or None.
-    """
-
-    values: jax.Array
-    scale: jax.Array | None
-    spec: Quantization = dataclasses.field(metadata={"static": True})
-    turned: jax.Array | None = None
-    blocks: jax.Array | None = None
-    seen: jax.Array | None = None
-
-    @property
-    def merged(self) -> jax.Array:
-        """The values with block scales multiplied in; bfloat16 if they are beside them."""
-        if self.blocks is None:
-            return self.values
-        shape = self.values.shape
-        scale = _as_float_scale(self.blocks, jnp.dtype(jnp.float32))
-        scale = spread_blocks(scale, self.spec, shape, blocked_dims(self.spec, shape))
-        return (self.values.astype(jnp.float32) * scale).astype(jnp.bfloat16)
-
-    @property
-    def alone(self) -> ScaledValues:
-        """Without the turned copy, and without what only a history wants."""
-        return dataclasses.replace(self, turned=None, seen=None)
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether the values are integers to 127, for integer units."""
-        spec = self.spec
-        is_grid = get_format(spec.format).element.is_integer and not spec.is_blocked
-        return is_grid and spec.rounding != "none"
-
-
 def encode(
     x: jax.Array,
     spec: Quantization,
@@ -365,68 +319,19 @@ def encode(
       subnormal: whether scales of subnormal numbers count: see ``scaling.nvfp4_scales`` and
         ``scaling.e8m0_scales``.
     """
-    codes, scales, view = _codes(x, spec, key, before, rng, subnormal=subnormal)
+    codes, scales, view = encoded(x, spec, key, before, rng, subnormal=subnormal)
     is_e4m3 = get_format(spec.format).scale == "e4m3"
     scale = scales.scale.astype(jnp.float8_e4m3fn) if is_e4m3 else scales.scale
     return QuantizedArray(view.merge(codes), scale, scales.tensor_scale, spec)
 
 
-def emulated(
-    x: jax.Array,
-    spec: Quantization,
-    key: Key | None,
-    *,
-    before: jax.Array | None = None,
-    rng: Rng = "hash",
-) -> ScaledValues:
-    """``encode`` with block scales multiplied in; arguments as there.
-
-    NVFP4 tensors below 2^-100 may come out smaller than they are, and MX scales are at least
-    2^-126: see ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
-    """
-    if spec.rounding == "none":
-        prepared = _prepared(x, spec)
-        seen = tensor_amax(prepared) if spec.scaling == "delayed" else None
-        return ScaledValues(prepared, None, spec, seen=seen)
-    codes, scales, view = _codes(x, spec, key, before, rng, subnormal=False)
-    if not spec.is_blocked:
-        left = None if get_format(spec.format).scale == "none" else scales.scale
-        seen = None if spec.scaling != "delayed" else scales.seen
-        return ScaledValues(view.merge(codes), left, spec, seen=seen)
-    values = codes * view.spread(_as_float_scale(scales.scale, codes.dtype))
-    return ScaledValues(view.merge(values), scales.tensor_scale, spec)
-
-
-def as_held(q: QuantizedArray, like: ScaledValues) -> ScaledValues:
-    """What quantizing an operand in a program gives, of codes and scales that are there already.
-
-    Args:
-      q: what ``encode(..., subnormal=False)`` gives of the operand, codes in its working dtype.
-      like: the same operand, as the program that is to hold it quantizes it; shapes and dtypes.
-
-    Returns:
-      ``like``'s values, bit for bit, without a turned copy.
-    """
-    values, scale, blocks = q.codes, q.scale, None
-    if like.blocks is not None:
-        scale, blocks = q.tensor_scale, q.scale
-    elif q.spec.is_blocked:
-        own = _as_float_scale(q.scale, values.dtype)
-        shape = values.shape
-        values = values * spread_blocks(own, q.spec, shape, blocked_dims(q.spec, shape))
-        scale = q.tensor_scale
-    elif get_format(q.spec.format).scale == "none":
-        scale = None
-    return ScaledValues(values.astype(like.values.dtype), scale, q.spec, blocks=blocks)
-
-
-def _prepared(x: jax.Array, spec: Quantization) -> jax.Array:
+def prepared(x: jax.Array, spec: Quantization) -> jax.Array:
     """x in the working dtype, transformed if the spec says so."""
     x = x.astype(working_dtype(x.dtype))
     return hadamard.transform(x, spec.axes(x.ndim)[-1], spec.rotation) if spec.hadamard else x
 
 
-def _codes(
+def encoded(
     x: jax.Array,
     spec: Quantization,
     key: Key | None,
@@ -434,11 +339,11 @@ def _codes(
     rng: Rng,
     *,
     subnormal: bool,
-) -> tuple[jax.Array, scaling.Scales, _BlockView]:
+) -> tuple[jax.Array, scaling.Scales, BlockView]:
     """Codes in the view that has blocks as dimensions, with the scales."""
     fmt = get_format(spec.format)
-    x = _prepared(x, spec)
-    view = _BlockView.of(x.shape, spec, spec.axes(x.ndim))
+    x = prepared(x, spec)
+    view = BlockView.of(x.shape, spec, spec.axes(x.ndim))
     if spec.scale_rounding == "eden":
         return *_eden(view.split(x), view, fmt.element, key, rng, subnormal), view
     bits = None if key is None else random_bits.random_bits(key, x, rng)
@@ -454,7 +359,7 @@ def _codes(
     return round_to_grid(_encoded(blocks, view, scales), fmt.element, noise), scales, view
 
 
-def _encoded(blocks: jax.Array, view: _BlockView, scales: scaling.Scales) -> jax.Array:
+def _encoded(blocks: jax.Array, view: BlockView, scales: scaling.Scales) -> jax.Array:
     """Where the elements are on the grid's scale, unrounded."""
     lift = scales.lift
     raised = blocks if lift is None else scaling.lifted(blocks, view.spread(lift))
@@ -462,7 +367,7 @@ def _encoded(blocks: jax.Array, view: _BlockView, scales: scaling.Scales) -> jax
 
 
 def _four_over_six(
-    blocks: jax.Array, view: _BlockView, element: Element, subnormal: bool
+    blocks: jax.Array, view: BlockView, element: Element, subnormal: bool
 ) -> tuple[jax.Array, scaling.Scales]:
     """Codes to nearest and scales, of both that there are those with the smaller squared error."""
     six, four = scaling.four_over_six_scales(*_nvfp4_amax(blocks, view), subnormal)
@@ -481,7 +386,7 @@ def _four_over_six(
 
 def _eden(
     blocks: jax.Array,
-    view: _BlockView,
+    view: BlockView,
     element: Element,
     key: Key | None,
     rng: Rng,
@@ -506,7 +411,7 @@ def _eden(
 
 def _scales(
     blocks: jax.Array,
-    view: _BlockView,
+    view: BlockView,
     spec: Quantization,
     fmt: Format,
     known: jax.Array | None,
@@ -522,7 +427,7 @@ def _scales(
     return tensor_scales(amax, known, fmt.element)
 
 
-def _nvfp4_amax(blocks: jax.Array, view: _BlockView) -> tuple[jax.Array, jax.Array]:
+def _nvfp4_amax(blocks: jax.Array, view: BlockView) -> tuple[jax.Array, jax.Array]:
     """Of every block, and of the tensor, in float32."""
     block = scaling.amax(blocks.astype(jnp.float32), view.shared)
     return block, scaling.amax(block)
@@ -537,7 +442,7 @@ def tensor_scales(amax: jax.Array, known: jax.Array | None, element: Element) ->
         return scaling.float_scales(amax, element)
     scales = scaling.float_scales(jnp.where(known > 0, known.astype(amax.dtype), amax), element)
     visible = jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)
-    return scales._replace(scale=visible, seen=amax.astype(jnp.float32))
+    return scales._replace(scale=visible, amax=amax.astype(jnp.float32))
 
 
 def tensor_amax(x: jax.Array) -> jax.Array:
@@ -545,7 +450,7 @@ def tensor_amax(x: jax.Array) -> jax.Array:
     return scaling.amax(x.astype(jnp.float32))
 
 
-def _as_float_scale(scale: jax.Array, dtype: Any) -> jax.Array:
+def as_float_scale(scale: jax.Array, dtype: Any) -> jax.Array:
     """Scales as ``dtype``, if they are normal; for E8M0, whose casts are slow or missing, too."""
     if scale.dtype != jnp.float8_e8m0fnu:
         return scale.astype(dtype)
@@ -568,7 +473,7 @@ def _expanded(scale: jax.Array, q: QuantizedArray) -> jax.Array:
 
 def blocked_dims(spec: Quantization, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions of a tensor along which elements share scales in blocks, ascending."""
-    return _BlockView.of(shape, spec, spec.axes(len(shape))).dims if spec.is_blocked else ()
+    return BlockView.of(shape, spec, spec.axes(len(shape))).dims if spec.is_blocked else ()
 
 
 def spread_blocks(
@@ -589,7 +494,7 @@ def spread_blocks(
 
 
 @dataclasses.dataclass(frozen=True)
-class _BlockView:
+class BlockView:
     """A tensor seen with its blocked dimensions d split in two, (ceil(n_d / B), B)."""
 
     shape: tuple[int, ...]
@@ -598,7 +503,8 @@ class _BlockView:
     shared: tuple[int, ...] | None  # dimensions of the view that share a scale; None: all
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], spec: Quantization, axes: tuple[int, ...]) -> _BlockView:
+    def of(cls, shape: tuple[int, ...], spec: Quantization, axes: tuple[int, ...]) -> BlockView:
+        """The view of a tensor whose blocks run along ``axes``."""
         ndim, kind = len(shape), spec.shared
         if kind == "tensor" or not axes:
             return cls(shape, (), 1, None)

@@ -35,14 +35,14 @@ class Scales(NamedTuple):
       scale: factor of the codes, in the format's scale dtype (or such values in float32).
       tensor_scale: NVFP4's float32 second level, else None.
       lift: power of two by which to lift a block first, in the shape of the amax; None for 1.
-      seen: the tensor's amax, where they are made of another one; else None.
+      amax: the tensor's own, where they are made of another one; else None.
     """
 
     encode: jax.Array
     scale: jax.Array
     tensor_scale: jax.Array | None = None
     lift: jax.Array | None = None
-    seen: jax.Array | None = None
+    amax: jax.Array | None = None
 
 
 def _divide(x: jax.Array, constant: float) -> jax.Array:

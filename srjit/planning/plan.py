@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 
-from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import SiteParams, SitePlan
 from srjit.planning.write_backs import NOTHING, WriteBacks
+from srjit.products.scaled_values import ScaledValues
 from srjit.program.values import Path
 from srjit.recipes import Recipe
 from srjit.targets import Target

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.numerics.quantization import ScaledValues, aligned
+from srjit.numerics.quantization import aligned
 from srjit.products.product import DotProduct, Product
+from srjit.products.scaled_values import ScaledValues
 
 Operand = jax.Array | ScaledValues
 

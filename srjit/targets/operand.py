@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit import _compat, targets
 from srjit.numerics import hadamard
-from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
+from srjit.products.scaled_values import ScaledValues
 from srjit.targets.target import Target, emulate
 
 QUANTIZER = "srjit_quantize_"  # begins the names of the functions that quantize an operand

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import Quantization, ScaledValues, emulated
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.products.product import Product
 from srjit.products.scaled_dot import Multiply, multiply_values
+from srjit.products.scaled_values import ScaledValues, emulated
 
 # How a target quantizes an operand: a function like ``emulate``, with the same numbers.
 Quantize = Callable[

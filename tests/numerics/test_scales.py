@@ -13,7 +13,8 @@ from oracles import scales as oracle
 from oracles.grids import GRIDS
 from srjit.numerics import hadamard, scaling
 from srjit.numerics.formats import ELEMENTS, FORMATS
-from srjit.numerics.quantization import Quantization, QuantizedArray, dequantize, emulated, quantize
+from srjit.numerics.quantization import Quantization, QuantizedArray, dequantize, quantize
+from srjit.products.scaled_values import emulated
 
 from .support import assert_same_bits
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from srjit.numerics.formats import FORMATS
-from srjit.numerics.quantization import Quantization, dequantize, emulated, quantize
+from srjit.numerics.quantization import Quantization, dequantize, quantize
+from srjit.products.scaled_values import emulated
 
 GRANULARITIES = {
     "none": ["tensor"],

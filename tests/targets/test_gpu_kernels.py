@@ -191,7 +191,7 @@ def test_an_instruction_takes_a_word_of_four_values(format, axis):
 
 
 def scaled(x, spec):
-    view = quantization._BlockView.of(x.shape, spec, spec.axes(x.ndim))
+    view = quantization.BlockView.of(x.shape, spec, spec.axes(x.ndim))
     blocks = view.split(x)
     scales = quantization._scales(blocks, view, spec, get_format(spec.format), None, False)
     return view.merge(quantization._encoded(blocks, view, scales))

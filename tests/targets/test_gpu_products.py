@@ -13,10 +13,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from srjit import srjit, targets
-from srjit.numerics.quantization import Quantization, ScaledValues
+from srjit.numerics.quantization import Quantization
 from srjit.planning.site import oriented
 from srjit.products.product import DotProduct
 from srjit.products.scaled_dot import multiply_values
+from srjit.products.scaled_values import ScaledValues
 from srjit.targets.gpu import products as gpu_products
 
 BLOCKED = ["nvfp4", "mxfp8", "mxfp4"]

@@ -21,8 +21,9 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit.numerics import hadamard, random_bits
-from srjit.numerics.quantization import Quantization, ScaledValues, blocked_dims
+from srjit.numerics.quantization import Quantization, blocked_dims
 from srjit.numerics.random_bits import Key
+from srjit.products.scaled_values import ScaledValues
 from srjit.targets.gpu.kernels import Places, Task, amax_matrix, quantize_matrix
 from srjit.targets.gpu.reinterpreted import reinterpreted
 

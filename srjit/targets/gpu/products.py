@@ -23,9 +23,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from srjit import _compat
 from srjit.numerics.formats import get_format
 from srjit.numerics.hadamard import pad_to_multiple
-from srjit.numerics.quantization import Quantization, ScaledValues, blocked_dims, spread_blocks
+from srjit.numerics.quantization import Quantization, blocked_dims, spread_blocks
 from srjit.products.product import DotProduct, Product
 from srjit.products.scaled_dot import Operand, multiply_values, values_of
+from srjit.products.scaled_values import ScaledValues
 from srjit.targets.gpu.chips import Gpu
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import pinned

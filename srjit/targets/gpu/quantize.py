@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from srjit import _compat
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import Quantization, ScaledValues, cast, emulated, encode
+from srjit.numerics.quantization import Quantization, cast, encode
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.rounding import NOISE_BITS
+from srjit.products.scaled_values import ScaledValues, emulated
 from srjit.targets.gpu import matrices as gpu_quantize
 from srjit.targets.gpu import products as gpu_products
 from srjit.targets.gpu.chips import GPUS, Gpu

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.numerics.quantization import ScaledValues
 from srjit.products.product import DotProduct, Product
 from srjit.products.scaled_dot import Operand, are_integers, multiply_values, values_of
+from srjit.products.scaled_values import ScaledValues
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import Order, order_of, pinned, transposed, turn
 from srjit.targets.target import FASTER, Shapes, Specs
