@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 from srjit.aot.reading import Program, SiteCost
 from srjit.planning.profit import counted
 from srjit.planning.site import SitePlan
-from srjit.report.report import (
-    cells,
-    html_page,
-    html_table,
-    reasons,
-    table,
-    wrap,
-)
+from srjit.report.document import Column, Document, Documented, Row, Table, as_json
+from srjit.report.report import cells, reasons
 from srjit.targets.target import FASTER
 
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
@@ -69,7 +61,7 @@ class CompiledSite:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Documented):
     """What ``aot`` returns.
 
     Attributes:
@@ -112,12 +104,26 @@ class Report:
             max(k.cycles or 0, round(k.moved * self.cycles_per_byte)) for k in program.kernels
         )
 
-    def __str__(self) -> str:
-        width = shutil.get_terminal_size((100, 24)).columns
-        sites = table([_HEADER, *map(_row, self.sites)], width)
-        totals = table([_TOTALS, *self._totals()], width)
-        remarks = [line for note in self._remarks() for line in wrap(f"note: {note}", width)]
-        return "\n".join([*wrap(self._title(), width), *sites, "", *totals, "", *remarks])
+    def document(self) -> Document:
+        """Returns the report as data: a row for each site, and the program before and after."""
+        found = [s.verdict for s in self.sites]
+        counts = ", ".join(f"{found.count(v)} {v}" for v in dict.fromkeys(found)) or "none"
+        many = f" x {self.devices}" if self.devices > 1 else ""
+        totals = {
+            "cycles": self._cycles(),
+            "kernels": self._kernels(),
+            "memory": self._memory(),
+            "collectives": self._collectives(),
+        }
+        return Document(
+            title=f"recipe {self.recipe}, compiled for {self.target}{many}, mode {self.mode}",
+            lead=f"{len(self.sites)} sites: {counts}",
+            tables=[
+                Table(_COLUMNS, [Row(_row(s), s.verdict) for s in self.sites]),
+                Table(_TOTALS, [Row(row, group=g) for g, rows in totals.items() for row in rows]),
+            ],
+            notes=[f"note: {remark}" for remark in self._remarks()],
+        )
 
     def to_json(self) -> str:
         """The report as a JSON object.
@@ -140,85 +146,68 @@ class Report:
             }
             for s in self.sites
         ]
-        report = {
-            "recipe": self.recipe,
-            "target": self.target,
-            "mode": self.mode,
-            "devices": self.devices,
-            "speedup": self.speedup(),
-            "before": _as_json(self.before),
-            "after": _as_json(self.after),
-            "notes": self._remarks(),
-            "sites": sites,
-        }
-        return json.dumps(report, indent=1, default=str)
-
-    def to_html(self) -> str:
-        """The report as one HTML page, which needs nothing from elsewhere."""
-        tables = [
-            html_table(_HEADER, [(s.verdict, _row(s)) for s in self.sites]),
-            html_table(_TOTALS, [("total", row) for row in self._totals()]),
-        ]
-        return html_page(f"{self.recipe} for {self.target}", self._title(), tables, self._remarks())
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
+        return as_json(
+            {
+                "recipe": self.recipe,
+                "target": self.target,
+                "mode": self.mode,
+                "devices": self.devices,
+                "speedup": self.speedup(),
+                "before": _as_json(self.before),
+                "after": _as_json(self.after),
+                "notes": self._remarks(),
+                "sites": sites,
+            }
+        )
 
     # --------------------------------------------------------------------------------- its parts
 
-    def _title(self) -> str:
-        found = [s.verdict for s in self.sites]
-        counts = ", ".join(f"{found.count(v)} {v}" for v in dict.fromkeys(found)) or "none"
-        many = f" x {self.devices}" if self.devices > 1 else ""
-        return (
-            f"srjit: recipe {self.recipe}, compiled for {self.target}{many}, mode {self.mode}: "
-            f"{len(self.sites)} sites: {counts}"
-        )
-
-    def _totals(self) -> list[list[str]]:
+    def _cycles(self) -> list[list[str]]:
         before, after = self.before, self.after
-        rows: list[list[str]] = []
-        if before.cycles and after.cycles:
-            row = _compared("estimated cycles", before.cycles, after.cycles, counted)
-            # Without its kernels a program only looks fast.
-            rows.append(row if self.speedup() else [f"{row[0]} but of kernels", *row[1:3], ""])
-            dots = sum(s.cost.cycles for s in self.sites)
-            around = sum(s.cost.around for s in self.sites)
-            rows.append(["  of sites' products", "", counted(dots), ""])
-            rows.append(["  of what is around them", "", counted(around), ""])
-            rows.append(["  of everything else", "", counted(after.cycles - dots - around), ""])
-            rows += self._kernels(before.cycles, after.cycles)
         if not after.cycles:
-            row = _compared(
-                "bytes that instructions read and write", before.moved, after.moved, _mib
-            )
-            rows.append(row)
-        for kernel in after.kernels:
+            name = "bytes that instructions read and write"
+            return [_compared(name, before.moved, after.moved, _mib)]
+        if not before.cycles:
+            return []
+        row = _compared("estimated cycles", before.cycles, after.cycles, counted)
+        dots = sum(s.cost.cycles for s in self.sites)
+        around = sum(s.cost.around for s in self.sites)
+        rows = [
+            # Without its kernels a program only looks fast.
+            row if self.speedup() else [f"{row[0]}, kernels excluded", *row[1:3], ""],
+            ["  of sites' products", "", counted(dots), ""],
+            ["  of what is around them", "", counted(around), ""],
+            ["  of everything else", "", counted(after.cycles - dots - around), ""],
+        ]
+        was, now = self.kernel_cycles(before), self.kernel_cycles(after)
+        if was is None or now is None or not was + now:
+            return rows
+        both = _compared("both models added up", before.cycles + was, after.cycles + now, counted)
+        return [*rows, ["kernels, at least", counted(was), counted(now), ""], both]
+
+    def _kernels(self) -> list[list[str]]:
+        rows: list[list[str]] = []
+        for kernel in self.after.kernels:
             told = _mib(kernel.moved)
             if kernel.cycles is not None:
                 told += f", {counted(kernel.cycles)} (schedule)"
             name = f"kernel {kernel.name}" + (f" x{kernel.times}" if kernel.times > 1 else "")
             where = "" if kernel.site is None else f", site {kernel.site}"
             rows.append([name + where, "", ", ".join(kernel.rounds_by) or told, ""])
-        for name, now in dataclasses.asdict(after.memory).items():
-            rows.append(_compared(f"memory: {name}", getattr(before.memory, name), now, _mib))
-        for kind in dict.fromkeys((*before.collectives, *after.collectives)):
-            one, two = (
-                f"{c.count} of {_mib(c.size)}" if c else "none"
-                for c in (before.collectives.get(kind), after.collectives.get(kind))
-            )
-            rows.append([kind, one, two, ""])
         return rows
 
-    def _kernels(self, before: int, after: int) -> list[list[str]]:
-        """What kernels take beside these cycles, and the sums."""
-        was, now = self.kernel_cycles(self.before), self.kernel_cycles(self.after)
-        if was is None or now is None or not was + now:
-            return []
-        return [
-            ["kernels, at least", counted(was), counted(now), ""],
-            _compared("both models added up", before + was, after + now, counted),
-        ]
+    def _memory(self) -> list[list[str]]:
+        before = dataclasses.asdict(self.before.memory)
+        after = dataclasses.asdict(self.after.memory)
+        return [_compared(f"memory: {name}", before[name], after[name], _mib) for name in after]
+
+    def _collectives(self) -> list[list[str]]:
+        def told(program: Program, kind: str) -> str:
+            found = program.collectives.get(kind)
+            return f"{found.count} of {_mib(found.size)}" if found else "none"
+
+        kinds = dict.fromkeys((*self.before.collectives, *self.after.collectives))
+        return [[k, told(self.before, k), told(self.after, k), ""] for k in kinds]
 
     def _remarks(self) -> list[str]:
         remarks = [*reasons([s.plan for s in self.sites]), *self.notes]
@@ -252,8 +241,13 @@ def _as_json(program: Program) -> dict[str, object]:
     return {k: v for k, v in dataclasses.asdict(program).items() if k != "sites"}
 
 
-_HEADER = ["#", "path", "role", "op", "lhs", "rhs", "became", "status", "cycles", "around"]
-_TOTALS = ["", "as it was", "rewritten", "ratio"]
+_COLUMNS = [
+    *("#", Column(name="path", narrows="middle"), "role", "op"),
+    *(Column(name=side, narrows="middle") for side in ("lhs", "rhs")),
+    *("became", "status"),
+    *(Column(name=name, align="right") for name in ("cycles", "around")),
+]
+_TOTALS = ["", *(Column(name=n, align="right") for n in ("as it was", "rewritten", "ratio"))]
 
 
 def _row(site: CompiledSite) -> list[str]:

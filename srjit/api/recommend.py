@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,7 +20,8 @@ from srjit.api.function import SrjitFunction, srjit
 from srjit.calling import jit as jitting
 from srjit.numerics.formats import get_format
 from srjit.recipes import Recipe
-from srjit.report.report import Report, finite, table, wrap
+from srjit.report.document import Column, Document, Documented, Row, Table, as_json
+from srjit.report.report import Report
 from srjit.targets import Target
 
 HIGH_PRECISION = "high precision"
@@ -60,7 +59,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recommendation:
+class Recommendation(Documented):
     """A recipe, and why.
 
     Attributes:
@@ -98,20 +97,20 @@ class Recommendation:
             f"{100 * self.tolerance:.2g} % may be: stay in high precision"
         )
 
-    def __str__(self) -> str:
-        width = shutil.get_terminal_size((100, 24)).columns
-        rows = [_HEADER, *(_row(t, self.trials[0].loss) for t in self.trials)]
-        return "\n".join([*table(rows, width), *wrap(self.reason, width)])
+    def document(self) -> Document:
+        """Returns the evidence as data: a row for each recipe."""
+        rows = [_row(t, self.trials[0].loss) for t in self.trials]
+        table = Table(["recipe", *(Column(name=n, align="right") for n in _FIGURES)], rows)
+        return Document(title="recommendation", lead=self.reason, tables=[table])
 
     def to_json(self) -> str:
         """The evidence as JSON text; infinite and undefined losses are null."""
         trials = [dataclasses.asdict(t) for t in self.trials]
         name = None if self.recipe is None else self.recipe.name
-        whole = {"recipe": name, "reason": self.reason, "trials": trials}
-        return json.dumps(finite(whole), indent=1, allow_nan=False)
+        return as_json({"recipe": name, "reason": self.reason, "trials": trials})
 
 
-_HEADER = ["recipe", "loss", "to best", "cost", "bits", "quantized", "s/step"]
+_FIGURES = ("loss", "to best", "cost", "bits", "quantized", "s/step")
 
 
 def _gap(loss: float, other: float) -> str:
@@ -120,16 +119,18 @@ def _gap(loss: float, other: float) -> str:
     return f"{100 * gap:+.2f} %"
 
 
-def _row(trial: Trial, best: float) -> list[str]:
-    return [
-        trial.recipe,
-        f"{trial.loss:.5g}",
-        _gap(trial.loss, best),
-        f"{trial.cost:.2f}",
-        f"{trial.bits:.1f}",
-        f"{100 * trial.coverage:.0f} %",
-        f"{trial.seconds:.3g}",
-    ]
+def _row(trial: Trial, best: float) -> Row:
+    return Row(
+        [
+            trial.recipe,
+            f"{trial.loss:.5g}",
+            _gap(trial.loss, best),
+            f"{trial.cost:.2f}",
+            f"{trial.bits:.1f}",
+            f"{100 * trial.coverage:.0f} %",
+            f"{trial.seconds:.3g}",
+        ]
+    )
 
 
 def recommend(

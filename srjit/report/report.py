@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import html
-import json
-import math
-import shutil
-import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.site import SitePlan, WriteBack, shape_in_words
+from srjit.report.document import Column, Document, Documented, Row, Table, as_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Documented):
     """Every site of a program, as ``explain`` returns it.
 
     Attributes:
@@ -54,19 +49,20 @@ class Report:
         total, done = sum(n for n, _ in work), sum(n for n, quantized in work if quantized)
         return done / total if total else 1.0
 
-    def __str__(self) -> str:
-        title = (
-            f"srjit: recipe {self.recipe}, target {self.target}, mode {self.mode}: "
-            f"{self._covered('FLOPs')}"
+    def document(self) -> Document:
+        """Returns the report as data: a row for each site, and one for each write-back."""
+        legend = _LEGEND if any(s.lhs or s.rhs for s in self.sites) else ""
+        covered = f"{100 * self.coverage():.1f} % of FLOPs quantized"
+        count = f"{len(self.sites)} sites, {covered}" if self.sites else "no matrix multiplication"
+        return Document(
+            title=f"recipe {self.recipe}, target {self.target}, mode {self.mode}",
+            lead=count,
+            tables=[
+                Table(_COLUMNS, [_row(s) for s in self.sites], legend),
+                Table(_WRITTEN, [_written_row(w) for w in self.write_backs]),
+            ],
+            notes=[*reasons(self.sites), *(f"note: {n}" for n in self.notes)],
         )
-        width = shutil.get_terminal_size((100, 24)).columns
-        rows = table([_HEADER, *map(_row, self.sites)], width)
-        remarks = [*reasons(self.sites), *(f"note: {n}" for n in self.notes)]
-        wrapped = [line for r in remarks for line in wrap(r, width)]
-        legend = [_LEGEND] if any(s.lhs or s.rhs for s in self.sites) else []
-        written = [_WRITTEN_HEADER, *map(_written_row, self.write_backs)]
-        writes = ["", *table(written, width)] if self.write_backs else []
-        return "\n".join([*wrap(title, width), *rows, *legend, *wrapped, *writes])
 
     def to_json(self) -> str:
         """The report as a JSON object.
@@ -89,81 +85,17 @@ class Report:
             }
             for s in self.sites
         ]
-        report = {
-            "recipe": self.recipe,
-            "target": self.target,
-            "mode": self.mode,
-            "coverage": self.coverage(),
-            "notes": self.notes,
-            "write_backs": [dataclasses.asdict(w) for w in self.write_backs],
-            "sites": sites,
-        }
-        return json.dumps(report, indent=1, default=str)
-
-    def to_html(self) -> str:
-        """The report as one HTML page, which needs nothing from elsewhere."""
-        covered = self._covered("matrix-multiplication FLOPs")
-        lead = f"Target {self.target}, mode {self.mode}: {covered}."
-        rows = [(s.status, _full_row(s)) for s in self.sites]
-        tables = [html_table([*_HEADER, "why"], rows)]
-        if self.write_backs:
-            written = [(w.status, _written_row(w)) for w in self.write_backs]
-            tables.append(html_table(_WRITTEN_HEADER, written))
-        return html_page(f"recipe {self.recipe}", lead, tables, self.notes)
-
-    def _covered(self, work: str) -> str:
-        """How many sites there are, and how much of their work is quantized."""
-        if not self.sites:
-            return "no matrix multiplication"
-        return f"{len(self.sites)} sites, {100 * self.coverage():.1f} % of {work} quantized"
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>srjit: {title}</title><style>
-body {{ font: 14px system-ui, sans-serif; margin: 2em; }}
-table {{ border-collapse: collapse; margin-bottom: 2em; }}
-td, th {{ border-bottom: 1px solid #ddd; padding: 3px 10px; text-align: left; }}
-tr.kept td {{ color: #777; }} tr.native td {{ background: #eefaee; }}
-</style></head><body>
-<h1>srjit: {title}</h1>
-<p>{lead}</p>
-{tables}
-<ul>
-{notes}</ul>
-</body></html>
-"""
-
-
-def finite(value: Any) -> Any:
-    """A value as JSON has it: no infinite or undefined numbers, keys that are text."""
-    if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def html_page(title: str, lead: str, tables: Sequence[str], notes: Sequence[str]) -> str:
-    """A page that needs nothing from elsewhere: what is said first, tables, notes."""
-    return _PAGE.format(
-        title=html.escape(title),
-        lead=html.escape(lead),
-        tables="\n".join(tables),
-        notes="".join(f"<li>{html.escape(n)}</li>\n" for n in notes),
-    )
-
-
-def html_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table of rows, each with its class, under a header."""
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-    body = "\n".join(
-        f'<tr class="{kind}">' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>"
-        for kind, cells in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+        return as_json(
+            {
+                "recipe": self.recipe,
+                "target": self.target,
+                "mode": self.mode,
+                "coverage": self.coverage(),
+                "notes": self.notes,
+                "write_backs": [dataclasses.asdict(w) for w in self.write_backs],
+                "sites": sites,
+            }
+        )
 
 
 def describe(spec: Quantization | None, kind: str) -> str:
@@ -180,24 +112,15 @@ def describe(spec: Quantization | None, kind: str) -> str:
     return " ".join([kind, spec.format, spec.rounding, *extra])
 
 
-def _full_row(plan: SitePlan) -> list[str]:
-    site = plan.site
-    return [
-        str(site.number),
-        site.path or site.location,
-        site.role + " (recomputed)" * (site.phase == "recompute"),
-        site.op + (f" x{site.trips}" if site.trips > 1 else ""),
-        f"{shape_in_words(site.lhs_shape)} {describe(plan.lhs, site.lhs_kind)}",
-        f"{shape_in_words(site.rhs_shape)} {describe(plan.rhs, site.rhs_kind)}",
-        plan.status,
-        plan.reason or site.why,
-    ]
-
-
-# ---------------------------------------------------------------------------- for a terminal
-
-_HEADER = ["#", "path", "role", "op", "lhs", "rhs", "status"]
-_WRITTEN_HEADER = ["path", "kind", "value", "written back"]
+_PATH = Column(name="path", narrows="middle")
+_COLUMNS = [
+    *("#", _PATH, "role", "op"),
+    *(Column(name=side, narrows="middle", shown="terminal") for side in ("lhs", "rhs")),
+    *(Column(name=side, shown="page") for side in ("lhs", "rhs")),
+    "status",
+    Column(name="why", shown="page"),
+]
+_WRITTEN = [_PATH, "kind", "value", Column(name="written back", narrows="lines")]
 _LEGEND = "~: stochastic rounding, otherwise to nearest; H: after a Hadamard transform"
 _OPS = {
     "dot_general": "dot",
@@ -206,11 +129,15 @@ _OPS = {
     "ragged_dot": "ragged",
 }
 _KINDS = {"activation": "act", "gradient": "grad"}
-_NARROWEST = 12  # that a column is cut to
 
 
-def _row(plan: SitePlan) -> list[str]:
-    return [*cells(plan), plan.status]
+def _row(plan: SitePlan) -> Row:
+    site = plan.site
+    pages = (
+        f"{shape_in_words(site.lhs_shape)} {describe(plan.lhs, site.lhs_kind)}",
+        f"{shape_in_words(site.rhs_shape)} {describe(plan.rhs, site.rhs_kind)}",
+    )
+    return Row([*cells(plan), *pages, plan.status, plan.reason or site.why], plan.status)
 
 
 def cells(plan: SitePlan) -> list[str]:
@@ -227,11 +154,12 @@ def cells(plan: SitePlan) -> list[str]:
     ]
 
 
-def _written_row(write: WriteBack) -> list[str]:
+def _written_row(write: WriteBack) -> Row:
     how = f"{write.op} in float32, rounded stochastically to {write.dtype}"
     if write.status == "kept":
         how = f"kept: {write.reason}"
-    return [write.path, write.kind, f"{write.dtype} {shape_in_words(write.shape)}", how]
+    cells = [write.path, write.kind, f"{write.dtype} {shape_in_words(write.shape)}", how]
+    return Row(cells, write.status)
 
 
 def _operand(spec: Quantization | None, kind: str, shape: Sequence[int]) -> str:
@@ -240,30 +168,6 @@ def _operand(spec: Quantization | None, kind: str, shape: Sequence[int]) -> str:
         marks = "~" * (spec.rounding == "stochastic") + " H" * spec.hadamard
         words.append(spec.format + marks)
     return " ".join(words)
-
-
-def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Aligned columns under a header; path, lhs and rhs are cut until a line fits ``width``."""
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    flexible = [i for i, name in enumerate(rows[0]) if name in ("path", "lhs", "rhs")]
-    while flexible and sum(widths) + 2 * (len(widths) - 1) > width:
-        widest = max(flexible, key=lambda i: widths[i])
-        if widths[widest] <= _NARROWEST:
-            break
-        widths[widest] -= 1
-    lines = [
-        "  ".join(_cut(c, w).ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
-        for r in rows
-    ]
-    return [lines[0], "-" * max(len(line) for line in lines), *lines[1:]]
-
-
-def _cut(text: str, width: int) -> str:
-    """The text with its middle left out; a path or an operand tells most at its end."""
-    if len(text) <= width:
-        return text
-    head = (width - 2) // 3
-    return text[:head] + ".." + text[len(text) - (width - 2 - head) :]
 
 
 def reasons(sites: Sequence[SitePlan]) -> list[str]:
@@ -279,8 +183,3 @@ def reasons(sites: Sequence[SitePlan]) -> list[str]:
         f"kept: {reason}: {', '.join(n[:8])}{f' and {len(n) - 8} more' if len(n) > 8 else ''}"
         for reason, n in numbers.items()
     ]
-
-
-def wrap(text: str, width: int) -> list[str]:
-    """A remark in lines of at most ``width``."""
-    return textwrap.wrap(text, max(width, 40), subsequent_indent="  ", break_on_hyphens=False)

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 output.write(diagnosed(sinks.read(options.file)).to_html().encode())
                 output.keep()
         while True:
-            text = str(diagnosed(sinks.read(options.file))) or f"{options.file}: no records yet"
+            diagnosis = diagnosed(sinks.read(options.file))
+            text = str(diagnosis) if diagnosis.findings else f"{options.file}: no records yet"
             print(_CLEAR + text if options.follow else text, flush=True)
             if not options.follow:
                 return 0

@@ -11,7 +11,7 @@ import pytest
 
 from srjit import Quantization, TensorBoard, recipes, srjit
 from srjit.diagnostics.watch import sinks
-from srjit.diagnostics.watch.diagnosis import PAYS, diagnosed, plot, sparkline
+from srjit.diagnostics.watch.diagnosis import PAYS, diagnosed
 from srjit.diagnostics.watch.stream import Record, Watch
 from srjit.jaxprs.figures import SAMPLE, measured
 from srjit.numerics.formats import get_format
@@ -245,14 +245,6 @@ def test_a_program_is_diagnosed_as_it_runs():
     assert not nothing.findings and "differentiates" in str(nothing)
     with pytest.raises(ValueError, match="steps=0: it is a number of steps, 1 at least"):
         srjit(step, recipe="int8").diagnose(W, X, steps=0)
-
-
-def test_plots_are_of_what_is_finite_and_positive():
-    assert sparkline([1, 10, 100]) == "▁▅█"
-    assert sparkline([0, math.inf, 1]) == "  ▁"
-    assert len(sparkline([1.0] * 100)) == 16
-    assert plot([0.0]) == "<p>nothing finite</p>"
-    assert plot([1.0, 2.0]).count(",") == 2
 
 
 def test_the_command_draws_a_run(tmp_path, capsys, monkeypatch):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 
 from srjit.diagnostics.verify.averages import Averages
 from srjit.diagnostics.verify.statistics import FALSE_ALARM, Test
+from srjit.report.document import Column, Document, Documented, Row, Table, as_json
 from srjit.report.label import Label
-from srjit.report.report import finite, html_page, html_table, table, wrap
 
 _NOTHING_TO_ROUND = "nothing to round: every element is on the grid already, and nothing was tested"
 
@@ -59,16 +57,26 @@ class OperandCertificate(Label):
         return max((t for t in self.tests if t.what == what), key=lambda t: t.excess, default=None)
 
 
-_HEADER = ["#", "path", "operand", "format", "shape", "mean bias", "neighbours", "steps", "sites"]
-_WIDE = [*_HEADER, "averages", "beyond the largest", "below the smallest", "verdict"]
+_TESTS = ("bias", "neighbours", "steps", "sites")
+_TESTED = [
+    "#",
+    Column(name="path", narrows="middle"),
+    *("operand", "format", "shape", "mean bias", "neighbours", "steps", "sites"),
+]
+_FOUND = [
+    "rounded",
+    *("beyond the largest", "below the smallest"),
+    Column(name="averages", narrows="lines"),
+    Column(name="verdict", narrows="lines"),
+]
 _LEGEND = (
-    "mean bias in steps, others as correlation: the worst found of what chance stays below; "
-    "x: beyond it"
+    "observed value / limit, of the test that is closest to its limit: mean bias in steps, others "
+    "as correlation; x: limit exceeded"
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Certificate:
+class Certificate(Documented):
     """What ``verify`` found.
 
     Attributes:
@@ -105,25 +113,33 @@ class Certificate:
         bits = [o.bits for o in self.operands if o.between]
         return "; ".join(wrong) or (f"unbiased to {min(bits)} bits" if bits else _NOTHING_TO_ROUND)
 
-    def _lead(self) -> str:
-        return (
-            f"recipe {self.recipe}, target {self.target}, {self.draws} draws: {self.tests} tests, "
-            f"a false alarm in any of them with probability below {FALSE_ALARM:.0e}"
-        )
-
-    def __str__(self) -> str:
-        width = shutil.get_terminal_size((100, 24)).columns
-        rows = table([_HEADER, *(_row(o) for o in self.operands)], width) if self.operands else []
-        lines = [
-            *(f"{o.name}: {o.verdict}; averages {o.averages}" for o in self.operands),
-            *(f"output {name}: averages {found}" for name, found in self.outputs.items()),
-            *(f"note: {n}" for n in self.notes),
+    def document(self) -> Document:
+        """Returns the certificate as data: what was tested, what it found, and the verdict."""
+        found = [
+            Row(
+                [
+                    o.name,
+                    f"{100 * o.saturation:.2g} %",
+                    f"{100 * o.underflow:.2g} %",
+                    str(o.averages),
+                    o.verdict,
+                ],
+                _kind(o),
+            )
+            for o in self.operands
         ]
-        wrapped = [part for line in lines for part in wrap(line, width)]
-        summary = "verified" if self.passed else "NOT verified"
-        ends = [*wrap(f"srjit: {summary}: {self._lead()}", width), *rows]
-        legend = wrap(_LEGEND, width) if rows else []
-        return "\n".join([*ends, *legend, *wrapped, *wrap(f"verdict: {self.verdict}", width)])
+        outputs = [Row([name, str(averages)]) for name, averages in self.outputs.items()]
+        return Document(
+            title="verified" if self.passed else "NOT verified",
+            lead=f"recipe {self.recipe}, target {self.target}, {self.draws} draws: {self.tests} "
+            f"tests, a false alarm in any of them with probability below {FALSE_ALARM:.0e}",
+            tables=[
+                Table(_TESTED, [Row(_tested(o), _kind(o)) for o in self.operands], _LEGEND),
+                Table(_FOUND, found),
+                Table(["output", Column(name="averages", narrows="lines")], outputs),
+            ],
+            notes=[*(f"note: {n}" for n in self.notes), f"verdict: {self.verdict}"],
+        )
 
     def to_json(self) -> str:
         """The certificate as a JSON object.
@@ -146,55 +162,38 @@ class Certificate:
             }
             for o in self.operands
         ]
-        whole = {
-            "passed": self.passed,
-            "verdict": self.verdict,
-            "recipe": self.recipe,
-            "target": self.target,
-            "draws": self.draws,
-            "tests": self.tests,
-            "false_alarm": FALSE_ALARM,
-            "notes": self.notes,
-            "outputs": {name: found.to_dict() for name, found in self.outputs.items()},
-            "operands": operands,
-        }
-        return json.dumps(finite(whole), indent=1, allow_nan=False)
-
-    def to_html(self) -> str:
-        """The certificate as one HTML page, which needs nothing from elsewhere."""
-        operands = html_table(_WIDE, [(_kind(o), _wide_row(o)) for o in self.operands])
-        outputs = html_table(
-            ["output", "averages"], [("", [n, str(a)]) for n, a in self.outputs.items()]
+        return as_json(
+            {
+                "passed": self.passed,
+                "verdict": self.verdict,
+                "recipe": self.recipe,
+                "target": self.target,
+                "draws": self.draws,
+                "tests": self.tests,
+                "false_alarm": FALSE_ALARM,
+                "notes": self.notes,
+                "outputs": {name: found.to_dict() for name, found in self.outputs.items()},
+                "operands": operands,
+            }
         )
-        title = "verified" if self.passed else "not verified"
-        lead = f"{self.verdict}. {self._lead()}."
-        return html_page(title, lead, [operands, outputs], [_LEGEND, *self.notes])
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
 
 
 def _kind(o: OperandCertificate) -> str:
     return "native" if o.passed else "kept"
 
 
-def _row(o: OperandCertificate) -> list[str]:
+def _tested(o: OperandCertificate) -> list[str]:
     return [
         str(o.site),
         o.path,
         " ".join(filter(None, [o.role, o.kind, o.operand, *(f"trip {w}" for w in o.where)])),
         o.format,
         "x".join(map(str, o.shape)) or "scalar",
-        *(_cell(o.worst(what)) for what in ("bias", "neighbours", "steps", "sites")),
+        *(_cell(o.worst(what)) for what in _TESTS),
     ]
-
-
-def _wide_row(o: OperandCertificate) -> list[str]:
-    ends = str(o.averages), f"{100 * o.saturation:.2g} %", f"{100 * o.underflow:.2g} %", o.verdict
-    return [*_row(o), *ends]
 
 
 def _cell(test: Test | None) -> str:
     if test is None:
         return "-"
-    return f"{abs(test.found):.1g} of {test.limit:.1g}" + " x" * (not test.passed)
+    return f"{abs(test.found):.1g} / {test.limit:.1g}" + " x" * (not test.passed)

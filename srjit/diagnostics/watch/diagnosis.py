@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import math
-import shutil
 from collections.abc import Iterable, Sequence
 
 from srjit.diagnostics.watch.stream import Record
-from srjit.report.report import finite, html_page, html_table, table, wrap
+from srjit.report.curves import sparkline
+from srjit.report.document import Column, Document, Documented, Row, Table, as_json
 
 # Gradient norm over noise norm below which stochastic rounding stops paying (arXiv 2505.19115).
 PAYS = math.sqrt(3)
@@ -46,7 +45,7 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Documented):
     """What is said of a program.
 
     Attributes:
@@ -66,40 +65,28 @@ class Diagnosis:
                 found.setdefault(advice, []).append(f.name)
         return found
 
-    def __str__(self) -> str:
-        width = shutil.get_terminal_size((100, 24)).columns
-        rows = [_HEADER, *(_row(f) for f in self.findings)]
-        lines = table(rows, width) if self.findings else []
-        for line in self._said():
-            lines += wrap(line, width)
-        return "\n".join(lines)
-
-    def _said(self) -> list[str]:
-        """Advice and notes, one a line."""
-        said = [f"{advice}: {_some(names)}" for advice, names in self.advice.items()]
-        if self.findings and not said:
-            said = ["all gradients that were watched are healthy"]
-        return [*said, *self.notes]
+    def document(self) -> Document:
+        """Returns the diagnosis as data: a row for each quantization, then the advice."""
+        advice = [f"{advice}: {_some(names)}" for advice, names in self.advice.items()]
+        if self.findings and not advice:
+            advice = ["all gradients that were watched are healthy"]
+        return Document(
+            title="watched",
+            lead=f"{len(self.findings)} quantized gradients, {self.steps} steps",
+            tables=[Table(_COLUMNS, [_row(f) for f in self.findings])],
+            notes=[*advice, *self.notes],
+            curves=[(f"{f.name} {f.path}", f.norms) for f in self.findings],
+        )
 
     def to_json(self) -> str:
         """The diagnosis as JSON text; numbers that are not finite are null."""
-        found = {"findings": [dataclasses.asdict(f) for f in self.findings], "notes": self.notes}
-        return json.dumps(finite(found), indent=1, allow_nan=False)
-
-    def to_html(self) -> str:
-        """The diagnosis as one HTML page with plots, which needs nothing from elsewhere."""
-        rows = [("native" if f.verdict == "healthy" else "", _row(f)) for f in self.findings]
-        plots = [f"<h3>{f.name} {f.path}</h3>\n{plot(f.norms)}" for f in self.findings]
-        lead = f"{len(self.findings)} quantized gradients, {self.steps} steps"
-        return html_page("watched", lead, [html_table(_HEADER, rows), *plots], self._said())
+        findings = [dataclasses.asdict(f) for f in self.findings]
+        return as_json({"findings": findings, "notes": self.notes})
 
     @property
     def steps(self) -> int:
         """How many steps were watched."""
         return max((len(f.norms) for f in self.findings), default=0)
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
 
 
 def diagnosed(records: Iterable[Record], notes: Sequence[str] = ()) -> Diagnosis:
@@ -165,15 +152,22 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + more
 
 
-# --------------------------------------------------------------------------------------- tables
+_COLUMNS = [
+    "quantization",
+    Column(name="path", narrows="middle"),
+    "format",
+    Column(name="norm", align="right"),
+    "",
+    Column(name="norm/noise", align="right"),
+    Column(name="to zero", align="right"),
+    Column(name="clip", align="right"),
+    "verdict",
+]
 
-_HEADER = ["quantization", "path", "format", "norm", "", "norm/noise", "to zero", "clip", "verdict"]
-_BARS = "▁▂▃▄▅▆▇█"
 
-
-def _row(f: Finding) -> list[str]:
+def _row(f: Finding) -> Row:
     mark = "~" * (f.rounding == "stochastic")
-    return [
+    cells = [
         f.name,
         f.path,
         f.format + mark,
@@ -184,38 +178,4 @@ def _row(f: Finding) -> list[str]:
         f"{100 * f.saturated:.2g} %",
         f.verdict,
     ]
-
-
-def sparkline(values: Sequence[float], width: int = 16) -> str:
-    """The course of some numbers, on a logarithmic scale, in one line of text."""
-    logs = [math.log(v) if 0 < v < math.inf else math.nan for v in thinned(values, width)]
-    known = [v for v in logs if not math.isnan(v)]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    size = (high - low) or 1.0
-    return "".join(" " if math.isnan(v) else _BARS[min(7, int(8 * (v - low) / size))] for v in logs)
-
-
-def thinned(values: Sequence[float], count: int) -> list[float]:
-    """At most ``count`` of some numbers, at equal distances, the last among them."""
-    if len(values) <= count:
-        return list(values)
-    return [values[(i + 1) * len(values) // count - 1] for i in range(count)]
-
-
-def plot(values: Sequence[float], width: int = 640, height: int = 120) -> str:
-    """The course of some positive numbers on a logarithmic scale, as an SVG picture."""
-    points = [(i, math.log10(v)) for i, v in enumerate(thinned(values, width)) if 0 < v < math.inf]
-    if not points:
-        return "<p>nothing finite</p>"
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    across, up = max(points[-1][0], 1), (high - low) or 1.0
-    line = " ".join(
-        f"{40 + (width - 50) * x / across:.1f},{10 + (height - 20) * (high - y) / up:.1f}"
-        for x, y in points
-    )
-    return (
-        f'<svg width="{width}" height="{height}" role="img">'
-        f'<text x="0" y="14" font-size="10">{10**high:.1e}</text>'
-        f'<text x="0" y="{height - 4}" font-size="10">{10**low:.1e}</text>'
-        f'<polyline fill="none" stroke="#27c" points="{line}"/></svg>'
-    )
+    return Row(cells, "native" if f.verdict == "healthy" else "")

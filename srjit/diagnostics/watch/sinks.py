@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srjit.report.report import finite
+from srjit.report.document import finite
 
 if TYPE_CHECKING:
     from srjit.diagnostics.watch.stream import Record

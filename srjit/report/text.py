@@ -1,0 +1,84 @@
+"""Reports as plain text, as wide as the terminal is: without colours, the same in a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from rich.box import Box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from srjit.report.document import Column, Document, Table
+
+_WIDTH = 100  # where nothing says how wide the terminal is
+_NARROWEST = 12  # that a column is made
+_GAP = 2  # between columns
+_RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # under the header
+
+
+def text(document: Document) -> str:
+    """Returns a report for a terminal, whose width ``COLUMNS`` overrides."""
+    width = shutil.get_terminal_size((_WIDTH, 24)).columns
+    first = _wrapped([f"srjit: {document.title}: {document.lead}"], width)
+    tables = [_table(t, width) + _wrapped([t.legend], width) for t in document.tables if t.rows]
+    first += tables.pop(0) if tables else []
+    blocks = [first, *tables, _wrapped(document.notes, width)]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
+    wrapper = textwrap.TextWrapper(max(width, 40), subsequent_indent="  ", break_on_hyphens=False)
+    return [line for sentence in sentences for line in wrapper.wrap(sentence)]
+
+
+def _table(table: Table, width: int) -> list[str]:
+    columns = table.columns_of("terminal")
+    made = RichTable(box=_RULE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    least = -_GAP
+    for i, column in columns:
+        longest = max(len(text) for text in (column.name, *(row.cells[i] for row in table.rows)))
+        narrowest = longest if column.narrows == "never" else min(longest, _NARROWEST)
+        made.add_column(
+            Text(column.name),
+            justify=column.align,
+            overflow="fold",
+            no_wrap=column.narrows == "never",
+            min_width=narrowest,
+        )
+        least += narrowest + _GAP
+    for rows in table.groups():
+        for row in rows:
+            made.add_row(*(_cell(column, row.cells[i]) for i, column in columns))
+        made.add_section()
+    # What cannot be narrower is not.
+    console = Console(width=max(width, least), color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(made)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def _cell(column: Column, content: str) -> RenderableType:
+    return _Shortened(content) if column.narrows == "middle" else Text(content)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shortened:
+    """A cell that loses its middle where it does not fit: a path tells most at its end."""
+
+    content: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        longest = len(self.content)
+        return Measurement(min(longest, _NARROWEST), longest)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        content, width = self.content, options.max_width
+        if len(content) > width:
+            head = (width - 2) // 3
+            content = f"{content[:head]}..{content[head + 2 - width :]}"
+        yield Text(content, no_wrap=True, end="")
