@@ -29,7 +29,11 @@ test: setup-test ## run the tests; a part: make test ARGS="tests/numerics -m 'no
 
 .PHONY: test-all
 test-all: export SRJIT_NIGHTLY = 1
-test-all: test ## as test, with what crosses everything with everything, and measures: hours
+test-all: test mutants ## test and mutants, with what crosses everything with everything, and measures: hours
+
+.PHONY: mutants
+mutants: setup-test ## plant each mistake of tests/mutants/catalogue.py: its tests have to fail
+	PYTHONPATH=tests:. $(BIN)/python -m mutants.run --jobs $(JOBS)
 
 .PHONY: lint
 lint: setup-test ## check format and style (ruff)

@@ -1,28 +1,33 @@
-"""``python -m mutants.run GROUP``: runs the tests that must notice each mutant of a group.
+"""``make mutants``: runs, for each mutant, the tests that must notice it.
 
-JAX is imported once; each mutant then has a process of its own, forked from this one. Prints JSON:
-for each mutant, the outcome of each test, or what went wrong.
+JAX is imported once; each mutant then has a process of its own, forked from this one. Prints a line
+for each mutant, and fails if one survives: if a test that has to fail passes or does not run, or
+fails because the mutant is no program that runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib
 import json
 import os
 import pathlib
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 
-import jax
-import jax.experimental
-import ml_dtypes
 import pytest
-import scipy.stats
 
+from compiled_once import share_compiled_programs
 from mutants.catalogue import MUTANTS
 
-PRELOADED = (jax, ml_dtypes, scipy.stats)
 TESTS = pathlib.Path(__file__).parents[1]
+# What the tests import, as far as it does not import srjit.
+PRELOADED = ("jax", "jax.experimental.pallas", "ml_dtypes", "scipy.stats", "hypothesis")
+# A test that ends so has noticed a misspelt mutant, not a mistake.
+NO_PROGRAM = ("NameError", "AttributeError", "ImportError", "SyntaxError")
 
 
 class _Recorder:
@@ -32,11 +37,15 @@ class _Recorder:
         self.outcomes: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or report.outcome != "passed":
-            outcome = (
-                report.outcome if report.when == "call" else f"{report.outcome} in {report.when}"
-            )
-            self.outcomes[report.nodeid] = outcome
+        if report.when != "call":
+            if report.outcome != "passed":
+                self.outcomes[report.nodeid] = f"{report.outcome} in {report.when}"
+            return
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if report.failed and crash and crash.message.startswith(NO_PROGRAM):
+            self.outcomes[report.nodeid] = f"does not run: {crash.message}"
+        else:
+            self.outcomes[report.nodeid] = report.outcome
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -48,33 +57,58 @@ def outcomes_of(name: str) -> dict[str, str]:
     os.environ["SRJIT_MUTANT"] = name
     recorder = _Recorder()
     tests = [str(TESTS / test) for test in MUTANTS[name].killed_by]
-    options = [
-        "-p",
-        "mutants.plugin",
-        "-p",
-        "no:cacheprovider",
-        "--tb=no",
-        "-q",
-        f"--rootdir={TESTS.parent}",
-    ]
-    with contextlib.redirect_stdout(sys.stderr):
+    options = ["-p", "mutants.plugin", "-p", "no:cacheprovider", "-q", f"--rootdir={TESTS.parent}"]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         pytest.main([*options, *tests], plugins=[recorder])
     return {test.partition("tests/")[2]: outcome for test, outcome in recorder.outcomes.items()}
 
 
-def in_a_process(name: str) -> dict[str, str]:
-    """``outcomes_of``, forked."""
-    with tempfile.NamedTemporaryFile("r") as answer:
-        child = os.fork()
-        if not child:
-            try:
-                pathlib.Path(answer.name).write_text(json.dumps(outcomes_of(name)))
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
-        return json.loads(answer.read() or "{}")
+def run(names: Sequence[str], jobs: int) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Runs mutants, some at a time: each one's name, the outcomes of its tests, and seconds."""
+    waiting, running = list(names), {}
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name, answer = waiting.pop(0), pathlib.Path(folder, str(len(waiting)))
+                child = os.fork()
+                if not child:
+                    try:
+                        answer.write_text(json.dumps(outcomes_of(name)), encoding="utf-8")
+                    finally:
+                        os._exit(0)
+                running[child] = name, answer, time.monotonic()
+            child, _ = os.wait()
+            name, answer, began = running.pop(child)
+            outcomes = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
+            yield name, outcomes, time.monotonic() - began
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="MUTANT", help="all of them by default")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in MUTANTS]:
+        parser.error(f"no mutants: {', '.join(unknown)}")
+    names = options.names or list(MUTANTS)
+    share_compiled_programs()
+    for module in PRELOADED:
+        importlib.import_module(module)
+    survived = 0
+    for name, outcomes, seconds in run(names, options.jobs):
+        expected = MUTANTS[name].killed_by
+        alive = {test: outcomes.pop(test, "not run") for test in expected}
+        alive = {
+            test: outcome for test, outcome in (alive | outcomes).items() if outcome != "failed"
+        }
+        survived += bool(alive)
+        print(f"{'SURVIVED' if alive else 'killed'} in {seconds:4.1f} s: {name}", flush=True)
+        for test, outcome in alive.items():
+            print(f"    {outcome}: {test}", flush=True)
+    print(f"{len(names) - survived} of {len(names)} mutants are killed")
+    return int(survived > 0)
 
 
 if __name__ == "__main__":
-    group = [name for name, mutant in MUTANTS.items() if mutant.group == sys.argv[1]]
-    print(json.dumps({name: in_a_process(name) for name in group}))
+    sys.exit(main())
