@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax
 
 from srjit.numerics.formats import unknown_name
-from srjit.targets import blackwell, cpu, hopper, portable
+from srjit.targets import cpu, gpu, portable, tpu
 from srjit.targets.target import Target
-from srjit.targets.tpu import quantize as tpu
 
 __all__ = ["Target", "get", "names", "register"]
 
@@ -20,7 +19,7 @@ def register(target: Target) -> Target:
     return target
 
 
-for _family in (tpu, hopper, blackwell, cpu, portable):
+for _family in (tpu, gpu, cpu, portable):
     for _target in _family.TARGETS:
         register(_target)
 

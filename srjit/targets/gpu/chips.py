@@ -1,7 +1,8 @@
 """NVIDIA's GPUs as a table: what XLA's compiler needs to know of one, and what its units can do.
 
-Peaks as the vendor publishes them, dense, of the boards that go into servers (SXM). The rest only
-sizes what the compiler makes: of gb200, of which no description was at hand, it is b200's.
+Another GPU is one entry. Peaks as the vendor publishes them, dense, of the boards that go into
+servers (SXM). The rest only sizes what the compiler makes: of gb200, of which no description was at
+hand, it is b200's.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class Gpu:
     """One GPU.
 
     Attributes:
-      name: what users type.
+      name: what users type, and a part of what its driver calls it.
       label: what its vendor calls it.
+      recipe: what ``recipe="auto"`` is there.
       capability: major and minor number of what its instructions are.
       cores: streaming multiprocessors.
       clock: of them, at most, in GHz.
@@ -72,6 +74,7 @@ class Gpu:
 
     name: str
     label: str
+    recipe: str
     capability: tuple[int, int]
     cores: int
     clock: float
@@ -133,61 +136,51 @@ def _peaks(**operations: float) -> Mapping[str, float]:
     return MappingProxyType(operations)
 
 
+_H100 = Gpu(
+    name="h100",
+    label="H100 80GB HBM3",
+    recipe="fp8",
+    capability=(9, 0),
+    cores=132,
+    clock=1.98,
+    memory=80 * _GIB,
+    cache=50 * 2**20,
+    bandwidth=3.35e12,
+    operations=_peaks(bf16=989e12, f8=1979e12, s8=1979e12),
+)
+_B200 = Gpu(
+    name="b200",
+    label="B200",
+    recipe="nvfp4",
+    capability=(10, 0),
+    cores=148,
+    clock=1.965,
+    memory=180 * _GIB,
+    cache=126 * 2**20,
+    bandwidth=7.7e12,
+    operations=_peaks(bf16=2250e12, f8=4500e12, s8=4500e12, f4=9000e12),
+)
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(
-            name="h100",
-            label="H100 80GB HBM3",
-            capability=(9, 0),
-            cores=132,
-            clock=1.98,
-            memory=80 * _GIB,
-            cache=50 * 2**20,
-            bandwidth=3.35e12,
-            operations=_peaks(bf16=989e12, f8=1979e12, s8=1979e12),
-        ),
-        Gpu(
-            name="h200",
-            label="H200",
-            capability=(9, 0),
-            cores=132,
-            clock=1.98,
-            memory=141 * _GIB,
-            cache=50 * 2**20,
-            bandwidth=4.8e12,
-            operations=_peaks(bf16=989e12, f8=1979e12, s8=1979e12),
-        ),
-        Gpu(
-            name="b200",
-            label="B200",
-            capability=(10, 0),
-            cores=148,
-            clock=1.965,
-            memory=180 * _GIB,
-            cache=126 * 2**20,
-            bandwidth=7.7e12,
-            operations=_peaks(bf16=2250e12, f8=4500e12, s8=4500e12, f4=9000e12),
-        ),
-        Gpu(
+        _H100,
+        dataclasses.replace(_H100, name="h200", label="H200", memory=141 * _GIB, bandwidth=4.8e12),
+        _B200,
+        dataclasses.replace(
+            _B200,
             name="gb200",
             label="GB200",
-            capability=(10, 0),
-            cores=148,
-            clock=1.965,
             memory=186 * _GIB,
-            cache=126 * 2**20,
             bandwidth=8e12,
             operations=_peaks(bf16=2500e12, f8=5000e12, s8=5000e12, f4=10000e12),
         ),
-        Gpu(
+        dataclasses.replace(
+            _B200,
             name="b300",
             label="B300 SXM6 AC",
             capability=(10, 3),
-            cores=148,
             clock=2.032,
             memory=270 * _GIB,
-            cache=126 * 2**20,
             bandwidth=8e12,
             # Few units for integers are left.
             operations=_peaks(bf16=2250e12, f8=4500e12, s8=150e12, f4=14000e12),

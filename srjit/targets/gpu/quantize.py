@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs as targets: what quantizes there, beside what multiplies."""
+"""Quantization on NVIDIA's GPUs: by kernels where products read the codes as they are."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from srjit.numerics.rounding import NOISE_BITS
 from srjit.products.scaled_values import ScaledValues, emulated
 from srjit.targets.gpu import matrices as gpu_quantize
 from srjit.targets.gpu import products as gpu_products
-from srjit.targets.gpu.chips import GPUS, Gpu
+from srjit.targets.gpu.chips import Gpu
 from srjit.targets.gpu.matrices import Want
 from srjit.targets.kernel_call import kernel_call
-from srjit.targets.target import Target
 
 
 def quantize(
@@ -144,22 +143,3 @@ def _quantize_plainly(
     codes = cast(q.codes, element).astype(want.carrier)
     turned = codes.T if want.can_turn(x.shape) else None
     return ScaledValues(codes, q.tensor_scale, spec, turned, q.scale)
-
-
-def target_of(name: str, recipe: str) -> Target:
-    """A GPU of the table as a target; its name is also part of what its driver calls it."""
-    gpu = GPUS[name]
-    return Target(
-        name=name,
-        kinds=(name,),
-        recipe=recipe,
-        native=functools.partial(gpu_products.is_native, gpu),
-        multiply=gpu_products.multiply,
-        quantize=functools.partial(quantize, gpu),
-        quantize_together=functools.partial(quantize_together, gpu),
-        turns=functools.partial(gpu_products.turns, gpu),
-        noise_bits=functools.partial(noise_bits, gpu),
-        remark=functools.partial(remark, gpu),
-        compiler=gpu.compiler,
-        peak=gpu.rate,
-    )

@@ -1,1 +1,25 @@
-"""TPUs: chips, quantization, products and kernels."""
+"""TPUs as targets."""
+
+import functools
+
+from srjit.targets.target import Target
+from srjit.targets.tpu import products, quantize
+from srjit.targets.tpu.chips import CHIPS, Chip
+
+
+def target_of(chip: Chip) -> Target:
+    """A TPU of the table as a target."""
+    return Target(
+        name=chip.name,
+        kinds=chip.kinds,
+        recipe=chip.recipe,
+        multiply=functools.partial(products.multiply, chip),
+        quantize=functools.partial(quantize.quantize, chip),
+        native=functools.partial(products.is_native, chip),
+        turns=functools.partial(products.turns, chip),
+        compiler=chip.compiler,
+        estimates=chip,
+    )
+
+
+TARGETS = tuple(map(target_of, CHIPS.values()))

@@ -1,8 +1,10 @@
 """TPUs as a table: what they multiply and round natively, and what it costs by a rule of thumb.
 
-Rates, orders and copies by benchmarks/tpu_rates.py, kernels by benchmarks/tpu_kernels.py (the
-larger of both its models), starts by small layers of benchmarks/tpu_cycles.py: all of them the
-compiler's estimates. Peaks as their vendor publishes them.
+Another TPU is one entry. int8 has twice the rate of bfloat16 on v5e and v5p and half as much again
+on v6e; FP8 has twice the rate on Ironwood (tpu7x). Rates, orders and copies by
+benchmarks/tpu_rates.py, kernels by benchmarks/tpu_kernels.py (the larger of both its models),
+starts by small layers of benchmarks/tpu_cycles.py: all of them the compiler's estimates. Peaks as
+their vendor publishes them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.products.product import DotProduct, Product
 from srjit.targets.layouts import Order, order_of
-from srjit.targets.target import Shapes, Specs
+from srjit.targets.target import Compiler, Shapes, Specs
 
 INT8, FP8 = frozenset({"int8"}), frozenset({"float8_e4m3fn", "float8_e5m2"})
 _BF16 = frozenset({"bfloat16"})
@@ -25,10 +27,13 @@ _BF16 = frozenset({"bfloat16"})
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip, and the estimates of ``base.Estimates``.
+    """One chip, and the estimates of ``target.Estimates``.
 
     Attributes:
       name: what users type.
+      kinds: parts of what its driver calls it.
+      recipe: what ``recipe="auto"`` is there.
+      slices: what its compiler calls a slice of one, four and eight devices.
       native: element types whose products, with each other, have more than bfloat16's rate.
       converts: element types that it has instructions to round to, stochastically too.
       fuses: what is best left to XLA where another operation makes the operand: quantizing to
@@ -49,6 +54,9 @@ class Chip:
     """
 
     name: str
+    kinds: tuple[str, ...]
+    recipe: str
+    slices: tuple[str, str, str]
     native: frozenset[str]
     converts: frozenset[str]
     fuses: frozenset[Literal["nearest", "given"]]
@@ -66,8 +74,14 @@ class Chip:
     bandwidth: float
 
     @property
+    def compiler(self) -> Compiler:
+        """How to compile for it."""
+        names = {n: f"{self.name}:{size}" for n, size in zip((1, 4, 8), self.slices, strict=True)}
+        return Compiler(platform="tpu", topologies=names)
+
+    @property
     def cycles_per_byte(self) -> float:
-        """See base.Estimates. The clock is what makes ``plain`` the vendor's ``operations``."""
+        """See target.Estimates. The clock is what makes ``plain`` the vendor's ``operations``."""
         return self.operations / self.plain / self.bandwidth
 
     def has_rate(self, elements: set[str]) -> bool:
@@ -80,7 +94,7 @@ class Chip:
         shapes: Shapes,
         specs: Specs,
     ) -> tuple[float, float | None]:
-        """See base.Estimates."""
+        """See target.Estimates."""
         if not isinstance(product, DotProduct):
             return 0.0, None
         operations = product.operations(*shapes)
@@ -97,7 +111,7 @@ class Chip:
         return plain, max(ordered, beside) + self.start
 
     def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
-        """See base.Estimates."""
+        """See target.Estimates."""
         amax = self.amax if in_memory and spec.scaling == "dynamic" else 0.0
         return size * (amax + self.codes[spec.rounding]) + self.start
 
@@ -125,6 +139,9 @@ CHIPS = {
     for chip in (
         Chip(
             name="v5e",
+            kinds=("v5 lite", "v5e"),
+            recipe="int8",
+            slices=("1x1", "2x2", "2x4"),
             native=INT8 | {"float8_e5m2"},
             converts=_BF16,
             fuses=frozenset({"nearest", "given"}),
@@ -143,6 +160,9 @@ CHIPS = {
         ),
         Chip(
             name="v5p",
+            kinds=("tpu v5", "v5p"),
+            recipe="int8",
+            slices=("1x1x1", "2x2x1", "2x2x2"),
             native=INT8 | {"float8_e5m2"},
             converts=_BF16,
             fuses=frozenset(),
@@ -161,6 +181,9 @@ CHIPS = {
         ),
         Chip(
             name="v6e",
+            kinds=("v6 lite", "v6e"),
+            recipe="int8",
+            slices=("1x1", "2x2", "2x4"),
             native=INT8 | {"float8_e5m2"},
             converts=_BF16,
             fuses=frozenset(),
@@ -179,6 +202,9 @@ CHIPS = {
         ),
         Chip(
             name="tpu7x",
+            kinds=("tpu7x", "tpu v7"),
+            recipe="fp8",
+            slices=("1x1x1", "1x2x1", "2x2x1"),  # a chip has two cores, each a device
             native=FP8,
             converts=_BF16 | FP8,
             fuses=frozenset({"given"}),

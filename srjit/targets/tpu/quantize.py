@@ -1,9 +1,4 @@
-"""TPUs: what their compiler makes of products, as benchmarks/tpu_rates.py measured it.
-
-int8 has twice the rate of bfloat16 on v5e and v5p and half as much again on v6e; FP8 has twice the
-rate on Ironwood (tpu7x). What can be lost of that on the way is what two files are about: this one,
-by quantizing, and tpu_products.
-"""
+"""Quantization on TPUs: by XLA where it fuses with what makes an operand, or else by kernels."""
 
 from __future__ import annotations
 
@@ -19,9 +14,8 @@ from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.scaling import float_scales
 from srjit.products.scaled_values import ScaledValues, emulated
 from srjit.targets.kernel_call import kernel_call
-from srjit.targets.target import WITHOUT_HISTORY, Compiler, Target
-from srjit.targets.tpu import products as tpu_products
-from srjit.targets.tpu.chips import CHIPS, Chip
+from srjit.targets.target import WITHOUT_HISTORY
+from srjit.targets.tpu.chips import Chip
 
 _SLICES = 16  # of a tensor in memory whose amax is found
 _LANES = 128
@@ -108,30 +102,3 @@ def _amax_of_slices(x: jax.Array) -> jax.Array:
     while len(parts) > 1:
         parts = [jnp.maximum(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return lax.bitcast_convert_type(jnp.max(parts[0]), x.dtype).astype(jnp.float32)
-
-
-def _slices(name: str, one: str, four: str, eight: str) -> Compiler:
-    sizes = {1: one, 4: four, 8: eight}
-    return Compiler(platform="tpu", topologies={n: f"{name}:{size}" for n, size in sizes.items()})
-
-
-TARGETS = tuple(
-    Target(
-        name=name,
-        kinds=kinds,
-        recipe=recipe,
-        multiply=functools.partial(tpu_products.multiply, CHIPS[name]),
-        quantize=functools.partial(quantize, CHIPS[name]),
-        native=functools.partial(tpu_products.is_native, CHIPS[name]),
-        turns=functools.partial(tpu_products.turns, CHIPS[name]),
-        compiler=_slices(name, *slices),
-        estimates=CHIPS[name],
-    )
-    for name, kinds, recipe, slices in (
-        ("v5e", ("v5 lite", "v5e"), "int8", ("1x1", "2x2", "2x4")),
-        ("v5p", ("tpu v5", "v5p"), "int8", ("1x1x1", "2x2x1", "2x2x2")),
-        ("v6e", ("v6 lite", "v6e"), "int8", ("1x1", "2x2", "2x4")),
-        # A chip of it has two cores, each a device of its own.
-        ("tpu7x", ("tpu7x", "tpu v7"), "fp8", ("1x1x1", "1x2x1", "2x2x1")),
-    )
-)
