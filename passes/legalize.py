@@ -11,8 +11,8 @@ from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.emit.composites import QUANTIZE, SCALED_DOT
 from srjit.passes.emit.target_calls import TargetCalls
 from srjit.passes.mlir import annotation, attributes, editing
+from srjit.products import kinds
 from srjit.program.stablehlo import operations
-from srjit.program.stablehlo.products import RAGGED
 
 
 @register
@@ -54,7 +54,10 @@ class Legalize(Pass):
             if annotation.is_composite(op)
         ]
         ours = [
-            op for op in composites if operations.text(op, "name") in (QUANTIZE, SCALED_DOT, RAGGED)
+            op
+            for op in composites
+            if (name := operations.text(op, "name")) in (QUANTIZE, SCALED_DOT)
+            or kinds.of_operation(name) is not None
         ]
         unknown = dict.fromkeys(operations.text(op, "name") for op in composites if op not in ours)
         used = {ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value: None for op in ours}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from srjit._mlir import ir
 from srjit.passes.emit.lowering import Library, signature_of
 from srjit.passes.mlir import attributes, editing
-from srjit.program.stablehlo import operations, products
+from srjit.program.stablehlo import products
 
 if TYPE_CHECKING:
     from srjit.numerics.quantization import Quantization
@@ -282,21 +282,22 @@ class ScaledDot:
           ValueError: its attributes are not what srjit writes.
         """
         from srjit.numerics.quantization import Quantization
-        from srjit.products.equations import product_from
-        from srjit.products.product import DotProduct
+        from srjit.products.dot import DotProduct
+        from srjit.products.kinds import product_from
 
         try:
             given = ir.DictAttr(op.attributes["composite_attributes"])
             counts = tuple(int(v) for v in ir.DenseI64ArrayAttr(given["operands"]))
+            parameters = products.Attributes(ir.DictAttr(given["parameters"]))
             name = ir.StringAttr(given["operation"]).value
-            parameters = ir.DictAttr(given["parameters"])
+            name = parameters["name"] if name == "stablehlo.composite" else name
         except KeyError as error:
             raise ValueError(f"it has no {error}") from None
         values = list(op.operands)
         pair = [values[0], values[counts[0]], *values[sum(counts) :]]
         primitive, params = products.equation_from(
             name,
-            operations.entries(parameters) or {},
+            parameters,
             signature_of(pair),
             signature_of(op.results)[0][1],
         )

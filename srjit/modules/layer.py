@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from srjit.calling.keys import MissingKeyError
 from srjit.modules.rejit import Signature, copy_of, text_of
 from srjit.passes import Pipeline
 from srjit.passes.driver import registry
+from srjit.products import kinds
 from srjit.program.stablehlo import operations
 from srjit.targets.kernel_call import without_kernels
 
@@ -171,7 +173,7 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
         module_context=ctx.module_context.replace(
             lowering_cache={},
             cached_primitive_lowerings={},
-            lowering_parameters=_keeping_ragged(ctx.module_context.lowering_parameters),
+            lowering_parameters=_keeping_products(ctx.module_context.lowering_parameters),
         ),
         avals_in=ctx.avals_in[given:],
         avals_out=ctx.avals_out[: len(ctx.avals_out) - len(states)],
@@ -277,43 +279,47 @@ def _parsed(module: Any, context: Any) -> Any:
     return ir.Module.parse(buffer.getvalue(), context=context)
 
 
-# ------------------------------------------------------------------------------------ ragged dots
+# ------------------------------------------------------------------------------ kept composites
 
 
-def _keeping_ragged(parameters: Any) -> Any:
-    """Lowering parameters with which a ragged product stays one operation.
+def _keeping_products(parameters: Any) -> Any:
+    """Lowering parameters with which every product stays one operation.
 
-    A CPU has JAX lower it to one product a group, which nobody could tell from products that
-    somebody wrote.
+    A CPU has JAX lower a ragged one to one product a group, which nobody could tell from products
+    that somebody wrote.
     """
-    rules = ((_compat.ragged_dot_general_p, _lower_ragged),)
+    rules = tuple(
+        (kind.rules.primitive, functools.partial(_lower_kept, kind))
+        for kind in kinds.KINDS.values()
+        if kind.rules.attributes is not None
+    )
     return dataclasses.replace(
         parameters, override_lowering_rules=(*(parameters.override_lowering_rules or ()), *rules)
     )
 
 
-def _lower_ragged(ctx: Any, *args: Any, **params: Any) -> Any:
-    """A composite ``srjit.ragged_dot`` whose decomposition is JAX's own lowering."""
-    from srjit.program.stablehlo.products import RAGGED, ragged_attributes
-
+def _lower_kept(kind: kinds.Kind, ctx: Any, *args: Any, **params: Any) -> Any:
+    """A composite whose decomposition is JAX's own lowering."""
+    rules = kind.rules
+    assert rules.attributes is not None
     parameters = ctx.module_context.lowering_parameters
-    rules = tuple(r for r in parameters.override_lowering_rules if r[1] is not _lower_ragged)
+    others = tuple(r for r in parameters.override_lowering_rules if r[0] is not rules.primitive)
     plain = ctx.replace(
         module_context=ctx.module_context.replace(
             lowering_cache={},
             cached_primitive_lowerings={},
             lowering_parameters=dataclasses.replace(
-                parameters, override_lowering_rules=rules or None
+                parameters, override_lowering_rules=others or None
             ),
         )
     )
-    attributes = {name: tuple(map(int, v)) for name, v in ragged_attributes(params).items()}
+    attributes = rules.attributes(params)
 
     def product(*operands: Any, **_: Any) -> Any:
-        return _compat.ragged_dot_general_p.bind(*operands, **params)
+        return rules.primitive.bind(*operands, **params)
 
     def kept(*operands: Any) -> Any:
-        return jax.lax.composite(product, RAGGED)(*operands, **attributes)
+        return jax.lax.composite(product, kind.operations[0])(*operands, **attributes)
 
     return mlir.lower_fun(kept, multiple_results=False)(plain, *args)
 

@@ -17,8 +17,8 @@ from srjit.planning.provenance import Provenance
 from srjit.planning.remarks import notes_of
 from srjit.planning.roles import Classified, classify
 from srjit.planning.site import SIGNS, Backward, Site, SiteParams, SitePlan, draw_signs, oriented
-from srjit.products.equations import extents_of, flops_of, product_of
-from srjit.products.product import DotProduct
+from srjit.products.dot import DotProduct
+from srjit.products.kinds import extents_of, flops_of, product_of
 from srjit.program.values import Occurrence, Path
 from srjit.recipes import Operands, Recipe, Rule
 

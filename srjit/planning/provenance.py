@@ -19,6 +19,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
+from srjit.products.kinds import KINDS
 from srjit.program.values import (
     BACKWARD,
     CAPTURED,
@@ -39,7 +40,6 @@ RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 # What an inner srjit makes of a product.
 REWRITTEN = ("srjit_site", "srjit_lin")
 WRITE_BACK = "srjit_write_back_"  # begins the names of what rounds a parameter
-PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {
     "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pcast",
@@ -170,7 +170,7 @@ class Provenance:
         if outs and outs[0].varies:
             self.varies[scope.path] = outs[0].varies
         name, location = eqn.primitive.name, self._source.location(eqn)
-        if name in PRODUCTS:
+        if name in KINDS:
             lhs, rhs, *extras = values
             occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
             self.occurrences.append(occurrence)
@@ -396,7 +396,7 @@ def _is_var(v: Any) -> bool:
 def _multiplies(jaxpr: Any) -> bool:
     """Whether any product stands in a jaxpr, however deep."""
     return any(
-        e.primitive.name in PRODUCTS or any(map(_multiplies, _compat.jaxprs_of(e)))
+        e.primitive.name in KINDS or any(map(_multiplies, _compat.jaxprs_of(e)))
         for e in _compat.open_jaxpr(jaxpr)[0].eqns
     )
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from srjit.numerics.quantization import aligned
-from srjit.products.product import DotProduct, Product
+from srjit.products.dot import DotProduct
+from srjit.products.product import Product
 from srjit.products.scaled_values import ScaledValues
 
 Operand = jax.Array | ScaledValues

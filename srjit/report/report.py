@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.site import SitePlan, WriteBack, shape_in_words
+from srjit.products.kinds import label_of
 from srjit.report.document import Column, Document, Documented, Row, Table, as_json
 
 
@@ -122,12 +123,6 @@ _COLUMNS = [
 ]
 _WRITTEN = [_PATH, "kind", "value", Column(name="written back", narrows="lines")]
 _LEGEND = "~: stochastic rounding, otherwise to nearest; H: after a Hadamard transform"
-_OPS = {
-    "dot_general": "dot",
-    "conv_general_dilated": "conv",
-    "ragged_dot_general": "ragged",
-    "ragged_dot": "ragged",
-}
 _KINDS = {"activation": "act", "gradient": "grad"}
 
 
@@ -148,7 +143,7 @@ def cells(plan: SitePlan) -> list[str]:
         str(site.number),
         where,
         site.role + " again" * (site.phase == "recompute"),
-        _OPS.get(site.op, site.op) + (f" x{site.trips}" if site.trips > 1 else ""),
+        label_of(site.op) + (f" x{site.trips}" if site.trips > 1 else ""),
         _operand(plan.lhs, site.lhs_kind, site.lhs_shape),
         _operand(plan.rhs, site.rhs_kind, site.rhs_shape),
     ]

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from srjit.products.product import DotProduct, Product
+from srjit.products.dot import DotProduct
+from srjit.products.product import Product
 from srjit.products.scaled_dot import Operand, are_integers, multiply_values, values_of
 from srjit.targets.target import Compiler, Target
 

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from srjit.products.product import DotProduct
+from srjit.products.dot import DotProduct
 
 # Of both operands: N where the contraction is where a plain matrix product has it (the last
 # dimensions of the left operand, the first of the right), T where it is at the other end.

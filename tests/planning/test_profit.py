@@ -13,7 +13,7 @@ import srjit
 from srjit import recipes, targets
 from srjit.numerics.quantization import Quantization
 from srjit.planning.profit import Candidate, Codes, not_worth
-from srjit.products.product import DotProduct
+from srjit.products.dot import DotProduct
 
 PRODUCT = DotProduct((0, 1), (1, 2), (0, 2))
 SPEC = Quantization(format="int8")

@@ -11,7 +11,7 @@ import pytest
 
 from srjit import srjit, targets
 from srjit.numerics.quantization import Quantization
-from srjit.products.product import DotProduct
+from srjit.products.dot import DotProduct
 from srjit.targets.tpu import kernels as tpu_kernels
 
 INT8, E4M3 = Quantization(format="int8"), Quantization(format="fp8_e4m3")

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from srjit._mlir import ir
+from srjit.products.kinds import KINDS
 from srjit.program.stablehlo import products
 from srjit.program.stablehlo.loops import Loop
 from srjit.program.stablehlo.names import Names
-
-_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +116,7 @@ def aval_of(value: Any) -> Aval:
 def multiplies(program: Program) -> bool:
     """Whether any matrix multiplication stands in a program, however deep."""
     return any(
-        eqn.opaque
-        or eqn.primitive.name in _PRODUCTS
-        or any(multiplies(p) for p in programs_of(eqn))
+        eqn.opaque or eqn.primitive.name in KINDS or any(multiplies(p) for p in programs_of(eqn))
         for eqn in program.eqns
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
+from srjit.products import kinds
 from srjit.program.stablehlo import meshes, names, products
 from srjit.program.stablehlo.loops import Loop
 from srjit.program.stablehlo.names import Names
@@ -282,7 +283,7 @@ class _BlockReader:
     def _composite(self, op: Any) -> bool:
         """A composite is what its decomposition computes, unless it is a product of ours."""
         name = text(op, "name")
-        if name == "srjit.ragged_dot":
+        if kinds.of_operation(name) is not None:
             found = products.equation_of(op)
             if isinstance(found, str):
                 self._simple(op)

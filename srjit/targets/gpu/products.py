@@ -24,7 +24,8 @@ from srjit import _compat
 from srjit.numerics.formats import get_format
 from srjit.numerics.hadamard import pad_to_multiple
 from srjit.numerics.quantization import Quantization, blocked_dims, spread_blocks
-from srjit.products.product import DotProduct, Product
+from srjit.products.dot import DotProduct
+from srjit.products.product import Product
 from srjit.products.scaled_dot import Operand, multiply_values, values_of
 from srjit.products.scaled_values import ScaledValues
 from srjit.targets.gpu.chips import Gpu

@@ -17,7 +17,8 @@ from typing import Literal
 
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
-from srjit.products.product import DotProduct, Product
+from srjit.products.dot import DotProduct
+from srjit.products.product import Product
 from srjit.targets.layouts import Order, order_of
 from srjit.targets.target import Compiler, Shapes, Specs
 

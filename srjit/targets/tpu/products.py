@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.products.product import DotProduct, Product
+from srjit.products.dot import DotProduct
+from srjit.products.product import Product
 from srjit.products.scaled_dot import Operand, are_integers, multiply_values, values_of
 from srjit.products.scaled_values import ScaledValues
 from srjit.targets.kernel_call import kernel_call

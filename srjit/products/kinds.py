@@ -1,0 +1,131 @@
+"""The kinds of product that srjit quantizes: one entry in this table, and one file, each.
+
+The table needs neither JAX nor MLIR, which reading a module would otherwise import: what a kind's
+file defines is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srjit.products.product import Product
+
+Operands = tuple[tuple[tuple[int, ...], Any], ...]  # shapes and dtypes
+Equation = tuple[Any, dict[str, Any]]  # a JAX primitive and its parameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How products of one kind are made, and how large they are.
+
+    Attributes:
+      product: the product of a primitive with its parameters, for operands of these ranks; None
+        where srjit has no rule for such parameters.
+      flops: multiplications and additions of one execution of an equation.
+      extents: (rows, columns, contraction) of an equation.
+      equation: the equation that an operation of a module was lowered from: of the operation's
+        attributes, its operands and the dtype of its result. None: no operation is of this kind.
+      attributes: of parameters, the attributes that ``equation`` reads them from, where
+        ``layer="stablehlo"`` writes the product as a composite. None: JAX's own operation is read.
+      primitive: the primitive that is written so.
+    """
+
+    product: Callable[[Any, dict[str, Any], tuple[int, ...]], Product | None]
+    flops: Callable[[Any], int]
+    extents: Callable[[Any], tuple[int, int, int]]
+    equation: Callable[[Mapping[str, Any], Operands, Any], Equation] | None = None
+    attributes: Callable[[dict[str, Any]], dict[str, tuple[int, ...]]] | None = None
+    primitive: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of product.
+
+    Attributes:
+      primitive: the name of the JAX primitive that computes it.
+      label: its name in reports.
+      file: the module whose ``RULES`` are its.
+      operations: the operations of a module that compute it; of composites, their names.
+    """
+
+    primitive: str
+    label: str
+    file: str
+    operations: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """What its file defines."""
+        return importlib.import_module(self.file).RULES
+
+
+KINDS: dict[str, Kind] = {}
+_BY_OPERATION: dict[str, Kind] = {}
+
+
+def register(kind: Kind) -> None:
+    """Adds a kind of product to the table."""
+    KINDS[kind.primitive] = kind
+    _BY_OPERATION.update(dict.fromkeys(kind.operations, kind))
+
+
+register(
+    Kind(
+        primitive="dot_general",
+        label="dot",
+        file="srjit.products.dot",
+        operations=("stablehlo.dot_general", "stablehlo.dot"),
+    )
+)
+register(
+    Kind(
+        primitive="conv_general_dilated",
+        label="conv",
+        file="srjit.products.convolution",
+        operations=("stablehlo.convolution",),
+    )
+)
+register(
+    Kind(
+        primitive="ragged_dot_general",
+        label="ragged",
+        file="srjit.products.ragged_dot",
+        operations=("srjit.ragged_dot",),
+    )
+)
+
+
+def of_operation(name: str) -> Kind | None:
+    """The kind of product that an operation of a module, or a composite, computes."""
+    return _BY_OPERATION.get(name)
+
+
+def label_of(primitive: str) -> str:
+    """The name of a product in reports."""
+    return KINDS[primitive].label if primitive in KINDS else primitive
+
+
+def product_of(eqn: Any) -> Product | None:
+    """The product that an equation computes; None where srjit has no rule for its form."""
+    ranks = tuple(v.aval.ndim for v in eqn.invars[:2])
+    return product_from(eqn.primitive, eqn.params, ranks)
+
+
+def product_from(primitive: Any, params: Any, ranks: tuple[int, ...]) -> Product | None:
+    """The product of a primitive with its parameters, for operands of these ranks."""
+    return KINDS[primitive.name].rules.product(primitive, dict(params), ranks)
+
+
+def flops_of(eqn: Any) -> int:
+    """Multiplications and additions of one execution; rows past the groups are counted."""
+    return KINDS[eqn.primitive.name].rules.flops(eqn)
+
+
+def extents_of(eqn: Any) -> tuple[int, int, int]:
+    """(rows, columns, contraction); of one group of a convolution, of all of a ragged product."""
+    return KINDS[eqn.primitive.name].rules.extents(eqn)

@@ -1,0 +1,87 @@
+"""Ragged products: ``ragged_dot_general``, whose groups of rows meet matrices of their own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from jax import lax
+
+from srjit import _compat
+from srjit.products import dot
+from srjit.products.kinds import Equation, Operands, Rules
+from srjit.products.product import PrimitiveProduct, bound
+
+_FIELDS = (
+    "lhs_contracting", "rhs_contracting", "lhs_batch", "rhs_batch", "lhs_ragged", "rhs_group",
+)  # fmt: skip
+
+
+def _product(
+    primitive: Any, params: dict[str, Any], ranks: tuple[int, ...]
+) -> PrimitiveProduct | None:
+    """Its ragged dimension is free or contracted; None if it is one of a batch."""
+    numbers = params["ragged_dot_dimension_numbers"]
+    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
+    (ragged,) = numbers.lhs_ragged_dimensions
+    make = functools.partial(PrimitiveProduct, primitive, tuple(sorted(params.items())))
+    free = [d for d in range(ranks[0]) if d not in (*lc, *lb)]
+    if ragged in lc:  # a wgrad: both operands have the ragged rows, the result has none
+        other = rc[lc.index(ragged)]
+        pair = ragged, other
+        return make((pair, pair, pair), (False, False, False), (ragged, other, None))
+    if ragged in lb or len(lc) != 1:
+        return None
+    taken = (*rc, *rb, *numbers.rhs_group_dimensions)
+    columns = next(d for d in range(ranks[0] + 1) if d not in taken)
+    out = len(lb) + free.index(ragged)
+    pairs = (lc[0], rc[0]), (len(lb) + len(free), columns), (ragged, out)
+    return make(pairs, (True, True, False), (ragged, None, out))
+
+
+def _flops(eqn: Any) -> int:
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contract, _), _ = numbers.dot_dimension_numbers
+    summed = set(numbers.lhs_ragged_dimensions) & set(contract)
+    groups = eqn.outvars[0].aval.shape[0] if summed else 1
+    return dot.flops(numbers.dot_dimension_numbers, eqn) // max(groups, 1)
+
+
+def _extents(eqn: Any) -> tuple[int, int, int]:
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    return dot.extents(numbers.dot_dimension_numbers, eqn, numbers.rhs_group_dimensions)
+
+
+def _attributes(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    numbers = params["ragged_dot_dimension_numbers"]
+    contracting, batch = numbers.dot_dimension_numbers
+    values = (*contracting, *batch, numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions)
+    return {name: tuple(map(int, v)) for name, v in zip(_FIELDS, values, strict=True)}
+
+
+def _equation(attributes: Mapping[str, Any], operands: Operands, dtype: Any) -> Equation:
+    given = attributes["composite_attributes"]
+    floats = tuple((shape, dtype) for shape, _ in operands[:2])
+    return _bound((*floats, operands[2]), tuple(given[field] for field in _FIELDS), dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _bound(operands: Operands, fields: tuple[tuple[int, ...], ...], dtype: Any) -> Equation:
+    lc, rc, lb, rb, ragged, group = fields
+    numbers = lax.RaggedDotDimensionNumbers(((lc, rc), (lb, rb)), ragged, group)
+
+    def product(x: Any, w: Any, sizes: Any) -> Any:
+        return lax.ragged_dot_general(x, w, sizes, numbers, preferred_element_type=dtype)
+
+    return bound(product, operands)
+
+
+RULES = Rules(
+    product=_product,
+    flops=_flops,
+    extents=_extents,
+    equation=_equation,
+    attributes=_attributes,
+    primitive=_compat.ragged_dot_general_p,
+)
