@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple
 
 from srjit.aot.reading import Program, SiteCost
 from srjit.planning.profit import counted
 from srjit.planning.site import SitePlan
-from srjit.report.document import Column, Document, Documented, Row, Table, as_json
-from srjit.report.report import cells, reasons
+from srjit.report.document import Column, Document, Documented, Table, as_json
+from srjit.report.report import SITE, operand, reasons
 from srjit.targets.target import FASTER
 
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
@@ -109,18 +109,12 @@ class Report(Documented):
         found = [s.verdict for s in self.sites]
         counts = ", ".join(f"{found.count(v)} {v}" for v in dict.fromkeys(found)) or "none"
         many = f" x {self.devices}" if self.devices > 1 else ""
-        totals = {
-            "cycles": self._cycles(),
-            "kernels": self._kernels(),
-            "memory": self._memory(),
-            "collectives": self._collectives(),
-        }
         return Document(
             title=f"recipe {self.recipe}, compiled for {self.target}{many}, mode {self.mode}",
             lead=f"{len(self.sites)} sites: {counts}",
             tables=[
-                Table(_COLUMNS, [Row(_row(s), s.verdict) for s in self.sites]),
-                Table(_TOTALS, [Row(row, group=g) for g, rows in totals.items() for row in rows]),
+                Table(_COLUMNS, self.sites, kind=lambda s: s.verdict),
+                Table(_TOTALS, self._totals(), group=lambda t: t.group),
             ],
             notes=[f"note: {remark}" for remark in self._remarks()],
         )
@@ -162,52 +156,52 @@ class Report(Documented):
 
     # --------------------------------------------------------------------------------- its parts
 
-    def _cycles(self) -> list[list[str]]:
+    def _totals(self) -> list[_Total]:
+        return [*self._cycles(), *self._kernels(), *self._memory(), *self._collectives()]
+
+    def _cycles(self) -> Iterator[_Total]:
         before, after = self.before, self.after
         if not after.cycles:
             name = "bytes that instructions read and write"
-            return [_compared(name, before.moved, after.moved, _mib)]
-        if not before.cycles:
-            return []
-        row = _compared("estimated cycles", before.cycles, after.cycles, counted)
+            yield _compared("cycles", name, before.moved, after.moved, _mib)
+        if not before.cycles or not after.cycles:
+            return
+        both = _compared("cycles", "estimated cycles", before.cycles, after.cycles, counted)
+        if not self.speedup():  # without its kernels a program only looks fast
+            both = both._replace(name=f"{both.name}, kernels excluded", ratio="")
+        yield both
         dots = sum(s.cost.cycles for s in self.sites)
         around = sum(s.cost.around for s in self.sites)
-        rows = [
-            # Without its kernels a program only looks fast.
-            row if self.speedup() else [f"{row[0]}, kernels excluded", *row[1:3], ""],
-            ["  of sites' products", "", counted(dots), ""],
-            ["  of what is around them", "", counted(around), ""],
-            ["  of everything else", "", counted(after.cycles - dots - around), ""],
-        ]
+        yield _Total("cycles", "  of sites' products", "", counted(dots))
+        yield _Total("cycles", "  of what is around them", "", counted(around))
+        yield _Total("cycles", "  of everything else", "", counted(after.cycles - dots - around))
         was, now = self.kernel_cycles(before), self.kernel_cycles(after)
-        if was is None or now is None or not was + now:
-            return rows
-        both = _compared("both models added up", before.cycles + was, after.cycles + now, counted)
-        return [*rows, ["kernels, at least", counted(was), counted(now), ""], both]
+        if was is not None and now is not None and was + now:
+            yield _Total("cycles", "kernels, at least", counted(was), counted(now))
+            sums = before.cycles + was, after.cycles + now
+            yield _compared("cycles", "both models added up", *sums, counted)
 
-    def _kernels(self) -> list[list[str]]:
-        rows: list[list[str]] = []
+    def _kernels(self) -> Iterator[_Total]:
         for kernel in self.after.kernels:
             told = _mib(kernel.moved)
             if kernel.cycles is not None:
                 told += f", {counted(kernel.cycles)} (schedule)"
             name = f"kernel {kernel.name}" + (f" x{kernel.times}" if kernel.times > 1 else "")
             where = "" if kernel.site is None else f", site {kernel.site}"
-            rows.append([name + where, "", ", ".join(kernel.rounds_by) or told, ""])
-        return rows
+            yield _Total("kernels", name + where, "", ", ".join(kernel.rounds_by) or told)
 
-    def _memory(self) -> list[list[str]]:
+    def _memory(self) -> Iterator[_Total]:
         before = dataclasses.asdict(self.before.memory)
-        after = dataclasses.asdict(self.after.memory)
-        return [_compared(f"memory: {name}", before[name], after[name], _mib) for name in after]
+        for name, now in dataclasses.asdict(self.after.memory).items():
+            yield _compared("memory", f"memory: {name}", before[name], now, _mib)
 
-    def _collectives(self) -> list[list[str]]:
+    def _collectives(self) -> Iterator[_Total]:
         def told(program: Program, kind: str) -> str:
             found = program.collectives.get(kind)
             return f"{found.count} of {_mib(found.size)}" if found else "none"
 
-        kinds = dict.fromkeys((*self.before.collectives, *self.after.collectives))
-        return [[k, told(self.before, k), told(self.after, k), ""] for k in kinds]
+        for kind in dict.fromkeys((*self.before.collectives, *self.after.collectives)):
+            yield _Total("collectives", kind, told(self.before, kind), told(self.after, kind))
 
     def _remarks(self) -> list[str]:
         remarks = [*reasons([s.plan for s in self.sites]), *self.notes]
@@ -241,34 +235,48 @@ def _as_json(program: Program) -> dict[str, object]:
     return {k: v for k, v in dataclasses.asdict(program).items() if k != "sites"}
 
 
-_COLUMNS = [
-    *("#", Column(name="path", narrows="middle"), "role", "op"),
-    *(Column(name=side, narrows="middle") for side in ("lhs", "rhs")),
-    *("became", "status"),
-    *(Column(name=name, align="right") for name in ("cycles", "around")),
-]
-_TOTALS = ["", *(Column(name=n, align="right") for n in ("as it was", "rewritten", "ratio"))]
-
-
-def _row(site: CompiledSite) -> list[str]:
-    cost = site.cost
-    around = [counted(cost.around)] if cost.around or not cost.kernels else []
+def _around(cost: SiteCost) -> str:
+    parts = [counted(cost.around)] if cost.around else []
     if cost.kernels:
-        around.append(f"{counted(cost.kernels)} (schedule)")
-    number, path, role, op, lhs, rhs = cells(site.plan)
-    return [
-        *(number, path, role, op),
-        *(operand.partition(" ")[2] for operand in (lhs, rhs)),  # the role tells what they are
-        site.became(),
-        site.verdict,
-        counted(cost.cycles) if cost.cycles else "-",
-        " + ".join(around) if cost.around or cost.kernels else "-",
-    ]
+        parts.append(f"{counted(cost.kernels)} (schedule)")
+    return " + ".join(parts) or "-"
 
 
-def _compared(name: str, before: int, after: int, shown: Callable[[int], str]) -> list[str]:
+_COLUMNS: tuple[Column[CompiledSite], ...] = (
+    *(column.of(lambda s: s.plan) for column in SITE),
+    # The role tells what kinds they are.
+    Column("lhs", lambda s: operand(s.plan.lhs, s.plan.site.lhs_shape), narrows="middle"),
+    Column("rhs", lambda s: operand(s.plan.rhs, s.plan.site.rhs_shape), narrows="middle"),
+    Column("became", lambda s: s.became()),
+    Column("status", lambda s: s.verdict),
+    Column("cycles", lambda s: counted(s.cost.cycles) if s.cost.cycles else "-", align="right"),
+    Column("around", lambda s: _around(s.cost), align="right"),
+)
+
+
+class _Total(NamedTuple):
+    """A figure of the whole program, before and after; rows of one group stand together."""
+
+    group: str
+    name: str
+    before: str
+    after: str
+    ratio: str = ""
+
+
+_TOTALS: tuple[Column[_Total], ...] = (
+    Column("", lambda t: t.name),
+    Column("as it was", lambda t: t.before, align="right"),
+    Column("rewritten", lambda t: t.after, align="right"),
+    Column("ratio", lambda t: t.ratio, align="right"),
+)
+
+
+def _compared(
+    group: str, name: str, before: int, after: int, shown: Callable[[int], str]
+) -> _Total:
     ratio = f"{before / after:.3f}x" if before and after else ""
-    return [name, shown(before), shown(after), ratio]
+    return _Total(group, name, shown(before), shown(after), ratio)
 
 
 def _mib(size: int) -> str:

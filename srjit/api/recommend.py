@@ -20,7 +20,7 @@ from srjit.api.function import SrjitFunction, srjit
 from srjit.calling import jit as jitting
 from srjit.numerics.formats import get_format
 from srjit.recipes import Recipe
-from srjit.report.document import Column, Document, Documented, Row, Table, as_json
+from srjit.report.document import Column, Document, Documented, Table, as_json
 from srjit.report.report import Report
 from srjit.targets import Target
 
@@ -99,9 +99,15 @@ class Recommendation(Documented):
 
     def document(self) -> Document:
         """Returns the evidence as data: a row for each recipe."""
-        rows = [_row(t, self.trials[0].loss) for t in self.trials]
-        table = Table(["recipe", *(Column(name=n, align="right") for n in _FIGURES)], rows)
-        return Document(title="recommendation", lead=self.reason, tables=[table])
+        best = self.trials[0].loss
+
+        def gap(trial: Trial) -> str:
+            return _gap(trial.loss, best)
+
+        columns = (*_COLUMNS[:2], Column("to best", gap, align="right"), *_COLUMNS[2:])
+        return Document(
+            title="recommendation", lead=self.reason, tables=[Table(columns, self.trials)]
+        )
 
     def to_json(self) -> str:
         """The evidence as JSON text; infinite and undefined losses are null."""
@@ -110,27 +116,20 @@ class Recommendation(Documented):
         return as_json({"recipe": name, "reason": self.reason, "trials": trials})
 
 
-_FIGURES = ("loss", "to best", "cost", "bits", "quantized", "s/step")
+_COLUMNS: tuple[Column[Trial], ...] = (
+    Column("recipe", lambda t: t.recipe),
+    Column("loss", lambda t: f"{t.loss:.5g}", align="right"),
+    Column("cost", lambda t: f"{t.cost:.2f}", align="right"),
+    Column("bits", lambda t: f"{t.bits:.1f}", align="right"),
+    Column("quantized", lambda t: f"{100 * t.coverage:.0f} %", align="right"),
+    Column("s/step", lambda t: f"{t.seconds:.3g}", align="right"),
+)
 
 
 def _gap(loss: float, other: float) -> str:
     """How far a loss is above another one, either of which may be negative."""
     gap = (loss - other) / abs(other) if other else math.nan
     return f"{100 * gap:+.2f} %"
-
-
-def _row(trial: Trial, best: float) -> Row:
-    return Row(
-        [
-            trial.recipe,
-            f"{trial.loss:.5g}",
-            _gap(trial.loss, best),
-            f"{trial.cost:.2f}",
-            f"{trial.bits:.1f}",
-            f"{100 * trial.coverage:.0f} %",
-            f"{trial.seconds:.3g}",
-        ]
-    )
 
 
 def recommend(

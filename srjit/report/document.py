@@ -4,70 +4,60 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import itertools
 import json
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
-Shown = Literal["everywhere", "terminal", "page"]
+T = TypeVar("T")
+U = TypeVar("U")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Column:
+@dataclasses.dataclass(frozen=True)
+class Column(Generic[T]):
     """A column of a table.
 
     Attributes:
       name: its header.
+      cell: makes its cell of what a row is about.
       narrows: how its cells fit a narrow terminal: not at all, by leaving out their middles, or by
         taking several lines.
       align: where its cells stand.
-      shown: whether only terminals or only pages have it.
+      only: whether only terminals or only pages have it.
     """
 
     name: str
+    cell: Callable[[T], str]
     narrows: Literal["never", "middle", "lines"] = "never"
     align: Literal["left", "right"] = "left"
-    shown: Shown = "everywhere"
+    only: Literal["terminal", "page"] | None = None
+
+    def of(self, part: Callable[[U], T]) -> Column[U]:
+        """Returns the column for rows of which ``part`` is what this one is about."""
+        return Column(self.name, lambda u: self.cell(part(u)), self.narrows, self.align, self.only)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a table.
-
-    Attributes:
-      cells: one for each column.
-      kind: the kind of row, which colours it on a page.
-      group: rows of one group stand together, apart from those of others.
-    """
-
-    cells: Sequence[str]
-    kind: str = ""
-    group: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(Generic[T]):
     """A table, which is left out where it has no rows.
 
     Attributes:
-      columns: names, or columns that need more than a name.
-      rows: cells in the order of the columns.
-      legend: what its marks mean.
+      columns: from left to right.
+      rows: what each row is about.
+      kind: tells what kind of row it is, which colours it on a page.
+      group: tells where a row belongs: rows of one group stand together, apart from others.
+      legend: what marks in it mean.
     """
 
-    columns: Sequence[str | Column]
-    rows: Sequence[Row]
+    columns: Sequence[Column[T]]
+    rows: Sequence[T]
+    kind: Callable[[T], str] = lambda _: ""
+    group: Callable[[T], str] = lambda _: ""
     legend: str = ""
 
-    def columns_of(self, shown: Shown) -> list[tuple[int, Column]]:
-        """Returns the columns that a terminal or a page has, with their positions among cells."""
-        columns = [Column(name=c) if isinstance(c, str) else c for c in self.columns]
-        return [(i, c) for i, c in enumerate(columns) if c.shown in ("everywhere", shown)]
-
-    def groups(self) -> list[list[Row]]:
-        """Returns the rows, group by group."""
-        return [list(rows) for _, rows in itertools.groupby(self.rows, key=lambda row: row.group)]
+    def shown(self, where: Literal["terminal", "page"]) -> list[Column[T]]:
+        """Returns the columns that a terminal or a page has."""
+        return [column for column in self.columns if column.only in (None, where)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +66,7 @@ class Document:
 
     title: str
     lead: str
-    tables: Sequence[Table] = ()
+    tables: Sequence[Table[Any]] = ()
     notes: Sequence[str] = ()
     curves: Sequence[tuple[str, Sequence[float]]] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from typing import Any
 
 from srjit.report.curves import plot
 from srjit.report.document import Document, Table
@@ -34,12 +35,12 @@ def page(document: Document) -> str:
     )
 
 
-def _table(table: Table) -> str:
-    columns = table.columns_of("page")
-    head = "".join(f"<th>{html.escape(c.name)}</th>" for _, c in columns)
+def _table(table: Table[Any]) -> str:
+    columns = table.shown("page")
+    head = "".join(f"<th>{html.escape(c.name)}</th>" for c in columns)
     body = "\n".join(
-        f'<tr class="{row.kind}">'
-        + "".join(f"<td>{html.escape(row.cells[i])}</td>" for i, _ in columns)
+        f'<tr class="{table.kind(row)}">'
+        + "".join(f"<td>{html.escape(c.cell(row))}</td>" for c in columns)
         + "</tr>"
         for row in table.rows
     )

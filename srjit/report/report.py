@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.site import SitePlan, WriteBack, shape_in_words
+from srjit.planning.site import Site, SitePlan, WriteBack, shape_in_words
 from srjit.products.kinds import label_of
-from srjit.report.document import Column, Document, Documented, Row, Table, as_json
+from srjit.report.document import Column, Document, Documented, Table, as_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Report(Documented):
             title=f"recipe {self.recipe}, target {self.target}, mode {self.mode}",
             lead=count,
             tables=[
-                Table(_COLUMNS, [_row(s) for s in self.sites], legend),
-                Table(_WRITTEN, [_written_row(w) for w in self.write_backs]),
+                Table(_COLUMNS, self.sites, kind=lambda s: s.status, legend=legend),
+                Table(_WRITTEN, self.write_backs, kind=lambda w: w.status),
             ],
             notes=[*reasons(self.sites), *(f"note: {n}" for n in self.notes)],
         )
@@ -99,70 +99,79 @@ class Report(Documented):
         )
 
 
-def describe(spec: Quantization | None, kind: str) -> str:
-    """One operand in a few words: ``gradient nvfp4 stochastic block hadamard``."""
-    if spec is None:
-        return f"{kind} high precision"
-    extra = [] if spec.shared == "tensor" else [spec.shared]
-    if spec.scaling != "dynamic":
-        extra.append(spec.scaling)
-    if spec.hadamard:
-        extra.append("hadamard")
-    if spec.scale_rounding == "eden":
-        extra.append("eden")
-    return " ".join([kind, spec.format, spec.rounding, *extra])
-
-
-_PATH = Column(name="path", narrows="middle")
-_COLUMNS = [
-    *("#", _PATH, "role", "op"),
-    *(Column(name=side, narrows="middle", shown="terminal") for side in ("lhs", "rhs")),
-    *(Column(name=side, shown="page") for side in ("lhs", "rhs")),
-    "status",
-    Column(name="why", shown="page"),
-]
-_WRITTEN = [_PATH, "kind", "value", Column(name="written back", narrows="lines")]
 _LEGEND = "~: stochastic rounding, otherwise to nearest; H: after a Hadamard transform"
 _KINDS = {"activation": "act", "gradient": "grad"}
 
 
-def _row(plan: SitePlan) -> Row:
-    site = plan.site
-    pages = (
-        f"{shape_in_words(site.lhs_shape)} {describe(plan.lhs, site.lhs_kind)}",
-        f"{shape_in_words(site.rhs_shape)} {describe(plan.rhs, site.rhs_kind)}",
+def operand(spec: Quantization | None, shape: Sequence[int], kind: str = "") -> str:
+    """Returns an operand's kind, shape and format: ``grad 8x64 nvfp4~ H``."""
+    marks = "" if spec is None else "~" * (spec.rounding == "stochastic") + " H" * spec.hadamard
+    words = _KINDS.get(kind, kind), shape_in_words(shape), f"{spec.format}{marks}" if spec else ""
+    return " ".join(filter(None, words))
+
+
+def _in_full(kind: str, shape: Sequence[int], spec: Quantization | None) -> str:
+    """Returns an operand in words: ``8x64 gradient nvfp4 stochastic block hadamard``."""
+    if spec is None:
+        return f"{shape_in_words(shape)} {kind} high precision"
+    extra = (
+        spec.shared if spec.shared != "tensor" else "",
+        spec.scaling if spec.scaling != "dynamic" else "",
+        "hadamard" * spec.hadamard,
+        "eden" * (spec.scale_rounding == "eden"),
     )
-    return Row([*cells(plan), *pages, plan.status, plan.reason or site.why], plan.status)
+    words = (shape_in_words(shape), kind, spec.format, spec.rounding, *extra)
+    return " ".join(filter(None, words))
 
 
-def cells(plan: SitePlan) -> list[str]:
-    """A site in a table: number, path, role, operation, and what is planned for its operands."""
-    site = plan.site
-    where = site.path or "/".join(site.location.rsplit("/", 2)[-2:]) or "-"
-    return [
-        str(site.number),
-        where,
-        site.role + " again" * (site.phase == "recompute"),
-        label_of(site.op) + (f" x{site.trips}" if site.trips > 1 else ""),
-        _operand(plan.lhs, site.lhs_kind, site.lhs_shape),
-        _operand(plan.rhs, site.rhs_kind, site.rhs_shape),
-    ]
+def _place(site: Site) -> str:
+    return site.path or "/".join(site.location.rsplit("/", 2)[-2:]) or "-"
 
 
-def _written_row(write: WriteBack) -> Row:
-    how = f"{write.op} in float32, rounded stochastically to {write.dtype}"
+def _op(site: Site) -> str:
+    return label_of(site.op) + (f" x{site.trips}" if site.trips > 1 else "")
+
+
+# The columns that tell which site a row is about.
+SITE: tuple[Column[SitePlan], ...] = (
+    Column("#", lambda s: str(s.site.number)),
+    Column("path", lambda s: _place(s.site), narrows="middle"),
+    Column("role", lambda s: s.site.role + " again" * (s.site.phase == "recompute")),
+    Column("op", lambda s: _op(s.site)),
+)
+_COLUMNS: tuple[Column[SitePlan], ...] = (
+    *SITE,
+    Column(
+        "lhs",
+        lambda s: operand(s.lhs, s.site.lhs_shape, s.site.lhs_kind),
+        narrows="middle",
+        only="terminal",
+    ),
+    Column(
+        "rhs",
+        lambda s: operand(s.rhs, s.site.rhs_shape, s.site.rhs_kind),
+        narrows="middle",
+        only="terminal",
+    ),
+    Column("lhs", lambda s: _in_full(s.site.lhs_kind, s.site.lhs_shape, s.lhs), only="page"),
+    Column("rhs", lambda s: _in_full(s.site.rhs_kind, s.site.rhs_shape, s.rhs), only="page"),
+    Column("status", lambda s: s.status),
+    Column("why", lambda s: s.reason or s.site.why, only="page"),
+)
+
+
+def _written(write: WriteBack) -> str:
     if write.status == "kept":
-        how = f"kept: {write.reason}"
-    cells = [write.path, write.kind, f"{write.dtype} {shape_in_words(write.shape)}", how]
-    return Row(cells, write.status)
+        return f"kept: {write.reason}"
+    return f"{write.op} in float32, rounded stochastically to {write.dtype}"
 
 
-def _operand(spec: Quantization | None, kind: str, shape: Sequence[int]) -> str:
-    words = [_KINDS.get(kind, kind), shape_in_words(shape)]
-    if spec is not None:
-        marks = "~" * (spec.rounding == "stochastic") + " H" * spec.hadamard
-        words.append(spec.format + marks)
-    return " ".join(words)
+_WRITTEN: tuple[Column[WriteBack], ...] = (
+    Column("path", lambda w: w.path, narrows="middle"),
+    Column("kind", lambda w: w.kind),
+    Column("value", lambda w: f"{w.dtype} {shape_in_words(w.shape)}"),
+    Column("written back", _written, narrows="lines"),
+)
 
 
 def reasons(sites: Sequence[SitePlan]) -> list[str]:

@@ -6,14 +6,15 @@ import dataclasses
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.box import Box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from srjit.report.document import Column, Document, Table
+from srjit.report.document import Document, Table
 
 _WIDTH = 100  # where nothing says how wide the terminal is
 _NARROWEST = 12  # that a column is made
@@ -36,12 +37,13 @@ def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
     return [line for sentence in sentences for line in wrapper.wrap(sentence)]
 
 
-def _table(table: Table, width: int) -> list[str]:
-    columns = table.columns_of("terminal")
+def _table(table: Table[Any], width: int) -> list[str]:
+    columns = table.shown("terminal")
     made = RichTable(box=_RULE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    cells = [[column.cell(row) for row in table.rows] for column in columns]
     least = -_GAP
-    for i, column in columns:
-        longest = max(len(text) for text in (column.name, *(row.cells[i] for row in table.rows)))
+    for column, texts in zip(columns, cells, strict=True):
+        longest = max(map(len, (column.name, *texts)))
         narrowest = longest if column.narrows == "never" else min(longest, _NARROWEST)
         made.add_column(
             Text(column.name),
@@ -51,19 +53,17 @@ def _table(table: Table, width: int) -> list[str]:
             min_width=narrowest,
         )
         least += narrowest + _GAP
-    for rows in table.groups():
-        for row in rows:
-            made.add_row(*(_cell(column, row.cells[i]) for i, column in columns))
-        made.add_section()
+    shown = [_Shortened if column.narrows == "middle" else Text for column in columns]
+    groups = [table.group(row) for row in table.rows]
+    for group, after, row in zip(groups, [*groups[1:], ""], zip(*cells, strict=True), strict=True):
+        made.add_row(*(show(text) for show, text in zip(shown, row, strict=True)))
+        if group != after:
+            made.add_section()
     # What cannot be narrower is not.
     console = Console(width=max(width, least), color_system=None, legacy_windows=False)
     with console.capture() as captured:
         console.print(made)
     return [line.rstrip() for line in captured.get().splitlines()]
-
-
-def _cell(column: Column, content: str) -> RenderableType:
-    return _Shortened(content) if column.narrows == "middle" else Text(content)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from srjit.report.curves import plot, sparkline
-from srjit.report.document import Column, Document, Documented, Row, Table, as_json
+from srjit.report.document import Column, Document, Documented, Table, as_json
 
 LONG = "a_model/with/a_long/path/that_does_not_fit/and_ends_here"
 DOCUMENT = Document(
@@ -18,21 +18,22 @@ DOCUMENT = Document(
     tables=[
         Table(
             [
-                Column(name="path", narrows="middle"),
-                Column(name="number", align="right"),
-                Column(name="told", narrows="lines"),
-                Column(name="terminal's", shown="terminal"),
-                Column(name="page's", shown="page"),
+                Column("path", lambda r: r[0], narrows="middle"),
+                Column("number", lambda r: r[1], align="right"),
+                Column("told", lambda r: r[2], narrows="lines"),
+                Column("terminal's", lambda _: "t", only="terminal"),
+                Column("page's", lambda _: "<p>", only="page"),
             ],
             [
-                Row(["params['w']", "1", "short", "t", "p"], group="one"),
-                Row([LONG, "1234", "words that take several lines in a narrow terminal", "t", "p"]),
-                Row(["[red]x[/red]", "12", ":smile:", "t", "<p>"]),
+                ("params['w']", "1", "short"),
+                (LONG, "1234", "words that take several lines in a narrow terminal"),
+                ("[red]x[/red]", "12", ":smile:"),
             ],
+            group=lambda r: "one" if r[1] == "1" else "",
             legend="what marks mean",
         ),
-        Table(["nothing"], []),
-        Table(["name", "value"], [Row(["one", "two"])]),
+        Table([Column("nothing", str)], []),
+        Table([Column("name", lambda r: r[0]), Column("value", lambda r: r[1])], [("one", "two")]),
     ],
     notes=["note: " + "words " * 40],
 )

@@ -6,7 +6,8 @@ import dataclasses
 
 from srjit.diagnostics.verify.averages import Averages
 from srjit.diagnostics.verify.statistics import FALSE_ALARM, Test
-from srjit.report.document import Column, Document, Documented, Row, Table, as_json
+from srjit.planning.site import shape_in_words
+from srjit.report.document import Column, Document, Documented, Table, as_json
 from srjit.report.label import Label
 
 _NOTHING_TO_ROUND = "nothing to round: every element is on the grid already, and nothing was tested"
@@ -57,24 +58,6 @@ class OperandCertificate(Label):
         return max((t for t in self.tests if t.what == what), key=lambda t: t.excess, default=None)
 
 
-_TESTS = ("bias", "neighbours", "steps", "sites")
-_TESTED = [
-    "#",
-    Column(name="path", narrows="middle"),
-    *("operand", "format", "shape", "mean bias", "neighbours", "steps", "sites"),
-]
-_FOUND = [
-    "rounded",
-    *("beyond the largest", "below the smallest"),
-    Column(name="averages", narrows="lines"),
-    Column(name="verdict", narrows="lines"),
-]
-_LEGEND = (
-    "observed value / limit, of the test that is closest to its limit: mean bias in steps, others "
-    "as correlation; x: limit exceeded"
-)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Certificate(Documented):
     """What ``verify`` found.
@@ -115,28 +98,14 @@ class Certificate(Documented):
 
     def document(self) -> Document:
         """Returns the certificate as data: what was tested, what it found, and the verdict."""
-        found = [
-            Row(
-                [
-                    o.name,
-                    f"{100 * o.saturation:.2g} %",
-                    f"{100 * o.underflow:.2g} %",
-                    str(o.averages),
-                    o.verdict,
-                ],
-                _kind(o),
-            )
-            for o in self.operands
-        ]
-        outputs = [Row([name, str(averages)]) for name, averages in self.outputs.items()]
         return Document(
             title="verified" if self.passed else "NOT verified",
             lead=f"recipe {self.recipe}, target {self.target}, {self.draws} draws: {self.tests} "
             f"tests, a false alarm in any of them with probability below {FALSE_ALARM:.0e}",
             tables=[
-                Table(_TESTED, [Row(_tested(o), _kind(o)) for o in self.operands], _LEGEND),
-                Table(_FOUND, found),
-                Table(["output", Column(name="averages", narrows="lines")], outputs),
+                Table(_TESTED, self.operands, _kind, legend=_LEGEND),
+                Table(_FOUND, self.operands, _kind),
+                Table(_OUTPUTS, list(self.outputs.items())),
             ],
             notes=[*(f"note: {n}" for n in self.notes), f"verdict: {self.verdict}"],
         )
@@ -182,18 +151,41 @@ def _kind(o: OperandCertificate) -> str:
     return "native" if o.passed else "kept"
 
 
-def _tested(o: OperandCertificate) -> list[str]:
-    return [
-        str(o.site),
-        o.path,
-        " ".join(filter(None, [o.role, o.kind, o.operand, *(f"trip {w}" for w in o.where)])),
-        o.format,
-        "x".join(map(str, o.shape)) or "scalar",
-        *(_cell(o.worst(what)) for what in _TESTS),
-    ]
+def _operand(o: OperandCertificate) -> str:
+    return " ".join(filter(None, [o.role, o.kind, o.operand, *(f"trip {w}" for w in o.where)]))
 
 
-def _cell(test: Test | None) -> str:
-    if test is None:
-        return "-"
-    return f"{abs(test.found):.1g} / {test.limit:.1g}" + " x" * (not test.passed)
+def _worst(name: str, what: str) -> Column[OperandCertificate]:
+    def cell(o: OperandCertificate) -> str:
+        test = o.worst(what)
+        if test is None:
+            return "-"
+        return f"{abs(test.found):.1g} / {test.limit:.1g}" + " x" * (not test.passed)
+
+    return Column(name, cell)
+
+
+_LEGEND = (
+    "observed value / limit, of the test that is closest to its limit: mean bias in steps, others "
+    "as correlation; x: limit exceeded"
+)
+_TESTED: tuple[Column[OperandCertificate], ...] = (
+    Column("#", lambda o: str(o.site)),
+    Column("path", lambda o: o.path, narrows="middle"),
+    Column("operand", _operand),
+    Column("format", lambda o: o.format),
+    Column("shape", lambda o: shape_in_words(o.shape)),
+    _worst("mean bias", "bias"),
+    *(_worst(what, what) for what in ("neighbours", "steps", "sites")),
+)
+_FOUND: tuple[Column[OperandCertificate], ...] = (
+    Column("rounded", lambda o: o.name),
+    Column("beyond the largest", lambda o: f"{100 * o.saturation:.2g} %", align="right"),
+    Column("below the smallest", lambda o: f"{100 * o.underflow:.2g} %", align="right"),
+    Column("averages", lambda o: str(o.averages), narrows="lines"),
+    Column("verdict", lambda o: o.verdict, narrows="lines"),
+)
+_OUTPUTS: tuple[Column[tuple[str, Averages]], ...] = (
+    Column("output", lambda o: o[0]),
+    Column("averages", lambda o: str(o[1]), narrows="lines"),
+)

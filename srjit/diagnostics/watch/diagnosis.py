@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from srjit.diagnostics.watch.stream import Record
 from srjit.report.curves import sparkline
-from srjit.report.document import Column, Document, Documented, Row, Table, as_json
+from srjit.report.document import Column, Document, Documented, Table, as_json
 
 # Gradient norm over noise norm below which stochastic rounding stops paying (arXiv 2505.19115).
 PAYS = math.sqrt(3)
@@ -73,7 +73,7 @@ class Diagnosis(Documented):
         return Document(
             title="watched",
             lead=f"{len(self.findings)} quantized gradients, {self.steps} steps",
-            tables=[Table(_COLUMNS, [_row(f) for f in self.findings])],
+            tables=[Table(_COLUMNS, self.findings, _kind)],
             notes=[*advice, *self.notes],
             curves=[(f"{f.name} {f.path}", f.norms) for f in self.findings],
         )
@@ -152,30 +152,18 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + more
 
 
-_COLUMNS = [
-    "quantization",
-    Column(name="path", narrows="middle"),
-    "format",
-    Column(name="norm", align="right"),
-    "",
-    Column(name="norm/noise", align="right"),
-    Column(name="to zero", align="right"),
-    Column(name="clip", align="right"),
-    "verdict",
-]
+_COLUMNS: tuple[Column[Finding], ...] = (
+    Column("quantization", lambda f: f.name),
+    Column("path", lambda f: f.path, narrows="middle"),
+    Column("format", lambda f: f.format + "~" * (f.rounding == "stochastic")),
+    Column("norm", lambda f: f"{f.norm:.2g}", align="right"),
+    Column("", lambda f: sparkline(f.norms)),
+    Column("norm/noise", lambda f: "-" if math.isinf(f.ratio) else f"{f.ratio:.3g}", align="right"),
+    Column("to zero", lambda f: f"{100 * f.zeros:.2g} %", align="right"),
+    Column("clip", lambda f: f"{100 * f.saturated:.2g} %", align="right"),
+    Column("verdict", lambda f: f.verdict),
+)
 
 
-def _row(f: Finding) -> Row:
-    mark = "~" * (f.rounding == "stochastic")
-    cells = [
-        f.name,
-        f.path,
-        f.format + mark,
-        f"{f.norm:.2g}",
-        sparkline(f.norms),
-        "-" if math.isinf(f.ratio) else f"{f.ratio:.3g}",
-        f"{100 * f.zeros:.2g} %",
-        f"{100 * f.saturated:.2g} %",
-        f.verdict,
-    ]
-    return Row(cells, "native" if f.verdict == "healthy" else "")
+def _kind(finding: Finding) -> str:
+    return "native" if finding.verdict == "healthy" else ""
