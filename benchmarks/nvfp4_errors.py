@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _measuring import write_json
 from srjit import Quantization, dequantize
 from srjit.numerics import hadamard, random_bits, scaling
-from srjit.numerics.formats import ELEMENTS
-from srjit.numerics.quantization import encode
+from srjit.numerics.elements import ELEMENTS
+from srjit.numerics.encode import encode
 from srjit.numerics.rounding import round_to_grid
 
 SHAPE = (256, 256)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 import _measuring as measuring
-from srjit.numerics.formats import ELEMENTS
+from srjit.numerics.elements import ELEMENTS
 from srjit.targets.tpu import kernels as tpu_kernels
 from srjit.targets.tpu.chips import CHIPS
 

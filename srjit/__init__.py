@@ -18,13 +18,9 @@ if _TYPE_CHECKING:
     from srjit.diagnostics.watch.diagnosis import Diagnosis
     from srjit.diagnostics.watch.sinks import TensorBoard
     from srjit.modules.rejit import Rejitted, rejit
-    from srjit.numerics.quantization import (
-        Quantization,
-        QuantizedArray,
-        dequantize,
-        quantize,
-        stochastic_round,
-    )
+    from srjit.numerics.arrays import QuantizedArray, dequantize
+    from srjit.numerics.encode import quantize, stochastic_round
+    from srjit.numerics.quantization import Quantization
     from srjit.planning.site import Site, SitePlan, WriteBack
     from srjit.recipes import Operands, Recipe, RecipeError, Rule
     from srjit.report.report import Report
@@ -48,7 +44,9 @@ _HOME = {
         "diagnostics.watch.diagnosis": "Diagnosis",
         "diagnostics.watch.sinks": "TensorBoard",
         "modules.rejit": "Rejitted rejit",
-        "numerics.quantization": "Quantization QuantizedArray dequantize quantize stochastic_round",
+        "numerics.arrays": "QuantizedArray dequantize",
+        "numerics.encode": "quantize stochastic_round",
+        "numerics.quantization": "Quantization",
         "passes": "",
         "recipes": "Operands Recipe RecipeError Rule",
         "planning.site": "Site SitePlan WriteBack",

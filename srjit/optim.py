@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from srjit.numerics.formats import get_element
-from srjit.numerics.quantization import round_with
+from srjit.numerics.encode import round_with
+from srjit.numerics.formats import get_storage
 from srjit.numerics.random_bits import Key, Rng, as_key, mix, of_typed_shards
 
 if TYPE_CHECKING:
@@ -103,6 +103,6 @@ def _rounded(key: Key, param: Any, update: Any, rng: Rng) -> jax.Array:
     before, change = (jnp.asarray(x).astype(jnp.float32) for x in (param, update))
     exact = before + change
     words = of_typed_shards(key, exact)
-    after = round_with(words, exact, get_element(dtype), rng).astype(jnp.float32)
+    after = round_with(words, exact, get_storage(dtype), rng).astype(jnp.float32)
     # Infinity minus itself would be NaN: what is not finite is left to the addition.
     return jnp.where(jnp.isfinite(exact), after - before, change)

@@ -15,8 +15,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit import optim
-from srjit.numerics.formats import get_element
-from srjit.numerics.quantization import round_with
+from srjit.numerics.encode import round_with
+from srjit.numerics.formats import get_storage
 from srjit.numerics.random_bits import as_key, mix
 from steps import KEY, same
 
@@ -45,7 +45,7 @@ def test_what_is_applied_is_the_rounded_sum_itself(dtype: Any):
     assert new.dtype == p.dtype
     exact = np.float32(p) + np.float32(u)
     words = mix(mix(as_key(3), jnp.uint32(0)), 0)
-    expected = round_with(words, jnp.asarray(exact), get_element(dtype), "hash")
+    expected = round_with(words, jnp.asarray(exact), get_storage(dtype), "hash")
     kept = np.abs(exact) >= np.abs(np.float32(p)) * 2.0**-13
     assert kept.mean() > 0.99
     np.testing.assert_array_equal(np.float32(new)[kept], np.float32(expected)[kept])

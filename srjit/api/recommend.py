@@ -285,17 +285,11 @@ def _cost(report: Report) -> tuple[float, float]:
     total = cost = bits = 0.0
     for s in report.sites:
         work = s.site.flops * s.site.trips
-        widths = [_HIGH if q is None else _width(q.format) for q in (s.lhs, s.rhs)]
+        widths = [_HIGH if q is None else get_format(q.format).storage.bits for q in (s.lhs, s.rhs)]
         total += work
         bits += work * sum(widths) / 2
         cost += work * (max(widths) / _HIGH if s.status == "native" else 1.0)
     return (cost / total, bits / total) if total else (1.0, _HIGH)
-
-
-def _width(name: str) -> float:
-    dtype = get_format(name).element.dtype
-    info = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype)
-    return float(info.bits)
 
 
 def _recommended(

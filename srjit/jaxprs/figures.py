@@ -15,10 +15,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from srjit.numerics import hadamard
+from srjit.numerics.blocks import pad_to_multiple
+from srjit.numerics.encode import encode
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import Quantization, encode, tensor_amax
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix
 from srjit.numerics.rounding import working_dtype
+from srjit.numerics.scaling import tensor_amax
 
 SAMPLE = 2**12  # elements of an operand, about
 _WATCHING = 0x77617463  # apart from the noise of the program
@@ -67,7 +70,7 @@ def _rotated(x: jax.Array, spec: Quantization) -> jax.Array:
     Of butterflies, XLA would compute each step again for each sum that is made of the result.
     """
     axis, size = spec.axes(x.ndim)[-1], spec.rotation
-    rows = jnp.moveaxis(hadamard.pad_to_multiple(x, axis, size), axis, -1)
+    rows = jnp.moveaxis(pad_to_multiple(x, axis, size), axis, -1)
     rotated = rows.reshape(-1, size) @ jnp.asarray(hadamard.matrix(size), x.dtype)
     return jnp.moveaxis(rotated.reshape(rows.shape), -1, axis)
 

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from srjit.numerics.quantization import Quantization, aligned, encode
+from srjit.numerics.blocks import aligned
+from srjit.numerics.encode import encode
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import working_dtype
 from srjit.planning.plan import ProgramPlan

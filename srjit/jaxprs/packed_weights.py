@@ -32,9 +32,10 @@ from srjit import _compat
 from srjit.jaxprs.frame import Frame, Rule, Trip
 from srjit.jaxprs.rewrite import RULES
 from srjit.numerics import hadamard
-from srjit.numerics.quantization import Quantization, dequantize, encode
+from srjit.numerics.arrays import Packed, dequantize, pack, unpack
+from srjit.numerics.encode import encode
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.rounding import working_dtype
-from srjit.numerics.storage import Packed, pack, unpack
 from srjit.planning.plan import ProgramPlan, Shared
 from srjit.products.scaled_values import as_held
 from srjit.program.values import CAPTURED, PARAMETER, Path

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.numerics.formats import get_element
-from srjit.numerics.quantization import round_with
+from srjit.numerics.encode import round_with
+from srjit.numerics.formats import get_storage
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.rounding import working_dtype
 from srjit.planning.provenance import WRITE_BACK
@@ -32,17 +32,17 @@ def round_write_back(dtype: str, rng: Rng, key: Key, x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _rounder(dtype: str, rng: Rng) -> Any:
-    element = get_element(dtype)
+    storage = get_storage(dtype)
 
     @jax.custom_jvp
     def rounded(x: jax.Array, key: Key) -> jax.Array:
         # What a cast makes infinite stays visible: scaled losses look for it.
-        nearest = x.astype(element.dtype)
-        return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, element, rng))
+        nearest = x.astype(storage.dtype)
+        return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, storage, rng))
 
     @rounded.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        return rounded(*primals), tangents[0].astype(element.dtype)
+        return rounded(*primals), tangents[0].astype(storage.dtype)
 
     def named(x: jax.Array, key: Key) -> jax.Array:
         return rounded(x, key)

@@ -1,7 +1,7 @@
-"""Element grids and formats, as tables.
+"""Formats, as a table: a storage of an element's numbers, and a layout of scales.
 
-An *element* is a grid of numbers (E4M3, E2M1, the integers to 127, ...). A *format* is an element
-with the layout of its scales, as the OCP Microscaling specification and NVIDIA's NVFP4 define them.
+The table is all that there is to know of a format: what rounds, packs, carries, checks and lists
+formats asks the objects in it.
 """
 
 from __future__ import annotations
@@ -9,101 +9,53 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
-import ml_dtypes
-import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class Element:
-    """A grid of numbers.
-
-    Attributes:
-      name: the dtype's name.
-      dtype: the NumPy dtype whose values these are.
-      mantissa_bits: explicit mantissa bits ``m``; None for integers, whose step is 1.
-      min_exponent: exponent of the smallest normal number (``e_min``); 0 for integers.
-      max: the largest finite magnitude ``M``; integers are symmetric, -128 and -8 are unused.
-    """
-
-    name: str
-    dtype: Any
-    mantissa_bits: int | None
-    min_exponent: int
-    max: float
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether the grid is the integers up to ``max``."""
-        return self.mantissa_bits is None
-
-    @property
-    def smallest(self) -> float:
-        """The smallest positive number; subnormal, for floats."""
-        return 2.0 ** (self.min_exponent - (self.mantissa_bits or 0))
-
-    @property
-    def max_exponent(self) -> int:
-        """floor(log2(max)): ``emax`` of the OCP specification."""
-        return int(np.floor(np.log2(self.max)))
-
-
-def _float(dtype: Any) -> Element:
-    info = ml_dtypes.finfo(dtype)
-    name = jnp.dtype(dtype).name
-    return Element(name, jnp.dtype(dtype), info.nmant, info.minexp, float(info.max))
-
-
-ELEMENTS: dict[str, Element] = {
-    e.name: e
-    for e in (
-        Element("int8", jnp.dtype(jnp.int8), None, 0, 127.0),
-        Element("int4", jnp.dtype(jnp.int4), None, 0, 7.0),
-        _float(jnp.float4_e2m1fn),
-        _float(jnp.float8_e4m3fn),
-        _float(jnp.float8_e5m2),
-        _float(jnp.bfloat16),
-        _float(jnp.float16),
-    )
-}
-
-Scale = Literal["none", "float32", "e8m0", "e4m3"]
-Granularity = Literal["tensor", "channel", "block", "square"]
+from srjit.numerics.blocks import Granularity
+from srjit.numerics.elements import Element
+from srjit.numerics.scale_layouts import E8M0, FLOAT32, NO_SCALES, NVFP4, ScaleLayout
+from srjit.numerics.scaling import ScaleRounding
+from srjit.numerics.storage import STORAGES, Storage
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """An element with its scale layout.
+    """An element's numbers, how they are kept, and their scales.
 
     Attributes:
       name: what users type.
-      element: the grid of the codes.
-      scale: what a scale is: a float32, a power of two (E8M0), E4M3 under a float32 scale of the
-        whole tensor (NVFP4), or none.
+      storage: the element, and how arrays keep its numbers.
+      scales: what a scale is, how it is made, and what it does.
       granularity: what shares one scale unless a Quantization says otherwise.
       block: elements along the contraction that share a scale where the granularity is a block.
     """
 
     name: str
-    element: Element
-    scale: Scale
+    storage: Storage
+    scales: ScaleLayout
     granularity: Granularity
     block: int
 
+    @property
+    def element(self) -> Element:
+        """The grid of the codes."""
+        return self.storage.element
 
+
+# MX: OCP Microscaling Formats v1.0.
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("int8", ELEMENTS["int8"], "float32", "tensor", 32),
-        Format("int4", ELEMENTS["int4"], "float32", "block", 32),
-        Format("fp8_e4m3", ELEMENTS["float8_e4m3fn"], "float32", "tensor", 32),
-        Format("fp8_e5m2", ELEMENTS["float8_e5m2"], "float32", "tensor", 32),
-        Format("mxfp8", ELEMENTS["float8_e4m3fn"], "e8m0", "block", 32),
-        Format("mxfp4", ELEMENTS["float4_e2m1fn"], "e8m0", "block", 32),
-        Format("nvfp4", ELEMENTS["float4_e2m1fn"], "e4m3", "block", 16),
-        Format("bf16", ELEMENTS["bfloat16"], "none", "tensor", 1),
+        Format("int8", STORAGES["int8"], FLOAT32, "tensor", 32),
+        Format("int4", STORAGES["int4"], FLOAT32, "block", 32),
+        Format("fp8_e4m3", STORAGES["float8_e4m3fn"], FLOAT32, "tensor", 32),
+        Format("fp8_e5m2", STORAGES["float8_e5m2"], FLOAT32, "tensor", 32),
+        Format("mxfp8", STORAGES["float8_e4m3fn"], E8M0, "block", 32),
+        Format("mxfp4", STORAGES["float4_e2m1fn"], E8M0, "block", 32),
+        Format("nvfp4", STORAGES["float4_e2m1fn"], NVFP4, "block", 16),
+        Format("bf16", STORAGES["bfloat16"], NO_SCALES, "tensor", 1),
     )
 }
 
@@ -123,18 +75,25 @@ def get_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def get_element(dtype: Any) -> Element:
-    """The element of a dtype (``jnp.int8``, ``"float8_e4m3fn"``) or of a format's name.
+def formats_with(rounding: ScaleRounding) -> str:
+    """The names of the formats whose scales can be rounded so, for messages."""
+    return " or ".join(
+        repr(f.name) for f in FORMATS.values() if rounding in f.scales.roundings(f.element)
+    )
+
+
+def get_storage(dtype: Any) -> Storage:
+    """The storage of a dtype (``jnp.int8``, ``"float8_e4m3fn"``) or of a format's name.
 
     Raises:
       ValueError: nothing can be rounded to that dtype; the nearest names are listed.
     """
     if isinstance(dtype, str) and dtype in FORMATS:
-        return FORMATS[dtype].element
+        return FORMATS[dtype].storage
     try:
         name = jnp.dtype(dtype).name
     except TypeError:
-        raise unknown_name("dtype", dtype, {*ELEMENTS, *FORMATS}) from None
-    if name not in ELEMENTS:
-        raise unknown_name("dtype", name, ELEMENTS)
-    return ELEMENTS[name]
+        raise unknown_name("dtype", dtype, {*STORAGES, *FORMATS}) from None
+    if name not in STORAGES:
+        raise unknown_name("dtype", name, STORAGES)
+    return STORAGES[name]

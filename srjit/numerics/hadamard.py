@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from srjit.numerics.blocks import pad_to_multiple
 from srjit.numerics.random_bits import Key, Rng, random_bits
 
 SIZE = 16
@@ -102,12 +103,3 @@ def flipped(x: jax.Array, axis: int, key: Key, rng: Rng = "hash") -> jax.Array:
     is_negative = random_bits(key, positions, rng) >> 31 == 1
     signs = jnp.where(is_negative, -1, 1).astype(x.dtype)
     return x * jnp.expand_dims(signs, [d for d in range(x.ndim) if d != axis % x.ndim])
-
-
-def pad_to_multiple(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """x with zeros after it along ``axis``, up to a multiple of ``multiple``."""
-    missing = -x.shape[axis] % multiple
-    if not missing:
-        return x
-    config = [(0, missing * (d == axis), 0) for d in range(x.ndim)]
-    return lax.pad(x, jnp.zeros((), x.dtype), config)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.numerics.formats import Element
+from srjit.numerics.elements import Element
 
 # float dtype of the work -> (its unsigned integer, mantissa bits, exponent bias)
 _LAYOUTS: dict[Any, tuple[Any, int, int]] = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from srjit.numerics.formats import ELEMENTS, Element
+from srjit.numerics.elements import ELEMENTS, Element
 from srjit.numerics.rounding import round_to_grid
 
 ScaleRounding = Literal["standard", "up", "four_over_six", "eden"]
@@ -66,6 +66,23 @@ def float_scales(amax: jax.Array, element: Element) -> Scales:
     encode = jnp.where(amax == 0, one, jnp.minimum(element.max / amax, 2.0**126))
     scale = jnp.where(amax == 0, one, jnp.maximum(_divide(amax, element.max), 2.0**-126))
     return Scales(encode, scale)
+
+
+def tensor_scales(amax: jax.Array, known: jax.Array | None, element: Element) -> Scales:
+    """Scales of a tensor that has ``amax``, made of an amax that is ``known`` if it is positive.
+
+    A scale from elsewhere must not hide NaN and Inf; the codes need not wait for that.
+    """
+    if known is None:
+        return float_scales(amax, element)
+    scales = float_scales(jnp.where(known > 0, known.astype(amax.dtype), amax), element)
+    visible = jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)
+    return scales._replace(scale=visible, amax=amax.astype(jnp.float32))
+
+
+def tensor_amax(x: jax.Array) -> jax.Array:
+    """max|x| in float32."""
+    return amax(x.astype(jnp.float32))
 
 
 def e8m0_scales(
@@ -218,7 +235,7 @@ def _subnormal_nvfp4_scales(
     decode = _in_units(sf * d, product.astype(jnp.int32), 512, tiny)
     encode = jnp.minimum(per_unit / decode, limit)
     own = _lift_where(tiny | (encode > 1 / _TINY))
-    scales = sf.astype(_E4M3.dtype), _tensor_scale(a, tiny, lift, top)
+    scales = sf.astype(jnp.float8_e4m3fn), _tensor_scale(a, tiny, lift, top)
     return Scales(encode * (lift / own), *scales, own)
 
 

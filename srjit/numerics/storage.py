@@ -1,105 +1,130 @@
-"""Quantized arrays as they are kept: arrays of dtypes that all formats of files know.
+"""How the numbers of an element are kept: in a dtype while programs run, in their own bits packed.
 
-The floats of 8 and of 4 bits are not among those (safetensors 0.8 does not load them as NumPy or
-JAX arrays), so their bits are kept as bytes.
+Not every grid is a dtype: ml_dtypes has no E1M2, and its E2M3 is no dtype of JAX. Arrays of such
+numbers have a wider dtype that holds each of them exactly; only packed ones have their own bits.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from srjit.numerics.formats import Element, get_format
-from srjit.numerics.quantization import Quantization, QuantizedArray, cast
-
-Packed = dict[str, jax.Array]
-_BYTES = {"e8m0": jnp.float8_e8m0fnu, "e4m3": jnp.float8_e4m3fn}  # scales that are kept as bytes
+from srjit.numerics.elements import ELEMENTS, Element
 
 
-def pack(q: QuantizedArray) -> Packed:
-    """A quantized array as a dict of plain arrays.
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How the numbers of an element are kept.
 
-    Args:
-      q: what ``encode`` or ``quantize`` returned.
-
-    Returns:
-      ``codes``: int8, bfloat16, or uint8, which are the bits of FP8, or two codes of 4 bits, the
-      first in the low ones; of those there are half as many along the last dimension, rounded up.
-      ``scale``, unless the format has none: float32 (float64 of float64), or uint8, the bits of
-      E4M3 or E8M0. ``tensor_scale``, float32, where there is one.
+    Attributes:
+      element: the grid.
+      dtype: of arrays of its numbers; it has all of them.
+      bits: of a packed number. Fewer than 8 are two's complement, or a sign, exponent and mantissa.
     """
-    fmt = get_format(q.spec.format)
-    parts: Packed = {"codes": _packed_codes(q.codes, fmt.element)}
-    if fmt.scale != "none":
-        parts["scale"] = _as_bytes(q.scale)
-    if q.tensor_scale is not None:
-        parts["tensor_scale"] = q.tensor_scale
-    return parts
+
+    element: Element
+    dtype: Any
+    bits: int
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether NaN is kept; no float of fewer than 8 bits has one (OCP Microscaling v1.0)."""
+        return self.bits >= 8 and not self.element.is_integer
+
+    def cast(self, rounded: jax.Array) -> jax.Array:
+        """Grid values in ``dtype``, exactly; 0 for NaN where there is none."""
+        if not self.has_nan:
+            rounded = jnp.where(jnp.isnan(rounded), jnp.zeros_like(rounded), rounded)
+        return rounded.astype(self.dtype)
+
+    def pack(self, codes: jax.Array) -> jax.Array:
+        """Grid values as an array of a dtype that all formats of files know.
+
+        safetensors 0.8 does not load floats of 8 bits or fewer as NumPy or JAX arrays: their bits
+        are bytes. Numbers of fewer bits share bytes along the last dimension, padded with zeros;
+        the first number has the lowest bits.
+        """
+        if self.bits >= 8:
+            return as_bytes(self.cast(codes))
+        patterns = self._patterns(jnp.where(jnp.isnan(codes), 0, codes).astype(jnp.float32))
+        patterns = patterns.reshape(patterns.shape or (1,))
+        count, missing = self._group, -patterns.shape[-1] % self._group
+        patterns = jnp.pad(patterns, [(0, 0)] * (patterns.ndim - 1) + [(0, missing)])
+        parts = [patterns[..., i::count] << i * self.bits for i in range(count)]
+        word = sum(parts[1:], parts[0])
+        packed = [(word >> 8 * i & 255).astype(jnp.uint8) for i in range(self._group_bytes)]
+        return packed[0] if len(packed) == 1 else _interleaved(packed)
+
+    def unpack(self, packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The codes of ``shape`` that ``pack`` was given, in a dtype that holds them."""
+        if self.bits >= 8:
+            is_narrow = self.dtype.itemsize == 1 and not self.element.is_integer
+            return lax.bitcast_convert_type(packed, self.dtype) if is_narrow else packed
+        size = self._group_bytes
+        parts = [packed[..., i::size].astype(jnp.int32) << 8 * i for i in range(size)]
+        word = sum(parts[1:], parts[0])
+        numbers = _interleaved(
+            [word >> i * self.bits & (1 << self.bits) - 1 for i in range(self._group)]
+        )
+        return self._values(numbers[..., : shape[-1] if shape else 1].reshape(shape))
+
+    @property
+    def _group(self) -> int:
+        """How many numbers fill whole bytes."""
+        return 8 // math.gcd(8, self.bits)
+
+    @property
+    def _group_bytes(self) -> int:
+        return self._group * self.bits // 8
+
+    def _patterns(self, codes: jax.Array) -> jax.Array:
+        """float32 grid values as int32 patterns of ``bits``."""
+        m = self.element.mantissa_bits
+        if m is None:
+            return codes.astype(jnp.int32) & (1 << self.bits) - 1
+        magnitude = jnp.abs(codes)
+        word = lax.bitcast_convert_type(magnitude, jnp.int32)
+        normal = (word >> 23 - m) - (self.element.min_exponent + 126 << m)
+        subnormal = (magnitude * np.float32(1 / self.element.smallest)).astype(jnp.int32)
+        code = jnp.where(magnitude < 2.0**self.element.min_exponent, subnormal, normal)
+        return code | jnp.signbit(codes).astype(jnp.int32) << self.bits - 1
+
+    def _values(self, patterns: jax.Array) -> jax.Array:
+        """The float32 values of int32 patterns; floats have a -0."""
+        m, top = self.element.mantissa_bits, 1 << self.bits - 1
+        if m is None:
+            return ((patterns ^ top) - top).astype(jnp.float32)
+        code = patterns & top - 1
+        word = code + (self.element.min_exponent + 126 << m) << 23 - m
+        normal = lax.bitcast_convert_type(word, jnp.float32)
+        subnormal = code.astype(jnp.float32) * np.float32(self.element.smallest)
+        magnitude = jnp.where(code < 1 << m, subnormal, normal)
+        return jnp.where(patterns >= top, -magnitude, magnitude)
 
 
-def unpack(parts: Packed, spec: Quantization, shape: tuple[int, ...], work: Any) -> QuantizedArray:
-    """The quantized array that ``pack`` was given, with codes in a float dtype.
-
-    Args:
-      parts: what ``pack`` returned.
-      spec: of the quantized array.
-      shape: of its codes.
-      work: the dtype for them, which holds all grids exactly: float32 or float64.
-    """
-    fmt = get_format(spec.format)
-    codes = _unpacked_codes(parts["codes"], fmt.element, shape).astype(jnp.dtype(work))
-    scale = parts.get("scale", jnp.ones((), codes.dtype))
-    if fmt.scale in _BYTES:
-        scale = lax.bitcast_convert_type(scale, _BYTES[fmt.scale])
-    return QuantizedArray(codes, scale, parts.get("tensor_scale"), spec)
+def _interleaved(parts: list[jax.Array]) -> jax.Array:
+    """The first of all parts, the second of all, ... along the last dimension."""
+    stacked = jnp.stack(parts, axis=-1)
+    return stacked.reshape(*stacked.shape[:-2], -1)
 
 
-def _as_bytes(x: jax.Array) -> jax.Array:
+def as_bytes(x: jax.Array) -> jax.Array:
     """x, or if it is of floats of 8 bits, these."""
     is_narrow = x.dtype.itemsize == 1 and jnp.issubdtype(x.dtype, jnp.floating)
     return lax.bitcast_convert_type(x, jnp.uint8) if is_narrow else x
 
 
-def _has_4_bits(element: Element) -> bool:
-    return element.name in ("int4", "float4_e2m1fn")
+def _of_dtype(element: Element) -> Storage:
+    dtype = jnp.dtype(element.name)
+    info = jnp.iinfo(dtype) if element.is_integer else jnp.finfo(dtype)
+    return Storage(element, dtype, info.bits)
 
 
-def _packed_codes(codes: jax.Array, element: Element) -> jax.Array:
-    if not _has_4_bits(element):
-        return _as_bytes(cast(codes, element))
-    nibbles = _nibbles(jnp.where(jnp.isnan(codes), 0, codes).astype(jnp.float32), element)
-    nibbles = nibbles.reshape(nibbles.shape or (1,))
-    if nibbles.shape[-1] % 2:
-        nibbles = jnp.pad(nibbles, [(0, 0)] * (nibbles.ndim - 1) + [(0, 1)])
-    return nibbles[..., ::2] | nibbles[..., 1::2] << 4  # the first in the low bits
-
-
-def _unpacked_codes(codes: jax.Array, element: Element, shape: tuple[int, ...]) -> jax.Array:
-    if not _has_4_bits(element):
-        is_narrow = element.dtype.itemsize == 1 and not element.is_integer
-        return lax.bitcast_convert_type(codes, element.dtype) if is_narrow else codes
-    last = shape[-1] if shape else 1
-    nibbles = jnp.stack([codes & 15, codes >> 4], axis=-1)
-    nibbles = nibbles.reshape(*codes.shape[:-1], 2 * codes.shape[-1])[..., :last]
-    return _values(nibbles.reshape(shape), element)
-
-
-def _nibbles(codes: jax.Array, element: Element) -> jax.Array:
-    """Grid values as their 4 bits: two's complement, or E2M1's sign, exponent and mantissa."""
-    if element.is_integer:
-        return codes.astype(jnp.int32).astype(jnp.uint8) & 15
-    size = jnp.abs(codes)  # 0 0.5 1 1.5 2 3 4 6
-    step = jnp.where(size < 2, 2 * size, jnp.where(size < 4, size + 2, size / 2 + 4))
-    return step.astype(jnp.uint8) | jnp.signbit(codes).astype(jnp.uint8) << 3
-
-
-def _values(nibbles: jax.Array, element: Element) -> jax.Array:
-    """The float32 values of 4 bits each; -0 is one of E2M1's."""
-    if element.is_integer:
-        return ((nibbles ^ 8).astype(jnp.int32) - 8).astype(jnp.float32)
-    step = (nibbles & 7).astype(jnp.float32)
-    size = jnp.where(step < 4, step / 2, jnp.where(step < 6, step - 2, 2 * step - 8))
-    return jnp.where(nibbles > 7, -size, size)
+# Of the elements that are dtypes, by the dtypes' names.
+STORAGES: dict[str, Storage] = {name: _of_dtype(element) for name, element in ELEMENTS.items()}

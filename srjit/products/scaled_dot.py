@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.numerics.quantization import aligned
+from srjit.numerics.blocks import aligned
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
 from srjit.products.scaled_values import ScaledValues

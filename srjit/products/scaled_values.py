@@ -7,18 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from srjit.numerics.arrays import QuantizedArray
+from srjit.numerics.blocks import spread_blocks
+from srjit.numerics.encode import encoded, prepared
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import (
-    Quantization,
-    QuantizedArray,
-    as_float_scale,
-    blocked_dims,
-    encoded,
-    prepared,
-    spread_blocks,
-    tensor_amax,
-)
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.scale_layouts import NO_SCALES
+from srjit.numerics.scaling import tensor_amax
 
 
 @jax.tree_util.register_dataclass
@@ -49,9 +45,7 @@ class ScaledValues:
         """The values with block scales multiplied in; bfloat16 if they are beside them."""
         if self.blocks is None:
             return self.values
-        shape = self.values.shape
-        scale = as_float_scale(self.blocks, jnp.dtype(jnp.float32))
-        scale = spread_blocks(scale, self.spec, shape, blocked_dims(self.spec, shape))
+        scale = _spread(self.blocks, self.spec, self.values.shape, jnp.dtype(jnp.float32))
         return (self.values.astype(jnp.float32) * scale).astype(jnp.bfloat16)
 
     @property
@@ -84,12 +78,13 @@ def emulated(
         values = prepared(x, spec)
         seen = tensor_amax(values) if spec.scaling == "delayed" else None
         return ScaledValues(values, None, spec, seen=seen)
-    codes, scales, view = encoded(x, spec, key, before, rng, subnormal=False)
+    codes, scales, view = encoded(x, spec, key, before=before, rng=rng, subnormal=False)
+    layout = get_format(spec.format).scales
     if not spec.is_blocked:
-        left = None if get_format(spec.format).scale == "none" else scales.scale
+        left = None if layout is NO_SCALES else scales.scale
         seen = None if spec.scaling != "delayed" else scales.amax
         return ScaledValues(view.merge(codes), left, spec, seen=seen)
-    values = codes * view.spread(as_float_scale(scales.scale, codes.dtype))
+    values = codes * view.spread(layout.as_float(scales.scale, codes.dtype))
     return ScaledValues(view.merge(values), scales.tensor_scale, spec)
 
 
@@ -107,10 +102,16 @@ def as_held(q: QuantizedArray, like: ScaledValues) -> ScaledValues:
     if like.blocks is not None:
         scale, blocks = q.tensor_scale, q.scale
     elif q.spec.is_blocked:
-        own = as_float_scale(q.scale, values.dtype)
-        shape = values.shape
-        values = values * spread_blocks(own, q.spec, shape, blocked_dims(q.spec, shape))
+        values = values * _spread(q.scale, q.spec, values.shape, values.dtype)
         scale = q.tensor_scale
-    elif get_format(q.spec.format).scale == "none":
+    elif get_format(q.spec.format).scales is NO_SCALES:
         scale = None
     return ScaledValues(values.astype(like.values.dtype), scale, q.spec, blocks=blocks)
+
+
+def _spread(
+    scale: jax.Array, spec: Quantization, shape: tuple[int, ...], dtype: jnp.dtype
+) -> jax.Array:
+    """Scales of blocks as floats, one for every element."""
+    scale = get_format(spec.format).scales.as_float(scale, dtype)
+    return spread_blocks(scale, spec.block_size, shape, spec.blocked_dims(shape))

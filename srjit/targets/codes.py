@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from srjit.numerics.formats import Element
+from srjit.numerics.elements import Element
 
 _TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
 

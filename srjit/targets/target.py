@@ -203,8 +203,9 @@ class Target:
         fmt = get_format(spec.format)
         if work == jnp.float64 or spec.rounding == "none":
             return work
-        if spec.is_blocked:  # element times block scale: 8 significant bits at most, or float32
-            return jnp.dtype(jnp.float32) if fmt.scale == "float32" else jnp.dtype(jnp.bfloat16)
+        if spec.is_blocked:  # element times block scale
+            bits = fmt.element.significant_bits + fmt.scales.significant_bits
+            return jnp.dtype(jnp.bfloat16 if bits <= 8 else jnp.float32)
         if fmt.element.is_integer:
             return jnp.dtype(jnp.int8 if in_loop else self.integers)
-        return fmt.element.dtype
+        return fmt.storage.dtype

@@ -16,8 +16,8 @@ from jax.experimental import io_callback
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import srjit
-from srjit.numerics.quantization import QuantizedArray, encode
-from srjit.numerics.storage import pack, unpack
+from srjit.numerics.arrays import QuantizedArray, pack, unpack
+from srjit.numerics.encode import encode
 
 KEY = jax.random.key(5)
 X = jax.random.normal(jax.random.key(6), (4, 32))

@@ -9,7 +9,7 @@ import pytest
 
 import srjit
 from srjit.diagnostics.verify.capture import Capture
-from srjit.numerics.quantization import encode
+from srjit.numerics.encode import encode
 
 W = jax.random.normal(jax.random.key(0), (3, 32, 32)) / 6
 X = jax.random.normal(jax.random.key(1), (24, 32))

@@ -14,7 +14,7 @@ import pytest
 
 from srjit import Certificate, Quantization, recipes, srjit, stochastic_round, targets
 from srjit.jaxprs import frame
-from srjit.numerics import quantization, random_bits, rounding
+from srjit.numerics import random_bits, rounding, scale_layouts
 from srjit.targets import operand as operands
 
 X = jax.random.normal(jax.random.key(0), (64, 48))
@@ -142,7 +142,7 @@ def test_noise_that_a_row_shares_is_found(planted: Callable[..., None]):
         column = random_bits.random_bits(key, like[..., :1], rng)
         return jnp.broadcast_to(column, like.shape)
 
-    planted(quantization.random_bits, "random_bits", _swapped(shared))
+    planted(random_bits, "random_bits", _swapped(shared))
     certificate = verified_alone("int8")
     assert "neighbouring elements share noise" in certificate.verdict
     assert "dimension -1" in certificate.verdict
@@ -188,7 +188,7 @@ def test_a_bias_of_subnormal_numbers_is_found(planted: Callable[..., None]):
         small = jnp.abs(y) < 2.0**element.min_exponent
         return jnp.where(small, original(y, element), original(y, element, bits))
 
-    planted(quantization, "round_to_grid", biased)
+    planted(scale_layouts, "round_to_grid", biased)
     certificate = verified_alone("nvfp4-unbiased")
     assert "biased by" in certificate.verdict and "subnormal" in certificate.verdict
     failed = [t.where for t in certificate.operands[0].tests if not t.passed]
@@ -199,7 +199,7 @@ def test_a_bias_of_subnormal_numbers_is_found(planted: Callable[..., None]):
 def test_a_float_format_that_ignores_the_noise_is_found(planted: Callable[..., None], recipe: str):
     original = rounding.round_to_grid
     nearest = lambda y, element, bits=None: original(y, element)  # noqa: E731
-    planted(quantization, "round_to_grid", nearest)
+    planted(scale_layouts, "round_to_grid", nearest)
     certificate = verified_alone(recipe)
     assert "the noise is ignored" in certificate.verdict
 

@@ -11,7 +11,7 @@ import pytest
 
 from srjit import Quantization, quantize, stochastic_round, verify_function
 from srjit.diagnostics.verify.residuals import SAMPLE, TINY, Grid
-from srjit.numerics.formats import ELEMENTS
+from srjit.numerics.elements import ELEMENTS
 
 X = jax.random.normal(jax.random.key(0), (64, 128)).at[0, 0].set(5.0)
 
@@ -109,7 +109,7 @@ def test_our_int8_of_the_same_tensor_is_right():
 @pytest.mark.parametrize("dtype", sorted(ELEMENTS))
 def test_a_step_leads_from_one_value_of_the_grid_to_the_next(dtype: str):
     element = ELEMENTS[dtype]
-    up = jnp.arange(1, 128) if element.is_integer else _positive_values(element.dtype)
+    up = jnp.arange(1, 128) if element.is_integer else _positive_values(jnp.dtype(dtype))
     values = np.asarray(up, np.float64)
     values = values[values <= element.max]
     between = values[:-1] + 0.25 * np.diff(values)

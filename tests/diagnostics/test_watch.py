@@ -101,7 +101,7 @@ def test_the_smallest_of_an_element_is_what_its_dtype_has(name):
     if element.is_integer:
         assert element.smallest == 1
     else:
-        assert element.smallest == float(jnp.finfo(element.dtype).smallest_subnormal)
+        assert element.smallest == float(jnp.finfo(element.name).smallest_subnormal)
 
 
 def test_large_operands_are_sampled_by_whole_rows():

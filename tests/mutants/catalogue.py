@@ -30,7 +30,7 @@ class Mutant:
 ROUNDING = "srjit.numerics.rounding"
 SCALING = "srjit.numerics.scaling"
 BITS = "srjit.numerics.random_bits"
-QUANTIZATION = "srjit.numerics.quantization"
+LAYOUTS = "srjit.numerics.scale_layouts"
 
 NEAREST = "numerics/test_nearest_rounding.py::"
 STOCHASTIC = "numerics/test_stochastic_rounding.py::"
@@ -169,7 +169,7 @@ MUTANTS: dict[str, Mutant] = {
         killed_by=(SCALES + "test_nvfp4_scales_are_exact_beside_ties",),
     ),
     "four over six takes the worse": Mutant(
-        module=QUANTIZATION,
+        module=LAYOUTS,
         old="better = error_four < error_six",
         new="better = error_four > error_six",
         killed_by=(SCALES + "test_four_over_six_takes_the_better_of_two_scales[gaussian-block]",),
@@ -210,7 +210,7 @@ MUTANTS: dict[str, Mutant] = {
         killed_by=(SCALES + "test_mx_is_what_the_ocp_specifies[mxfp8-gaussian-standard-block]",),
     ),
     "a static scale hides NaN": Mutant(
-        module=QUANTIZATION,
+        module=SCALING,
         old="visible = jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)",
         new="visible = scales.scale",
         killed_by=(VISIBILITY + "test_static_scales_do_not_hide_what_is_not_finite[int8-nan]",),
@@ -311,14 +311,14 @@ MUTANTS: dict[str, Mutant] = {
         killed_by=(SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
     ),
     "eden with its scales rounded to nearest": Mutant(
-        module=QUANTIZATION,
-        old="bits = None if key is None else random_bits.random_bits(key, sf, rng)",
+        module=LAYOUTS,
+        old="bits = how.draw(sf)",
         new="bits = None",
         killed_by=(SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
     ),
     "eden's blocks are corrected one by one": Mutant(
-        module=QUANTIZATION,
-        old="return view.over_groups(per_block, _EDEN_ROTATION // view.block)",
+        module=LAYOUTS,
+        old="return view.over_groups(per_block, EDEN_ROTATION // view.block)",
         new="return per_block",
         killed_by=(SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
     ),
@@ -339,7 +339,7 @@ MUTANTS: dict[str, Mutant] = {
     # Write-backs
     "write-backs are rounded to nearest": Mutant(
         module="srjit.jaxprs.rounding",
-        old="return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, element, rng))",
+        old="return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, storage, rng))",
         new="return nearest",
         killed_by=(
             WRITTEN + "test_small_updates_accumulate_that_nearest_rounding_loses[1.0-1000]",

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srjit.numerics.formats import ELEMENTS, FORMATS, get_element, get_format
-from srjit.numerics.quantization import Quantization, quantize, stochastic_round
+from srjit.numerics.elements import ELEMENTS
+from srjit.numerics.encode import quantize, stochastic_round
+from srjit.numerics.formats import FORMATS, get_format, get_storage
+from srjit.numerics.quantization import Quantization
 
 X = jnp.ones((4, 32))
 NEAREST = Quantization(format="int8")
@@ -52,8 +54,8 @@ def test_an_unknown_dtype_lists_the_nearest(dtype: object, nearest: str):
 
 @pytest.mark.parametrize("name", [*ELEMENTS, *FORMATS])
 def test_known_names_and_dtypes_are_found(name: str):
-    element = get_element(name)
-    assert get_element(element.dtype) is element
+    storage = get_storage(name)
+    assert get_storage(storage.dtype) is storage
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64, jnp.uint8])

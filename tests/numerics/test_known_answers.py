@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from oracles.grids import GRIDS
-from srjit.numerics.quantization import stochastic_round
+from srjit.numerics.encode import stochastic_round
 
 FALSE_ALARM = 1e-6
 RUNS = 128

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oracles.grids import GRIDS
-from srjit.numerics.formats import ELEMENTS
+from srjit.numerics.elements import ELEMENTS
 from srjit.numerics.rounding import round_to_grid
 
 from .support import SMALL_FLOATS, assert_same_bits, every_16_bit_float

@@ -11,8 +11,9 @@ from scipy import stats
 
 from oracles import noise as oracle
 from srjit.numerics import random_bits
+from srjit.numerics.encode import quantize, stochastic_round
 from srjit.numerics.formats import FORMATS
-from srjit.numerics.quantization import Quantization, quantize, stochastic_round
+from srjit.numerics.quantization import Quantization
 
 from . import battery, streams
 

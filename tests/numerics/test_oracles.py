@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from oracles.grids import GRIDS, nearest_by_formula
-from srjit.numerics.formats import ELEMENTS
+from srjit.numerics.elements import ELEMENTS
 
 from .support import SMALL_FLOATS, every_16_bit_float
 

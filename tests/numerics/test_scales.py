@@ -12,8 +12,12 @@ from oracles import noise
 from oracles import scales as oracle
 from oracles.grids import GRIDS
 from srjit.numerics import hadamard, scaling
-from srjit.numerics.formats import ELEMENTS, FORMATS
-from srjit.numerics.quantization import Quantization, QuantizedArray, dequantize, quantize
+from srjit.numerics.arrays import QuantizedArray, dequantize
+from srjit.numerics.elements import ELEMENTS
+from srjit.numerics.encode import quantize
+from srjit.numerics.formats import FORMATS
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.scale_layouts import E8M0, FLOAT32, NVFP4
 from srjit.products.scaled_values import emulated
 
 from .support import assert_same_bits
@@ -275,7 +279,7 @@ def test_without_care_for_subnormals_nvfp4_scales_are_exact_from_2_to_the_minus_
     assert_same_bits(np.asarray(ours.tensor_scale), tensor_scale)
 
 
-MX = [f.name for f in FORMATS.values() if f.scale == "e8m0"]
+MX = [f.name for f in FORMATS.values() if f.scales is E8M0]
 
 
 # Where the scale, then the elements, begin to be subnormal, and where it is the largest.
@@ -319,7 +323,7 @@ def test_mx_up_never_clips_and_is_the_smallest_such_scale(name: str):
     assert np.all((block_largest <= largest) & (block_largest > largest / 2))
 
 
-FLOAT_SCALED = [f.name for f in FORMATS.values() if f.scale == "float32"]
+FLOAT_SCALED = [f.name for f in FORMATS.values() if f.scales is FLOAT32]
 AMAX = {
     "tensor": lambda x: np.abs(x).max(),
     "channel": lambda x: np.abs(x).max(-1, keepdims=True),
@@ -369,9 +373,9 @@ def test_bf16_rounds_and_has_no_scale():
 def expected(x: np.ndarray, name: str, granularity: str | None = None) -> oracle.Quantized:
     fmt = FORMATS[name]
     square = granularity == "square"
-    if fmt.scale == "e4m3":
+    if fmt.scales is NVFP4:
         return oracle.nvfp4(x, square=square)
-    if fmt.scale == "e8m0":
+    if fmt.scales is E8M0:
         return oracle.mx(x, fmt.element.name, square=square)
     amax = AMAX[granularity or fmt.granularity](x)
     return oracle.float_scaled(x, fmt.element.name, amax, block=32)
@@ -448,7 +452,7 @@ def test_any_block_size_will_do(name: str, block: int):
     x = np.random.default_rng(6).standard_normal((5, 66)).astype(np.float32)
     q = jitted(x, format=name, granularity="block", block=block)
     element = FORMATS[name].element.name
-    if FORMATS[name].scale == "e8m0":
+    if FORMATS[name].scales is E8M0:
         assert_equal(q, oracle.mx(x, element, block=block))
     else:
         amax = oracle.block_amax(x, block)

@@ -8,23 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from srjit.numerics.arrays import dequantize
+from srjit.numerics.encode import quantize
 from srjit.numerics.formats import FORMATS
-from srjit.numerics.quantization import Quantization, dequantize, quantize
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.scale_layouts import FLOAT32, NVFP4
 from srjit.products.scaled_values import emulated
 
-GRANULARITIES = {
-    "none": ["tensor"],
-    "float32": ["tensor", "channel", "block", "square"],
-    "e8m0": ["block", "square"],
-    "e4m3": ["block", "square"],
-}
-LAYOUTS = [(f.name, g) for f in FORMATS.values() for g in GRANULARITIES[f.scale]]
+LAYOUTS = [(f.name, g) for f in FORMATS.values() for g in f.scales.granularities]
 SEPARATE = [
     (name, granularity)
     for name, granularity in LAYOUTS
-    if granularity in ("channel", "block") and FORMATS[name].scale != "e4m3"
+    if granularity in ("channel", "block") and FORMATS[name].scales is not NVFP4
 ]
-STATIC = [f.name for f in FORMATS.values() if f.scale == "float32"]
+STATIC = [f.name for f in FORMATS.values() if f.scales is FLOAT32]
 BAD = [math.nan, math.inf, -math.inf]
 SHAPE = (34, 50)
 GAUSSIAN = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
@@ -112,7 +109,7 @@ def test_every_shape_is_quantized(name: str, granularity: str, shape: tuple[int,
     spec = Quantization(format=name, granularity=granularity, rounding="stochastic")
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     q = jax.eval_shape(lambda x: quantize(x, spec, 1), x)
-    assert (q.codes.shape, q.codes.dtype) == (shape, FORMATS[name].element.dtype)
+    assert (q.codes.shape, q.codes.dtype) == (shape, FORMATS[name].storage.dtype)
     assert jax.eval_shape(dequantize, q).shape == shape
 
 

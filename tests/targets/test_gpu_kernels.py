@@ -12,9 +12,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from srjit import srjit, targets
-from srjit.numerics import quantization, random_bits
+from srjit.numerics import random_bits
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
+from srjit.numerics.scale_layouts import Request, on_grid
 from srjit.targets.gpu import kernels as gpu_kernels
 from srjit.targets.gpu import matrices as gpu_quantize
 from srjit.targets.gpu import ptx
@@ -186,15 +187,16 @@ def test_an_instruction_takes_a_word_of_four_values(format, axis):
     )
     field = np.take_along_axis(fields, at[None], 0)[0]
     code = ptx.signed(y, ptx.carried_code(y, jnp.asarray(field), element), element)
-    number = np.asarray(code).astype(np.uint8).view(element.dtype)
+    number = np.asarray(code).astype(np.uint8).view(jnp.dtype(element.name))
     np.testing.assert_array_equal(np.float32(got.values), np.float32(number))
 
 
 def scaled(x, spec):
-    view = quantization.BlockView.of(x.shape, spec, spec.axes(x.ndim))
+    view, fmt = spec.view(x.shape), get_format(spec.format)
     blocks = view.split(x)
-    scales = quantization._scales(blocks, view, spec, get_format(spec.format), None, False)
-    return view.merge(quantization._encoded(blocks, view, scales))
+    how = Request(view, fmt.element, spec.scale_rounding, None, lambda like: None, False)
+    scales = fmt.scales.scales(blocks, how)
+    return view.merge(on_grid(blocks, view, scales))
 
 
 # ------------------------------------------------------------------------------- several at once

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srjit.numerics.formats import ELEMENTS
+from srjit.numerics.elements import ELEMENTS
 from srjit.targets.codes import float_code
 from srjit.targets.gpu import ptx
 
@@ -133,7 +133,7 @@ def test_nearest_is_the_cast_of_the_dtype(name):
     y = np.concatenate([inputs(element), (grid[1:] + grid[:-1]) / 2]).astype(np.float32)
     y = y[y <= element.max]
     np.testing.assert_array_equal(
-        float_code(jnp.asarray(y), element, None), y.astype(element.dtype).view(np.uint8)
+        float_code(jnp.asarray(y), element, None), y.astype(jnp.dtype(element.name)).view(np.uint8)
     )
 
 

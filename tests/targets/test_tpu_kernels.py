@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from srjit.numerics import random_bits, rounding, scaling
-from srjit.numerics.formats import ELEMENTS
+from srjit.numerics.elements import ELEMENTS
 from srjit.targets.tpu import kernels
 
 KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))

@@ -18,7 +18,7 @@ from srjit.diagnostics.verify.certificate import Certificate, OperandCertificate
 from srjit.diagnostics.verify.residuals import SATURATED, Grid, Residuals, draw_residuals
 from srjit.diagnostics.verify.statistics import FALSE_ALARM, Signed, Test, probability_of_no_change
 from srjit.jaxprs.observation import Rounding
-from srjit.numerics.formats import get_element
+from srjit.numerics.formats import get_storage
 from srjit.numerics.random_bits import as_key
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.recipes import Recipe
@@ -147,7 +147,7 @@ def _redrawn(rounding: Rounding, label: Label, captured: Captured) -> tuple[Resi
     x = jnp.asarray(captured.operand)
     before = None if captured.before is None else jnp.asarray(captured.before)
     expected, scale = jax.jit(rounding.unrounded)(x, before)
-    grid = Grid.of(expected, scale, get_element(label.format))
+    grid = Grid.of(expected, scale, get_storage(label.format).element)
     words = np.array([captured.keys[step] for step in sorted(captured.keys)], np.uint32)
     told = jnp.isfinite(expected) & jnp.isfinite(scale)
     finite = float(jnp.mean(told, dtype=jnp.float32))
@@ -328,7 +328,10 @@ def verify_function(
     if dtype is None:
         grid, name = Grid.of_steps(expected, step), "steps"
     else:
-        grid, name = Grid.of(expected, scale, get_element(dtype)), get_element(dtype).name
+        grid, name = (
+            Grid.of(expected, scale, get_storage(dtype).element),
+            get_storage(dtype).element.name,
+        )
     base = jax.random.wrap_key_data(jnp.stack(as_key(key)), impl="threefry2x32")
     _check(jax.eval_shape(draw, base), expected, scale if step is None else step)
     residuals = draw_residuals(draw, jax.random.split(base, draws), grid)

@@ -17,7 +17,7 @@ from jax import lax
 
 from srjit.diagnostics.verify.averages import Averages, Error, checkpoints
 from srjit.diagnostics.verify.statistics import Signed
-from srjit.numerics.formats import Element
+from srjit.numerics.elements import Element
 from srjit.numerics.random_bits import row_stride
 
 SAMPLE = 2**16  # elements, and pairs of neighbours along each dimension, of larger tensors

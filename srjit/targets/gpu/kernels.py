@@ -22,15 +22,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from srjit.numerics import hadamard, random_bits, scaling
-from srjit.numerics.formats import ELEMENTS, get_format
+from srjit.numerics.elements import ELEMENTS
+from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.scaling import ScaleRounding
+from srjit.numerics.scale_layouts import E8M0, FLOAT32, NVFP4, ScaleLayout
 from srjit.targets.codes import float_code, word_of
 from srjit.targets.gpu.ptx import MODEL, PTX, SHARING, Conversion, Machine, packed, signed
 
 TILE = 128, 64  # elements of every program; 16 KB of bfloat16, 64 elements a thread
 _WARPS = 4
 _FLT_MAX = np.float32(np.finfo(np.float32).max)
+# The dtypes in which kernels write the scales of blocks.
+_WRITTEN: dict[ScaleLayout, Any] = {E8M0: jnp.uint8, NVFP4: jnp.float8_e4m3fn}
 _E4M3 = ELEMENTS["float8_e4m3fn"]
 _BF16 = ELEMENTS["bfloat16"]
 
@@ -66,9 +69,14 @@ class Task:
         return Conversion(get_format(self.spec.format).element, ELEMENTS[self.carrier])
 
     @property
-    def scale(self) -> str:
-        """What scales are: as of a Format."""
-        return get_format(self.spec.format).scale
+    def scales(self) -> ScaleLayout:
+        """What scales are."""
+        return get_format(self.spec.format).scales
+
+    @property
+    def has_tensor_scale(self) -> bool:
+        """Whether a float32 scale of the tensor is written."""
+        return self.scales.has_tensor_scale or not self.spec.is_blocked
 
     @property
     def name(self) -> str:
@@ -89,9 +97,8 @@ class Task:
         if self.spec.shared == "square":
             blocks = tuple(-(-n // self.block) for n in shape)
         if self.spec.is_blocked:
-            dtype = jnp.float8_e4m3fn if self.scale == "e4m3" else jnp.uint8
-            found.append(((math.prod(blocks),), dtype))
-        if self.scale != "e8m0":
+            found.append(((math.prod(blocks),), _WRITTEN[self.scales]))
+        if self.has_tensor_scale:
             found.append(((1,), jnp.float32))
         return [jax.ShapeDtypeStruct(s, d) for s, d in found]
 
@@ -446,31 +453,28 @@ def _scales(
     task: Task, largest: jax.Array | None, amax: jax.Array | None, machine: Machine
 ) -> _Scales:
     """As ``numerics.scaling``, with nothing but what keeps NaN, and what all compilers have."""
-    rounding = task.spec.scale_rounding
-    element = task.conversion.element
-    if task.scale == "e8m0":
-        assert largest is not None
-        block = lax.bitcast_convert_type(largest, jnp.float32)
-        exponent, code = scaling.e8m0_codes(block, element, rounding, subnormal=False)
-        encode = lax.bitcast_convert_type(254 - exponent << 23, jnp.float32)
-        return _Scales(encode, code.astype(jnp.uint8))
-    assert amax is not None
-    a = lax.bitcast_convert_type(jnp.full((1, 1), amax), jnp.float32)
-    if task.scale == "float32":
-        most = jnp.full_like(a, element.max)
-        quotient, inverse = machine.divide(a, most), machine.divide(most, a)
-        encode = jnp.where(inverse > 2.0**126, jnp.float32(2.0**126), inverse)
-        scale = jnp.where(quotient < 2.0**-126, jnp.float32(2.0**-126), quotient)
-        one = jnp.ones_like(a)
-        return _Scales(jnp.where(a == 0, one, encode), None, jnp.where(a == 0, one, scale))
-    assert largest is not None
-    block = lax.bitcast_convert_type(largest, jnp.float32)
-    return _nvfp4_scales(block, a, rounding, machine)
+    block = None if largest is None else lax.bitcast_convert_type(largest, jnp.float32)
+    tensor = None if amax is None else lax.bitcast_convert_type(jnp.full((1, 1), amax), jnp.float32)
+    return _SCALES[task.scales](task, block, tensor, machine)
 
 
-def _nvfp4_scales(
-    block: jax.Array, a: jax.Array, rounding: ScaleRounding, machine: Machine
-) -> _Scales:
+def _e8m0_scales(task: Task, block: Any, a: Any, machine: Machine) -> _Scales:
+    element, rounding = task.conversion.element, task.spec.scale_rounding
+    exponent, code = scaling.e8m0_codes(block, element, rounding, subnormal=False)
+    encode = lax.bitcast_convert_type(254 - exponent << 23, jnp.float32)
+    return _Scales(encode, code.astype(jnp.uint8))
+
+
+def _float_scales(task: Task, block: Any, a: Any, machine: Machine) -> _Scales:
+    most = jnp.full_like(a, task.conversion.element.max)
+    quotient, inverse = machine.divide(a, most), machine.divide(most, a)
+    encode = jnp.where(inverse > 2.0**126, jnp.float32(2.0**126), inverse)
+    scale = jnp.where(quotient < 2.0**-126, jnp.float32(2.0**-126), quotient)
+    one = jnp.ones_like(a)
+    return _Scales(jnp.where(a == 0, one, encode), None, jnp.where(a == 0, one, scale))
+
+
+def _nvfp4_scales(task: Task, block: Any, a: Any, machine: Machine) -> _Scales:
     """``scaling.nvfp4_scales``, which says what this is, without subnormal numbers."""
     top, one = jnp.full_like(a, 2688), jnp.ones_like(block)
     tensor = machine.divide(a, top)
@@ -480,11 +484,18 @@ def _nvfp4_scales(
     target = block * (s * np.float32(1 / 6))
     target = jnp.where(target > _E4M3.max, jnp.float32(_E4M3.max), target)
     sf = machine.narrow(target, _E4M3)
-    if rounding == "up":
+    if task.spec.scale_rounding == "up":
         sf = jnp.where(sf < target, scaling.next_up(sf), sf)
     encode = machine.divide(one, sf * machine.divide(jnp.ones_like(a), s))
     encode = jnp.where(encode > _FLT_MAX, _FLT_MAX, encode)
     return _Scales(encode, sf.astype(jnp.float8_e4m3fn), tensor)
+
+
+_SCALES: dict[ScaleLayout, Callable[..., _Scales]] = {
+    E8M0: _e8m0_scales,
+    FLOAT32: _float_scales,
+    NVFP4: _nvfp4_scales,
+}
 
 
 # -------------------------------------------------------------------------------- codes and storing

@@ -21,7 +21,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit.numerics import hadamard, random_bits
-from srjit.numerics.quantization import Quantization, blocked_dims
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.products.scaled_values import ScaledValues
 from srjit.targets.gpu.kernels import Places, Task, amax_matrix, quantize_matrix
@@ -105,9 +105,9 @@ class _Written:
         few = [-(-n // block) if d in blocked else n for d, n in enumerate(shape)]
         found = [jax.ShapeDtypeStruct([whole[d] for d in self.order], self.task.carrier)]
         if self.task.spec.is_blocked:
-            dtype = "float8_e4m3fn" if self.task.scale == "e4m3" else "float8_e8m0fnu"
+            dtype = self.task.scales.dtype
             found.append(jax.ShapeDtypeStruct([few[d] for d in self._scales_order], dtype))
-        if self.task.scale != "e8m0":
+        if self.task.has_tensor_scale:
             found.append(jax.ShapeDtypeStruct((), "float32"))
         return found
 
@@ -144,7 +144,7 @@ def fits(x: Any, want: Want) -> bool:
     if spec.shared == "square":
         last_two = (len(shape) - 2, len(shape) - 1)
         is_matrix = len(shape) == 2 or (len(shape) > 2 and shape[-2] % spec.block_size == 0)
-        return is_matrix and not spec.hadamard and blocked_dims(spec, shape) == last_two
+        return is_matrix and not spec.hadamard and spec.blocked_dims(shape) == last_two
     if spec.shared == "tensor" and spec.hadamard:
         return False
     (written,) = _written(want, shape)
@@ -196,7 +196,7 @@ def quantize_by_kernels(
     for split in sorted({w.split for w in flat}):
         chosen = [i for i, w in enumerate(flat) if w.split == split]
         some = tuple(flat[i] for i in chosen)
-        scalars = [amaxes[w] for w in some if w.task.scale != "e8m0"]
+        scalars = [amaxes[w] for w in some if w.task.has_tensor_scale]
         scalars += [word for i in chosen for word in keys[i] or ()]
         found = iter(_quantize_call(some, x.shape, interpret)(x, *scalars))
         for i, w in zip(chosen, some, strict=True):
@@ -222,7 +222,7 @@ def _amaxes(
     written: Sequence[_Written], x: jax.Array, interpret: bool
 ) -> dict[_Written, jax.Array]:
     """For what has scales of the tensor: bits of its amax, each kind of it found once."""
-    needed = [w for w in written if w.task.scale != "e8m0"]
+    needed = [w for w in written if w.task.has_tensor_scale]
     # The plain one is the same however the tensor is seen.
     places = {w.kind: w.split for w in sorted(needed, key=lambda w: w.split)}
     groups = {(w.kind, places[w.kind] if w.kind == "plain" else w.split) for w in needed}
@@ -286,7 +286,7 @@ def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...], interp
 
     def run(origins: Sequence[jax.Array], x: jax.Array, *scalars: jax.Array) -> list[jax.Array]:
         given = iter(scalars)
-        amaxes = [next(given) if w.task.scale != "e8m0" else None for w in written]
+        amaxes = [next(given) if w.task.has_tensor_scale else None for w in written]
         stochastic = [w.task.spec.rounding == "stochastic" for w in written]
         keys = [(next(given), next(given)) if drawn else None for drawn in stochastic]
         places = [Places.of(x.shape, w.counted(shape), split) for w in written]
@@ -395,7 +395,7 @@ def _rule(
                 for d in few
             ]
             results.append(" ".join(scales) if few else "")
-    scalars = sum(w.task.scale != "e8m0" for w in written)
+    scalars = sum(w.task.has_tensor_scale for w in written)
     scalars += 2 * sum(w.task.spec.rounding == "stochastic" for w in written)
     left = ", ".join([" ".join(dims.values()), *[""] * scalars])
     return f"{left} -> {', '.join(results)}", sizes

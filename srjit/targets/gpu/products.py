@@ -21,9 +21,9 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit import _compat
+from srjit.numerics.blocks import pad_to_multiple, spread_blocks
 from srjit.numerics.formats import get_format
-from srjit.numerics.hadamard import pad_to_multiple
-from srjit.numerics.quantization import Quantization, blocked_dims, spread_blocks
+from srjit.numerics.quantization import Quantization
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
 from srjit.products.scaled_dot import Operand, multiply_values, values_of
@@ -191,8 +191,8 @@ def _as_matrices(
     order = [labels.index(d) for group in groups for d in group]
     last = order[-1]
     shape, spec = operand.values.shape, operand.spec
-    along_rows = [d for d in blocked_dims(spec, shape) if d != last]
-    scales = spread_blocks(operand.blocks, spec, shape, along_rows)
+    along_rows = [d for d in spec.blocked_dims(shape) if d != last]
+    scales = spread_blocks(operand.blocks, spec.block_size, shape, along_rows)
     codes = operand.values
     if operand.turned is not None and order == [len(shape) - 1, *range(len(shape) - 1)]:
         codes = jnp.moveaxis(operand.turned, 0, -1)  # and back, below: no copy of a copy
@@ -218,7 +218,7 @@ def is_native(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> bool:
     lhs, rhs = (_HLO.get(_carrier(gpu, q), "") for q in specs if q)
     is_blocked = [q.is_blocked for q in specs if q]
     if any(is_blocked):
-        scales = {get_format(q.format).scale for q in specs if q}
+        scales = {get_format(q.format).scales for q in specs if q}
         same = all(is_blocked) and len(scales) == 1 and bool(product.contracting(0))
         return same and (gpu.rate(lhs, rhs) or 0) > FASTER
     # A product with a vector is none of a matrix unit's.
@@ -252,7 +252,7 @@ def turns(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> tuple[boo
 def _carrier(gpu: Gpu, spec: Quantization) -> str:
     """The dtype of an operand's codes, as a product reads them."""
     if not spec.is_blocked:
-        return get_format(spec.format).element.name
+        return get_format(spec.format).storage.dtype.name
     return BLOCK_SCALED[spec.format].name if takes_blocks(gpu, spec) else "bfloat16"
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
-from srjit.numerics.formats import ELEMENTS, Element
+from srjit.numerics.elements import ELEMENTS, Element
 from srjit.numerics.rounding import round_to_grid
 from srjit.targets.codes import float_code, word_of
 
@@ -102,7 +102,7 @@ def _divide(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _narrow(x: jax.Array, element: Element) -> jax.Array:
-    return x.astype(element.dtype).astype(jnp.float32)  # two instructions: Triton keeps both
+    return x.astype(element.name).astype(jnp.float32)  # two instructions: Triton keeps both
 
 
 def _convert_nearest(values: Sequence[jax.Array], conversion: Conversion) -> jax.Array:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from srjit import _compat
+from srjit.numerics.encode import encode
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import Quantization, cast, encode
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.products.scaled_values import ScaledValues, emulated
@@ -135,11 +136,10 @@ def _quantize_plainly(
 ) -> ScaledValues:
     """The same in plain operations."""
     spec, key = want.spec, (words[0], words[1]) if words else None
-    element = get_format(spec.format).element
     if not spec.is_blocked:
         made = emulated(x, spec, key, before=before, rng=rng)
         return dataclasses.replace(made, values=made.values.astype(want.carrier))
     q = encode(x, spec, key, rng=rng, subnormal=False)
-    codes = cast(q.codes, element).astype(want.carrier)
+    codes = get_format(spec.format).storage.cast(q.codes).astype(want.carrier)
     turned = codes.T if want.can_turn(x.shape) else None
     return ScaledValues(codes, q.tensor_scale, spec, turned, q.scale)

@@ -20,9 +20,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from srjit.numerics import random_bits, rounding, scaling
-from srjit.numerics.formats import Element
-from srjit.numerics.quantization import tensor_amax
+from srjit.numerics.elements import Element
 from srjit.numerics.random_bits import Key
+from srjit.numerics.scaling import tensor_amax
 from srjit.targets.codes import float_code, word_of
 from srjit.targets.kernel_call import kernel_call
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import Quantization, tensor_amax, tensor_scales
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
-from srjit.numerics.scaling import float_scales
+from srjit.numerics.scaling import float_scales, tensor_amax, tensor_scales
 from srjit.products.scaled_values import ScaledValues, emulated
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.target import WITHOUT_HISTORY
