@@ -63,6 +63,7 @@ def provenance_of(
       PassError: it is not one program, or a parameter does not exist.
     """
     from srjit.planning.provenance import Provenance
+    from srjit.program.stablehlo.names import name_of
     from srjit.program.stablehlo.program import Source
     from srjit.program.stablehlo.reader import Raiser
     from srjit.program.values import DATA, PARAMETER
@@ -73,19 +74,10 @@ def provenance_of(
         program = raiser.main(module)
     except operations.MalformedProgram as error:
         raise PassError(error.op, str(error)) from None
-    names = [_name_of(a) for a in main.regions[0].blocks[0].arguments]
+    names = [name_of(a.location) for a in main.regions[0].blocks[0].arguments]
     chosen = _chosen(params, names, main)
     labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
     return program, Provenance(program, labels, Source()), tuple(raiser.notes)
-
-
-_ARGUMENT = re.compile(r'loc\("((?:[^"\\]|\\.)*)"\)')
-
-
-def _name_of(argument: Any) -> str:
-    """The name that an argument's location carries: JAX writes ``params['layer']['w']``."""
-    match = _ARGUMENT.match(str(argument.location))
-    return match[1] if match else ""
 
 
 def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:

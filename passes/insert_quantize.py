@@ -27,7 +27,7 @@ from srjit.passes.emit.states import Histories, Slot, history_type, largest_of_s
 from srjit.passes.mlir import annotation, attributes, editing
 from srjit.program.site_names import scope_of
 from srjit.program.stablehlo import operations
-from srjit.program.stablehlo.meshes import SHARDINGS, manual_axes_of, meshes_of
+from srjit.program.stablehlo.meshes import manual_axes_of, meshes_of, with_replicated
 
 T = TypeVar("T")
 _NOT_WRITTEN = (
@@ -504,14 +504,7 @@ def _named(op: Any, name: str, site: int) -> Any:
 
 def _replicated(op: Any, which: str, types: list[Any]) -> Any:
     """The shardings of a manual computation with more values, which all devices have."""
-    text = str(op.attributes[which])
-    both = text + str(op.attributes["in_shardings"]) + str(op.attributes["out_shardings"])
-    found = SHARDINGS.search(both)
-    if found is None:
-        raise PassError(op, "a manual computation without a mesh")
-    mesh = found[1].split(",")[0]
-    ranks = [ir.RankedTensorType(t).rank for t in types]
-    more = [f"<{mesh}, [{', '.join(['{}'] * rank)}]>" for rank in ranks]
-    head, tail = text.rsplit("]>", 1)
-    separator = "" if head.rstrip().endswith("[") or not more else ", "
-    return ir.Attribute.parse(f"{head}{separator}{', '.join(more)}]>{tail}")
+    try:
+        return with_replicated(op, which, [ir.RankedTensorType(t).rank for t in types])
+    except LookupError as error:
+        raise PassError(op, str(error)) from None

@@ -6,12 +6,13 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_warning
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.program.stablehlo import operations
+from srjit.program.stablehlo.names import name_of
 
 _GENERATORS = ("rng", "rng_bit_generator")
 _DIALECTS = ("stablehlo", "mhlo")
@@ -126,24 +127,11 @@ def _generator(op: ir.Operation) -> str:
     if op.name == "func.call":
         callee = operations.callee(op)
         return f"a call of @{callee}" if "threefry2x32" in callee else ""
-    path = _innermost_name(op.location)
+    path = name_of(op.location)
     if ours := _STOCHASTIC.match(path):
         return f"what {ours[0]} was lowered to"
     primitive = path.rpartition("/")[2]
     return f"{op.name}, part of {primitive}" if primitive in _PRIMITIVES else ""
-
-
-def _innermost_name(location: Any) -> str:
-    """The name of a location, as JAX gives one to all operations of one primitive."""
-    match location:
-        case ir.NameLoc():
-            return location.name_str
-        case ir.CallSiteLoc():
-            return _innermost_name(location.callee)
-        case ir.FusedLoc():
-            return next((n for inner in location.locations if (n := _innermost_name(inner))), "")
-        case _:
-            return ""
 
 
 def _arguments(function: ir.Operation) -> list[ir.DictAttr]:

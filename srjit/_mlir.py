@@ -18,7 +18,9 @@ from jaxlib.mlir import passmanager as passmanager
 from jaxlib.mlir._mlir_libs import _jax_mlir_ext
 from jaxlib.mlir.dialects import chlo, func, mhlo, mpmd, sdy, stablehlo
 
-__all__ = ["chlo", "func", "inlined_func_call", "ir", "new_context", "passmanager", "stablehlo"]
+__all__ = [
+    "chlo", "func", "inlined_func_call", "ir", "new_context", "passmanager", "sdy", "stablehlo",
+]  # fmt: skip
 
 # Inlines a call at the insertion point and joins locations; MLIR's own `inline` does nothing here.
 inlined_func_call: Any = _jax_mlir_ext.inlined_func_call

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Literal
 
 from srjit._mlir import ir
+from srjit.program.stablehlo.names import place_of
 
 Severity = Literal["error", "warning", "remark", "note"]
 _SEVERITIES: dict[Any, Severity] = {
@@ -103,20 +104,5 @@ def _from_mlir(diagnostic: ir.Diagnostic) -> Diagnostic:
 
 
 def _diagnostic(severity: Severity, message: str, location: ir.Location) -> Diagnostic:
-    file, line, column = _place(location) or ("", 0, 0)
+    file, line, column = place_of(location) or ("", 0, 0)
     return Diagnostic(severity, message, file, line, column, str(location))
-
-
-def _place(location: Any) -> tuple[str, int, int] | None:
-    """The first place in a file that a location has: where MLIR's own tools report it."""
-    match location:
-        case ir.FileLineColLoc():
-            return location.filename, location.start_line, location.start_col
-        case ir.NameLoc():
-            return _place(location.child_loc)
-        case ir.CallSiteLoc():
-            return _place(location.callee) or _place(location.caller)
-        case ir.FusedLoc():
-            return next((p for inner in location.locations if (p := _place(inner))), None)
-        case _:
-            return None

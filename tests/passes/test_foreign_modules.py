@@ -218,11 +218,10 @@ LEFT_ALONE = {
         ),
         says="devices in an order of its own",
     ),
-    "a mesh with a name that only quotes hold": Foreign(
-        'sdy.mesh @"the mesh" = <["x"=2]>\n'
-        + main(
-            f"""%0 = sdy.manual_computation(%w, %y) in_shardings=[<@"the mesh", [{{}}, {{}}]>,
-              <@"the mesh", [{{"x"}}, {{}}]>] out_shardings=[<@"the mesh", [{{"x"}}, {{}}]>]
+    "a mesh that stands in the shardings": Foreign(
+        main(
+            f"""%0 = sdy.manual_computation(%w, %y) in_shardings=[<mesh<["x"=2]>, [{{}}, {{}}]>,
+              <mesh<["x"=2]>, [{{"x"}}, {{}}]>] out_shardings=[<mesh<["x"=2]>, [{{"x"}}, {{}}]>]
               manual_axes={{"x"}} (%v: tensor<8x8xf32>, %x: tensor<4x8xf32>) {{ {PLAIN.replace("%w", "%v")}
                 sdy.return %plain : tensor<4x8xf32>
               }} : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
@@ -469,6 +468,20 @@ REWRITTEN = {
             return %0 : tensor<1x4x6xbf16>""",
             "%w: tensor<4x2x3xf32>, %x: tensor<1x2x8xf32>",
             "tensor<1x4x6xbf16>",
+        ),
+        rewritten=1,
+    ),
+    "a mesh with a name that only quotes hold": Foreign(
+        'sdy.mesh @"the mesh" = <["x"=2]>\n'
+        + main(
+            f"""%0 = sdy.manual_computation(%w, %y) in_shardings=[<@"the mesh", [{{}}, {{}}]>,
+              <@"the mesh", [{{"x"}}, {{}}]>] out_shardings=[<@"the mesh", [{{"x"}}, {{}}]>]
+              manual_axes={{"x"}} (%v: tensor<8x8xf32>, %x: tensor<4x8xf32>) {{ {PLAIN.replace("%w", "%v")}
+                sdy.return %plain : tensor<4x8xf32>
+              }} : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
+            return %0 : tensor<8x8xf32>""",
+            "%w: tensor<8x8xf32>, %y: tensor<8x8xf32>",
+            "tensor<8x8xf32>",
         ),
         rewritten=1,
     ),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Sequence
 from typing import Any
 
-from srjit._mlir import ir
-from srjit.program.stablehlo.operations import constant_integer, owner, top_level
+from srjit._mlir import ir, sdy, stablehlo
+from srjit.program.stablehlo.operations import constant_integer, owner, text, top_level
 
 # What provenance knows operations as whose results depend on other devices, or on which this is.
 COLLECTIVES = {
@@ -19,44 +19,72 @@ COLLECTIVES = {
     "stablehlo.reduce_scatter": "reduce_scatter",
 }
 _EVENING = ("stablehlo.all_gather", "stablehlo.all_reduce")  # results are alike along the axes
-# Pieces of Shardy's attributes, which its bindings do not take apart.
-SHARDINGS = re.compile(r"<(@\w+, \[[^<>]*\])[^<>]*>")
-_AXES = re.compile(r'"([^"]+)"=(\d+)')
-_DIMENSION = re.compile(r"\{([^{}]*)\}")
-_QUOTED = re.compile(r'"([^"]+)"')
 
 Meshes = dict[str, dict[str, int]]  # by name: the sizes of the axes
 Spec = tuple[tuple[str, ...], ...]  # for each dimension, the axes that shard it
 
 
-def meshes_of(module: Any) -> Meshes:
+def meshes_of(module: ir.Operation) -> Meshes:
     """Every mesh, of devices in order, that a module declares."""
     found: Meshes = {}
     for op in top_level(module):
         if op.name == "sdy.mesh":
-            text = str(op.attributes["mesh"])
-            if "device_ids" in text:
+            mesh = sdy.MeshAttr(op.attributes["mesh"])
+            if mesh.device_ids:
                 continue  # which place on an axis a device has, its number does not tell
-            axes = {name: int(size) for name, size in _AXES.findall(text)}
-            found[ir.StringAttr(op.attributes["sym_name"]).value] = axes
+            axes = map(sdy.MeshAxisAttr, mesh.axes)
+            found[text(op, "sym_name")] = {axis.name: axis.size for axis in axes}
     return found
 
 
-def manual_axes_of(op: Any) -> tuple[str, ...]:
+def manual_axes_of(op: ir.Operation) -> tuple[str, ...]:
     """The axes over which a manual computation is on shards."""
-    return tuple(_QUOTED.findall(str(op.attributes["manual_axes"])))
+    axes = sdy.ManualAxesAttr(op.attributes["manual_axes"])
+    return tuple(axes[i] for i in range(len(axes)))
 
 
-def specs_of(op: Any, shardings: str) -> tuple[Spec, ...]:
+def shardings_of(op: ir.Operation, name: str) -> list[sdy.TensorShardingAttr]:
+    """``in_shardings`` or ``out_shardings`` of a manual computation."""
+    attribute = sdy.TensorShardingPerValueAttr(op.attributes[name])
+    return [sdy.TensorShardingAttr(sharding) for sharding in attribute.shardings]
+
+
+def mesh_named_by(sharding: sdy.TensorShardingAttr) -> str:
+    """The name of the mesh that a sharding is over; empty if the mesh stands in the sharding."""
+    mesh = sharding.mesh_or_ref
+    return mesh.value if isinstance(mesh, ir.FlatSymbolRefAttr) else ""
+
+
+def specs_of(op: ir.Operation, name: str) -> tuple[Spec, ...]:
     """How a manual computation's operands (``in_shardings``) or results are cut into shards."""
     manual = set(manual_axes_of(op))
     return tuple(
         tuple(
-            tuple(a for a in _QUOTED.findall(dimension) if a in manual)
-            for dimension in _DIMENSION.findall(entry)
+            tuple(axis for axis in axes_of_dimension(dimension) if axis in manual)
+            for dimension in sharding.dimension_shardings
         )
-        for entry in SHARDINGS.findall(str(op.attributes[shardings]))
+        for sharding in shardings_of(op, name)
     )
+
+
+def axes_of_dimension(dimension: ir.Attribute) -> list[str]:
+    """The names of the axes that shard a dimension."""
+    return [sdy.AxisRefAttr(axis).name for axis in sdy.DimensionShardingAttr(dimension).axes]
+
+
+def with_replicated(op: ir.Operation, name: str, ranks: Sequence[int]) -> ir.Attribute:
+    """The shardings of a manual computation with more values, of which every device has a copy.
+
+    Raises:
+      LookupError: it names no mesh.
+    """
+    given = shardings_of(op, name)
+    mesh = [*given, *shardings_of(op, "in_shardings"), *shardings_of(op, "out_shardings")]
+    if not mesh:
+        raise LookupError("a manual computation without a mesh")
+    whole = sdy.DimensionShardingAttr.get([], is_closed=True)
+    more = [sdy.TensorShardingAttr.get(mesh[0].mesh_or_ref, [whole] * rank) for rank in ranks]
+    return sdy.TensorShardingPerValueAttr.get([*given, *more])
 
 
 def axes_of_collective(op: Any, meshes: Meshes) -> tuple[str, ...]:
@@ -69,8 +97,9 @@ def axes_of_collective(op: Any, meshes: Meshes) -> tuple[str, ...]:
     if attribute not in op.attributes:
         return unknown
     given = op.attributes[attribute]
-    if "replica_group_mesh_axes" in str(given):  # from jax 0.12 on, they are named
-        return tuple(_QUOTED.findall(str(given)))
+    if stablehlo.ReplicaGroupMeshAxesAttr.isinstance(given):  # from jax 0.12 on, they are named
+        axes = ir.ArrayAttr(stablehlo.ReplicaGroupMeshAxesAttr(given).axes)
+        return tuple(stablehlo.AxisRefAttr(axis).name for axis in axes)
     if not isinstance(given, ir.DenseIntElementsAttr):
         return unknown
     import numpy as np

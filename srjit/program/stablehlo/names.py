@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import re
 
-_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"(?!:\d)')
-_FILE = re.compile(r'"((?:[^"\\]|\\.)*)":(\d+):\d+')
+from srjit._mlir import ir
+
+_ESCAPE = re.compile(rb"\\([0-9A-F]{2})")  # so MLIR prints bytes that are no printable ASCII
 _WRAPPED = re.compile(r"(\w+)\((.*)\)$", re.DOTALL)
 _TRANSFORMS = ("jvp", "transpose", "vmap")
 _CALLS = ("jit", "pjit", "pmap", "xla_call", "core_call")
@@ -26,51 +27,83 @@ _BRANCH = re.compile(r"branch_\d+_fun$")
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """One location, read.
+    """The name stack of an operation.
 
     Attributes:
       scopes: names of the scopes that a user (or a framework) opened, outermost first.
       transforms: the JAX transformations around the operation, outermost first.
-      location: ``file:line`` of the innermost line of code, or nothing.
     """
 
     scopes: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()
-    location: str = ""
+
+
+def name_of(location: ir.Location) -> str:
+    """The name that JAX gave an operation; of inlined code, the innermost one."""
+    return _name(location) if _is_utf8(location) else ""
+
+
+def place_of(location: ir.Location) -> tuple[str, int, int] | None:
+    """File, line and column of the innermost line of code that a location has."""
+    return _place(location) if _is_utf8(location) else None
+
+
+def line_of(location: ir.Location) -> str:
+    """``file:line`` of the innermost line of code, or nothing."""
+    place = place_of(location)
+    return f"{place[0]}:{place[1]}" if place else ""
+
+
+def _is_utf8(location: ir.Location) -> bool:
+    """Whether a location's strings are UTF-8: the bindings abort the process at others."""
+    text = str(location)
+    if "\\" not in text:
+        return True
+    try:
+        _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), text.encode()).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _name(location: object) -> str:
+    match location:
+        case ir.NameLoc():
+            name, inner = location.name_str, location.child_loc
+            # JAX writes names around what it has inlined: an empty one, or one with a colon.
+            if name.endswith(":") and isinstance(inner, ir.NameLoc):
+                return _name(inner)
+            return name or _name(inner)
+        case ir.CallSiteLoc():
+            return _name(location.callee)
+        case ir.FusedLoc():
+            return next((n for inner in location.locations if (n := _name(inner))), "")
+        case _:
+            return ""
+
+
+def _place(location: object) -> tuple[str, int, int] | None:
+    match location:
+        case ir.FileLineColLoc():
+            return location.filename, location.start_line, location.start_col
+        case ir.NameLoc():
+            return _place(location.child_loc)
+        case ir.CallSiteLoc():
+            return _place(location.callee) or _place(location.caller)
+        case ir.FusedLoc():
+            return next((p for inner in location.locations if (p := _place(inner))), None)
+        case _:
+            return None
 
 
 @functools.lru_cache(maxsize=65536)
-def read(text: str, is_leaf: bool) -> Names:
-    """The names in a location's text.
+def read(name: str, is_leaf: bool) -> Names:
+    """The name stack that a name spells.
 
     Args:
-      text: ``str(op.location)``.
-      is_leaf: whether the last name is the operation's own, as on all but calls and regions.
+      name: that of an operation's location.
+      is_leaf: whether its last part is the operation's own, as on all but calls and regions.
     """
-    file = _FILE.search(text)
-    location = f"{file[1]}:{file[2]}" if file else ""
-    stacks = [_stack(name, is_leaf and not i) for i, name in enumerate(_names(text))]
-    scopes = tuple(s for stack in reversed(stacks) for s in stack[0])
-    transforms = tuple(t for stack in reversed(stacks) for t in stack[1])
-    return Names(scopes, transforms, location)
-
-
-def _names(text: str) -> list[str]:
-    """The name of a location, innermost first where calls have been inlined into one another."""
-    if text.startswith("loc("):
-        text = text[4:]
-    head = text
-    # JAX's inlining writes an empty name around what a call without a name stands for.
-    while (wrapper := re.match(r"(?:callsite\(|fused(?:<[^>]*>)?\[|\"\"\()", head)) is not None:
-        head = head[wrapper.end() :]
-    name = _NAME.match(head)
-    # Around what JAX has inlined it writes what that was part of, with a colon.
-    while name and name[1].endswith(":") and (inner := _NAME.match(head, name.end() + 1)):
-        name = inner
-    return [name[1].replace('\\"', '"')] if name else []
-
-
-def _stack(name: str, is_leaf: bool) -> tuple[list[str], list[str]]:
     parts = _split(name)
     if is_leaf or (parts and _is_structure(parts[-1])):
         parts = parts[:-1]
@@ -83,7 +116,10 @@ def _stack(name: str, is_leaf: bool) -> tuple[list[str], list[str]]:
             part = wrapped[2]
         if part and not _is_structure(part):
             typed.append((False, part))
-    return [n for is_it, n in typed if not is_it], [n for is_it, n in typed if is_it]
+    return Names(
+        tuple(n for is_transform, n in typed if not is_transform),
+        tuple(n for is_transform, n in typed if is_transform),
+    )
 
 
 def _without_repetition(typed: list[tuple[bool, str]]) -> list[tuple[bool, str]]:

@@ -11,7 +11,7 @@ from srjit._mlir import ir
 from srjit.products.kinds import KINDS
 from srjit.program.stablehlo import products
 from srjit.program.stablehlo.loops import Loop
-from srjit.program.stablehlo.names import Names
+from srjit.program.stablehlo.names import Names, line_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Source:
     @staticmethod
     def location(eqn: Equation) -> str:
         """file:line."""
-        return eqn.names.location
+        return line_of(eqn.op.location)
 
     @staticmethod
     def opaque(eqn: Equation) -> str:

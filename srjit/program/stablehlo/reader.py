@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -74,6 +75,7 @@ class Raiser:
         self.meshes = meshes.meshes_of(module)
         self.notes: dict[str, None] = {}
         self.products: dict[Any, products.Equation | str] = {}
+        self.name_of = functools.cache(names.name_of)  # operations of one primitive share it
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
         self._multiplying: dict[str, bool] = {}
@@ -173,10 +175,10 @@ class _BlockReader:
 
     def names_of(self, op: Any, is_leaf: bool = True) -> Names:
         """The names of an operation, relative to the operation that this block belongs to."""
-        text = str(op.location)
-        if RAGGED in text and op.name != "stablehlo.composite":
+        name = self.raiser.name_of(op.location)
+        if RAGGED in name and op.name != "stablehlo.composite":
             self.raiser.note(_RAGGED_NOTE)
-        found = names.read(text, is_leaf)
+        found = names.read(name, is_leaf)
         scopes, transforms = self.inside.scopes, self.inside.transforms
         if found.scopes[: len(scopes)] == scopes:
             found = dataclasses.replace(found, scopes=found.scopes[len(scopes) :])
@@ -270,11 +272,11 @@ class _BlockReader:
             return True
         program = self.raiser.function(name)
         operands = map(self.value, op.operands)
-        eqn = self.add(_jax().call, op, operands, op.results, jaxpr=program, name=name)
+        self.add(_jax().call, op, operands, op.results, jaxpr=program, name=name)
         # JAX calls the body of a scan so, once unless it was unrolled.
         if name.startswith("closed_call") and name in self.bodies and multiplies(program):
             self.raiser.note(
-                f"a loop at {eqn.names.location or 'an unknown place'} was unrolled, as by "
+                f"a loop at {names.line_of(op.location) or 'an unknown place'} was unrolled, as by "
                 "scan(unroll=...): its noise is not that of the decorator's jaxpr"
             )
         self.bodies.add(name)
@@ -357,10 +359,11 @@ class _BlockReader:
 
     def _why_not_manual(self, op: Any) -> str:
         """Why a manual computation is left alone; nothing if it is not."""
-        texts = [str(op.attributes[n]) for n in ("in_shardings", "out_shardings")]
-        entries = [entry for text in texts for entry in meshes.SHARDINGS.findall(text)]
-        named = {entry.partition(",")[0].removeprefix("@") for entry in entries}
-        if not entries or len(entries) != len(op.operands) + len(op.results):
+        shardings = [
+            s for n in ("in_shardings", "out_shardings") for s in meshes.shardings_of(op, n)
+        ]
+        named = {meshes.mesh_named_by(sharding) for sharding in shardings}
+        if not named or "" in named:
             return "a manual computation whose shardings srjit cannot read"
         if not named <= self.raiser.meshes.keys():
             return "a manual computation over a mesh with devices in an order of its own"
@@ -368,8 +371,7 @@ class _BlockReader:
 
     def _inside(self, op: Any) -> Names:
         """The names around the regions of an operation."""
-        found = names.read(str(op.location), is_leaf=False)
-        return found
+        return names.read(self.raiser.name_of(op.location), is_leaf=False)
 
     def _while(self, op: Any) -> bool:
         loop = Loop(op, self.raiser.functions)
