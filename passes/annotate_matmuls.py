@@ -64,7 +64,7 @@ def provenance_of(
     """
     from srjit.planning.provenance import Provenance
     from srjit.program.stablehlo.names import name_of
-    from srjit.program.stablehlo.program import Source
+    from srjit.program.stablehlo.program import ModuleSourceInfo
     from srjit.program.stablehlo.reader import Raiser
     from srjit.program.values import DATA, PARAMETER
 
@@ -77,7 +77,7 @@ def provenance_of(
     names = [name_of(a.location) for a in main.regions[0].blocks[0].arguments]
     chosen = _chosen(params, names, main)
     labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
-    return program, Provenance(program, labels, Source()), tuple(raiser.notes)
+    return program, Provenance(program, labels, ModuleSourceInfo()), tuple(raiser.notes)
 
 
 def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:

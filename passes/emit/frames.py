@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Any
 
 from srjit._mlir import ir
+from srjit.program.control_flow import flow_of, programs_of
 from srjit.program.stablehlo import operations
-from srjit.program.stablehlo.program import Equation, Program, programs_of
+from srjit.program.stablehlo.program import Equation, Program, read_program
 
 # What holds a program that is not in the frame itself.
 _FRAMES = ("func.call", "stablehlo.composite", "sdy.manual_computation")
@@ -104,7 +105,7 @@ def _equations(program: Program) -> Iterator[Equation]:
         yield eqn
         if eqn.op.name not in _FRAMES:
             for inner in programs_of(eqn):
-                yield from _equations(inner)
+                yield from _equations(read_program(inner))
 
 
 def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
@@ -121,24 +122,21 @@ def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
 
     def items(program: Program, path: Path, loops: tuple[Local, ...]) -> Iterator[Item]:
         for index, eqn in enumerate(program.eqns):
-            here = (*path, index)
-            params = eqn.params
-            if eqn.op.name == "func.call" and "jaxpr" in params:
-                name = operations.callee_of(eqn.op) or ""
-                yield Item(here, eqn, loops, frame_of(params["jaxpr"], functions[name]))
-            elif eqn.op.name == "sdy.manual_computation" and "jaxpr" in params:
-                yield Item(here, eqn, loops, frame_of(params["jaxpr"], eqn.op))
-            elif eqn.loop is not None and "jaxpr" in params:
-                yield from items(params["jaxpr"], here, (*loops, (eqn, "body")))
-            elif eqn.loop is not None:
-                for part in ("cond", "body"):
-                    inside = params[f"{part}_jaxpr"]
-                    yield from items(inside, (*here, part), (*loops, (eqn, part)))
-            elif "branches" in params:
-                for i, branch in enumerate(params["branches"]):
-                    yield from items(branch, (*here, i), loops)
-            else:
+            here, flow = (*path, index), flow_of(eqn)
+            if flow is None or eqn.op.name == "stablehlo.composite":
                 yield Item(here, eqn, loops)
+            elif eqn.op.name in _FRAMES:
+                callee = operations.callee_of(eqn.op)
+                op = eqn.op if callee is None else functions[callee]
+                yield Item(here, eqn, loops, frame_of(read_program(flow.body.program), op))
+            else:
+                for region in flow.regions:
+                    inside, part = (
+                        read_program(region.program),
+                        "cond" if region.is_condition else "body",
+                    )
+                    around = (*loops, (eqn, part)) if flow.trips else loops
+                    yield from items(inside, (*here, *region.step), around)
 
     root = frame_of(main, op)
     order.reverse()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ from srjit.passes.emit.frames import Item, Local
 from srjit.passes.emit.lowering import signature_of, type_of
 from srjit.passes.emit.noise import Threads
 from srjit.passes.mlir import editing
+from srjit.program.control_flow import ControlFlow, flow_of
 from srjit.program.stablehlo import operations
-from srjit.program.stablehlo.program import Equation, Program
+from srjit.program.stablehlo.program import Equation, Program, read_program
+from srjit.program.values import Path
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -95,7 +97,7 @@ class Histories:
 
     # ------------------------------------------------------------------- out of what encloses
 
-    def _out(self, program: Program, path: tuple[Any, ...], depth: int) -> dict[Slot, Any]:
+    def _out(self, program: Program, path: Path, depth: int) -> dict[Slot, Any]:
         """What slots inside a program saw, at its end; ``depth``: how many loops are around it."""
         found: dict[Slot, Any] = {}
         for index, eqn in enumerate(program.eqns):
@@ -103,43 +105,32 @@ class Histories:
             slots = [s for s in self.slots if s.item.path[: len(here)] == here]
             if not slots:
                 continue
-            if slots[0].item.path == here:
+            flow = flow_of(eqn)
+            if flow is None or slots[0].item.path == here:
                 found |= {slot: self._seen[slot] for slot in slots}
-            elif "branches" in eqn.params:
-                found |= self._out_of_branches(eqn, here, slots, depth)
-            elif "jaxpr" in eqn.params:
-                found |= self._out_of_scan(eqn, here, slots, depth)
+            elif flow.trips is None:
+                found |= self._out_of_branches(eqn, flow, here, slots, depth)
             else:
-                found |= self._out_of_while(eqn, here, slots, depth)
+                found |= self._out_of_loop(eqn, flow, here, slots, depth)
         return found
 
-    def _out_of_scan(
-        self, eqn: Equation, path: tuple[Any, ...], slots: list[Slot], depth: int
-    ) -> dict[Slot, Any]:
-        """One value for every iteration."""
-        inner = self._out(eqn.params["jaxpr"], path, depth + 1)
-        index = self.threads.index(slots[0].item.loops[: depth + 1])
-
-        def update(stack: Any, slot: Slot) -> Any:
-            return self._call("srjit.history_update", None, _update, [stack, inner[slot], index])
-
-        return self._out_of_loop(eqn, slots, depth, update)
-
-    def _out_of_while(
-        self, eqn: Equation, path: tuple[Any, ...], slots: list[Slot], depth: int
-    ) -> dict[Slot, Any]:
-        """One value for all iterations of a loop of unknown length; none of its condition."""
-        inner = self._out(eqn.params["body_jaxpr"], (*path, "body"), depth + 1)
-
-        def update(largest: Any, slot: Slot) -> Any:
-            return editing.binary("maximum", largest, inner[slot]) if slot in inner else largest
-
-        return self._out_of_loop(eqn, slots, depth, update)
-
     def _out_of_loop(
-        self, eqn: Equation, slots: list[Slot], depth: int, update: Callable[[Any, Slot], Any]
+        self, eqn: Equation, flow: ControlFlow, path: Path, slots: list[Slot], depth: int
     ) -> dict[Slot, Any]:
-        """What a loop carries and returns more: one value for every slot."""
+        """What a loop carries and returns more, for every slot: one value a trip if it counts them.
+
+        A loop of unknown length has one value for all its trips, and none of its condition.
+        """
+        inner = self._out(read_program(flow.body.program), (*path, *flow.body.step), depth + 1)
+        counts = flow.trips is not None and flow.trips.length is not None
+        index = self.threads.index(slots[0].item.loops[: depth + 1]) if counts else None
+
+        def update(before: Any, slot: Slot) -> Any:
+            if counts:
+                operands = [before, inner[slot], index]
+                return self._call("srjit.history_update", None, _update, operands)
+            return editing.binary("maximum", before, inner[slot]) if slot in inner else before
+
         old = self.group.op_of(eqn)
         with ir.InsertionPoint(old), old.location:
             unseen = [self._unseen(slot, depth) for slot in slots]
@@ -156,7 +147,7 @@ class Histories:
         return dict(zip(slots, list(new.results)[-len(slots) :], strict=True))
 
     def _out_of_branches(
-        self, eqn: Equation, path: tuple[Any, ...], slots: list[Slot], depth: int
+        self, eqn: Equation, flow: ControlFlow, path: Path, slots: list[Slot], depth: int
     ) -> dict[Slot, Any]:
         """What the branch that was taken saw."""
         old = self.group.op_of(eqn)
@@ -164,8 +155,8 @@ class Histories:
         if old.name == "stablehlo.if":
             regions.reverse()
         types: list[Any] = []
-        for i, (branch, region) in enumerate(zip(eqn.params["branches"], regions, strict=True)):
-            inner = self._out(branch, (*path, i), depth)
+        for branch, region in zip(flow.regions, regions, strict=True):
+            inner = self._out(read_program(branch.program), (*path, *branch.step), depth)
             block = region.blocks[0]
             with ir.InsertionPoint(operations.terminator(block)), old.location:
                 values = [inner.get(s) or self._unseen(s, depth) for s in slots]

@@ -14,6 +14,7 @@ from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
 from srjit.passes.mlir import attributes
 from srjit.program.stablehlo import operations
+from srjit.program.stablehlo.program import read_equation
 
 if TYPE_CHECKING:
     from srjit.planning.provenance import Provenance
@@ -84,7 +85,7 @@ def annotate(classified: Sequence[Classified]) -> None:
     numbers = {id(c.occurrence): c.number for c in classified}
     found: dict[Any, list[Annotation]] = collections.defaultdict(list)
     for c in classified:
-        found[c.occurrence.eqn.op].append(
+        found[read_equation(c.occurrence.eqn).op].append(
             Annotation(
                 number=c.number,
                 noise=c.noise,
@@ -112,7 +113,7 @@ def classified(provenance: Provenance) -> list[Classified]:
 
     reached: dict[Any, list[Occurrence]] = collections.defaultdict(list)
     for o in provenance.occurrences:
-        reached[o.eqn.op].append(o)
+        reached[read_equation(o.eqn).op].append(o)
     entries: dict[int, Annotation] = {}
     for op, occurrences in reached.items():
         if SITES not in op.attributes:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jax.extend import core as jex_core
-from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
 from srjit.products.kinds import KINDS
+from srjit.program.control_flow import ControlFlow, Input, Output, flow_of
+from srjit.program.protocols import Equation, Program, Variable, is_literal
 from srjit.program.values import (
     BACKWARD,
     CAPTURED,
@@ -28,7 +28,7 @@ from srjit.program.values import (
     Opaque,
     Path,
     Scope,
-    Source,
+    SourceInfo,
     Value,
     visible,
 )
@@ -57,15 +57,15 @@ _COLLECTIVES = {
 _SPREADING = {"axis_index", "ppermute", "all_to_all", "ragged_all_to_all", "reduce_scatter"}
 
 
-class JaxprSource:
-    """Of jaxprs: the Source that Provenance reads from where it is given none."""
+class JaxprSourceInfo:
+    """Source info of jaxprs, which Provenance reads where it is given none."""
 
     name_stack = staticmethod(_compat.name_stack)
     location = staticmethod(_compat.location)
 
     @staticmethod
-    def opaque(eqn: Any) -> str:
-        """See Source."""
+    def opaque(eqn: Equation) -> str:
+        """See SourceInfo."""
         if eqn.primitive.name in REWRITTEN:
             return "already rewritten by an inner srjit"
         if _compat.is_kernel(eqn) or any(map(_multiplies, _compat.jaxprs_of(eqn))):
@@ -79,8 +79,10 @@ class Provenance:
     The program is a closed jaxpr, or anything with the attributes of one.
     """
 
-    def __init__(self, closed: Any, labels: Sequence[str], source: Source | None = None) -> None:
-        self._source = source or JaxprSource()
+    def __init__(
+        self, closed: Any, labels: Sequence[str], source: SourceInfo[Any] | None = None
+    ) -> None:
+        self._source = source or JaxprSourceInfo()
         self.occurrences: list[Occurrence] = []
         self.opaque: list[Opaque] = []
         self.random: list[str] = []  # where the program itself draws random bits
@@ -96,7 +98,7 @@ class Provenance:
         self.casts: list[tuple[Scope, Any]] = []  # of gradients
         self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
         self._crossed: dict[tuple[str, int], tuple[Any, int]] = {}  # shard_maps, to cross back
-        jaxpr, _ = _compat.open_jaxpr(closed)
+        jaxpr, consts = _compat.open_jaxpr(closed)
         self.parameter_shapes = {
             v.aval.shape
             for v, label in zip(jaxpr.invars, labels, strict=True)
@@ -105,7 +107,7 @@ class Provenance:
         inputs = [self._new(label, v) for v, label in zip(jaxpr.invars, labels, strict=True)]
         # Origins of what is in memory before the program starts, and of its slices in loops.
         self.given = {v.origin: label for v, label in zip(inputs, labels, strict=True)}
-        self._run(closed, inputs, Scope())
+        self._run(jaxpr, consts, inputs, Scope())
 
     def derived(self, *key: Any) -> int:
         """A token for what ``key`` says, equal for equal keys."""
@@ -117,7 +119,7 @@ class Provenance:
         """The token of one iteration's value, for that of all iterations' values."""
         return self._stacks[token].token if token in self._stacks else None
 
-    def _new(self, label: str | None, v: Any) -> Value:
+    def _new(self, label: str | None, v: Variable) -> Value:
         labels = frozenset([label] if label else [])
         return self._renewed(Value(labels, 0, 0, _compat.typed_axes(v.aval)))
 
@@ -128,12 +130,13 @@ class Provenance:
 
     # ---------------------------------------------------------------------------- one jaxpr
 
-    def _run(self, closed: Any, inputs: Sequence[Value], scope: Scope) -> list[Value]:
-        jaxpr, consts = _compat.open_jaxpr(closed)
-        env: dict[Any, Value] = {}
+    def _run(
+        self, jaxpr: Program, consts: Sequence[Any], inputs: Sequence[Value], scope: Scope
+    ) -> list[Value]:
+        env: dict[Variable, Value] = {}
 
-        def read(v: Any) -> Value:
-            if isinstance(v, jex_core.Literal):
+        def read(v: Variable) -> Value:
+            if is_literal(v):
                 token = self.derived("literal", v.aval, np.asarray(v.val).tobytes())
                 return Value(frozenset(), token, token)
             return env[v]
@@ -160,10 +163,10 @@ class Provenance:
             ]
         return [read(v) for v in jaxpr.outvars]
 
-    def _equation(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        rule = self._rules.get(eqn.primitive)
-        if rule is not None and not _is_quantizer(eqn):
-            return rule(self, eqn, values, scope)
+    def _equation(self, eqn: Equation, values: list[Value], scope: Scope) -> list[Value]:
+        flow = None if _is_quantizer(eqn) else flow_of(eqn)
+        if flow is not None:
+            return self._flow(eqn, flow, values, scope)
         outs = self._simple(eqn, values, scope)
         if not scope.record:
             return outs
@@ -182,7 +185,7 @@ class Provenance:
             self.random.append("/".join(visible(scope.names)) or location or name)
         return outs
 
-    def _simple(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
+    def _simple(self, eqn: Equation, values: list[Value], scope: Scope) -> list[Value]:
         name = eqn.primitive.name
         if name in _IDENTITIES or _is_same_dtype(eqn):
             return values
@@ -211,7 +214,7 @@ class Provenance:
         return outs
 
     @staticmethod
-    def _labels(eqn: Any, values: list[Value]) -> frozenset[str]:
+    def _labels(eqn: Equation, values: list[Value]) -> frozenset[str]:
         name = eqn.primitive.name
         flowing = values[1:] if name == "select_n" else values  # what is chosen, not who chooses
         if name in _ADDITIONS:
@@ -226,43 +229,87 @@ class Provenance:
             labels -= {BACKWARD}
         return labels
 
-    # ------------------------------------------------------------------- one rule a primitive
+    # ------------------------------------------------------------------------------ control flow
 
-    def _call(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        outs = self._run(_compat.called_jaxpr(eqn), values, scope)
+    def _flow(
+        self, eqn: Equation, flow: ControlFlow, values: list[Value], scope: Scope
+    ) -> list[Value]:
+        """The results of an equation with regions, by their edges."""
+        if flow.has_rule:
+            scope = dataclasses.replace(scope, ruled=True)
+        if flow.shards and not flow.shards.is_typed:
+            scope = dataclasses.replace(scope, manual=scope.manual | flow.shards.manual)
+        trips = flow.trips
+        loop = (trips.length, trips.reverse) if trips else None
+        if trips and trips.unroll not in (1, False) and scope.record:
+            self.unrolled.append(self._source.location(eqn) or "an unknown place")
+        carry = {
+            body_input.operand: self._renewed(values[body_input.operand])
+            for body_input in flow.body.inputs
+            if body_input.way == "carried"
+        }
+
+        def run(record: bool) -> list[list[Value]]:
+            outs: list[list[Value]] = []
+            for number, region in enumerate(flow.regions):
+                where = dataclasses.replace(scope.inside(*region.step, loop=loop), record=record)
+                given = [
+                    carry.get(i.operand) or self._entering(i, v, flow, number, values)
+                    for i, v in zip(region.inputs, region.program.invars, strict=True)
+                ]
+                outs.append(self._run(region.program, region.consts, given, where))
+            return outs
+
+        while flow.trips:  # until what flows into the carry stays
+            made = run(False)
+            after = [made[-1][i] for i in flow.body.outputs_by("carried")]
+            joined = {
+                operand: dataclasses.replace(
+                    c, labels=c.labels | o.labels, varies=c.varies | o.varies
+                )
+                for (operand, c), o in zip(carry.items(), after, strict=True)
+            }
+            if joined == carry:
+                break
+            carry = joined
+        outs = run(scope.record)
+        carried = (self._renewed(v) for v in carry.values())
+        found: list[list[Value]] = [[] for _ in eqn.outvars]
+        for region, made in zip(flow.regions, outs, strict=True):
+            for output, v, out in zip(region.outputs, region.program.outvars, made, strict=True):
+                if output.result is not None:
+                    left = next(carried) if output.way == "carried" else out
+                    found[output.result].append(self._leaving(output, v, flow, left))
         if str(eqn.params.get("name", "")).startswith(WRITE_BACK):
             # Noise flows into it too, but what was a parameter is one.
-            return [dataclasses.replace(out, labels=values[0].labels) for out in outs]
-        return outs
-
-    def _ruled(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        return self._call(eqn, values, dataclasses.replace(scope, ruled=True))
-
-    def _shard_map(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        params = eqn.params
-        given = [_compat.axes_of(spec) for spec in params["in_specs"]]
-        sharded = [frozenset[str]().union(*spec) for spec in given]
-        if not params["check_vma"]:
-            scope = dataclasses.replace(
-                scope, manual=scope.manual.union(params["newly_manual_axes"])
-            )
-        inside, _ = _compat.open_jaxpr(params["jaxpr"])
-        shards = [
-            dataclasses.replace(
-                self._crossing("shard", value, spec, v.aval.shape), varies=value.varies | axes
-            )
-            for value, spec, axes, v in zip(values, given, sharded, inside.invars, strict=True)
-        ]
-        manual = params["newly_manual_axes"]
-        outs = self._call(eqn, shards, scope)
-        made = [_compat.axes_of(spec) for spec in params["out_specs"]]
+            found = [[dataclasses.replace(v, labels=values[0].labels) for v in vs] for vs in found]
         return [
-            dataclasses.replace(
-                self._crossing("unshard", out, spec, v.aval.shape),
-                varies=out.varies.difference(manual),
-            )
-            for out, spec, v in zip(outs, made, inside.outvars, strict=True)
+            vs[0] if len(vs) == 1 else self._merged(vs, values[flow.selector or 0]) for vs in found
         ]
+
+    def _entering(
+        self, edge: Input, v: Variable, flow: ControlFlow, region: int, values: list[Value]
+    ) -> Value:
+        """An operand as an input of a region."""
+        value = values[edge.operand]
+        if edge.way == "slice":
+            return self._sliced(value)
+        if edge.way == "shard":
+            axes = frozenset[str]().union(*edge.spec)
+            crossed = self._crossing("shard", value, edge.spec, v.aval.shape)
+            return dataclasses.replace(crossed, varies=value.varies | axes)
+        if flow.selector is not None:
+            return self._chosen(value, values[flow.selector], region, len(flow.regions))
+        return value
+
+    def _leaving(self, edge: Output, v: Variable, flow: ControlFlow, value: Value) -> Value:
+        """An output of a region as a result."""
+        if edge.way == "stack":
+            return self._stacked(value)
+        if flow.shards and edge.way == "shard":
+            crossed = self._crossing("unshard", value, edge.spec, v.aval.shape)
+            return dataclasses.replace(crossed, varies=value.varies - flow.shards.manual)
+        return value
 
     def _crossing(
         self, way: str, value: Value, spec: tuple[tuple[str, ...], ...], shape: tuple[int, ...]
@@ -281,50 +328,6 @@ class Provenance:
             self._crossed[back, token] = how, value.token
         return dataclasses.replace(value, token=token)
 
-    def _scan(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        params = _compat.scan_params(eqn)
-        n, k = params.num_consts, params.num_carry
-        slices = [self._sliced(v) for v in values[n + k :]]
-        body = scope.inside(loop=(params.length, params.reverse))
-        if params.unroll not in (1, False) and scope.record:
-            self.unrolled.append(self._source.location(eqn) or "an unknown place")
-
-        def run(carry: list[Value], record: bool) -> list[Value]:
-            where = dataclasses.replace(body, record=record)
-            return self._run(eqn.params["jaxpr"], [*values[:n], *carry, *slices], where)
-
-        carry, outs = self._to_fixpoint(run, values[n : n + k], scope.record)
-        return [*carry, *(self._stacked(v) for v in outs[k:])]
-
-    def _while(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        loop = (None, False)
-
-        def run(carry: list[Value], record: bool) -> list[Value]:
-            for part, constant in (("cond", values[:c]), ("body", values[c : c + b])):
-                where = dataclasses.replace(scope.inside(part, loop=loop), record=record)
-                outs = self._run(eqn.params[f"{part}_jaxpr"], [*constant, *carry], where)
-            return outs  # pyright: ignore[reportPossiblyUnboundVariable]
-
-        return self._to_fixpoint(run, values[c + b :], scope.record)[0]
-
-    def _to_fixpoint(
-        self, run: Callable[[list[Value], bool], list[Value]], carry: list[Value], record: bool
-    ) -> tuple[list[Value], list[Value]]:
-        """The carry after a loop, and the outputs of its body once the carry's labels stay."""
-        carry = [self._renewed(v) for v in carry]
-        while True:
-            outs = run(carry, False)
-            joined = [
-                dataclasses.replace(c, labels=c.labels | o.labels, varies=c.varies | o.varies)
-                for c, o in zip(carry, outs, strict=False)
-            ]
-            if joined == carry:
-                break
-            carry = joined
-        outs = run(carry, True) if record else outs
-        return [self._renewed(v) for v in carry], outs
-
     def _sliced(self, stacked: Value) -> Value:
         if stacked.token not in self._stacks:
             token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
@@ -338,18 +341,7 @@ class Provenance:
         self._stacks[token] = value
         return dataclasses.replace(value, token=token, origin=origin)
 
-    def _cond(self, eqn: Any, values: list[Value], scope: Scope) -> list[Value]:
-        chooser, *operands = values
-        count = len(eqn.params["branches"])
-        branches = [
-            self._run(
-                branch, [self._chosen(v, chooser, i, count) for v in operands], scope.inside(i)
-            )
-            for i, branch in enumerate(eqn.params["branches"])
-        ]
-        return [self._merged(outs, chooser) for outs in zip(*branches, strict=True)]
-
-    def _merged(self, outs: tuple[Value, ...], chooser: Value) -> Value:
+    def _merged(self, outs: Sequence[Value], chooser: Value) -> Value:
         """One output of a conditional: the same value as a branch's only where all agree."""
         if len({v.token for v in outs}) == 1:
             return outs[0]
@@ -359,7 +351,7 @@ class Provenance:
             self.derived("cond", chooser.token, *(getattr(v, f) for v in outs))
             for f in ("token", "origin")
         )
-        self._merges[token] = chooser.token, outs
+        self._merges[token] = chooser.token, tuple(outs)
         return Value(labels, token, origin, varies)
 
     def _chosen(self, value: Value, chooser: Value, branch: int, count: int) -> Value:
@@ -367,30 +359,18 @@ class Provenance:
         by, outs = self._merges.get(value.token, (None, ()))
         return outs[branch] if by == chooser.token and len(outs) == count else value
 
-    _rules: ClassVar[dict[Any, Callable[..., list[Value]]]] = {
-        jex_primitives.scan_p: _scan,
-        jex_primitives.while_p: _while,
-        jex_primitives.cond_p: _cond,
-        jex_primitives.jit_p: _call,
-        jex_primitives.remat_p: _call,
-        jex_primitives.closed_call_p: _call,
-        jex_primitives.custom_jvp_call_p: _ruled,
-        jex_primitives.custom_vjp_call_p: _ruled,
-        _compat.shard_map_p: _shard_map,
-    }
 
-
-def _turned(jaxpr: Any) -> set[Any]:
+def _turned(jaxpr: Program) -> set[Variable]:
     """The matrices among the values of a jaxpr of which nothing but one transpose is read."""
-    readers: dict[Any, list[str]] = {v: ["return"] for v in jaxpr.outvars if _is_var(v)}
+    readers: dict[Variable, list[str]] = {v: ["return"] for v in jaxpr.outvars if _is_var(v)}
     for eqn in jaxpr.eqns:
         for v in filter(_is_var, eqn.invars):
             readers.setdefault(v, []).append(eqn.primitive.name)
     return {v for v, names in readers.items() if names == ["transpose"] and v.aval.ndim == 2}
 
 
-def _is_var(v: Any) -> bool:
-    return not isinstance(v, jex_core.Literal)
+def _is_var(v: Variable) -> bool:
+    return not is_literal(v)
 
 
 def _multiplies(jaxpr: Any) -> bool:
@@ -401,19 +381,19 @@ def _multiplies(jaxpr: Any) -> bool:
     )
 
 
-def _is_quantizer(eqn: Any) -> bool:
+def _is_quantizer(eqn: Equation) -> bool:
     """Whether a call is an inner srjit's, whose Hadamard transforms are no products of users."""
     return str(eqn.params.get("name", "")).startswith(QUANTIZER)
 
 
-def _is_same_dtype(eqn: Any) -> bool:
+def _is_same_dtype(eqn: Equation) -> bool:
     """Whether a conversion leaves everything but weak types as it is."""
     if eqn.primitive.name != "convert_element_type":
         return False
     return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
 
 
-def _varying(eqn: Any, values: list[Value]) -> frozenset[str]:
+def _varying(eqn: Equation, values: list[Value]) -> frozenset[str]:
     """Mesh axes over which the results differ, by the operation that made them."""
     varies = frozenset[str]().union(*(v.varies for v in values))
     names = _compat.axis_names(eqn)

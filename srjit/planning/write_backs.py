@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from srjit import _compat
 from srjit.planning.site import WriteBack, WrittenKind
 from srjit.program.places import JaxprScope, Place
+from srjit.program.protocols import Variable, is_literal
 from srjit.program.values import PARAMETER, Path, Scope, visible
 from srjit.recipes import Recipe
 
@@ -450,14 +451,15 @@ def _widened(place: Place) -> list[Place]:
 
 def _constant(place: Place) -> float | None:
     """The number that all elements of a value are; None: of which that is not known."""
-    while not place.is_literal:
+    while not is_literal(place.var):
         if isinstance(place.outside, Place):
             place = place.outside
         elif place.operation in ("broadcast_in_dim", "convert_element_type"):
             place = place.operands[0]
         else:
             return None
-    return float(place.var.val) if jnp.ndim(place.var.val) == 0 else None
+    value = place.var.val
+    return float(value) if jnp.ndim(value) == 0 else None
 
 
 def _multiplies_by_one(place: Place) -> bool:
@@ -465,7 +467,7 @@ def _multiplies_by_one(place: Place) -> bool:
     return place.operation == "mul" and 1.0 in [_constant(p) for p in place.operands]
 
 
-def _kind(v: Any) -> tuple[tuple[int, ...], str]:
+def _kind(v: Variable) -> tuple[tuple[int, ...], str]:
     return v.aval.shape, str(v.aval.dtype)
 
 

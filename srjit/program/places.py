@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from jax.extend import core as jex_core
-from jax.extend.core import primitives as jex_primitives
-
-from srjit import _compat
+from srjit.program.control_flow import Region, flow_of
+from srjit.program.protocols import Equation, Program, Variable, is_literal
 from srjit.program.values import Path
 
 # What is the same values as the operand in the same position, wherever they then stand.
@@ -22,7 +19,7 @@ _PASSING = {
 class JaxprScope:
     """A jaxpr where it stands: what makes its variables, and what its inputs are outside."""
 
-    def __init__(self, jaxpr: Any, path: Path, given: Sequence[Place | int]) -> None:
+    def __init__(self, jaxpr: Program, path: Path, given: Sequence[Place | int]) -> None:
         self.path = path
         self.outvars = jaxpr.outvars
         self.given = dict(zip(jaxpr.invars, given, strict=True))
@@ -31,14 +28,23 @@ class JaxprScope:
             for i, eqn in enumerate(jaxpr.eqns)
             for position, v in enumerate(eqn.outvars)
         }
+        self.eqns = jaxpr.eqns
+        self._regions: dict[int, tuple[Region, ...]] = {}
         self._inner: dict[Path, JaxprScope] = {}
 
-    def inner(self, jaxpr: Any, step: Path, operands: Sequence[Any]) -> JaxprScope:
-        """The scope of a jaxpr of an equation of this one."""
+    def regions(self, index: int) -> tuple[Region, ...]:
+        """The regions of one of its equations."""
+        if index not in self._regions:
+            flow = flow_of(self.eqns[index])
+            self._regions[index] = flow.regions if flow else ()
+        return self._regions[index]
+
+    def inner(self, index: int, region: Region) -> JaxprScope:
+        """The scope of a region of one of its equations."""
+        step = (index, *region.step)
         if step not in self._inner:
-            given = [Place(self, v) for v in operands]
-            jaxpr, _ = _compat.open_jaxpr(jaxpr)
-            self._inner[step] = JaxprScope(jaxpr, (*self.path, *step), given)
+            given = [Place(self, v) for v in region.given(self.eqns[index].invars)]
+            self._inner[step] = JaxprScope(region.program, (*self.path, *step), given)
         return self._inner[step]
 
 
@@ -47,15 +53,15 @@ class Place:
     """A variable of a scope, or a literal."""
 
     scope: JaxprScope
-    var: Any
+    var: Variable
 
     @property
     def is_literal(self) -> bool:
-        """Whether it is a literal, of which JAX has some that cannot be hashed."""
-        return isinstance(self.var, jex_core.Literal)
+        """Whether it is a literal."""
+        return is_literal(self.var)
 
     @property
-    def made(self) -> tuple[int, Any, int]:
+    def made(self) -> tuple[int, Equation | None, int]:
         """The equation that makes it: (index, equation, position of the result), or (-1, None, 0).
 
         An input of a jaxpr, a constant and a literal are made by none.
@@ -82,8 +88,13 @@ class Place:
             return [self.outside] if isinstance(self.outside, Place) else []
         if _passes(eqn):
             return [Place(self.scope, eqn.invars[position])]
-        enter = _ENTER.get(eqn.primitive)
-        return [] if enter is None else list(enter(self.scope, index, eqn, position))
+        return [
+            Place(inner, inner.outvars[i])
+            for region in self.scope.regions(index)
+            for i, output in enumerate(region.outputs)
+            if output.result == position
+            for inner in [self.scope.inner(index, region)]
+        ]
 
     @property
     def operands(self) -> list[Place]:
@@ -98,36 +109,7 @@ class Place:
         return "" if eqn is None else eqn.primitive.name
 
 
-def _passes(eqn: Any) -> bool:
+def _passes(eqn: Equation) -> bool:
     if eqn.primitive.name == "convert_element_type":
         return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
     return eqn.primitive.name in _PASSING
-
-
-def _called(scope: JaxprScope, index: int, eqn: Any, position: int) -> Iterator[Place]:
-    # A scan's body takes and returns, in the same positions, what the scan does.
-    inner = scope.inner(_compat.called_jaxpr(eqn), (index,), eqn.invars)
-    yield Place(inner, inner.outvars[position])
-
-
-def _looped(scope: JaxprScope, index: int, eqn: Any, position: int) -> Iterator[Place]:
-    operands = eqn.invars[eqn.params["cond_nconsts"] :]
-    inner = scope.inner(eqn.params["body_jaxpr"], (index, "body"), operands)
-    yield Place(inner, inner.outvars[position])
-
-
-def _branched(scope: JaxprScope, index: int, eqn: Any, position: int) -> Iterator[Place]:
-    for i, branch in enumerate(eqn.params["branches"]):
-        inner = scope.inner(branch, (index, i), eqn.invars[1:])
-        yield Place(inner, inner.outvars[position])
-
-
-_ENTER: dict[Any, Callable[[JaxprScope, int, Any, int], Iterator[Place]]] = {
-    jex_primitives.jit_p: _called,
-    jex_primitives.remat_p: _called,
-    jex_primitives.closed_call_p: _called,
-    jex_primitives.scan_p: _called,
-    jex_primitives.while_p: _looped,
-    jex_primitives.cond_p: _branched,
-    _compat.shard_map_p: _called,
-}

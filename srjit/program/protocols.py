@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 
 class Aval(Protocol):
@@ -31,12 +31,26 @@ class Aval(Protocol):
 
 
 class Variable(Protocol):
-    """A value of a program; in a jaxpr also a literal, which has a ``val``."""
+    """A value of a program, or a literal."""
 
     @property
     def aval(self) -> Aval:
         """Its shape and dtype."""
         ...
+
+
+class Literal(Variable, Protocol):
+    """A constant that stands where it is read, in jaxprs."""
+
+    @property
+    def val(self) -> Any:
+        """An array or a number."""
+        ...
+
+
+def is_literal(v: Variable) -> TypeGuard[Literal]:
+    """Whether a variable is a literal, of which JAX has some that cannot be hashed."""
+    return hasattr(v, "val")
 
 
 class Primitive(Protocol):

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from srjit.program.protocols import Equation
+
+E = TypeVar("E", contravariant=True)
 Path = tuple[Any, ...]
 PARAMETER, CAPTURED, DATA = "parameter", "captured", "data"
 BACKWARD = "backward"
@@ -87,7 +90,7 @@ class Occurrence:
     """
 
     scope: Scope
-    eqn: Any
+    eqn: Equation
     lhs: Value
     rhs: Value
     extras: tuple[Value, ...]
@@ -116,18 +119,18 @@ class Opaque:
     why: str
 
 
-class Source(Protocol):
-    """Where names and places of equations are read from: a jaxpr's, unless it says otherwise."""
+class SourceInfo(Protocol[E]):
+    """Reads off equations what users wrote them for: scopes, lines of code."""
 
-    def name_stack(self, eqn: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def name_stack(self, eqn: E) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Names of the scopes, and of the transformations, on an equation's own name stack."""
         ...
 
-    def location(self, eqn: Any) -> str:
+    def location(self, eqn: E) -> str:
         """file:line of the user's code."""
         ...
 
-    def opaque(self, eqn: Any) -> str:
+    def opaque(self, eqn: E) -> str:
         """Why an equation may multiply matrices where srjit does not look; nothing if not."""
         ...
 

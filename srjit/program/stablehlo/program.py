@@ -9,6 +9,8 @@ from typing import Any
 
 from srjit._mlir import ir
 from srjit.products.kinds import KINDS
+from srjit.program import protocols
+from srjit.program.control_flow import programs_of
 from srjit.program.stablehlo import products
 from srjit.program.stablehlo.loops import Loop
 from srjit.program.stablehlo.names import Names, line_of
@@ -80,14 +82,9 @@ class Program:
     constvars: list[Var]
     consts: list[Any]
 
-    @property
-    def jaxpr(self) -> Program:
-        """Itself: there are no closed and open ones."""
-        return self
 
-
-class Source:
-    """Reads names and places off equations, for provenance."""
+class ModuleSourceInfo:
+    """Source info of modules, for provenance."""
 
     @staticmethod
     def name_stack(eqn: Equation) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -113,19 +110,23 @@ def aval_of(value: Any) -> Aval:
     return Aval(tuple(kind.shape), products.dtype_of(kind.element_type))
 
 
-def multiplies(program: Program) -> bool:
+def read_equation(eqn: protocols.Equation) -> Equation:
+    """An equation that is known to be read from a module."""
+    assert isinstance(eqn, Equation)
+    return eqn
+
+
+def read_program(program: protocols.Program) -> Program:
+    """A program that is known to be read from a module."""
+    assert isinstance(program, Program)
+    return program
+
+
+def multiplies(program: protocols.Program) -> bool:
     """Whether any matrix multiplication stands in a program, however deep."""
     return any(
-        eqn.opaque or eqn.primitive.name in KINDS or any(multiplies(p) for p in programs_of(eqn))
+        read_equation(eqn).opaque
+        or eqn.primitive.name in KINDS
+        or any(multiplies(p) for p in programs_of(eqn))
         for eqn in program.eqns
     )
-
-
-def programs_of(eqn: Equation) -> list[Program]:
-    """The programs that an equation holds."""
-    found: list[Program] = []
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, Program):
-                found.append(item)
-    return found

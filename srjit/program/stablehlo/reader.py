@@ -7,7 +7,6 @@ result is never evaluated: it is what provenance, roles and plans are computed f
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.products import kinds
+from srjit.program.control_flow import FLOWS
 from srjit.program.stablehlo import meshes, names, products
 from srjit.program.stablehlo.loops import Loop
 from srjit.program.stablehlo.names import Names
@@ -196,7 +196,7 @@ class _BlockReader:
             [self.define(v) for v in outs],
             params,
             op,
-            self.names_of(op, is_leaf=_WITH_PROGRAMS.isdisjoint(params)),
+            self.names_of(op, is_leaf=primitive.name not in FLOWS),
         )
         self.eqns.append(eqn)
         return eqn
@@ -272,7 +272,7 @@ class _BlockReader:
             return True
         program = self.raiser.function(name)
         operands = map(self.value, op.operands)
-        self.add(_jax().call, op, operands, op.results, jaxpr=program, name=name)
+        self.add(Primitive("closed_call"), op, operands, op.results, call_jaxpr=program, name=name)
         # JAX calls the body of a scan so, once unless it was unrolled.
         if name.startswith("closed_call") and name in self.bodies and multiplies(program):
             self.raiser.note(
@@ -298,7 +298,8 @@ class _BlockReader:
         if name.startswith("srjit.") or self.raiser.why_closed(called):
             return False
         program = self.raiser.function(called)
-        eqn = self.add(_jax().call, op, map(self.value, op.operands), op.results, jaxpr=program)
+        operands = map(self.value, op.operands)
+        eqn = self.add(Primitive("closed_call"), op, operands, op.results, call_jaxpr=program)
         if multiplies(program):
             eqn.primitive = Primitive(name)
             eqn.params = {}
@@ -331,7 +332,7 @@ class _BlockReader:
         for reader, program in zip(readers, programs, strict=True):
             program.invars = [reader.captured.get(v) or Var(aval_of(v)) for v in captured]
         inputs = [self.value(v) for v in (op.operands[0], *captured)]
-        self.add(_jax().cond, op, inputs, op.results, branches=tuple(programs))
+        self.add(Primitive("cond"), op, inputs, op.results, branches=tuple(programs))
         return True
 
     def _manual(self, op: Any) -> bool:
@@ -345,7 +346,7 @@ class _BlockReader:
         program = reader.read(block, list(block.arguments))
         program.invars += reader.captured.values()
         self.add(
-            _jax().shard_map,
+            Primitive("shard_map"),
             op,
             map(self.value, (*op.operands, *reader.captured)),
             op.results,
@@ -401,7 +402,7 @@ class _BlockReader:
         xs = [self.value(op.operands[i]) for i, _ in loop.slices]
         results = [op.results[i] for i in (*sorted(loop.carried), *sorted(loop.stacks))]
         eqn = self.add(
-            _jax().scan,
+            Primitive("scan"),
             op,
             [*given, *carry, *xs],
             results,
@@ -437,7 +438,7 @@ class _BlockReader:
         program.outvars = outs
         given = [self.value(fixed.get(v, v)) for v in captured]
         eqn = self.add(
-            _jax().while_,
+            Primitive("while"),
             op,
             [*given, *constants[1], *carry],
             [op.results[i] for i in sorted(loop.carried)],
@@ -540,30 +541,3 @@ _MULTIPLICATIONS = frozenset(
         "syrk", "symm", "trmm",
     }
 )  # fmt: skip
-_WITH_PROGRAMS = frozenset({"jaxpr", "branches", "body_jaxpr"})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Primitives:
-    """JAX's own primitives, for which provenance has rules."""
-
-    call: Any
-    scan: Any
-    while_: Any
-    cond: Any
-    shard_map: Any
-
-
-_loaded: collections.deque[_Primitives] = collections.deque(maxlen=1)
-
-
-def _jax() -> _Primitives:
-    """The primitives; JAX is imported when the first is needed."""
-    if not _loaded:
-        from jax.extend.core import primitives as p
-
-        from srjit import _compat
-
-        found = _Primitives(p.closed_call_p, p.scan_p, p.while_p, p.cond_p, _compat.shard_map_p)
-        _loaded.append(found)
-    return _loaded[0]

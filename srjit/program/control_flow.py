@@ -1,0 +1,247 @@
+"""Control flow, stated once: the regions that an equation holds, what enters and what leaves them.
+
+Everything that looks into calls, loops and branches reads it here: provenance, write-backs, dead
+code, noise, histories, freezing and rewriting, of jaxprs and of modules. A primitive that calls is
+one entry in ``FLOWS``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from srjit.program.protocols import Equation, Program
+
+Spec = tuple[tuple[str, ...], ...]  # for each dimension, the mesh axes that shard it
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An input of a region.
+
+    Attributes:
+      operand: position of the operand of the equation that it is made of.
+      way: ``same``: it is that; ``carried``: it is that on the first trip, and then what the body
+        returned; ``slice``: one slice of it a trip; ``shard``: a shard of it.
+      spec: how shards are cut.
+    """
+
+    operand: int
+    way: Literal["same", "carried", "slice", "shard"] = "same"
+    spec: Spec = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """An output of a region.
+
+    Attributes:
+      result: position of the result of the equation that it becomes; None: of none.
+      way: ``same``: it is that; ``carried``: of the last trip, and the next trip's input (the n-th
+        carried output is the n-th carried input); ``stack``: one slice a trip; ``shard``: a shard
+        of it; ``condition``: whether there is another trip.
+      spec: how shards are cut.
+    """
+
+    result: int | None
+    way: Literal["same", "carried", "stack", "shard", "condition"] = "same"
+    spec: Spec = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A program inside an equation.
+
+    Attributes:
+      program: the program.
+      consts: values of its constvars.
+      inputs, outputs: an edge for each of the program's.
+      step: in a path: "cond" or "body", the number of a branch; nothing for the only region.
+    """
+
+    program: Program
+    consts: Sequence[Any]
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    step: tuple[int | str, ...] = ()
+
+    def inputs_by(self, *ways: str) -> list[int]:
+        """Positions of the inputs that enter in one of some ways."""
+        return [i for i, given in enumerate(self.inputs) if given.way in ways]
+
+    def outputs_by(self, *ways: str) -> list[int]:
+        """Positions of the outputs that leave in one of some ways."""
+        return [i for i, made in enumerate(self.outputs) if made.way in ways]
+
+    def given(self, values: Sequence[Any], *ways: str) -> list[Any]:
+        """The operands that the inputs of some ways, or all, are made of."""
+        return [values[i.operand] for i in self.inputs if not ways or i.way in ways]
+
+    @property
+    def is_condition(self) -> bool:
+        """Whether it decides if a loop goes on."""
+        return bool(self.outputs_by("condition"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trips:
+    """How often a loop runs.
+
+    Attributes:
+      length: how many trips; None where that is not known.
+      reverse: whether slices are read and stacked from the last to the first.
+      unroll: as of ``lax.scan``.
+    """
+
+    length: int | None
+    reverse: bool = False
+    unroll: int | bool = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """The shards that regions run on.
+
+    Attributes:
+      manual: the mesh axes.
+      is_typed: whether types tell along which of them a value differs.
+    """
+
+    manual: frozenset[str]
+    is_typed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlFlow:
+    """The regions of an equation and their edges.
+
+    Attributes:
+      regions: in the order in which a trip runs them.
+      trips: of a loop.
+      selector: position of the operand that says which region runs.
+      shards: of regions that run on shards.
+      has_rule: whether its derivative rule is its own.
+    """
+
+    regions: tuple[Region, ...]
+    trips: Trips | None = None
+    selector: int | None = None
+    shards: Shards | None = None
+    has_rule: bool = False
+
+    @property
+    def kind(self) -> Literal["loop", "branches", "shards", "call"]:
+        """The kind of control flow."""
+        if self.trips:
+            return "loop"
+        if self.selector is not None:
+            return "branches"
+        return "shards" if self.shards else "call"
+
+    @property
+    def body(self) -> Region:
+        """The region that makes the results, where one alone does."""
+        return self.regions[-1]
+
+
+def flow_of(eqn: Equation) -> ControlFlow | None:
+    """The control flow of an equation; None if it has none."""
+    entry = FLOWS.get(eqn.primitive.name)
+    return entry and entry(eqn)
+
+
+def programs_of(eqn: Equation) -> Iterator[Program]:
+    """The programs that an equation holds."""
+    flow = flow_of(eqn)
+    return (region.program for region in flow.regions) if flow else iter(())
+
+
+# ------------------------------------------------------------------------------------------ entries
+
+Entry = Callable[[Equation], ControlFlow]
+
+
+def call(body: str, *, has_rule: bool = False) -> Entry:
+    """The entry of a primitive that calls a program, on its operands, for its results.
+
+    Args:
+      body: the parameter that holds the program.
+      has_rule: whether its derivative rule is its own.
+    """
+
+    def entry(eqn: Equation) -> ControlFlow:
+        inputs = [Input(i) for i in range(len(eqn.invars))]
+        outputs = [Output(i) for i in range(len(eqn.outvars))]
+        return ControlFlow((_region(eqn.params[body], inputs, outputs),), has_rule=has_rule)
+
+    return entry
+
+
+def _scan(eqn: Equation) -> ControlFlow:
+    params = _compat().scan_params(eqn)
+    first, carried = params.num_consts, params.num_carry
+    inputs = [
+        Input(i, "same" if i < first else "carried" if i < first + carried else "slice")
+        for i in range(len(eqn.invars))
+    ]
+    outputs = [Output(i, "carried" if i < carried else "stack") for i in range(len(eqn.outvars))]
+    trips = Trips(params.length, params.reverse, params.unroll)
+    return ControlFlow((_region(eqn.params["jaxpr"], inputs, outputs),), trips)
+
+
+def _while(eqn: Equation) -> ControlFlow:
+    c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carry = [Input(i, "carried") for i in range(c + b, len(eqn.invars))]
+    results = [Output(i, "carried") for i in range(len(eqn.outvars))]
+    condition = [*(Input(i) for i in range(c)), *carry]
+    body = [*(Input(i) for i in range(c, c + b)), *carry]
+    regions = (
+        _region(eqn.params["cond_jaxpr"], condition, [Output(None, "condition")], "cond"),
+        _region(eqn.params["body_jaxpr"], body, results, "body"),
+    )
+    return ControlFlow(regions, Trips(None))
+
+
+def _cond(eqn: Equation) -> ControlFlow:
+    inputs = [Input(i) for i in range(1, len(eqn.invars))]
+    outputs = [Output(i) for i in range(len(eqn.outvars))]
+    branches = enumerate(eqn.params["branches"])
+    return ControlFlow(tuple(_region(b, inputs, outputs, i) for i, b in branches), selector=0)
+
+
+def _shard_map(eqn: Equation) -> ControlFlow:
+    params, axes_of = eqn.params, _compat().axes_of
+    inputs = [Input(i, "shard", axes_of(spec)) for i, spec in enumerate(params["in_specs"])]
+    outputs = [Output(i, "shard", axes_of(spec)) for i, spec in enumerate(params["out_specs"])]
+    shards = Shards(frozenset(params["newly_manual_axes"]), params["check_vma"])
+    return ControlFlow((_region(params["jaxpr"], inputs, outputs),), shards=shards)
+
+
+def _region(
+    closed: Any, inputs: Sequence[Input], outputs: Sequence[Output], *step: int | str
+) -> Region:
+    program, consts = _compat().open_jaxpr(closed)
+    return Region(program, consts, tuple(inputs), tuple(outputs), step)
+
+
+def _compat() -> Any:
+    """``srjit._compat``; passes that meet no equation import no JAX."""
+    from srjit import _compat
+
+    return _compat
+
+
+# By the name of the primitive. Modules are read as these, too: a func.call as a closed_call.
+FLOWS: dict[str, Entry] = {
+    "jit": call("jaxpr"),
+    "remat2": call("jaxpr"),
+    "closed_call": call("call_jaxpr"),
+    "eval_jaxpr": call("call_jaxpr"),  # the same, from jax 0.12 on
+    "custom_jvp_call": call("call_jaxpr", has_rule=True),
+    "custom_vjp_call": call("call_jaxpr", has_rule=True),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "shard_map": _shard_map,
+}
