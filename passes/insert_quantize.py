@@ -39,8 +39,8 @@ _FLOAT32 = np.dtype(np.float32)
 
 if TYPE_CHECKING:
     from srjit.passes.emit.frames import Frame, Group, Item, Path
-    from srjit.planning.plan import PlannedSite, ProgramPlan
-    from srjit.planning.site import SitePlan
+    from srjit.planning.plan import ProgramPlan
+    from srjit.planning.planned_site import Operand, PlannedSite, SiteParams
 
 
 @register
@@ -117,7 +117,7 @@ class InsertQuantize(Pass):
           PassError: there is something, and ``strict``.
         """
         recipe = plan.settings.recipe
-        missing = [s for s in plan.reported if s.asked and s.status == "kept"]
+        missing = [s for s in plan.rows if s.asked and s.status == "kept"]
         if self.strict and missing:
             lines = [f"{s.described()}: {s.reason}" for s in missing[:10]]
             raise PassError(
@@ -145,14 +145,10 @@ class _Insertion:
         self.frames = frames.frames_of(
             program, operations.main_of(module), operations.functions(module)
         )
-        occurrences = plan.provenance.occurrences
-        self.reported: dict[Path, SitePlan] = {
-            o.path: s for o, s in zip(occurrences, plan.reported, strict=True)
-        }
 
     def run(self) -> None:
         """Rewrites."""
-        fixed = self._fixed() if self.plan.sites else set[Any]()
+        fixed = self._fixed() if self.plan.rewritten else set[Any]()
         groups = frames.groups_of(self.frames, self._what, self._copy, fixed)
         for frame in fixed:
             annotation.erase(frame.op)
@@ -169,7 +165,7 @@ class _Insertion:
 
     def planned(self, chain: Path, item: Item) -> PlannedSite | None:
         """What is to become of a multiplication along one chain."""
-        return self.plan.sites.get((*chain, *item.path))
+        return self.plan.rewritten.get((*chain, *item.path))
 
     def _what(self, frame: Frame, chain: Path, item: Item) -> Any:
         planned = self.planned(chain, item)
@@ -177,14 +173,12 @@ class _Insertion:
             return None
         outside = frame.chains[chain]
         noise: list[Any] = []
-        for side, shared in enumerate((planned.lhs, planned.rhs)):
-            if shared is not None:
-                draw = planned.draws[side]
-                flips = split_flips(draw.flips, outside, len(item.loops))
-                noise.append((draw.slot, *flips) if _draws(shared[1]) else None)
+        for operand in planned.quantized:
+            flips = split_flips(operand.draw.flips, outside, len(item.loops))
+            noise.append((operand.draw.slot, *flips) if operand.draws else None)
         if planned.signs is not None:
             noise.append(split_flips(planned.signs.flips, outside, len(item.loops)))
-        return planned.params, tuple(noise), planned.varies[:2]
+        return planned.params, tuple(noise), tuple(o.varies for o in planned.operands)
 
     def _copy(self, frame: Frame) -> Any:
         name = ir.StringAttr(frame.op.attributes["sym_name"]).value
@@ -232,14 +226,12 @@ class _Insertion:
         sites = [p for p in planned if p is not None]
         first = sites[0]
         found: list[Noise | None] = []
-        for side, shared in enumerate((first.lhs, first.rhs)):
-            if shared is None or not _draws(shared[1]):
+        for o in first.operands:
+            if not o.draws:
                 found.append(None)
                 continue
-            numbers = tuple(p.draws[side].number for p in sites)
-            draw = first.draws[side]
-            axes = tuple(sorted(first.varies[side]))
-            found.append(Noise(numbers, draw.slot, draw.flips, axes))
+            numbers = tuple(p.operands[o.side].draw.number for p in sites)
+            found.append(Noise(numbers, o.draw.slot, o.draw.flips, tuple(sorted(o.varies))))
         signs = first.signs
         if signs is not None:
             numbers = tuple(p.signs.number for p in sites if p.signs is not None)
@@ -276,7 +268,7 @@ class _Insertion:
                 continue
             planned = [self.planned(chain, item) for chain in group.chains]
             for side in (0, 1):
-                names = tuple(p.states[side] or "" for p in planned if p is not None)
+                names = tuple(p.operands[side].history or "" for p in planned if p is not None)
                 if any(names):
                     found.append(Slot(item, side, names, around))
         return found
@@ -288,7 +280,7 @@ class _Insertion:
         return [at[*chain, *item.path] for chain in group.chains]
 
     def _add_arguments(self, group: Group, needs: Needs) -> list[Any]:
-        from srjit.planning.plan import HISTORY
+        from srjit.planning.noise import HISTORY
 
         key, number = type_of((2,), np.dtype(np.uint32)), type_of((), np.dtype(np.uint32))
         slots = self.slots[group]
@@ -414,27 +406,25 @@ class _GroupInsertion:
     # ----------------------------------------------------------------------------------- sites
 
     def _site(self, item: Item) -> None:
-        paths = [(*chain, *item.path) for chain in self.group.chains]
-        if paths[0] not in self.whole.reported:
+        sites = [self.whole.plan.sites.get((*chain, *item.path)) for chain in self.group.chains]
+        entries = [site.row for site in sites if site is not None]
+        planned = sites[0]
+        if planned is None:
             return
-        op = self.group.op_of(item.eqn)
-        entries = [self.whole.reported[path] for path in paths]
-        planned = self.whole.planned(self.group.chains[0], item)
-        if planned is None or (planned.lhs is None and planned.rhs is None):
+        op, params = self.group.op_of(item.eqn), planned.params
+        if params is None or not planned.quantized:
             annotation.write(op, entries)
             return
         noises = self.whole.noises(self.group, item)
         *keys, signs = [n and self.threads.key_of(n, item, self.outside) for n in noises]
-        params = planned.params
         extras = list(op.operands)[2:]
         site = entries[0].site.number  # of those that are this operation, the first
         with ir.InsertionPoint(op):
             operands = [
-                self._operand(item, planned, side, keys[side], signs, site) for side in (0, 1)
+                self._operand(item, params, o, keys[o.side], signs, site) for o in planned.operands
             ]
             counts = (len(operands[0]), len(operands[1]))
-            specs = [s and s[1] for s in (planned.lhs, planned.rhs)]
-            dot = ScaledDot(params.product, params.dtype, specs[0], specs[1], counts)
+            dot = ScaledDot(params.product, params.dtype, params.lhs, params.rhs, counts)
             with _named(op, f"srjit_{params.label}", site):
                 new = composite(
                     SCALED_DOT,
@@ -450,26 +440,26 @@ class _GroupInsertion:
         self.done.append(op)
 
     def _operand(
-        self, item: Item, planned: PlannedSite, side: int, key: Any, signs: Any, site: int
+        self, item: Item, params: SiteParams, operand: Operand, key: Any, signs: Any, site: int
     ) -> list[Any]:
         """An operand's values and, if they have one, their scale; itself in high precision."""
-        op = self.group.op_of(item.eqn)
+        op, side = self.group.op_of(item.eqn), operand.side
         x, extras = op.operands[side], list(op.operands)[2:]
-        shared, product = (planned.lhs, planned.rhs)[side], planned.params.product
-        if shared is None:
+        if operand.shared is None:
             return [x]
+        spec, product = operand.shared.spec, params.product
         here = (s for s in self.histories.slots if s.item is item and s.place == side)
         slot = next(here, None)
         quantizer = Quantizer(
-            shared[1],
-            planned.params.rng,
+            spec,
+            params.rng,
             draws=key is not None,
             flips=signs is not None,
             remembers=slot is not None,
-            in_memory=planned.in_memory[side],
+            in_memory=operand.in_memory,
             masked=Masked(product, side) if product.masks(side) else None,
         )
-        with _named(op, f"srjit_quantize_{shared[1].format}_{shared[1].rounding}", site):
+        with _named(op, f"srjit_quantize_{spec.format}_{spec.rounding}", site):
             given = [
                 x,
                 *(extras if quantizer.masked else ()),
@@ -490,10 +480,6 @@ class _GroupInsertion:
             if slot:
                 self.histories.see(slot, values.pop())
         return values
-
-
-def _draws(spec: Any) -> bool:
-    return spec.rounding == "stochastic"
 
 
 def _named(op: Any, name: str, site: int) -> Any:

@@ -58,7 +58,7 @@ def explain(fun: Callable[..., Any], *args: Any, recipe: Any = "int8", **options
 def roles(fun: Callable[..., Any], *args: Any, **options: Any) -> dict[str, int]:
     """How many sites of each role; of two activations with ``.act``, recomputed ones apart."""
     counts: collections.Counter[str] = collections.Counter()
-    for site in explain(fun, *args, **options).sites:
+    for site in explain(fun, *args, **options).with_gradients:
         role = site.role if site.phase != "recompute" else f"recomputed {site.role}"
         attention = site.role != "wgrad" and "weight" not in (site.lhs_kind, site.rhs_kind)
         counts[role + ".act" * (attention and site.role != "unknown")] += 1

@@ -155,14 +155,13 @@ def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Rep
       place: the devices.
     """
     was, now = (program_of(*optimized(place.target, lowered)) for lowered in (before, after))
-    plans = {p.site.number: p for p in reversed(planned.sites)}  # without gradients not taken
     sites = tuple(
         CompiledSite(
             plan=plan,
-            cost=(cost := now.sites.get(number, SiteCost())),
+            cost=(cost := now.sites.get(plan.site.number, SiteCost())),
             rates=_rates(cost, now, place.target),
         )
-        for number, plan in sorted(plans.items())
+        for plan in planned.sites
     )
     estimates = place.target.estimates
     return Report(

@@ -283,7 +283,7 @@ _HIGH = 16.0  # bits of what is not quantized, for this comparison
 def _cost(report: Report) -> tuple[float, float]:
     """Of the products on the report's target, and the mean of their operands' bits."""
     total = cost = bits = 0.0
-    for s in report.sites:
+    for s in report.with_gradients:
         work = s.site.flops * s.site.trips
         widths = [_HIGH if q is None else get_format(q.format).storage.bits for q in (s.lhs, s.rhs)]
         total += work

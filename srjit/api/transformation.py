@@ -240,9 +240,7 @@ class Transformation:
         out = out if changes is None else Changed(out, changes)
         if self._stream is None:
             return out
-        plan = program.plan
-        places = [plan.quantization(path, side) for path, side in program.shown.measured]
-        return Watched(out, self._stream.packed(places, watched))
+        return Watched(out, self._stream.packed(list(program.shown.measured), watched))
 
     def _call_module(
         self, program: Program, words: Key | None, histories: State
@@ -273,7 +271,7 @@ class Transformation:
 
         They are no products: passes find the same sites in it, with the same numbers.
         """
-        plan = dataclasses.replace(program.plan, sites={})
+        plan = program.plan.without_sites()
 
         def fun(words: Key, leaves: Sequence[Any]) -> list[Any]:
             return evaluate(program.closed, plan, words, leaves, {})[0]
@@ -416,7 +414,7 @@ class Transformation:
     def complain(self, report: Report) -> None:
         """Warns once of what a recipe asked for and is not done; raises if that is strict."""
         asked = (
-            (report.sites, "matrix multiplications", "stay in high precision"),
+            (report.with_gradients, "matrix multiplications", "stay in high precision"),
             (report.write_backs, "write-backs", "stay as the program has them"),
         )
         message = "\n".join(

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, random_bits
-from srjit.planning.plan import PlannedSite, ProgramPlan
-from srjit.planning.site import SitePlan
+from srjit.planning.plan import ProgramPlan
+from srjit.planning.planned_site import Operand, PlannedSite
 
 _WRITTEN = "noise of write-backs and casts is not replayed"
 
@@ -62,52 +62,48 @@ def replayed(
     written = bool(plan.write_backs.writes)
     if written and root is not None and not _any_site_draws(plan):
         raise ValueError(f"no site of this program draws noise, and {_WRITTEN}")
-    found: list[Replayed] = []
-    chosen = [s for s in plan.reported if _is(s, site)]
+    chosen = [s for s in plan.sites.values() if _is(s, site)]
     if not chosen:
-        names = [f"{s.site.number}: {s.site.path} {s.site.role}" for s in plan.reported[:12]]
+        rows = list(plan.rows[:12])
+        names = [f"{row.site.number}: {row.site.path} {row.site.role}" for row in rows]
         there = "; ".join([*(names or ["none"]), *[_WRITTEN] * written])
         raise ValueError(f"no site is {site!r}; there are {there}")
-    by_number = {plan.numbers[path]: path for path in plan.sites}
-    for entry in chosen:
-        path = by_number.get(entry.site.number)
-        if path is None or root is None:
-            continue
-        planned = plan.sites[path]
-        occurrence = plan.provenance.occurrences[entry.site.number]
-        for side, shared in enumerate((planned.lhs, planned.rhs)):
-            name = ("lhs", "rhs")[side]
-            if shared is None or shared[1].rounding != "stochastic" or operand not in (None, name):
+    found: list[Replayed] = []
+    for planned in chosen:
+        for o in planned.operands:
+            if root is None or o.shared is None or not o.draws or operand not in (None, o.name):
                 continue
-            if shared[1].scale_rounding == "eden":
+            spec = o.shared.spec
+            if spec.scale_rounding == "eden":
                 raise ValueError("MS-EDEN rounds elements to nearest: they have no noise to replay")
-            shape = _counted_shape(occurrence.eqn.invars[side].aval.shape, shared[1])
-            for where in _places(occurrence.scope.loops, trips):
-                key = _key(root, planned, side, where, occurrence.scope.loops, shards)
-                places = tuple(shards.get(axis, 0) for axis in sorted(planned.varies[side]))
+            for where in _places(planned.loops, trips):
+                key = _key(root, o, where, planned.loops, shards)
+                places = tuple(shards.get(axis, 0) for axis in sorted(o.varies))
                 found.append(
                     Replayed(
-                        site=entry.site.number,
-                        path=entry.site.path,
-                        role=entry.site.role,
-                        operand=name,
+                        site=planned.row.site.number,
+                        path=planned.row.site.path,
+                        role=planned.row.site.role,
+                        operand=o.name,
                         where=(*where, *places),
-                        format=shared[1].format,
+                        format=spec.format,
                         key=(int(key[0]), int(key[1])),
-                        noise=random_bits(key, jnp.zeros(shape), plan.settings.rng),
+                        noise=random_bits(
+                            key, jnp.zeros(_counted_shape(o.shape, spec)), plan.settings.rng
+                        ),
                     )
                 )
     return found
 
 
 def _any_site_draws(plan: ProgramPlan) -> bool:
-    return any(q.rounding == "stochastic" for s in plan.sites.values() for _, q in s.operands())
+    return any(o.draws for site in plan.sites.values() for o in site.operands)
 
 
-def _is(entry: SitePlan, site: int | str) -> bool:
+def _is(planned: PlannedSite, site: int | str) -> bool:
     if isinstance(site, str):
-        return fnmatch.fnmatchcase(entry.site.path, site)
-    return entry.site.number == site
+        return fnmatch.fnmatchcase(planned.row.site.path, site)
+    return planned.row.site.number == site
 
 
 def _places(
@@ -125,19 +121,18 @@ def _places(
 
 def _key(
     root: Key,
-    planned: PlannedSite,
-    side: int,
+    operand: Operand,
     where: Sequence[int],
     loops: Sequence[tuple[int | None, bool]],
     shards: Mapping[str, int],
 ) -> Key:
     """What the rewritten program derives: of trips, of the quantization, and of the shard."""
-    draw, key = planned.draws[side], root
+    draw, key = operand.draw, root
     for trip, (length, _), flip in itertools.zip_longest(where, loops, draw.flips):
         number = length - 1 - trip if flip and length is not None else trip
         key = mix(key, jnp.uint32(number))
     key = mix(mix(key, draw.number), draw.slot)
-    for axis in sorted(planned.varies[side]):
+    for axis in sorted(operand.varies):
         key = mix(key, jnp.uint32(shards.get(axis, 0)))
     return key
 

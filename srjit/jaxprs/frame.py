@@ -26,10 +26,13 @@ from srjit.jaxprs.rounding import exactly, round_write_back
 from srjit.jaxprs.site import bind_site
 from srjit.numerics.random_bits import Key, mix, of_shards
 from srjit.numerics.rounding import NOISE_BITS
-from srjit.planning.plan import Draw, PlannedSite, ProgramPlan, Shared
+from srjit.planning.noise import Draw
+from srjit.planning.plan import ProgramPlan
+from srjit.planning.planned_site import Operand, Shared
 from srjit.products.scaled_values import ScaledValues
 from srjit.program.site_names import scope_of
 from srjit.program.values import Path
+from srjit.targets.operand import quantize_operand, quantize_together
 
 Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name
@@ -106,14 +109,15 @@ class Frame:
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-        scope = scope_of(self.plan.numbers.get(path))
+        site = self.plan.sites.get(path)
+        scope = None if site is None else scope_of(site.row.site.number)
         if scope is None:
             return self._evaluated(eqn, path, values)
         with jax.named_scope(scope):
             return self._evaluated(eqn, path, values)
 
     def _evaluated(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-        if path in self.plan.sites:
+        if path in self.plan.rewritten:
             return [self._site(path, values)]
         rule = self.rules.get(eqn.primitive)
         if rule is not None and self._inside(path):
@@ -141,107 +145,116 @@ class Frame:
 
     def _site(self, path: Path, values: list[Any]) -> Any:
         site = self.plan.sites[path]
-        x, w, *extras = values
-        product = site.params.product
-        codes = [
-            self._quantized(path, side, product.mask(side, value, *extras))
-            for side, value in enumerate((x, w))
-        ]
         params, key = site.params, None
+        assert params is not None
+        x, w, *extras = values
+        lhs, rhs = (
+            self._quantized(operand, params.product.mask(operand.side, value, *extras))
+            for operand, value in zip(site.operands, (x, w), strict=True)
+        )
         if params.needs_key and self.root is None:  # a call that nothing can differentiate
             params = dataclasses.replace(params, backward=(None, None))
         elif params.needs_key:
-            key = of_shards(mix(self._key(()), site.number), site.varies[2])
-        return bind_site(params, x, w, extras, codes[0], codes[1], key)
+            key = of_shards(mix(self._key(()), site.number), site.varies)
+        return bind_site(params, x, w, extras, lhs, rhs, key)
 
-    def _quantized(self, path: Path, side: int, x: Any) -> ScaledValues | None:
+    def _quantized(self, operand: Operand, x: Any) -> ScaledValues | None:
         """An operand's codes; with them, others that one read of it gives."""
-        site = self.plan.sites[path]
-        shared = (site.lhs, site.rhs)[side]
+        shared = operand.shared
         if shared is None:
             return None
         if shared not in self.codes:
-            wanted = self.plan.together.get((self.path, shared), {shared: (path, side)})
-            missing = {s: reader for s, reader in wanted.items() if s not in self.codes}
-            keys = {s: self._noise(s, *reader) for s, reader in missing.items()}
-            made = self.plan.quantize_together(
-                x, list(missing), list(keys.values()), in_loop=bool(self.trips)
+            wanted = self._together(shared) or {shared: operand}
+            missing = {s: first for s, first in wanted.items() if s not in self.codes}
+            keys = {s: self._noise(first) for s, first in missing.items()}
+            made = quantize_together(
+                x,
+                [s.spec for s in missing],
+                list(keys.values()),
+                **self._how(),
+                turned=[s in self.plan.sharing.turned for s in missing],
             )
             if made is None:  # one by one is as good, and others when they are wanted
                 keys = {shared: keys[shared]}
-                made = [self._quantized_alone(shared, *missing[shared], x, keys[shared])]
+                made = [self._quantized_alone(shared, missing[shared], x, keys[shared])]
             for s, key in keys.items():
-                self._show(s, *missing[s], x, key)
-                if missing[s] in self.shown.measured:
-                    self._measure(s, *missing[s], x, key)
+                self._show(s, missing[s], x, key)
+                self._measure(s, missing[s], x, key)
             self.codes.update(zip(keys, made, strict=True))
         return self.codes[shared]
 
-    def _noise(self, shared: Shared, path: Path, side: int) -> Key | None:
-        """What the noise of an operand comes from; None if it draws none."""
-        site = self.plan.sites[path]
-        if shared[1].rounding != "stochastic" or self.root is None:
+    def _together(self, shared: Shared) -> dict[Shared, Operand] | None:
+        """All quantizations of a value wanted here, where one read of it can give several."""
+        if self.plan.settings.target.quantize_together is None:
             return None
-        return of_shards(self._drawn(site.draws[side]), site.varies[side])
+        return self.plan.sharing.together.get((self.path, shared))
+
+    def _noise(self, operand: Operand) -> Key | None:
+        """The key of an operand's noise; None if it draws none."""
+        if not operand.draws or self.root is None:
+            return None
+        return of_shards(self._drawn(operand.draw), operand.varies)
 
     def _quantized_alone(
-        self, shared: Shared, path: Path, side: int, x: Any, key: Key | None
+        self, shared: Shared, operand: Operand, x: Any, key: Key | None
     ) -> ScaledValues:
-        site = self.plan.sites[path]
-        history = site.states[side]
-        q = self.plan.quantize(
+        q = quantize_operand(
             x,
-            shared[1],
+            shared.spec,
             key,
-            self._before(history),
-            signs=self._signs(site),
-            in_memory=site.in_memory[side],
-            in_loop=bool(self.trips),
-            turned=shared in self.plan.turned,
+            **self._how(),
+            before=self._before(operand),
+            signs=self._signs(operand),
+            in_memory=operand.in_memory,
+            turned=shared in self.plan.sharing.turned,
         )
-        if history is not None and q.seen is not None:
-            self.observe({history: q.seen})
+        if operand.history is not None and q.seen is not None:
+            self.observe({operand.history: q.seen})
         return dataclasses.replace(q, seen=None)
 
-    def _signs(self, site: PlannedSite) -> Key | None:
-        """What random signs come from: of all shards, since it is one contraction."""
-        if site.signs is None or self.root is None:
+    def _how(self) -> dict[str, Any]:
+        """How operands are quantized in this scope, whichever they are."""
+        settings = self.plan.settings
+        return {
+            "rng": settings.rng,
+            "target": settings.target.name,
+            "in_loop": bool(self.trips),
+        }
+
+    def _signs(self, operand: Operand) -> Key | None:
+        """The key of random signs, the same for all shards, since it is one contraction."""
+        if operand.signs is None or self.root is None:
             return None
-        return self._drawn(site.signs)
+        return self._drawn(operand.signs)
 
-    def _before(self, history: str | None) -> jax.Array | None:
+    def _before(self, operand: Operand) -> jax.Array | None:
         """The largest amax of earlier steps, for a delayed scale."""
-        return None if history is None else jnp.max(self.histories[history])
+        return None if operand.history is None else jnp.max(self.histories[operand.history])
 
-    def _measure(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
-        """Hands out what is to be told of a watched quantization."""
-        site = self.plan.sites[path]
-        before, flips = self._before(site.states[side]), self._signs(site) is not None
-        found = measured(x, shared[1], key, before, flips)
-        self.observe({self.shown.measured[path, side]: found})
+    def _measure(self, shared: Shared, operand: Operand, x: Any, key: Key | None) -> None:
+        """Hands out the figures of a quantization, if they are to be measured."""
+        name = self.shown.measured.get(operand)
+        if name is not None:
+            flips = self._signs(operand) is not None
+            self.observe({name: measured(x, shared.spec, key, self._before(operand), flips)})
 
-    def _show(self, shared: Shared, path: Path, side: int, x: Any, key: Key | None) -> None:
+    def _show(self, shared: Shared, operand: Operand, x: Any, key: Key | None) -> None:
         """Lets the observer see one quantization, if each element is rounded stochastically."""
-        site = self.plan.sites[path]
-        if self.shown.observer is None or key is None or site.signs is not None:
+        if self.shown.observer is None or key is None or operand.signs is not None:
             return
-        draw, target = site.draws[side], self.plan.settings.target
+        target = self.plan.settings.target
         run = functools.partial(
-            self.plan.quantize,
-            spec=shared[1],
-            in_memory=site.in_memory[side],
-            in_loop=bool(self.trips),
+            quantize_operand, spec=shared.spec, in_memory=operand.in_memory, **self._how()
         )
         quantizer = Quantizer(
-            draw=(draw.number, draw.slot),
-            plan=self.plan.reported[self.plan.numbers[path]],
-            side=side,
-            spec=shared[1],
+            draw=(operand.draw.number, operand.draw.slot),
+            operand=operand,
+            spec=shared.spec,
             run=run,
-            bits=target.noise_bits(shared[1]) if target.is_attached else NOISE_BITS,
+            bits=target.noise_bits(shared.spec) if target.is_attached else NOISE_BITS,
         )
-        where = self._where(draw.flips, site.varies[side])
-        self.shown.observer(quantizer, where, x, key, self._before(site.states[side]))
+        where = self._where(operand.draw.flips, operand.varies)
+        self.shown.observer(quantizer, where, x, key, self._before(operand))
 
     def _where(self, flips: tuple[bool, ...], varies: Iterable[str]) -> list[Any]:
         """What tells executions apart: trips of the loops around this scope, then shards."""
@@ -259,7 +272,7 @@ class Frame:
 
     def states(self, path: Path) -> list[str]:
         """Names of the histories and the figures that leave the scope at ``path``."""
-        return [*self.plan.states(path), *self.shown.inside(path)]
+        return [*self.plan.states(path), *self.shown.inside(self.plan, path)]
 
     def seen(self, path: Path) -> State:
         """The amax of every delayed scale inside the scope at ``path``."""
@@ -292,11 +305,11 @@ class Frame:
         tokens = {provenance.tokens.get((path, i)) for i in positions}
         if stacked:
             tokens |= {provenance.unstacked(t) for t in tokens}
-        return [s for s in self.plan.uses.get(path, ()) if s[0] in tokens and s in known]
+        return [s for s in self.plan.sharing.uses.get(path, ()) if s.token in tokens and s in known]
 
     def leaving(self, frame: Frame, path: Path) -> tuple[list[Shared], list[Shared]]:
         """Codes made inside the scope at ``path`` (plain, stacked) that sites outside it want."""
-        outside = self.plan.read_outside
+        outside = self.plan.sharing.read_outside
         plain = [s for s in frame.codes if s not in self.codes and outside(s, path)]
         return plain, [s for s in frame.stacked if s not in self.stacked and outside(s, path)]
 
@@ -304,11 +317,12 @@ class Frame:
         """Quantizes loop-invariant operands once, before the loop: its first ``n`` inputs."""
         for position in range(n):
             token = self.plan.provenance.tokens.get((path, position))
-            for shared in self.plan.uses.get(path, ()):
-                spec = shared[1]
-                if shared[0] == token and shared not in self.codes and spec.is_hoistable:
-                    self.codes[shared] = self.plan.quantize(
-                        values[position], spec, None, in_memory=True
+            for shared in self.plan.sharing.uses.get(path, ()):
+                is_new = shared.token == token and shared not in self.codes
+                if is_new and shared.spec.is_hoistable:
+                    how: dict[str, Any] = {**self._how(), "in_loop": False}
+                    self.codes[shared] = quantize_operand(
+                        values[position], shared.spec, None, **how, in_memory=True
                     )
 
 

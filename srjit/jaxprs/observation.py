@@ -15,7 +15,8 @@ from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import working_dtype
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.site import SitePlan, WrittenKind
+from srjit.planning.planned_site import Operand
+from srjit.planning.site import WrittenKind
 from srjit.products.scaled_values import ScaledValues
 from srjit.program.values import Path
 from srjit.report.label import CAST, UPDATE, Label
@@ -50,16 +51,14 @@ class Quantizer:
     Attributes:
       draw: what its noise comes from, which tells quantizers apart: a recomputed one has that of
         what it recomputes.
-      plan: of the site where it stands: the first that reads its codes.
-      side: 0 for that site's lhs, 1 for its rhs.
+      operand: of the first site that reads its codes.
       spec: how it quantizes.
       run: (x, key=, before=, spec=) -> codes, as the program does it.
       bits: see ``Rounding``.
     """
 
     draw: tuple[int, int]
-    plan: SitePlan = dataclasses.field(compare=False)
-    side: int = dataclasses.field(compare=False)
+    operand: Operand = dataclasses.field(compare=False)
     spec: Quantization
     run: Callable[..., ScaledValues] = dataclasses.field(compare=False)
     bits: int
@@ -67,15 +66,7 @@ class Quantizer:
     @property
     def label(self) -> Label:
         """See ``Rounding``."""
-        site = self.plan.site
-        return Label(
-            site=site.number,
-            path=site.path or site.location,
-            role=site.role,
-            operand=("lhs", "rhs")[self.side],
-            kind=(site.lhs_kind, site.rhs_kind)[self.side],
-            format=self.spec.format,
-        )
+        return Label.of(self.operand, self.spec)
 
     def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
         """See ``Rounding``: x or its Hadamard transform."""
@@ -147,29 +138,40 @@ class Shown:
 
     Attributes:
       observer: sees everything that is rounded stochastically.
-      measured: the operands whose figures are measured, by where their site stands and the side: a
-        name for each, under which figures leave the evaluation.
+      measured: the operands whose figures are measured: a name for each, under which its figures
+        leave the evaluation.
     """
 
     observer: Observer | None = None
-    measured: Mapping[tuple[Path, int], str] = dataclasses.field(
-        default_factory=dict[tuple[Path, int], str]
-    )
+    measured: Mapping[Operand, str] = dataclasses.field(default_factory=dict[Operand, str])
 
     @classmethod
     def of(cls, plan: ProgramPlan, observer: Observer | None, kinds: Sequence[str]) -> Shown:
         """What is shown of a planned program: to an observer, and figures of operands by kind."""
+        quantized = (o for site in plan.rewritten.values() for o in site.quantized)
         measured = {
-            (path, side): f"watched: {plan.numbers[path]}, {side}"
-            for path, site in plan.sites.items()
-            for side, shared in enumerate((site.lhs, site.rhs))
-            if shared is not None and plan.kind(path, side) in kinds
+            o: f"watched: {o.row.site.number}, {o.name}" for o in quantized if o.kind in kinds
         }
         return cls(observer, measured)
 
-    def inside(self, scope: Path) -> list[str]:
+    def inside(self, plan: ProgramPlan, scope: Path) -> list[str]:
         """Names of what is measured inside the scope at a path."""
-        return [name for (path, _), name in self.measured.items() if path[: len(scope)] == scope]
+        return [
+            self.measured[operand]
+            for path, site in plan.rewritten.items()
+            if path[: len(scope)] == scope
+            for operand in site.operands
+            if operand in self.measured
+        ]
+
+    def lengths(self, plan: ProgramPlan) -> dict[str, tuple[int, ...]]:
+        """By the name of what is measured, the lengths of the loops around it."""
+        return {
+            self.measured[operand]: site.lengths
+            for site in plan.rewritten.values()
+            for operand in site.operands
+            if operand in self.measured
+        }
 
 
 NOTHING = Shown()

@@ -36,9 +36,11 @@ from srjit.numerics.arrays import Packed, dequantize, pack, unpack
 from srjit.numerics.encode import encode
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.rounding import working_dtype
-from srjit.planning.plan import ProgramPlan, Shared
+from srjit.planning.plan import ProgramPlan
+from srjit.planning.planned_site import Shared
 from srjit.products.scaled_values import as_held
 from srjit.program.values import CAPTURED, PARAMETER, Path
+from srjit.targets.operand import quantize_operand
 
 Key = tuple[tuple[int, ...], Shared]  # of a weight: lengths of the loops around, and what it is
 _SOURCES = frozenset({PARAMETER, CAPTURED})
@@ -187,14 +189,12 @@ def _candidates(plan: ProgramPlan) -> frozenset[Shared]:
     """Operands that are quantized the same way at every call, and come from parameters alone."""
     found: set[Shared] = set()
     for o in plan.provenance.occurrences:
-        site = plan.sites.get(o.path)
-        if site is None:
-            continue
-        for side, shared in enumerate((site.lhs, site.rhs)):
-            masks = site.params.product.masks(side)
-            values = [o.operands[side], *(o.extras if masks else ())]
+        for operand in plan.sites[o.path].quantized:
+            masks = plan.sites[o.path].product.masks(operand.side)
+            values = [o.operands[operand.side], *(o.extras if masks else ())]
             labels = frozenset[str]().union(*(v.labels for v in values))
-            if shared and shared[1].is_hoistable and PARAMETER in labels and labels <= _SOURCES:
+            shared, is_made = operand.shared, PARAMETER in labels and labels <= _SOURCES
+            if shared is not None and shared.spec.is_hoistable and is_made:
                 found.add(shared)
     return frozenset(found)
 
@@ -282,7 +282,7 @@ class _Weighing(Frame):
         """Looks at the weights among the inputs of the scope at ``path`` before it is entered."""
         for position, value in enumerate(values):
             token = self.plan.provenance.tokens.get((path, position))
-            for shared in self.plan.uses.get(path, ()):
+            for shared in self.plan.sharing.uses.get(path, ()):
                 if shared[0] == token:
                     self._weigh(shared, value, (path, position))
 
@@ -293,11 +293,12 @@ class _Weighing(Frame):
     def _site(self, path: Path, values: list[Any]) -> Any:
         site = self.plan.sites[path]
         operands, extras = values[:2], values[2:]
-        for side, shared in enumerate((site.lhs, site.rhs)):
-            if shared is not None:
-                masked = site.params.product.mask(side, operands[side], *extras)
-                self._weigh(shared, masked, (path, side))
-                operands[side] = self.in_place_of(shared, operands[side])
+        for operand in site.quantized:
+            side, shared = operand.side, operand.shared
+            assert shared is not None
+            masked = site.product.mask(side, operands[side], *extras)
+            self._weigh(shared, masked, (path, side))
+            operands[side] = self.in_place_of(shared, operands[side])
         return super()._site(path, [*operands, *extras])
 
     def in_place_of(self, shared: Shared, x: Any) -> Any:
@@ -379,9 +380,7 @@ class Running(_Weighing):
         if parts is None:
             return
         spec = shared[1]
-        quantize = functools.partial(
-            self.plan.quantize, spec=spec, key=None, in_loop=bool(self.trips)
-        )
+        quantize = functools.partial(quantize_operand, spec=spec, key=None, **self._how())
         like = jax.eval_shape(quantize, jax.ShapeDtypeStruct(x.shape, x.dtype))
         q = unpack(parts, spec, like.values.shape, working_dtype(x.dtype))
         self.codes[shared] = as_held(q, like)

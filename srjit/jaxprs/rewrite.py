@@ -21,7 +21,8 @@ from srjit.jaxprs.frame import Frame, Rule, State, Trip, bind, unseen
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
 from srjit.numerics.random_bits import Key
-from srjit.planning.plan import ProgramPlan, Shared
+from srjit.planning.plan import ProgramPlan
+from srjit.planning.planned_site import Shared
 from srjit.products.scaled_values import ScaledValues
 from srjit.program.values import Path
 
@@ -51,8 +52,8 @@ def evaluate(
     jaxpr, consts = _compat.open_jaxpr(closed)
     # What is watched leaves loops and branches as what delayed scales see does.
     none = {
-        name: jnp.zeros((*plan.lengths(path), len(MEASURED), 1), jnp.float32)
-        for (path, _), name in shown.measured.items()
+        name: jnp.zeros((*lengths, len(MEASURED), 1), jnp.float32)
+        for name, lengths in shown.lengths(plan).items()
     }
     frame = Frame(RULES, plan, key, (), (), histories | none, shown)
     outs = frame.run(jaxpr, consts, args)

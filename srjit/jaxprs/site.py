@@ -24,8 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from srjit import _compat, targets
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, of_typed_shards
-from srjit.planning.provenance import REWRITTEN
-from srjit.planning.site import (
+from srjit.planning.planned_site import (
     CT_DGRAD,
     CT_WGRAD,
     GRADIENT_SIGNS,
@@ -35,6 +34,7 @@ from srjit.planning.site import (
     draw_signs,
     oriented,
 )
+from srjit.planning.provenance import REWRITTEN
 from srjit.products.product import Product
 from srjit.products.scaled_dot import scaled_dot
 from srjit.products.scaled_values import ScaledValues

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Hashable, Sequence
 
 from srjit.numerics.quantization import Quantization
+from srjit.planning.planned_site import oriented
+from srjit.planning.provenance import Provenance
+from srjit.planning.roles import Classified
+from srjit.planning.site import SitePlan
 from srjit.products.product import Product
 from srjit.targets.target import Estimates
 
@@ -49,6 +54,57 @@ class Candidate:
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     codes: tuple[Codes | None, Codes | None]
     trips: int
+
+
+def paying(
+    classified: Sequence[Classified],
+    rows: Sequence[SitePlan],
+    provenance: Provenance,
+    estimates: Estimates | None,
+) -> list[SitePlan]:
+    """The decisions, without what does not pay by the estimates of a target, if it has any."""
+    if estimates is None:
+        return list(rows)
+    weighed = [
+        [
+            None if part.status == "kept" else _candidate(c, part, side, provenance)
+            for side, part in zip((None, 0, 1), row.with_gradients, strict=False)
+        ]
+        for c, row in zip(classified, rows, strict=True)
+    ]
+    reasons = iter(not_worth([c for parts in weighed for c in parts if c], estimates))
+    found: list[SitePlan] = []
+    for row, candidates in zip(rows, weighed, strict=True):
+        parts = zip(row.with_gradients, candidates, strict=True)
+        first, *backward = [_if_worth(p, next(reasons)) if c else p for p, c in parts]
+        found.append(dataclasses.replace(first, backward=tuple(backward)))
+    return found
+
+
+def _if_worth(row: SitePlan, reason: str | None) -> SitePlan:
+    if reason is None:
+        return row
+    return dataclasses.replace(row, lhs=None, rhs=None, status="kept", reason=reason, asked=False)
+
+
+def _candidate(
+    c: Classified, row: SitePlan, differentiated: int | None, provenance: Provenance
+) -> Candidate:
+    """A site, or the gradient of one of its operands."""
+    product = c.product if differentiated is None else c.gradient(differentiated)
+    assert product is not None
+    shapes = row.site.lhs_shape, row.site.rhs_shape
+
+    def codes(side: int, spec: Quantization | None) -> Codes | None:
+        if spec is None:
+            return None
+        spec, size = oriented(spec, product, side, shapes[side]), math.prod(shapes[side])
+        if side == differentiated:
+            return Codes(("cotangent", c.occurrence.path, spec), spec, size, in_memory=False)
+        in_memory = c.occurrence.operands[side].origin in provenance.given
+        return Codes((c.token(side, provenance), spec), spec, size, in_memory)
+
+    return Candidate(product, shapes, (codes(0, row.lhs), codes(1, row.rhs)), row.site.trips)
 
 
 def not_worth(candidates: Sequence[Candidate], estimates: Estimates) -> list[str | None]:

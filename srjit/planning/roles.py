@@ -14,12 +14,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from srjit.planning.provenance import Provenance
+from srjit.planning.site import Site
+from srjit.products.kinds import flops_of, product_of
+from srjit.products.dot import DotProduct
+from srjit.products.product import Product
 from srjit.program.values import BACKWARD, CAPTURED, DATA, PARAMETER, Occurrence, Value, visible
 
 KEEP_SCOPE = "srjit.keep_high_precision"
@@ -64,6 +70,50 @@ class Classified:
     noise: int = 0
     path: str = ""
     phase: str = "forward"
+
+    @functools.cached_property
+    def product(self) -> Product | None:
+        """What is multiplied; None where srjit has no rule for its form."""
+        product = product_of(self.occurrence.eqn)
+        if isinstance(product, DotProduct) and self.occurrence.is_turned:
+            return dataclasses.replace(product, is_turned=True)
+        return product
+
+    def gradient(self, side: int) -> Product | None:
+        """The product that is the gradient of the operand on one side."""
+        return self.product and self.product.transpose(side, self.occurrence.eqn.invars[side].aval)
+
+    def token(self, side: int, provenance: Provenance) -> int:
+        """The value of the operand on one side, as the product sees it."""
+        o = self.occurrence
+        token = o.operands[side].token
+        if self.product is not None and self.product.masks(side):
+            # Other codes than those of the same value unmasked.
+            return provenance.derived("masked", token, *(v.token for v in o.extras))
+        return token
+
+    @functools.cached_property
+    def site(self) -> Site:
+        """What a report says that it is."""
+        o, eqn = self.occurrence, self.occurrence.eqn
+        (lhs, rhs), out = (v.aval for v in eqn.invars[:2]), eqn.outvars[0].aval
+        return Site(
+            number=self.number,
+            path=self.path,
+            role=self.role,
+            phase=self.phase,
+            op=eqn.primitive.name,
+            lhs_kind=self.lhs_kind,
+            rhs_kind=self.rhs_kind,
+            lhs_shape=lhs.shape,
+            rhs_shape=rhs.shape,
+            out_shape=out.shape,
+            dtype=str(out.dtype),
+            flops=flops_of(eqn),
+            trips=math.prod(n for n, _ in o.scope.loops if n),
+            location=o.location,
+            why=self.why,
+        )
 
 
 def role_scope(role: str, gradient: int | None) -> str:

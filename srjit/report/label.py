@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from srjit.numerics.quantization import Quantization
+from srjit.planning.planned_site import Operand
+
 UPDATE, CAST = "update", "cast"
 
 
@@ -28,6 +31,20 @@ class Label:
     kind: str
     where: tuple[int, ...] = ()
     format: str
+
+    @classmethod
+    def of(cls, operand: Operand, spec: Quantization, where: tuple[int, ...] = ()) -> Label:
+        """The label of a quantized operand."""
+        site = operand.row.site
+        return Label(
+            site=site.number,
+            path=site.path or site.location,
+            role=site.role,
+            operand=operand.name,
+            kind=operand.kind,
+            where=where,
+            format=spec.format,
+        )
 
     @property
     def name(self) -> str:

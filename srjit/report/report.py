@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import ProgramPlan
@@ -18,7 +19,7 @@ class Report(Documented):
 
     Attributes:
       sites: in execution order; where a function is to be differentiated from outside, each forward
-        site is followed by its dgrad and wgrad.
+        site has the gradients of its operands in ``backward``.
       recipe, target, mode: names.
       notes: what else a user should know: rules that matched nothing, kernels left alone, ...
       write_backs: what becomes of narrow parameters, if the recipe asks for their write-back.
@@ -36,7 +37,7 @@ class Report(Documented):
         """The report of a planned program."""
         settings = plan.settings
         return cls(
-            sites=plan.reported,
+            sites=plan.rows,
             recipe=settings.recipe.name,
             target=settings.target.name,
             mode=settings.mode,
@@ -44,25 +45,34 @@ class Report(Documented):
             write_backs=plan.write_backs.reported,
         )
 
+    @property
+    def with_gradients(self) -> list[SitePlan]:
+        """All sites, each followed by its gradients should the function be differentiated."""
+        return [part for s in self.sites for part in s.with_gradients]
+
     def coverage(self) -> float:
-        """The fraction of matrix-multiplication FLOPs that are quantized; 1 if there are none."""
-        work = [(s.site.flops * s.site.trips, s.status != "kept") for s in self.sites]
+        """The fraction of matrix-multiplication FLOPs that are quantized; 1 if there are none.
+
+        Those of the gradients count too, should the function be differentiated.
+        """
+        work = [(s.site.flops * s.site.trips, s.status != "kept") for s in self.with_gradients]
         total, done = sum(n for n, _ in work), sum(n for n, quantized in work if quantized)
         return done / total if total else 1.0
 
     def document(self) -> Document:
         """Returns the report as data: a row for each site, and one for each write-back."""
-        legend = _LEGEND if any(s.lhs or s.rhs for s in self.sites) else ""
+        rows = self.with_gradients
+        legend = _LEGEND if any(s.lhs or s.rhs for s in rows) else ""
         covered = f"{100 * self.coverage():.1f} % of FLOPs quantized"
         count = f"{len(self.sites)} sites, {covered}" if self.sites else "no matrix multiplication"
         return Document(
             title=f"recipe {self.recipe}, target {self.target}, mode {self.mode}",
             lead=count,
             tables=[
-                Table(_COLUMNS, self.sites, kind=lambda s: s.status, legend=legend),
+                Table(_COLUMNS, rows, kind=lambda s: s.status, legend=legend),
                 Table(_WRITTEN, self.write_backs, kind=lambda w: w.status),
             ],
-            notes=[*reasons(self.sites), *(f"note: {n}" for n in self.notes)],
+            notes=[*reasons(rows), *(f"note: {n}" for n in self.notes)],
         )
 
     def to_json(self) -> str:
@@ -70,22 +80,11 @@ class Report(Documented):
 
         Its keys are ``recipe``, ``target``, ``mode``, ``coverage`` (between 0 and 1), ``notes`` (a
         list of strings), ``write_backs`` (a list of objects with the attributes of ``WriteBack``)
-        and ``sites``: a list of objects with the attributes of ``Site``, those
-        of ``SitePlan`` but for ``site`` and ``backward``, and in ``lhs`` and ``rhs`` the attributes
-        of a ``Quantization``, or null.
+        and ``sites``: a list of objects with the attributes of ``Site`` and those of ``SitePlan``
+        but for ``site``. In ``lhs`` and ``rhs`` are the attributes of a ``Quantization``, or null;
+        in ``backward`` are objects like these, of the gradients of the site's operands, should the
+        function be differentiated from outside.
         """
-        sites = [
-            {
-                **dataclasses.asdict(s.site),
-                "lhs": s.lhs and dataclasses.asdict(s.lhs),
-                "rhs": s.rhs and dataclasses.asdict(s.rhs),
-                "status": s.status,
-                "reason": s.reason,
-                "asked": s.asked,
-                "rule": s.rule,
-            }
-            for s in self.sites
-        ]
         return as_json(
             {
                 "recipe": self.recipe,
@@ -94,9 +93,15 @@ class Report(Documented):
                 "coverage": self.coverage(),
                 "notes": self.notes,
                 "write_backs": [dataclasses.asdict(w) for w in self.write_backs],
-                "sites": sites,
+                "sites": [_as_dict(s) for s in self.sites],
             }
         )
+
+
+def _as_dict(plan: SitePlan) -> dict[str, Any]:
+    """A site as JSON has it: the attributes of a Site beside those of its plan."""
+    fields = dataclasses.asdict(plan)
+    return fields.pop("site") | fields | {"backward": [_as_dict(b) for b in plan.backward]}
 
 
 _LEGEND = "~: stochastic rounding, otherwise to nearest; H: after a Hadamard transform"

@@ -109,3 +109,34 @@ def test_noise_of_write_backs_is_not_replayed(site):
     assert fun.explain(w, X).write_backs and srjit.replay(fun, w, X, step=0, site="*")
     with pytest.raises(ValueError, match=f"no site is 'update'; there are 0: .*{said}"):
         srjit.replay(fun, w, X, step=0, site="update")
+
+
+def test_one_draw_an_operand_where_no_gradient_is_taken():
+    """Gradients that the sites would have do not count: a number is that of its site."""
+
+    def forward(p, x):
+        for name in ("one", "two", "three"):
+            with jax.named_scope(name):
+                x = jnp.tanh(x @ p[name])
+        return x.sum()
+
+    recipe = srjit.recipes.get("int8")
+    recipe = recipe.with_rounding(activations="stochastic", weights="stochastic")
+    fun = srjit.srjit(forward, recipe=recipe)
+    args = dict(zip(("one", "two", "three"), W, strict=True)), X
+    for number, path in enumerate(args[0]):
+        drawn = srjit.replay(fun, *args, step=0, site=number)
+        assert [(r.site, r.path, r.role, r.operand) for r in drawn] == [
+            (number, path, "fprop", "lhs"), (number, path, "fprop", "rhs"),
+        ]  # fmt: skip
+    labels = fun.verify(*args, draws=4).operands
+    assert [(o.site, o.path, o.role, o.kind) for o in labels] == [
+        (number, path, "fprop", kind)
+        for number, path in enumerate(args[0])
+        for kind in ("activation", "weight")
+    ]
+    seen = []
+    watched = srjit.srjit(forward, recipe=recipe, watch=seen.append)
+    watched(*args, sr_key=0)
+    watched.watch.wait()
+    assert not seen, "there is no gradient in the program"

@@ -324,14 +324,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "all products share the signs of their rotations": Mutant(
         module="srjit.planning.planner",
-        old="noise.draw(o, number, SIGNS, number)",
-        new="noise.draw(o, 0, SIGNS, 0)",
+        old="draws.draw(o, c.noise, SIGNS, c.noise)",
+        new="draws.draw(o, 0, SIGNS, 0)",
         killed_by=(SIGNS + "[True-two sites]",),
     ),
     "operands of a product draw signs apart": Mutant(
         module="srjit.jaxprs.frame",
-        old="signs=self._signs(site),",
-        new="signs=(s := self._signs(site)) and mix(s, side),",
+        old="signs=self._signs(operand),",
+        new="signs=(s := self._signs(operand)) and mix(s, operand.side),",
         killed_by=(
             RECIPES + "test_every_builtin_recipe_runs_and_stays_near_the_truth[nvfp4-eden]",
         ),

@@ -55,7 +55,7 @@ def test_gradients_of_a_function_are_weighed_with_it():
     for size, kept in ((256, True), (8192, False)):
         args = shapes(size, size, size)[:2]
         report = forward.explain(*args)
-        assert [s.status == "kept" for s in report.sites] == [kept] * 3
+        assert [s.status == "kept" for s in report.with_gradients] == [kept] * 3
 
 
 @dataclasses.dataclass(frozen=True)

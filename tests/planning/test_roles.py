@@ -552,7 +552,7 @@ def _kept_backward(layer: Any) -> Any:
 @pytest.mark.parametrize("inside", [True, False], ids=["grad inside", "grad outside"])
 def test_what_a_user_keeps_stays_in_high_precision_with_its_gradients(wrap: Any, inside: bool):
     fun = _kept_layer(wrap)
-    sites = explain(jax.grad(fun) if inside else fun, *STEP).sites
+    sites = explain(jax.grad(fun) if inside else fun, *STEP).with_gradients
     kept = [s for s in sites if s.status == "kept"]
     assert {s.reason for s in kept} == {"srjit.keep_high_precision"}
     assert {s.role for s in kept} >= ({"fprop", "wgrad", "dgrad"} if inside else {"fprop"})

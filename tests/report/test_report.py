@@ -62,10 +62,16 @@ def test_coverage_is_the_fraction_of_the_work():
 
 def test_a_function_differentiated_from_outside_shows_its_gradients_beside_it():
     forward = srjit(loss, recipe="int8").explain(W, X)
-    assert [(s.number, s.role, s.phase) for s in forward.sites] == [
+    (site,) = forward.sites
+    assert [(s.number, s.role, s.phase) for s in site.with_gradients] == [
         (0, "fprop", "forward"), (0, "dgrad", "backward"), (0, "wgrad", "backward"),
     ]  # fmt: skip
-    assert forward.sites[2].rhs.rounding == "stochastic"
+    assert site.backward[1].rhs.rounding == "stochastic"
+    assert forward.with_gradients == [site, *site.backward]
+    (told,) = json.loads(forward.to_json())["sites"]
+    assert [told["role"], *(b["role"] for b in told["backward"])] == ["fprop", "dgrad", "wgrad"]
+    for shown in (str(forward), forward.to_html()):
+        assert "dgrad" in shown and "wgrad" in shown
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 160])

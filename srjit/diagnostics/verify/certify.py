@@ -85,7 +85,9 @@ def _notes(seen: Capture, report: Report) -> list[str]:
     notes: list[str] = []
     if seen.left_out:
         notes.append(f"{seen.left_out} more executions, in loops or shards: not looked at")
-    specs = [q for p in report.sites for q in (p.lhs, p.rhs) if q and q.rounding == "stochastic"]
+    specs = [
+        q for p in report.with_gradients for q in (p.lhs, p.rhs) if q and q.rounding == "stochastic"
+    ]
     if specs and not any(rounding.label.operand for rounding, _ in seen.places):
         notes.append(
             "stochastic operands that only differentiating the function adds are not in its "

@@ -15,8 +15,7 @@ import numpy as np
 
 from srjit.diagnostics.watch.sinks import JsonLines
 from srjit.jaxprs.figures import MEASURED
-from srjit.numerics.quantization import Quantization
-from srjit.planning.site import SitePlan
+from srjit.planning.planned_site import Operand
 from srjit.report.label import Label
 
 Sink = Callable[["Record"], None]
@@ -52,10 +51,6 @@ class Record(Label):
         return self.norm / self.noise if self.noise else math.inf
 
 
-# What is watched: a site, which of its operands, and how that is quantized.
-Place = tuple[SitePlan, int, Quantization]
-
-
 class Watched(NamedTuple):
     """What a program returned, and what was measured of its quantizations."""
 
@@ -67,7 +62,7 @@ class Watched(NamedTuple):
 class _Layout:
     """What the numbers that one traced program measures are of."""
 
-    places: tuple[Place, ...]
+    operands: tuple[Operand, ...]
     shapes: tuple[tuple[int, ...], ...]
 
 
@@ -105,15 +100,15 @@ class Watch:
             f"watch={given!r}: it is the path of a JSON-lines file, or a function of a record"
         )
 
-    def packed(self, places: Sequence[Place], measured: Sequence[jax.Array]) -> jax.Array:
+    def packed(self, operands: Sequence[Operand], measured: Sequence[jax.Array]) -> jax.Array:
         """One float32 vector of all measurements, while a program is traced.
 
         Args:
-          places: the watched quantizations.
+          operands: those that are watched.
           measured: of each, ``measuring.MEASURED`` as the last dimension, after the loops around
             it; a negative amax where a step did not quantize it.
         """
-        self._layouts.append(_Layout(tuple(places), tuple(m.shape for m in measured)))
+        self._layouts.append(_Layout(tuple(operands), tuple(m.shape for m in measured)))
         number = jnp.full(1, len(self._layouts) - 1, jnp.float32)
         return jnp.concatenate([number, *(m.ravel() for m in measured)])
 
@@ -144,26 +139,20 @@ class Watch:
         flat = np.asarray(measured)
         layout, left = self._layouts[int(flat[0])], flat[1:]
         step, self._step = self._step, self._step + 1
-        for place, shape in zip(layout.places, layout.shapes, strict=True):
+        for operand, shape in zip(layout.operands, layout.shapes, strict=True):
             count = math.prod(shape)
             values, left = left[:count].reshape(shape), left[count:]
             for where in np.ndindex(*shape[:-1]):
                 if not values[where][-1] < 0:
-                    self.sink(_record(step, place, where, values[where].tolist()))
+                    self.sink(_record(step, operand, where, values[where].tolist()))
 
 
-def _record(step: int, place: Place, where: tuple[int, ...], values: Sequence[float]) -> Record:
-    plan, side, spec = place
-    site = plan.site
+def _record(step: int, operand: Operand, where: tuple[int, ...], values: Sequence[float]) -> Record:
+    assert operand.shared is not None
+    spec = operand.shared.spec
     return Record(
+        **vars(Label.of(operand, spec, where)),
         step=step,
-        site=site.number,
-        path=site.path,
-        role=site.role,
-        operand=("lhs", "rhs")[side],
-        kind=(site.lhs_kind, site.rhs_kind)[side],
-        where=where,
-        format=spec.format,
         rounding=spec.rounding,
         **dict(zip(MEASURED, values, strict=True)),
     )

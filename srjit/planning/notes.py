@@ -1,15 +1,17 @@
-"""What a report has to say beside its sites."""
+"""Notes of a plan: what a user should know beside the sites."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
 
+from srjit.planning.plan import Settings
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified
 from srjit.planning.site import SitePlan
 from srjit.program.values import DATA, visible
 from srjit.recipes import BUILTIN, Recipe
+from srjit.targets import Target
 
 
 def notes_of(
@@ -18,7 +20,7 @@ def notes_of(
     plans: Sequence[SitePlan],
     recipe: Recipe,
     used: set[int],
-    mode: str,
+    settings: Settings,
 ) -> tuple[str, ...]:
     """What a user should know of a planned program.
 
@@ -28,14 +30,20 @@ def notes_of(
       plans: what becomes of them.
       recipe: what it is planned by.
       used: which rules of the recipe decided something.
-      mode: as of ``srjit``.
+      settings: what a user chose.
     """
     return (
         *_opaque(provenance),
         *_argument(provenance, classified, plans),
-        *_random(provenance, mode),
+        *_random(provenance, settings.mode),
         *_unused(recipe, used),
+        *_of_target(plans, settings.target),
     )
+
+
+def _of_target(plans: Sequence[SitePlan], target: Target) -> list[str]:
+    specs = [q for p in plans for s in p.with_gradients for q in (s.lhs, s.rhs) if q]
+    return [said for said in dict.fromkeys(map(target.remark, specs)) if said]
 
 
 def _opaque(provenance: Provenance) -> list[str]:

@@ -1,0 +1,196 @@
+"""What a recipe makes of a product: which of its rules decides, and what the operands become."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from srjit.numerics.quantization import Quantization
+from srjit.planning.plan import Settings
+from srjit.planning.roles import Classified
+from srjit.planning.site import Site, SitePlan
+from srjit.products.kinds import extents_of
+from srjit.products.product import Product
+from srjit.recipes import Operands, Recipe, Rule
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_RULED = "differentiated by its function's own rule, in high precision"
+
+
+class Decisions:
+    """Decides for every product of a program.
+
+    Args:
+      classified: the products.
+      settings: what a user chose.
+      recipe: the user's, as the mode rounds.
+      differentiable: whether the program may still be differentiated from outside.
+
+    Attributes:
+      used: which rules of the recipe decided something.
+    """
+
+    def __init__(
+        self,
+        classified: Sequence[Classified],
+        settings: Settings,
+        recipe: Recipe,
+        differentiable: bool,
+    ) -> None:
+        self.recipe, self.target, self.differentiable = recipe, settings.target, differentiable
+        self.used: set[int] = set()
+        self._ends = _ends(classified, recipe)
+
+    def of(self, c: Classified) -> SitePlan:
+        """What becomes of a site, and of its gradients should it be differentiated."""
+        site = c.site
+        differentiable = self.differentiable and _impossible(c) is None
+        if differentiable and c.occurrence.scope.ruled:
+            site = dataclasses.replace(site, why=f"{site.why}; {_RULED}")
+            differentiable = False
+        forward = self._decide(c, site, c.product)
+        if not (differentiable and c.role == "fprop"):
+            return forward
+        gradients = (
+            self._decide(c, _gradient_site(site, side), c.gradient(side), is_gradient=True)
+            for side in (0, 1)
+        )
+        return dataclasses.replace(forward, backward=tuple(gradients))
+
+    def _decide(
+        self, c: Classified, site: Site, product: Product | None, is_gradient: bool = False
+    ) -> SitePlan:
+        rule = self._asking(c, site) if site.role == "unknown" else self._rule(c, site)
+        wanted = _wanted(rule, site) if rule else None
+        name = "" if rule is None else self.recipe.name_of(rule)
+        kept = self._kept(c, site, rule, wanted, is_gradient)
+        if kept is not None:
+            reason, asked = kept
+            return SitePlan(
+                site=site, lhs=None, rhs=None, status="kept", reason=reason, asked=asked, rule=name
+            )
+        assert wanted is not None and product is not None
+        lhs, rhs = wanted
+        if not product.can_rotate:
+            lhs, rhs = (q and q.unrotated for q in wanted)
+            if (lhs, rhs) != wanted:
+                why = f"{site.why}; no Hadamard transform: it does not cancel in this product"
+                site = dataclasses.replace(site, why=why)
+        native = self.target.native(product, (site.lhs_shape, site.rhs_shape), (lhs, rhs))
+        status = "native" if native else "emulated"
+        return SitePlan(site=site, lhs=lhs, rhs=rhs, status=status, asked=True, rule=name)
+
+    def _kept(
+        self,
+        c: Classified,
+        site: Site,
+        rule: Rule | None,
+        wanted: Sequence[Quantization | None] | None,
+        is_gradient: bool,
+    ) -> tuple[str, bool] | None:
+        """Why a site is kept in high precision, and whether the recipe asks otherwise."""
+        if c.keep:
+            return c.keep, False
+        if site.role == "unknown":
+            return f"unknown role: {c.why}", rule is not None
+        impossible = _impossible(c)
+        if impossible:
+            return impossible, c.product is None and wanted is not None
+        if rule is None:
+            return "no rule of the recipe matches it", False
+        if rule.keep:
+            return rule.keep, False
+        if (c.partner or c.occurrence).out.origin in self._ends:
+            return "kept in high precision by the recipe: at an end of the network", False
+        if wanted is None:
+            return f"the recipe leaves {site.role} in high precision", False
+        if any(q is not None and q.scaling == "delayed" for q in wanted):
+            if c.occurrence.scope.ruled:
+                why = "delayed scales do not reach into a function with its own derivative rule"
+                return why, True
+            if is_gradient:
+                return "delayed scales of gradients need the whole training step inside srjit", True
+        return None
+
+    def _asking(self, c: Classified, site: Site) -> Rule | None:
+        """The first rule that would quantize a site of unknown role, whatever role it has."""
+        possible = ("dgrad", "wgrad") if site.phase == "backward" else ("fprop",)
+        for rule in self.recipe.rules:
+            for role, weight in itertools.product(possible, (True, False)):
+                asks = getattr(rule, role) not in (None, Operands())
+                if asks and rule.matches(site.path, site.op, role, weight, _size(c)):
+                    return rule
+        return None
+
+    def _rule(self, c: Classified, site: Site) -> Rule | None:
+        weighted = "weight" in (site.lhs_kind, site.rhs_kind) or site.role == "wgrad"
+        for i, rule in enumerate(self.recipe.rules):
+            if rule.matches(site.path, site.op, site.role, weighted, _size(c)):
+                self.used.add(i)
+                return rule
+        return None
+
+
+def _ends(classified: Sequence[Classified], recipe: Recipe) -> set[int]:
+    """Origins of the forward weight products that the recipe keeps at the program's two ends."""
+    weighted = [
+        c.occurrence.out.origin
+        for c in classified
+        if c.phase == "forward" and "weight" in (c.lhs_kind, c.rhs_kind)
+    ]
+    last = weighted[len(weighted) - recipe.keep_last :] if recipe.keep_last else []
+    return {*weighted[: recipe.keep_first], *last}
+
+
+def _size(c: Classified) -> int:
+    return min((n for n in extents_of(c.occurrence.eqn) if n), default=0)
+
+
+def _wanted(rule: Rule, site: Site) -> tuple[Quantization | None, Quantization | None] | None:
+    """The quantizations that a rule asks for of both operands; None if it asks for none."""
+    operands: Operands | None = getattr(rule, site.role, None)
+    if operands is None or operands == Operands():
+        return None
+    pair: list[Quantization | None] = []
+    for kind in (site.lhs_kind, site.rhs_kind):
+        spec = getattr(operands, kind)
+        if spec is None and kind == "activation":  # dgrad of attention: as if it were a weight
+            spec = operands.weight
+        pair.append(spec)
+    return (pair[0], pair[1]) if any(pair) else None
+
+
+def _impossible(c: Classified) -> str | None:
+    """Why a site cannot be quantized, whatever the recipe says."""
+    avals = [v.aval for v in c.occurrence.eqn.invars[:2]]
+    dtypes = [str(a.dtype) for a in avals]
+    if any(d not in _FLOATS for d in dtypes):
+        return (
+            f"{' x '.join(dtypes)} product: only {', '.join(_FLOATS[:-1])} and {_FLOATS[-1]} "
+            "products are quantized"
+        )
+    if any(a.size == 0 for a in avals):
+        return "zero-size operand"
+    if c.product is None:
+        return "ragged batch dimensions are not supported"
+    return None
+
+
+def _gradient_site(site: Site, side: int) -> Site:
+    """The product that differentiating a forward site makes of the operand on one side."""
+    kinds, shapes = [site.lhs_kind, site.rhs_kind], [site.lhs_shape, site.rhs_shape]
+    role = "wgrad" if kinds[side] == "weight" else "dgrad"
+    # The cotangent stands where the differentiated operand stood.
+    out, shapes[side], kinds[side] = shapes[side], site.out_shape, "gradient"
+    return dataclasses.replace(
+        site,
+        role=role,
+        phase="backward",
+        lhs_kind=kinds[0],
+        rhs_kind=kinds[1],
+        lhs_shape=shapes[0],
+        rhs_shape=shapes[1],
+        out_shape=out,
+        why="exact: the gradient of this site, if it is taken",
+    )

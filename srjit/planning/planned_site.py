@@ -1,0 +1,190 @@
+"""A site as it is to be evaluated: its operands, their codes, and where its noise comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.random_bits import Rng
+from srjit.planning.noise import Draw
+from srjit.planning.site import SitePlan
+from srjit.products.product import Product
+from srjit.program.values import Path
+
+# The quantizations of one site, and what draws signs: of it, and of its operands' gradients.
+LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL, _, SIGNS, GRADIENT_SIGNS = range(8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backward:
+    """One backward product: its role, and what the cotangent and the other operand become."""
+
+    role: str
+    ct: Quantization | None
+    residual: Quantization | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteParams:
+    """Everything static about a site.
+
+    Attributes:
+      product: what is multiplied.
+      dtype: of the result.
+      lhs, rhs: how the operands were quantized; None: in high precision.
+      backward: for each operand, what its gradient's product is quantized to; None: high precision.
+      extras: number of extra operands (group sizes).
+      target, rng: names.
+      label: shown by profilers.
+      turned: whether a turned copy of the operands' codes is wanted.
+      trees: structures of both operands' codes, once they are bound.
+    """
+
+    product: Product
+    dtype: Any
+    lhs: Quantization | None
+    rhs: Quantization | None
+    backward: tuple[Backward | None, Backward | None] = (None, None)
+    extras: int = 0
+    target: str = "cpu"
+    rng: Rng = "hash"
+    label: str = "site"
+    turned: tuple[bool, bool] = (False, False)
+    trees: tuple[Any, Any] = (None, None)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether differentiating the site draws noise."""
+        specs = [q for b in self.backward if b for q in (b.ct, b.residual) if q]
+        return any(q.rounding == "stochastic" for q in specs)
+
+
+def oriented(
+    spec: Quantization, product: Product, side: int, shape: tuple[int, ...]
+) -> Quantization:
+    """``spec`` with the axes that ``product`` contracts in an operand of ``shape``.
+
+    Axes count from the end, so that vmapped dimensions can be added in front. Specs that do not
+    depend on the orientation come out equal for every product, so that their codes can be shared.
+    """
+    if spec.shared == "tensor" and not spec.hadamard:
+        return dataclasses.replace(spec, axis=-1)
+    contracting = product.contracting(side)
+    if spec.hadamard and not product.can_rotate:
+        return oriented(spec.unrotated, product, side, shape)
+    if not contracting:  # an outer product: every element is a contraction of its own
+        contracting = (len(shape) - 1,) if shape else ()
+    axes = tuple(d - len(shape) for d in contracting)
+    if spec.shared == "square" and axes:
+        free = [d - len(shape) for d in range(len(shape)) if d not in contracting]
+        axes = tuple(sorted({axes[-1], *free[-1:]}))
+    return dataclasses.replace(spec, axis=axes)
+
+
+def draw_signs(*specs: Quantization | None) -> bool:
+    """Whether a product has signs of its operands, so quantized, flipped at random first."""
+    return any(q is not None and q.draws_signs for q in specs)
+
+
+class Shared(NamedTuple):
+    """The codes of a value; sites of equal ones share them.
+
+    Attributes:
+      token: the value.
+      spec: how it is quantized.
+    """
+
+    token: int
+    spec: Quantization
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Operand:
+    """An operand of a planned site.
+
+    Attributes:
+      row: what a report says of the site.
+      side: 0: the lhs, 1: the rhs.
+      shared: its codes; None: it stays in high precision.
+      draw: where its noise comes from.
+      signs: where the random signs of both operands come from; None if the site draws none.
+      varies: mesh axes over which it differs.
+      history: name of the history that its delayed scale comes from.
+      in_memory: whether it is there before the program starts: no operation makes it that could do
+        some of the quantizing.
+    """
+
+    row: SitePlan
+    side: int
+    shared: Shared | None
+    draw: Draw
+    signs: Draw | None
+    varies: frozenset[str]
+    history: str | None
+    in_memory: bool
+
+    @property
+    def name(self) -> str:
+        """``lhs`` or ``rhs``."""
+        return ("lhs", "rhs")[self.side]
+
+    @property
+    def kind(self) -> str:
+        """``activation``, ``weight``, ``gradient`` or ``unknown``."""
+        return (self.row.site.lhs_kind, self.row.site.rhs_kind)[self.side]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return (self.row.site.lhs_shape, self.row.site.rhs_shape)[self.side]
+
+    @property
+    def draws(self) -> bool:
+        """Whether it is rounded stochastically."""
+        return self.shared is not None and self.shared.spec.rounding == "stochastic"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class PlannedSite:
+    """A site of a program, and what becomes of it.
+
+    Attributes:
+      path: where it stands.
+      row: what a report says of it.
+      loops: of those around it, outermost first: the length, if it is known; whether it runs
+        backwards.
+      number: what the noise of its gradients comes from, should they be taken.
+      operands: its lhs and rhs.
+      varies: mesh axes over which a gradient differs where types do not tell.
+      params: the static part of the site primitive; None: the site stays as it is.
+    """
+
+    path: Path
+    row: SitePlan
+    loops: tuple[tuple[int | None, bool], ...]
+    number: int
+    operands: tuple[Operand, Operand]
+    varies: frozenset[str]
+    params: SiteParams | None
+
+    @property
+    def product(self) -> Product:
+        """What is multiplied, of a site that is rewritten."""
+        assert self.params is not None
+        return self.params.product
+
+    @property
+    def quantized(self) -> list[Operand]:
+        """The operands that are quantized."""
+        return [o for o in self.operands if o.shared is not None]
+
+    @property
+    def signs(self) -> Draw | None:
+        """Where the random signs of both operands come from; None if it draws none."""
+        return self.operands[0].signs
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of the loops around it that have a known one."""
+        return tuple(n for n, _ in self.loops if n is not None)

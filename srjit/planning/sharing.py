@@ -1,0 +1,81 @@
+"""Which sites of a program read the same codes, and where those can come from."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from srjit.planning.planned_site import Operand, PlannedSite, Shared
+from srjit.program.values import Path
+
+
+class Sharing:
+    """The codes that sites share.
+
+    Args:
+      sites: those that are rewritten, by where they stand.
+      inputs: by scope, the tokens of the values that enter it.
+    """
+
+    def __init__(self, sites: Mapping[Path, PlannedSite], inputs: Mapping[Path, Any]) -> None:
+        self._sites, self._inputs = sites, inputs
+        self._readers: dict[Shared, list[Path]] = collections.defaultdict(list)
+        uses: dict[Path, dict[Shared, None]] = collections.defaultdict(dict)
+        for path, site in sites.items():
+            for operand in site.quantized:
+                assert operand.shared is not None
+                self._readers[operand.shared].append(path)
+                for n in range(len(path)):
+                    uses[path[:n]][operand.shared] = None
+        # For each scope, the codes that its sites read, in order.
+        self.uses = {scope: list(found) for scope, found in uses.items()}
+
+    @functools.cached_property
+    def together(self) -> dict[tuple[Path, Shared], dict[Shared, Operand]]:
+        """All quantizations of one value wanted in one scope, by the scope and each of them.
+
+        Each with the operand that reads it first; only where there are several.
+        """
+        first: dict[tuple[Path, int], dict[Shared, Operand]] = {}
+        for path, site in self._sites.items():
+            for operand in site.quantized:
+                if operand.shared is not None and operand.signs is None:
+                    found = first.setdefault((path[:-1], operand.shared.token), {})
+                    found.setdefault(operand.shared, operand)
+        return {
+            (scope, shared): found
+            for (scope, _), found in first.items()
+            for shared in found
+            if len(found) > 1
+        }
+
+    @functools.cached_property
+    def turned(self) -> frozenset[Shared]:
+        """Codes of which a product wants a transposed copy, in the scope where they are made."""
+        return frozenset(
+            operand.shared
+            for path, site in self._sites.items()
+            for operand in site.quantized
+            if operand.shared is not None and site.params is not None
+            if site.params.turned[operand.side]
+            if self._readers[operand.shared][0][:-1] == path[:-1]
+        )
+
+    def read_outside(self, shared: Shared, scope: Path) -> bool:
+        """Whether a site outside ``scope`` reads the same codes, and they can get there.
+
+        They can where the value itself enters every scope on the way, so nothing that a user chose
+        to recompute is saved instead.
+        """
+
+        def reaches(path: Path) -> bool:
+            enclosing = [path[:n] for n in range(1, len(path))]
+            return all(
+                shared.token in self._inputs[e]
+                for e in enclosing
+                if e in self._inputs and e != scope[: len(e)]
+            )
+
+        return any(p[: len(scope)] != scope and reaches(p) for p in self._readers[shared])
