@@ -8,7 +8,8 @@ not what the program rounds on, so that no result changes.
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,43 +26,156 @@ from srjit.numerics.scaling import tensor_amax
 
 SAMPLE = 2**12  # elements of an operand, about
 _WATCHING = 0x77617463  # apart from the noise of the program
-MEASURED = ("norm", "noise", "zeros", "saturated", "amax")
 
 
-def measured(
-    x: jax.Array, spec: Quantization, key: Key | None, before: jax.Array | None, flips: bool
-) -> jax.Array:
-    """float32 (5,): what ``MEASURED`` names, as of ``watching.Record``.
+class Sample:
+    """A sample of an operand, quantized again.
 
     Args:
       x: the operand.
       spec: how it is quantized.
       key: its noise's key; None if it draws none.
       before: the largest amax of earlier steps, for a delayed scale.
-      flips: whether its signs are flipped at random first: then only norm and amax are known.
+      flips: whether its signs are flipped at random first: then what rounding does is not known.
+
+    Attributes:
+      amax: the largest magnitude of the operand.
+      part: the sample.
+      values: what is rounded: the sample, or its Hadamard transform; None if nothing is known of
+        that, as of the attributes that follow.
+      off: what rounding adds to it.
+      scale: the scale of each element.
+      element: the grid of the codes.
     """
-    x = lax.stop_gradient(x)
-    fmt = get_format(spec.format)
-    amax = tensor_amax(x.astype(working_dtype(x.dtype)))  # as quantizers have it: it is found once
-    part = _sample(x, spec).astype(working_dtype(x.dtype))
-    rms = functools.partial(_root_mean_square, size=part.size)
-    if flips or spec.rounding == "none" or not x.size:
-        return jnp.stack([rms(part), 0, 0, 0, amax.astype(jnp.float32)])
-    known = before
-    if spec.scaling == "dynamic" and spec.shared == "tensor" and not spec.hadamard:
-        known = amax  # of the tensor, not of the sample
-    again = None if key is None else mix(key, _WATCHING)
-    values = _rotated(part, spec) if spec.hadamard else part
-    rounded = encode(values, spec.unrotated, again, before=known, subnormal=False)
-    steps = dataclasses.replace(rounded, codes=jnp.ones_like(rounded.codes))
-    scale = steps.dequantize(part.dtype)
-    off = rounded.dequantize(part.dtype) - values
-    size = jnp.abs(values)
-    lost = (size > 0) & (size <= scale * (fmt.element.smallest / 2))
-    count = jnp.maximum(jnp.sum(size > 0), 1)
-    saturated = jnp.mean(size > scale * fmt.element.max, dtype=jnp.float32)
-    found = rms(part), rms(off), jnp.sum(lost) / count, saturated, amax
-    return jnp.stack([value.astype(jnp.float32) for value in found])
+
+    def __init__(
+        self,
+        x: jax.Array,
+        spec: Quantization,
+        key: Key | None,
+        before: jax.Array | None,
+        flips: bool,
+    ) -> None:
+        x = lax.stop_gradient(x)
+        dtype = working_dtype(x.dtype)
+        self.amax = tensor_amax(x.astype(dtype))  # as quantizers have it: it is found once
+        self.part = _sample(x, spec).astype(dtype)
+        self.element = get_format(spec.format).element
+        self.values: jax.Array | None = None
+        if flips or spec.rounding == "none" or not x.size:
+            return
+        known = before
+        if spec.scaling == "dynamic" and spec.shared == "tensor" and not spec.hadamard:
+            known = self.amax  # of the tensor, not of the sample
+        again = None if key is None else mix(key, _WATCHING)
+        self.values = _rotated(self.part, spec) if spec.hadamard else self.part
+        rounded = encode(self.values, spec.unrotated, again, before=known, subnormal=False)
+        steps = dataclasses.replace(rounded, codes=jnp.ones_like(rounded.codes))
+        self.scale = steps.dequantize(dtype)
+        self.off = rounded.dequantize(dtype) - self.values
+
+
+def _norm(sample: Sample) -> jax.Array:
+    return _root_mean_square(sample.part, sample.part.size)
+
+
+def _noise(sample: Sample) -> jax.Array:
+    return _root_mean_square(sample.off, sample.part.size)
+
+
+def _zeros(sample: Sample) -> jax.Array:
+    size = jnp.abs(sample.values)  # type: ignore[arg-type]
+    lost = (size > 0) & (size <= sample.scale * (sample.element.smallest / 2))
+    return jnp.sum(lost) / jnp.maximum(jnp.sum(size > 0), 1)
+
+
+def _saturated(sample: Sample) -> jax.Array:
+    size = jnp.abs(sample.values)  # type: ignore[arg-type]
+    return jnp.mean(size > sample.scale * sample.element.max, dtype=jnp.float32)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(v**2 for v in values)) / math.sqrt(len(values))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of a watched quantization; everything that shows figures takes them from here.
+
+    Attributes:
+      name: what records call it.
+      about: what it is.
+      of: the figure of a sample, not negative.
+      of_rounding: whether it is of what rounding does; it is 0 where that is not known.
+      over_steps: the figure of several steps.
+      column: its column in the table of a diagnosis; empty if it has none.
+      shown: how the table shows it.
+    """
+
+    name: str
+    about: str
+    of: Callable[[Sample], jax.Array]
+    of_rounding: bool = False
+    over_steps: Callable[[Sequence[float]], float] = _mean
+    column: str = ""
+    shown: Callable[[float], str] = "{:.2g}".format
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2g} %"
+
+
+FIGURES = (
+    Figure(
+        name="norm",
+        about="root mean square of the operand",
+        of=_norm,
+        over_steps=_mean_square,
+        column="norm",
+    ),
+    Figure(
+        name="noise",
+        about="root mean square of what rounding takes away or adds; 0 where signs are flipped",
+        of=_noise,
+        of_rounding=True,
+        over_steps=_mean_square,
+    ),
+    Figure(
+        name="zeros",
+        about="fraction of its nonzero elements that rounding to nearest would send to zero",
+        of=_zeros,
+        of_rounding=True,
+        column="to zero",
+        shown=_percent,
+    ),
+    Figure(
+        name="saturated",
+        about="fraction of its elements beyond the largest value of the format",
+        of=_saturated,
+        of_rounding=True,
+        column="clip",
+        shown=_percent,
+    ),
+    Figure(
+        name="amax",
+        about="the largest magnitude",
+        of=lambda sample: sample.amax,
+        over_steps=max,
+    ),
+)
+
+
+def measured(
+    x: jax.Array, spec: Quantization, key: Key | None, before: jax.Array | None, flips: bool
+) -> jax.Array:
+    """float32 (figures,): ``FIGURES`` of a quantization; arguments as of ``Sample``."""
+    sample = Sample(x, spec, key, before, flips)
+    found = [0 if f.of_rounding and sample.values is None else f.of(sample) for f in FIGURES]
+    return jnp.stack([jnp.asarray(value, jnp.float32) for value in found])
 
 
 def _rotated(x: jax.Array, spec: Quantization) -> jax.Array:

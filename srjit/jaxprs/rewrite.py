@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.jaxprs.figures import MEASURED
+from srjit.jaxprs.figures import FIGURES
 from srjit.jaxprs.frame import Frame, Rule, State, Trip, bind, unseen
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
@@ -52,7 +52,7 @@ def evaluate(
     jaxpr, consts = _compat.open_jaxpr(closed)
     # What is watched leaves loops and branches as what delayed scales see does.
     none = {
-        name: jnp.zeros((*lengths, len(MEASURED), 1), jnp.float32)
+        name: jnp.zeros((*lengths, len(FIGURES), 1), jnp.float32)
         for name, lengths in shown.lengths(plan).items()
     }
     frame = Frame(RULES, plan, key, (), (), histories | none, shown)

@@ -23,8 +23,8 @@ from typing import Any
 
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import Site
-from srjit.products.kinds import flops_of, product_of
 from srjit.products.dot import DotProduct
+from srjit.products.kinds import flops_of, product_of
 from srjit.products.product import Product
 from srjit.program.values import BACKWARD, CAPTURED, DATA, PARAMETER, Occurrence, Value, visible
 

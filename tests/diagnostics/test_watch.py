@@ -38,7 +38,7 @@ def record(**changed):
         "where": (2,), "format": "int8", "rounding": "stochastic", "norm": 1.0, "noise": 0.1,
         "zeros": 0.0, "saturated": 0.0, "amax": 3.0,
     }  # fmt: skip
-    return Record(**(fields | changed))
+    return Record.from_dict(fields | changed)
 
 
 @pytest.mark.parametrize("recipe", ["int8", "nvfp4", "fp8-delayed", "nvfp4-eden"])

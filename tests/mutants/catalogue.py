@@ -436,20 +436,20 @@ MUTANTS: dict[str, Mutant] = {
     # What watches
     "every small value is lost": Mutant(
         module="srjit.jaxprs.figures",
-        old="(size <= scale * (fmt.element.smallest / 2))",
-        new="(size <= scale * fmt.element.smallest)",
+        old="(size <= sample.scale * (sample.element.smallest / 2))",
+        new="(size <= sample.scale * sample.element.smallest)",
         killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),
     ),
     "a sample has a scale of its own": Mutant(
         module="srjit.jaxprs.figures",
-        old="known = amax  # of the tensor, not of the sample",
+        old="known = self.amax  # of the tensor, not of the sample",
         new="pass",
         killed_by=(WATCHED + "test_a_sample_is_quantized_with_the_scale_of_its_tensor",),
     ),
     "the largest value is beyond itself": Mutant(
         module="srjit.jaxprs.figures",
-        old="saturated = jnp.mean(size > scale * fmt.element.max, dtype=jnp.float32)",
-        new="saturated = jnp.mean(size >= scale * fmt.element.max, dtype=jnp.float32)",
+        old="return jnp.mean(size > sample.scale * sample.element.max, dtype=jnp.float32)",
+        new="return jnp.mean(size >= sample.scale * sample.element.max, dtype=jnp.float32)",
         killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),
     ),
 }

@@ -6,8 +6,10 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from srjit.diagnostics.watch.stream import Record
+from srjit.jaxprs.figures import FIGURES, Figure
 from srjit.report.curves import sparkline
 from srjit.report.document import Column, Document, Documented, Table, as_json
 
@@ -27,7 +29,8 @@ class Finding:
       verdict: ``healthy``, or the worst of ``exploding``, ``noisy``, ``saturated``, ``vanishing``.
       advice: what to do about it; of what is healthy, nothing.
       norms: the operand's norm, step by step.
-      norm, ratio, zeros, saturated, amax: means over the steps; of the ratio, of sums of squares.
+      figures: by the names of ``FIGURES``, those of all steps.
+      ratio: the operand's norm over the noise's, of all steps.
     """
 
     name: str
@@ -37,11 +40,13 @@ class Finding:
     verdict: str
     advice: tuple[str, ...]
     norms: tuple[float, ...]
-    norm: float
+    figures: dict[str, float]
     ratio: float
-    zeros: float
-    saturated: float
-    amax: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All attributes, figures among them."""
+        fields = dataclasses.asdict(self)
+        return fields | fields.pop("figures")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Diagnosis(Documented):
 
     def to_json(self) -> str:
         """The diagnosis as JSON text; numbers that are not finite are null."""
-        findings = [dataclasses.asdict(f) for f in self.findings]
+        findings = [f.to_dict() for f in self.findings]
         return as_json({"findings": findings, "notes": self.notes})
 
     @property
@@ -98,11 +103,9 @@ def diagnosed(records: Iterable[Record], notes: Sequence[str] = ()) -> Diagnosis
 
 
 def _finding(records: Sequence[Record]) -> Finding:
-    last, count = records[-1], len(records)
-    noise = math.sqrt(sum(r.noise**2 for r in records))
-    norm = math.sqrt(sum(r.norm**2 for r in records))
-    ratio = norm / noise if noise else math.inf
-    zeros, saturated = (sum(getattr(r, k) for r in records) / count for k in ("zeros", "saturated"))
+    last = records[-1]
+    figures = {f.name: f.over_steps([r.figures[f.name] for r in records]) for f in FIGURES}
+    ratio = figures["norm"] / figures["noise"] if figures["noise"] else math.inf
     advice: dict[str, str] = {}
     if not all(math.isfinite(r.norm) and math.isfinite(r.amax) for r in records) or _grows(records):
         advice["exploding"] = (
@@ -114,12 +117,12 @@ def _finding(records: Sequence[Record]) -> Finding:
             "the noise of rounding is as large as the gradient (norm over noise below sqrt(3), "
             "where stochastic rounding stops paying): a higher precision here"
         )
-    if saturated > SATURATED and last.rounding == "stochastic":
+    if figures["saturated"] > SATURATED and last.rounding == "stochastic":
         advice["saturated"] = (
             "values beyond the largest of the format clip to it, which is a bias: scales rounded "
             "up (scale_rounding='up', or a recipe that is called unbiased) have none"
         )
-    if zeros > VANISHING and last.rounding == "nearest":
+    if figures["zeros"] > VANISHING and last.rounding == "nearest":
         advice["vanishing"] = (
             "vanishing: rounding to nearest sends a part of these gradients to zero; stochastic "
             "rounding should help, recipe.with_rounding(gradients='stochastic')"
@@ -132,11 +135,8 @@ def _finding(records: Sequence[Record]) -> Finding:
         verdict=next(iter(advice), "healthy"),
         advice=tuple(advice.values()),
         norms=tuple(r.norm for r in records),
-        norm=norm / math.sqrt(count),
+        figures=figures,
         ratio=ratio,
-        zeros=zeros,
-        saturated=saturated,
-        amax=max(r.amax for r in records),
     )
 
 
@@ -152,15 +152,17 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + more
 
 
+def _column(figure: Figure) -> Column[Finding]:
+    return Column(figure.column, lambda f: figure.shown(f.figures[figure.name]), align="right")
+
+
 _COLUMNS: tuple[Column[Finding], ...] = (
     Column("quantization", lambda f: f.name),
     Column("path", lambda f: f.path, narrows="middle"),
     Column("format", lambda f: f.format + "~" * (f.rounding == "stochastic")),
-    Column("norm", lambda f: f"{f.norm:.2g}", align="right"),
-    Column("", lambda f: sparkline(f.norms)),
+    Column("norm by step", lambda f: sparkline(f.norms)),
     Column("norm/noise", lambda f: "-" if math.isinf(f.ratio) else f"{f.ratio:.3g}", align="right"),
-    Column("to zero", lambda f: f"{100 * f.zeros:.2g} %", align="right"),
-    Column("clip", lambda f: f"{100 * f.saturated:.2g} %", align="right"),
+    *(_column(figure) for figure in FIGURES if figure.column),
     Column("verdict", lambda f: f.verdict),
 )
 

@@ -25,7 +25,7 @@ class JsonLines:
 
     def __call__(self, record: Record) -> None:
         """Writes one."""
-        fields = finite(vars(record))
+        fields = finite(record.to_dict())
         self._file.write(json.dumps(fields, allow_nan=False) + "\n")
 
 
@@ -47,7 +47,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[Record]:
                 fields: dict[str, Any] = dict(json.loads(line))
                 fields |= {k: math.nan for k, v in fields.items() if v is None}
                 fields["where"] = tuple(fields["where"])
-                yield Record(**fields)
+                yield Record.from_dict(fields)
             except (TypeError, ValueError, KeyError) as error:
                 raise ValueError(f"{path}, line {number}: not a record of srjit: {error}") from None
 
@@ -70,7 +70,7 @@ class TensorBoard:
 
     def __call__(self, record: Record) -> None:
         """Writes one."""
-        for figure in ("norm", "noise", "ratio", "zeros", "saturated", "amax"):
+        for figure in (*record.figures, "ratio"):
             tag = f"srjit/{record.name}/{figure}"
             self._writer.add_scalar(tag, getattr(record, figure), record.step)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srjit.diagnostics.watch.sinks import JsonLines
-from srjit.jaxprs.figures import MEASURED
+from srjit.jaxprs.figures import FIGURES
 from srjit.planning.planned_site import Operand
 from srjit.report.label import Label
 
@@ -23,31 +23,45 @@ Sink = Callable[["Record"], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record(Label):
-    """What one step's quantization of an operand was like.
+    """The figures of an operand's quantization in one step; each is an attribute too.
 
     Attributes:
       site, path, role, operand, kind, where, format: see ``Label``; of loops without a fixed
         length, and of shards, the largest figures are told.
       step: how many steps of the program there were before.
       rounding: ``nearest`` or ``stochastic``.
-      norm: root mean square of the operand.
-      noise: root mean square of what rounding takes away or adds; 0 where signs are flipped.
-      zeros: fraction of its nonzero elements that rounding to nearest would send to zero.
-      saturated: fraction of its elements beyond the largest value of the format.
-      amax: the largest magnitude.
+      figures: by the names of ``FIGURES``, which says what they are.
     """
 
     step: int
     rounding: str
-    norm: float
-    noise: float
-    zeros: float
-    saturated: float
-    amax: float
+    figures: Mapping[str, float]
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Record:
+        """The record with these attributes, figures among them.
+
+        Raises:
+          TypeError: attributes are missing, or there are no such.
+          KeyError: a figure is missing.
+        """
+        figures = {f.name: fields[f.name] for f in FIGURES}
+        return cls(**{k: v for k, v in fields.items() if k not in figures}, figures=figures)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All attributes, figures among them."""
+        fields = dict(vars(self))
+        return fields | dict(fields.pop("figures"))
+
+    def __getattr__(self, name: str) -> float:
+        """A figure, by its name."""
+        if name == "figures" or name not in self.figures:  # while being copied or unpickled
+            raise AttributeError(name)
+        return self.figures[name]
 
     @property
     def ratio(self) -> float:
-        """Of the operand's norm to the noise's; inf where there is no noise."""
+        """The operand's norm over the noise's; inf where there is no noise."""
         return self.norm / self.noise if self.noise else math.inf
 
 
@@ -105,8 +119,8 @@ class Watch:
 
         Args:
           operands: those that are watched.
-          measured: of each, ``measuring.MEASURED`` as the last dimension, after the loops around
-            it; a negative amax where a step did not quantize it.
+          measured: of each, ``FIGURES`` as the last dimension, after the loops around it; negative
+            where a step did not quantize it.
         """
         self._layouts.append(_Layout(tuple(operands), tuple(m.shape for m in measured)))
         number = jnp.full(1, len(self._layouts) - 1, jnp.float32)
@@ -143,7 +157,7 @@ class Watch:
             count = math.prod(shape)
             values, left = left[:count].reshape(shape), left[count:]
             for where in np.ndindex(*shape[:-1]):
-                if not values[where][-1] < 0:
+                if not values[where][0] < 0:
                     self.sink(_record(step, operand, where, values[where].tolist()))
 
 
@@ -154,5 +168,5 @@ def _record(step: int, operand: Operand, where: tuple[int, ...], values: Sequenc
         **vars(Label.of(operand, spec, where)),
         step=step,
         rounding=spec.rounding,
-        **dict(zip(MEASURED, values, strict=True)),
+        figures={f.name: value for f, value in zip(FIGURES, values, strict=True)},
     )
