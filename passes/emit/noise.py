@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,32 +20,12 @@ from srjit.passes.emit.lowering import Library, type_of
 from srjit.passes.mlir import editing
 from srjit.program.stablehlo import operations
 
+if TYPE_CHECKING:
+    from srjit.planning.noise import Draw
+    from srjit.planning.planned_site import PlannedSite
+
 Flips = tuple[bool, ...]
 _UINT32 = np.dtype(np.uint32)
-
-
-@dataclasses.dataclass
-class Needs:
-    """What a group takes from its callers.
-
-    Attributes:
-      keys: for each key, which of the outer loops' trips count the other way round.
-      offsets: for each number, what it is along every chain, less what it is along the first.
-    """
-
-    keys: list[Flips] = dataclasses.field(default_factory=list[Flips])
-    offsets: list[tuple[int, ...]] = dataclasses.field(default_factory=list[tuple[int, ...]])
-
-    def add_key(self, outer: Flips) -> None:
-        """A key is needed."""
-        if outer not in self.keys:
-            self.keys.append(outer)
-
-    def add_numbers(self, numbers: Sequence[int]) -> None:
-        """A number is needed that is this along the chains."""
-        offsets = _offsets(numbers)
-        if any(offsets) and offsets not in self.offsets:
-            self.offsets.append(offsets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +45,27 @@ class Noise:
     axes: tuple[str, ...]
 
 
+Noises = tuple[Noise | None, Noise | None, Noise | None]
+
+
+def noises_of(sites: Sequence[PlannedSite]) -> Noises:
+    """Where the noise of a multiplication's operands comes from, and that of their signs.
+
+    Args:
+      sites: the multiplication along every chain of a group.
+    """
+    found: list[Noise | None] = []
+    for side, operand in enumerate(sites[0].operands):
+        draws, axes = [s.operands[side].draw for s in sites], tuple(sorted(operand.varies))
+        found.append(_noise(draws, axes) if operand.draws else None)
+    signs = [s.signs for s in sites if s.signs is not None]
+    return found[0], found[1], _noise(signs, ()) if signs else None
+
+
+def _noise(draws: Sequence[Draw], axes: tuple[str, ...]) -> Noise:
+    return Noise(tuple(d.number for d in draws), draws[0].slot, draws[0].flips, axes)
+
+
 def split_flips(flips: Flips, outside: int, inside: int) -> tuple[Flips, Flips]:
     """Of the loops outside of a frame, nothing if none is flipped; and of those inside."""
     padded = (*flips, *(False,) * (outside + inside - len(flips)))
@@ -72,7 +73,8 @@ def split_flips(flips: Flips, outside: int, inside: int) -> tuple[Flips, Flips]:
     return (outer if any(outer) else ()), padded[outside : outside + inside]
 
 
-def _offsets(numbers: Sequence[int]) -> tuple[int, ...]:
+def offsets_of(numbers: Sequence[int]) -> tuple[int, ...]:
+    """What numbers along the chains differ by from the first."""
     return tuple(n - numbers[0] for n in numbers)
 
 
@@ -136,7 +138,7 @@ class Threads:
 
     def number(self, numbers: Sequence[int], loops: tuple[Local, ...]) -> Any:
         """A number that may differ along the chains: ``tensor<ui32>``."""
-        offsets = _offsets(numbers)
+        offsets = offsets_of(numbers)
         name = ("number", tuple(numbers), self._block(loops))
         if name not in self._keys:
             with self._at(self._block(loops)):

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from srjit import srjit, targets
 from srjit.numerics.quantization import Quantization
-from srjit.planning.site import oriented
+from srjit.planning.planned_site import oriented
 from srjit.products.dot import DotProduct
 from srjit.products.scaled_dot import multiply_values
 from srjit.products.scaled_values import ScaledValues
