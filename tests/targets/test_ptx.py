@@ -123,7 +123,7 @@ def test_words_hold_codes_in_memorys_order(name):
         codes = np.asarray(word).reshape(1).view(np.uint8)
         if conversion.bits == 4:
             codes = np.stack([codes & 15, codes >> 4], -1).ravel()
-        assert (codes == numbers.astype(carrier.dtype).view(np.uint8)).all()
+        assert (codes == numbers.astype(jnp.dtype(carrier.name)).view(np.uint8)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
