@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from srjit.planning.noise import Draw
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand, Shared
 from srjit.products.scaled_values import ScaledValues
+from srjit.program.control_flow import ControlFlow, flow_of
 from srjit.program.site_names import scope_of
 from srjit.program.values import Path
 from srjit.targets.operand import quantize_operand, quantize_together
@@ -38,8 +39,6 @@ Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name
 _WRITE_BACKS = 2**31  # their numbers begin where no site's and no trip's gets to
 UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
-
-Rule = Callable[["Frame", Any, Path, list[Any]], Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +59,11 @@ class Frame:
     """One scope of the evaluation: the program, or the body of a loop, branch or call.
 
     Attributes:
-      rules: what evaluates the primitives that call, where sites stand inside.
       shown: what is shown of it.
     """
 
     def __init__(
         self,
-        rules: Mapping[Any, Rule],
         plan: ProgramPlan,
         key: Key | None,
         path: Path,
@@ -74,7 +71,7 @@ class Frame:
         histories: State,
         shown: Shown = NOTHING,
     ) -> None:
-        self.rules, self.shown = rules, shown
+        self.shown = shown
         self.plan, self.root, self.path, self.trips = plan, key, path, trips
         self.histories = histories
         self.observed: State = {}
@@ -119,10 +116,12 @@ class Frame:
     def _evaluated(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
         if path in self.plan.rewritten:
             return [self._site(path, values)]
-        rule = self.rules.get(eqn.primitive)
-        if rule is not None and self._inside(path):
-            return rule(self, eqn, path, values)
-        return bind(eqn, values)
+        flow = flow_of(eqn) if path in self.plan.scopes else None
+        return bind(eqn, values) if flow is None else self._flow(eqn, flow, path, values)
+
+    def _flow(self, eqn: Any, flow: ControlFlow, path: Path, values: list[Any]) -> Sequence[Any]:
+        """The results of an equation inside which sites or write-backs stand."""
+        raise NotImplementedError
 
     def _written(self, wide: jax.Array, path: Path) -> jax.Array:
         """A parameter as it is written back."""
@@ -136,10 +135,6 @@ class Frame:
             writer = Writer(**vars(write), run=round_it, bits=NOISE_BITS)
             self.shown.observer(writer, self._where((), varies), wide, key, None)
         return round_it(key, wide)
-
-    def _inside(self, path: Path) -> bool:
-        """Whether any site stands inside the equation at ``path``."""
-        return path in self.plan.scopes
 
     # --------------------------------------------------------------------------------- sites
 
@@ -293,10 +288,10 @@ class Frame:
 
     # ------------------------------------------------------------------- scopes inside this one
 
-    def inner(self, path: Path, trip: Trip | None = None) -> Frame:
+    def inner(self, path: Path, trip: Trip | None = None) -> Self:
         """The frame of a scope at ``path``, knowing the codes of the values that enter it."""
         trips = (*self.trips, trip) if trip else self.trips
-        return Frame(self.rules, self.plan, self.root, path, trips, self.histories, self.shown)
+        return type(self)(self.plan, self.root, path, trips, self.histories, self.shown)
 
     def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Shared]:
         """Codes that sites inside the scope at ``path`` want of its inputs at ``positions``."""
@@ -313,16 +308,16 @@ class Frame:
         plain = [s for s in frame.codes if s not in self.codes and outside(s, path)]
         return plain, [s for s in frame.stacked if s not in self.stacked and outside(s, path)]
 
-    def hoist(self, path: Path, values: Sequence[Any], n: int) -> None:
-        """Quantizes loop-invariant operands once, before the loop: its first ``n`` inputs."""
-        for position in range(n):
+    def hoist(self, path: Path, invariants: Mapping[int, Any]) -> None:
+        """Quantizes loop-invariant operands once, before the loop: inputs of it, by position."""
+        for position, value in invariants.items():
             token = self.plan.provenance.tokens.get((path, position))
             for shared in self.plan.sharing.uses.get(path, ()):
                 is_new = shared.token == token and shared not in self.codes
                 if is_new and shared.spec.is_hoistable:
                     how: dict[str, Any] = {**self._how(), "in_loop": False}
                     self.codes[shared] = quantize_operand(
-                        values[position], shared.spec, None, **how, in_memory=True
+                        value, shared.spec, None, **how, in_memory=True
                     )
 
 

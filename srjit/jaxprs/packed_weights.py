@@ -18,19 +18,17 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend import core as jex_core
-from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.jaxprs.frame import Frame, Rule, Trip
-from srjit.jaxprs.rewrite import RULES
+from srjit.jaxprs.frame import Trip
+from srjit.jaxprs.rewrite import Rewriter, invariants
 from srjit.numerics import hadamard
 from srjit.numerics.arrays import Packed, dequantize, pack, unpack
 from srjit.numerics.encode import encode
@@ -39,6 +37,7 @@ from srjit.numerics.rounding import working_dtype
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Shared
 from srjit.products.scaled_values import as_held
+from srjit.program.control_flow import ControlFlow, Region
 from srjit.program.values import CAPTURED, PARAMETER, Path
 from srjit.targets.operand import quantize_operand
 
@@ -245,11 +244,13 @@ def _nbytes(x: Any) -> int:
 # ------------------------------------------------------------------------------ both evaluations
 
 
-class _Weighing(Frame):
+class _Weighing(Rewriter):
     """A scope of an evaluation that looks at weights."""
 
+    in_place = True
+
     def __init__(self, plan: ProgramPlan, path: Path, where: _Where) -> None:
-        super().__init__(_RULES, plan, None, path, (), {})
+        super().__init__(plan, None, path, (), {})
         self.where = where
         self.loops: tuple[tuple[Path, int], ...] = ()
         self.is_open = True  # not in a branch or in a loop of unknown length
@@ -259,14 +260,20 @@ class _Weighing(Frame):
         frame = type(self)(self.plan, path, self.where)
         frame.trips = (*self.trips, trip) if trip else self.trips
         frame.loops, frame.is_open = self.loops, self.is_open
+        if trip is not None and trip.length is not None:
+            frame.loops = (*self.loops, (path, trip.length))
         return frame
 
-    def in_loop(self, path: Path, trip: Trip) -> Any:
-        """The scope of the body of a loop of known length."""
-        frame = self.inner(path, trip)
-        assert trip.length is not None
-        frame.loops = (*self.loops, (path, trip.length))
-        return frame
+    def before(self, flow: ControlFlow, path: Path, values: Sequence[Any]) -> Any:
+        """See Rewriter. What is in a branch or in a loop of unknown length has no weights."""
+        if flow.kind not in ("loop", "branches"):
+            return self
+        is_counted = flow.trips is not None and flow.trips.length is not None
+        for region in flow.regions:
+            if not region.is_condition:
+                self.enter((*path, *region.step), invariants(region, values))
+        frame = self if is_counted else self.without_weights()
+        return super(_Weighing, frame).before(flow, path, values)
 
     def without_weights(self) -> Any:
         """The same scope, with no weights inside what is in it."""
@@ -278,9 +285,9 @@ class _Weighing(Frame):
         """Called before x is quantized."""
         raise NotImplementedError
 
-    def enter(self, path: Path, values: Sequence[Any]) -> None:
-        """Looks at the weights among the inputs of the scope at ``path`` before it is entered."""
-        for position, value in enumerate(values):
+    def enter(self, path: Path, given: Mapping[int, Any]) -> None:
+        """Looks at the weights among inputs of the scope at ``path`` before it is entered."""
+        for position, value in given.items():
             token = self.plan.provenance.tokens.get((path, position))
             for shared in self.plan.sharing.uses.get(path, ()):
                 if shared[0] == token:
@@ -305,19 +312,19 @@ class _Weighing(Frame):
         """What a site gets in place of an operand in high precision."""
         return x
 
-    def stacks(self, path: Path) -> dict[Key, Packed]:
-        """What the loop at ``path`` slices beside its inputs."""
+    def sliced(self, path: Path, body: Region) -> dict[Key, Packed]:
+        """See Rewriter."""
         return {}
 
-    def receive(self, slices: dict[Key, Packed]) -> None:
-        """Takes one iteration's slices of that."""
+    def receive(self, slices: Mapping[Key, Packed]) -> None:
+        """See Rewriter."""
 
-    def hand_out(self) -> dict[Key, Packed]:
-        """What the loop stacks beside its outputs."""
+    def made_by(self, body: Any, path: Path, sliced: Mapping[Key, Packed]) -> dict[Key, Packed]:
+        """See Rewriter."""
         return {}
 
-    def gather(self, stacked: dict[Key, Packed]) -> None:
-        """Takes what a loop has stacked."""
+    def gather(self, stacked: Mapping[Key, Packed]) -> None:
+        """See Rewriter."""
 
 
 class Packing(_Weighing):
@@ -328,15 +335,9 @@ class Packing(_Weighing):
         self.made: dict[Key, Packed] = {}
 
     def inner(self, path: Path, trip: Trip | None = None) -> Any:
-        """See Frame; what a call makes is made here."""
+        """See Frame; what a call makes is made here, and what a loop makes is stacked."""
         frame = super().inner(path, trip)
-        frame.made = self.made
-        return frame
-
-    def in_loop(self, path: Path, trip: Trip) -> Any:
-        """See the base class; what is made inside is stacked."""
-        frame = super().in_loop(path, trip)
-        frame.made = {}
+        frame.made = self.made if trip is None or trip.length is None else {}
         return frame
 
     def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
@@ -349,12 +350,12 @@ class Packing(_Weighing):
         if self.where.owners[key] == use:
             self.made[key] = pack(encode(x, shared[1], None, subnormal=False))
 
-    def hand_out(self) -> dict[Key, Packed]:
-        """What was made in the loop."""
-        return self.made
+    def made_by(self, body: Packing, path: Path, sliced: Mapping[Key, Packed]) -> dict[Key, Packed]:
+        """See Rewriter."""
+        return body.made
 
-    def gather(self, stacked: dict[Key, Packed]) -> None:
-        """What was made in a loop was made in the scope around it."""
+    def gather(self, stacked: Mapping[Key, Packed]) -> None:
+        """See Rewriter: what was made in a loop was made in the scope around it."""
         self.made.update(stacked)
 
 
@@ -390,12 +391,12 @@ class Running(_Weighing):
         """What its codes stand for, which only a derivative reads."""
         return self.floats.get(shared, x)
 
-    def stacks(self, path: Path) -> dict[Key, Packed]:
-        """The packed weights that are used in the loop, for every iteration."""
+    def sliced(self, path: Path, body: Region) -> dict[Key, Packed]:
+        """See Rewriter: the packed weights that are used in the loop."""
         return {k: self.store[k] for k in self.where.reads.get(path, ()) if k in self.store}
 
-    def receive(self, slices: dict[Key, Packed]) -> None:
-        """Has an iteration's own weights in place of those of all."""
+    def receive(self, slices: Mapping[Key, Packed]) -> None:
+        """See Rewriter: one trip's own weights are there in place of those of all."""
         self.store = {**self.store, **slices}
 
 
@@ -408,66 +409,3 @@ def _undone(x: jax.Array, spec: Quantization, shape: tuple[int, ...]) -> jax.Arr
     rotated = jnp.moveaxis(x, axis, -1).shape
     back = (groups @ hadamard.matrix(size).T).reshape(rotated)
     return lax.slice(jnp.moveaxis(back, -1, axis), [0] * x.ndim, shape)
-
-
-# ------------------------------------------------------------------------ one rule a primitive
-
-
-def _scan(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    params = _compat.scan_params(eqn)
-    jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
-    n, k = params.num_consts, params.num_carry
-    constant, carry, xs = values[:n], values[n : n + k], values[n + k :]
-    frame.enter(path, constant)
-    frame.hoist(path, values, n)
-    invariant = frame.entering(path, range(n))
-    stacks = frame.stacks(path)
-    made: list[Key] = []
-
-    def body(state: Any, x: Any) -> Any:
-        trip, carry = state
-        x, slices = x
-        inner = frame.in_loop(path, Trip(trip, params.length))
-        inner.codes = {s: frame.codes[s] for s in invariant}
-        inner.receive(dict(zip(stacks, slices, strict=True)))
-        outs = inner.run(jaxpr, consts, [*constant, *carry, *x])
-        handed = inner.hand_out()
-        made[:] = handed
-        state = trip + np.uint32(1), tuple(outs[:k])
-        return state, (tuple(outs[k:]), list(handed.values()))
-
-    (_, carry), (ys, stacked) = lax.scan(
-        body,
-        (jnp.uint32(0), tuple(carry)),
-        (tuple(xs), list(stacks.values())),
-        length=params.length,
-        reverse=params.reverse,
-        unroll=params.unroll,
-    )
-    frame.gather(dict(zip(made, stacked, strict=True)))
-    return [*carry, *ys]
-
-
-def _while(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    frame.enter((*path, "body"), values[c : c + b])
-    return RULES[jex_primitives.while_p](frame.without_weights(), eqn, path, values)
-
-
-def _cond(frame: Any, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    for i in range(len(eqn.params["branches"])):
-        frame.enter((*path, i), values[1:])
-    return RULES[jex_primitives.cond_p](frame.without_weights(), eqn, path, values)
-
-
-_CALL = RULES[jex_primitives.closed_call_p]
-_RULES: dict[Any, Rule] = {
-    **RULES,
-    jex_primitives.scan_p: _scan,
-    jex_primitives.while_p: _while,
-    jex_primitives.cond_p: _cond,
-    jex_primitives.jit_p: _CALL,
-    jex_primitives.remat_p: _CALL,
-    jex_primitives.custom_jvp_call_p: _CALL,
-    jex_primitives.custom_vjp_call_p: _CALL,
-}

@@ -1,29 +1,30 @@
 """Evaluates a jaxpr with its sites quantized and its write-backs rounded.
 
-One rule for each primitive that calls; all else is in ``Frame``.
+Calls, loops and branches are evaluated by the kind of their control flow; all else is in ``Frame``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
 from srjit.jaxprs.figures import FIGURES
-from srjit.jaxprs.frame import Frame, Rule, State, Trip, bind, unseen
+from srjit.jaxprs.frame import Frame, State, Trip, bind, unseen
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
 from srjit.numerics.random_bits import Key
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Shared
 from srjit.products.scaled_values import ScaledValues
+from srjit.program.control_flow import ControlFlow, Region
+from srjit.program.protocols import Equation
 from srjit.program.values import Path
 
 
@@ -55,7 +56,7 @@ def evaluate(
         name: jnp.zeros((*lengths, len(FIGURES), 1), jnp.float32)
         for name, lengths in shown.lengths(plan).items()
     }
-    frame = Frame(RULES, plan, key, (), (), histories | none, shown)
+    frame = Rewriter(plan, key, (), (), histories | none, shown)
     outs = frame.run(jaxpr, consts, args)
     return outs, frame.seen(())
 
@@ -67,158 +68,238 @@ def remembered(history: jax.Array, amax: jax.Array) -> jax.Array:
     return jnp.where(seen[..., None], longer, history)
 
 
-# ------------------------------------------------------------------------ one rule a primitive
+# ------------------------------------------------------------------- scopes with control flow
 
 
-def _scan(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    params = _compat.scan_params(eqn)
-    jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
-    n, k = params.num_consts, params.num_carry
-    constant, carry, xs = values[:n], values[n : n + k], values[n + k :]
-    frame.hoist(path, values, n)
-    invariant = frame.entering(path, range(n))
-    sliced = frame.entering(path, range(n + k, len(values)), stacked=True)
-    leaving: list[Shared] = []
+class Rewriter(Frame):
+    """A scope that evaluates the control flow in which sites or write-backs stand.
 
-    def body(state: Any, x: Any) -> Any:
+    Attributes:
+      in_place: whether calls are evaluated where they are, whatever else they mean.
+    """
+
+    in_place: ClassVar[bool] = False
+
+    def _flow(self, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]) -> list[Any]:
+        """The results of an equation with regions."""
+        frame = self.before(flow, path, values)
+        if flow.kind != "call":
+            evaluate = _KINDS[flow.kind]
+        elif self.in_place:
+            evaluate = _call
+        else:
+            evaluate = _CALLS.get(eqn.primitive.name, _custom_jvp if flow.has_rule else _call)
+        return list(evaluate(frame, eqn, flow, path, values))
+
+    def before(self, flow: ControlFlow, path: Path, values: Sequence[Any]) -> Rewriter:
+        """The scope that the regions of an equation are evaluated from."""
+        if flow.trips:
+            self.hoist((*path, *flow.body.step), invariants(flow.body, values))
+        return self
+
+    # Of a loop of known length: all that it slices and stacks beside the program's own values.
+    # Codes are by what they are of, histories and what delayed scales saw by name.
+
+    def sliced(self, path: Path, body: Region) -> dict[Any, Any]:
+        """What is sliced."""
+        codes = self.entering(path, body.inputs_by("slice"), stacked=True)
+        histories = {name: self.histories[name] for name in self.states(path)}
+        return {s: self.stacked[s] for s in codes} | histories
+
+    def receive(self, slices: Mapping[Any, Any]) -> None:
+        """Takes one trip's slices, in the scope of the body."""
+        self.histories = {k: v for k, v in slices.items() if isinstance(k, str)}
+        self.codes |= {k: v for k, v in slices.items() if not isinstance(k, str)}
+
+    def made_by(self, body: Frame, path: Path, sliced: Mapping[Any, Any]) -> dict[Any, Any]:
+        """What is stacked, of one trip."""
+        codes = [s for s in self.leaving(body, path)[0] if s not in sliced]
+        return {s: body.codes[s].alone for s in codes} | body.seen(path)
+
+    def gather(self, stacked: Mapping[Any, Any]) -> None:
+        """Takes what was stacked."""
+        self.observe({k: v for k, v in stacked.items() if isinstance(k, str)})
+        self.stacked |= {k: v for k, v in stacked.items() if not isinstance(k, str)}
+
+
+def invariants(body: Region, values: Sequence[Any]) -> dict[int, Any]:
+    """The inputs of a region that are operands as they are, by position."""
+    return {i: values[body.inputs[i].operand] for i in body.inputs_by("same")}
+
+
+# --------------------------------------------------------------------- one evaluator a kind of flow
+
+
+def _loop(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
+    assert flow.trips is not None
+    evaluate = _uncounted if flow.trips.length is None else _counted
+    return evaluate(frame, eqn, flow, path, values)
+
+
+def _counted(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
+    body, trips = flow.body, flow.trips
+    assert trips is not None and trips.length is not None
+    invariant = frame.entering(path, body.inputs_by("same"))
+    sliced = frame.sliced(path, body)
+    made: list[Any] = []
+
+    def step(state: Any, x: Any) -> Any:
         trip, carry = state
-        x, codes, histories = x
-        inner = frame.inner(path, Trip(trip, params.length))
-        inner.histories = histories
-        inner.codes = {s: frame.codes[s] for s in invariant} | dict(zip(sliced, codes, strict=True))
-        outs = inner.run(jaxpr, consts, [*constant, *carry, *x])
-        leaving[:] = [s for s in frame.leaving(inner, path)[0] if s not in sliced + invariant]
-        made = [inner.codes[s].alone for s in leaving]
-        return (trip + np.uint32(1), tuple(outs[:k])), (tuple(outs[k:]), made, inner.seen(path))
+        slices, beside = x
+        inner = frame.inner(path, Trip(trip, trips.length))
+        inner.codes = {s: frame.codes[s] for s in invariant}
+        inner.receive(dict(zip(sliced, beside, strict=True)))
+        given = body.arranged(body.given(values, "same"), carry, slices)
+        outs = inner.run(body.program, body.consts, given)
+        stacked = frame.made_by(inner, path, sliced)
+        made[:] = stacked
+        carry, ys = ([outs[i] for i in body.outputs_by(way)] for way in ("carried", "stack"))
+        return (trip + np.uint32(1), carry), (ys, list(stacked.values()))
 
-    histories = {name: frame.histories[name] for name in frame.states(path)}
-    (_, carry), (ys, made, seen) = lax.scan(
-        body,
-        (jnp.uint32(0), tuple(carry)),
-        (tuple(xs), [frame.stacked[s] for s in sliced], histories),
-        length=params.length,
-        reverse=params.reverse,
-        unroll=params.unroll,
+    (_, carry), (ys, stacked) = lax.scan(
+        step,
+        (jnp.uint32(0), body.given(values, "carried")),
+        (body.given(values, "slice"), list(sliced.values())),
+        length=trips.length,
+        reverse=trips.reverse,
+        unroll=trips.unroll,
     )
-    frame.stacked.update(zip(leaving, made, strict=True))
-    frame.observe(seen)
-    return [*carry, *ys]
+    frame.gather(dict(zip(made, stacked, strict=True)))
+    return body.results(carry, ys)
 
 
-def _while(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    cond_jaxpr, cond_consts = _compat.open_jaxpr(eqn.params["cond_jaxpr"])
-    jaxpr, consts = _compat.open_jaxpr(eqn.params["body_jaxpr"])
-    for_cond, constant, carry = values[:c], values[c : c + b], values[c + b :]
-    body_path = (*path, "body")
-    frame.hoist(body_path, constant, b)
-    invariant = frame.entering(body_path, range(b))
+def _uncounted(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
+    test, body = flow.regions
+    body_path = (*path, *body.step)
+    invariant = frame.entering(body_path, body.inputs_by("same"))
 
-    def cond(state: Any) -> Any:
-        inner = frame.inner((*path, "cond"), Trip(state[0], None))
-        return inner.run(cond_jaxpr, cond_consts, [*for_cond, *state[1]])[0]
+    def condition(state: Any) -> Any:
+        inner = frame.inner((*path, *test.step), Trip(state[0], None))
+        given = test.arranged(test.given(values, "same"), state[1])
+        return inner.run(test.program, test.consts, given)[0]
 
-    def body(state: Any) -> Any:
+    def step(state: Any) -> Any:
         trip, carry, before = state
         inner = frame.inner(body_path, Trip(trip, None))
         inner.codes = {s: frame.codes[s] for s in invariant}
-        outs = tuple(inner.run(jaxpr, consts, [*constant, *carry]))
+        given = body.arranged(body.given(values, "same"), carry)
+        outs = inner.run(body.program, body.consts, given)
         # A loop of unknown length has one history for all its iterations.
         return trip + np.uint32(1), outs, jax.tree.map(jnp.maximum, before, inner.seen(body_path))
 
     none = {name: unseen(frame.histories[name]) for name in frame.states(body_path)}
-    _, outs, seen = lax.while_loop(cond, body, (jnp.uint32(0), tuple(carry), none))
+    start = jnp.uint32(0), body.given(values, "carried"), none
+    _, outs, seen = lax.while_loop(condition, step, start)
     frame.observe(seen)
-    return list(outs)
+    return body.results(outs)
 
 
-def _cond(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    index, *operands = values
-
-    def branch(i: int, closed: Any) -> Callable[..., Any]:
-        jaxpr, consts = _compat.open_jaxpr(closed)
+def _branches(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
+    def branch(region: Region) -> Callable[..., Any]:
+        where = (*path, *region.step)
 
         def run(*args: Any) -> Any:
-            inner = frame.inner((*path, i))
-            inside = frame.entering((*path, i), range(len(args)))
+            inner = frame.inner(where)
+            inside = frame.entering(where, range(len(region.inputs)))
             inner.codes = {s: frame.codes[s] for s in inside}
-            outs = inner.run(jaxpr, consts, args)
-            return outs, inner.seen(path)
+            given = region.given(dict(zip(read, args, strict=True)))
+            outs = inner.run(region.program, region.consts, given)
+            return region.results(outs), inner.seen(path)
 
         return run
 
-    branches = [branch(i, b) for i, b in enumerate(eqn.params["branches"])]
-    outs, seen = lax.switch(index, branches, *operands)
+    assert flow.selector is not None
+    read = sorted({i.operand for region in flow.regions for i in region.inputs})
+    branches = [branch(region) for region in flow.regions]
+    outs, seen = lax.switch(values[flow.selector], branches, *(values[i] for i in read))
     frame.observe(seen)
     return outs
 
 
-def _call(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    """Calls without meaning of their own are evaluated in place."""
-    jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
-    inner = frame.inner(path)
-    inner.codes = {s: frame.codes[s] for s in frame.entering(path, range(len(values)))}
-    inner.stacked = dict(frame.stacked)
-    outs = inner.run(jaxpr, consts, values)
-    _hand_out(frame, inner, path)
-    frame.observe(inner.observed)
+def _shards(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
+    body, shards, trips = flow.body, flow.shards, frame.trips
+    assert shards is not None
+    manual = () if shards.is_typed else tuple(sorted(shards.manual))
+
+    def run(scalars: Any, *args: Any) -> Any:
+        key, numbers, histories = scalars
+        inside = tuple(
+            dataclasses.replace(t, number=n) for t, n in zip(trips, numbers, strict=True)
+        )
+        inner = Rewriter(frame.plan, key, path, inside, histories, frame.shown)
+        outs = inner.run(body.program, body.consts, args)
+        return outs, {name: _largest(x, manual) for name, x in inner.seen(path).items()}
+
+    histories = {name: frame.histories[name] for name in frame.states(path)}
+    scalars = (frame.root, [t.number for t in trips], histories)
+    outs, seen = _compat.bind_shard_map(eqn, run, scalars, values)
+    frame.observe(seen)
     return outs
 
 
-def _hand_out(frame: Frame, inner: Frame, path: Path) -> None:
+def _largest(amax: jax.Array, manual: tuple[str, ...]) -> jax.Array:
+    """The largest of all shards: along the axes that its type tells, or along all of them."""
+    axes = _compat.varying_axes(amax) or manual
+    return lax.pmax(amax, axes) if axes else amax
+
+
+def _call(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
+    """Evaluates a call in place: it has no meaning of its own."""
+    body, inner = flow.body, frame.inner(path)
+    inner.codes = {s: frame.codes[s] for s in frame.entering(path, range(len(body.inputs)))}
+    inner.stacked = dict(frame.stacked)
+    outs = inner.run(body.program, body.consts, body.given(values))
     plain, stacked = frame.leaving(inner, path)
     frame.codes.update({s: inner.codes[s] for s in plain})
     frame.stacked.update({s: inner.stacked[s] for s in stacked})
+    frame.observe(inner.observed)
+    return body.results(outs)
 
 
-def _scope_function(
-    frame: Frame, eqn: Any, path: Path, values: list[Any]
-) -> tuple[Callable[..., Any], list[ScaledValues], list[tuple[bool, Shared]]]:
-    """A called jaxpr as a function of (codes that enter, values); and what enters and leaves.
+_KINDS = {"loop": _loop, "branches": _branches, "shards": _shards}
 
-    The function returns (outputs, (codes that leave, what delayed scales saw)); the list of what
-    leaves is filled by tracing.
-    """
-    jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
-    plain = frame.entering(path, range(len(values)))
-    stacked = frame.entering(path, range(len(values)), stacked=True)
+
+# ------------------------------------------------------------- calls with a meaning of their own
+
+
+def _bound_anew(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
+    """Calls what was called, with codes that enter and leave it beside its values."""
+    body = flow.body
+    plain = frame.entering(path, range(len(body.inputs)))
+    stacked = frame.entering(path, body.inputs_by("same"), stacked=True)
     leaving: list[tuple[bool, Shared]] = []
 
     def run(codes: list[ScaledValues], *args: Any) -> Any:
         inner = frame.inner(path)
         inner.codes = dict(zip(plain, codes, strict=False))
         inner.stacked = dict(zip(stacked, codes[len(plain) :], strict=True))
-        outs = inner.run(jaxpr, consts, args)
+        outs = inner.run(body.program, body.consts, args)
         made = frame.leaving(inner, path)
         leaving[:] = [(False, s) for s in made[0]] + [(True, s) for s in made[1]]
         codes = [(inner.stacked if is_stack else inner.codes)[s].alone for is_stack, s in leaving]
         return outs, (codes, inner.seen(path))
 
     entering = [frame.codes[s].alone for s in plain] + [frame.stacked[s] for s in stacked]
-    return run, entering, leaving
-
-
-def _receive(frame: Frame, leaving: list[tuple[bool, Shared]], made: Any) -> None:
-    codes, seen = made
+    policy = eqn.params.get("policy")
+    changed = {"policy": _policy_for_sites(policy)} if policy else {}
+    outs, (codes, seen) = _compat.bind_call(eqn, run, entering, values, **changed)
     frame.observe(seen)
     for (is_stack, shared), q in zip(leaving, codes, strict=True):
         (frame.stacked if is_stack else frame.codes)[shared] = q
-
-
-def _jit(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    run, entering, leaving = _scope_function(frame, eqn, path, values)
-    outs, made = _compat.bind_call(eqn, run, entering, values)
-    _receive(frame, leaving, made)
-    return outs
-
-
-def _remat(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    run, entering, leaving = _scope_function(frame, eqn, path, values)
-    policy = eqn.params["policy"]
-    outs, made = _compat.bind_call(
-        eqn, run, entering, values, policy=policy and _policy_for_sites(policy)
-    )
-    _receive(frame, leaving, made)
     return outs
 
 
@@ -234,40 +315,14 @@ def _policy_for_sites(policy: Callable[..., Any]) -> Callable[..., Any]:
     return decide
 
 
-def _shard_map(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-    jaxpr, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
-    root, trips = frame.root, frame.trips
-    manual = () if eqn.params["check_vma"] else tuple(sorted(eqn.params["newly_manual_axes"]))
-
-    def run(scalars: Any, *args: Any) -> Any:
-        key, numbers, histories = scalars
-        inside = tuple(
-            dataclasses.replace(t, number=n) for t, n in zip(trips, numbers, strict=True)
-        )
-        inner = Frame(frame.rules, frame.plan, key, path, inside, histories, frame.shown)
-        outs = inner.run(jaxpr, consts, args)
-        return outs, {name: _largest(x, manual) for name, x in inner.seen(path).items()}
-
-    histories = {name: frame.histories[name] for name in frame.states(path)}
-    scalars = (root, [t.number for t in trips], histories)
-    outs, seen = _compat.bind_shard_map(eqn, run, scalars, values)
-    frame.observe(seen)
-    return outs
-
-
-def _largest(amax: jax.Array, manual: tuple[str, ...]) -> jax.Array:
-    """The largest of all shards: along the axes that its type tells, or along all of them."""
-    axes = _compat.varying_axes(amax) or manual
-    return lax.pmax(amax, axes) if axes else amax
-
-
-def _custom_jvp(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _custom_jvp(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
     """The user's rule keeps differentiating: the value is quantized, tangents are not."""
 
     @jax.custom_jvp
     def run(*args: Any) -> Any:
-        jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
-        return frame.inner(path).run(jaxpr, consts, args)
+        return frame.inner(path).run(flow.body.program, flow.body.consts, args)
 
     @run.defjvp
     def _(primals: Any, tangents: Any) -> Any:
@@ -277,13 +332,14 @@ def _custom_jvp(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequen
     return run(*values)
 
 
-def _custom_vjp(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+def _custom_vjp(
+    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+) -> Sequence[Any]:
     """The user's rule keeps differentiating: the value is quantized, cotangents are not."""
 
     @jax.custom_vjp
     def run(*args: Any) -> Any:
-        jaxpr, consts = _compat.open_jaxpr(_compat.called_jaxpr(eqn))
-        return frame.inner(path).run(jaxpr, consts, args)
+        return frame.inner(path).run(flow.body.program, flow.body.consts, args)
 
     def forward(*args: Any) -> Any:
         _, pullback = jax.vjp(lambda *a: list(bind(eqn, a)), *args)
@@ -293,14 +349,9 @@ def _custom_vjp(frame: Frame, eqn: Any, path: Path, values: list[Any]) -> Sequen
     return run(*values)
 
 
-RULES: dict[Any, Rule] = {
-    jex_primitives.scan_p: _scan,
-    jex_primitives.while_p: _while,
-    jex_primitives.cond_p: _cond,
-    jex_primitives.jit_p: _jit,
-    jex_primitives.remat_p: _remat,
-    jex_primitives.closed_call_p: _call,
-    jex_primitives.custom_jvp_call_p: _custom_jvp,
-    jex_primitives.custom_vjp_call_p: _custom_vjp,
-    _compat.shard_map_p: _shard_map,
+_CALLS = {
+    "jit": _bound_anew,
+    "remat2": _bound_anew,
+    "custom_jvp_call": _custom_jvp,
+    "custom_vjp_call": _custom_vjp,
 }

@@ -8,7 +8,7 @@ one entry in ``FLOWS``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from srjit.program.protocols import Equation, Program
@@ -74,9 +74,22 @@ class Region:
         """Positions of the outputs that leave in one of some ways."""
         return [i for i, made in enumerate(self.outputs) if made.way in ways]
 
-    def given(self, values: Sequence[Any], *ways: str) -> list[Any]:
+    def given(self, values: Sequence[Any] | Mapping[int, Any], *ways: str) -> list[Any]:
         """The operands that the inputs of some ways, or all, are made of."""
         return [values[i.operand] for i in self.inputs if not ways or i.way in ways]
+
+    def arranged(
+        self, same: Sequence[Any], carried: Sequence[Any] = (), slices: Sequence[Any] = ()
+    ) -> list[Any]:
+        """The inputs of a trip."""
+        left = {"same": iter(same), "carried": iter(carried), "slice": iter(slices)}
+        return [next(left[i.way]) for i in self.inputs]
+
+    def results(self, outs: Sequence[Any], stacks: Sequence[Any] = ()) -> list[Any]:
+        """The results of the equation, given what is stacked apart from all else."""
+        left, stacked = iter(outs), iter(stacks)
+        found = {o.result: next(stacked if o.way == "stack" else left) for o in self.outputs}
+        return [found[i] for i in range(len(found))]
 
     @property
     def is_condition(self) -> bool:
