@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import _measuring as measuring
-from srjit import srjit, transform
-from srjit.modules import rejit
+from srjit import rejit, srjit, transform
 
 LIMIT = 5.0  # microseconds above jax.jit's
 PIPELINE = (

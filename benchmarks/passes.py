@@ -17,7 +17,7 @@ import jax
 
 import _measuring as measuring
 import _programs as programs
-from srjit.modules import rejit
+from srjit import rejit
 from srjit.passes import parse
 
 LIMIT = 5.0  # percent of the compiler's time

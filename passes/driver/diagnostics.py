@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
 from srjit._mlir import ir
@@ -44,6 +44,18 @@ class Diagnostic:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.file else "<unknown>:0"
         return "\n".join([f"{place}: {self.severity}: {self.message}", *map(str, self.notes)])
+
+
+class PipelineError(RuntimeError):
+    """A module cannot be parsed, or a pass failed on it.
+
+    Attributes:
+      diagnostics: what MLIR and the passes said.
+    """
+
+    def __init__(self, message: str, said: Sequence[Diagnostic] = ()) -> None:
+        super().__init__("\n".join([message, *map(str, said)]))
+        self.diagnostics = tuple(said)
 
 
 Sink = Callable[[Diagnostic], None]

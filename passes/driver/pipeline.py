@@ -24,6 +24,7 @@ from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver import diagnostics, registry, running
 from srjit.passes.driver.registry import Option, Pass
+from srjit.passes.mlir import serialization
 
 _ROOT = "builtin.module"
 _PUNCTUATION = re.compile(r"[,(){}\s]")
@@ -168,7 +169,7 @@ class Pipeline:
           TypeError: it is not a module.
         """
         if isinstance(module, (str, bytes)):
-            module = running.parse_module(module)
+            module = serialization.parse(module)
         steps = [running.Step(path, part) for path, part in self._steps(printing.is_by_name)]
         running.run(
             steps,
@@ -210,19 +211,6 @@ def parse(text: str) -> Pipeline:
       PipelineSyntaxError: it is malformed, or has passes or options that do not exist.
     """
     return Pipeline(*_Parser(text).pipeline())
-
-
-def parse_options(name: str, options: str) -> Pass:
-    """The pass of that name with ``options`` as they stand between braces.
-
-    Raises:
-      PipelineSyntaxError: they are malformed, or not options of the pass.
-      UnknownPassError: there is no such pass.
-    """
-    registry.find(name)
-    (element,) = parse(f"{name}{{{options}}}").elements
-    assert isinstance(element, Pass)
-    return element
 
 
 @dataclasses.dataclass(frozen=True)

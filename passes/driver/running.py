@@ -11,23 +11,11 @@ from typing import TypeVar
 from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver import diagnostics
-from srjit.passes.driver.diagnostics import Diagnostic
+from srjit.passes.driver.diagnostics import Diagnostic, PipelineError
 from srjit.passes.driver.registry import Pass, PassError
 
 AnyModule = TypeVar("AnyModule", ir.Module, ir.Operation, ir.OpView)
 _ROOT = "builtin.module"
-
-
-class PipelineError(RuntimeError):
-    """A module cannot be parsed, or a pass failed on it.
-
-    Attributes:
-      diagnostics: what MLIR and the passes said.
-    """
-
-    def __init__(self, message: str, said: Sequence[Diagnostic] = ()) -> None:
-        super().__init__("\n".join([message, *map(str, said)]))
-        self.diagnostics = tuple(said)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,33 +266,3 @@ def _children(op: ir.Operation) -> Iterator[ir.Operation]:
         for block in region:
             for inner in block:
                 yield inner.operation
-
-
-# ------------------------------------------------------------------------------------------ parsing
-
-
-def parse_module(source: str | bytes, sink: diagnostics.Sink | None = None) -> ir.Module:
-    """A module from text, from bytecode or from a portable artifact, in a context of its own.
-
-    Raises:
-      PipelineError: MLIR cannot parse it.
-    """
-    said: list[Diagnostic] = []
-    context = _mlir.new_context()
-    with diagnostics.going_to(sink or said.append, context):
-        module = parse_in(context, source)
-    if module is None:
-        raise PipelineError("the module cannot be parsed", said)
-    return module
-
-
-def parse_in(context: ir.Context, source: str | bytes) -> ir.Module | None:
-    """The module, or None after diagnostics that say why there is none."""
-    with context:
-        try:
-            # A portable artifact names StableHLO as its producer, and its dialect is versioned.
-            if isinstance(source, bytes) and source.startswith(b"ML\xefR\rStableHLO"):
-                return _mlir.stablehlo.deserialize_portable_artifact(context, source)
-            return ir.Module.parse(source)
-        except (ir.MLIRError, ValueError):
-            return None

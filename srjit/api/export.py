@@ -18,8 +18,10 @@ import jax.numpy as jnp
 
 from srjit import _compat
 from srjit.api.function import SrjitFunction
-from srjit.calling.keys import IfNeeded, MissingKeyError, Stateful, Words
-from srjit.modules.rejit import Rejitted, called_back, words_of
+from srjit.calling.keys import IfNeeded, Stateful, Words
+from srjit.modules.interface import Interface, KeyUse, words_of
+from srjit.modules.rejit import Rejitted
+from srjit.modules.source import called_back
 
 _FORMAT = 1
 _HEADER, _PROGRAM = "srjit.json", "program.jax_export"
@@ -80,12 +82,12 @@ def _of_decorated(fn: SrjitFunction, args: Any, kwargs: Any) -> Exported:
     checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in _OWN_CALLS]
     with _explaining(name):
         exported = jax.export.export(jitted, disabled_checks=checks)(key, *args, **kwargs)
-    kind: Kind = "none" if key is None else "optional"
+    kind: KeyUse = "none" if key is None else "optional"
     if kind == "optional" and 0 in exported.module_kept_var_idx:
         kind = "required"
     donated, names = _donated(info[0][1:], info[1])
     states = tuple(key.state) if isinstance(key, Stateful) else ()
-    header = Header(name, "decorated", kind, states, donated, names)
+    header = Calling(name, "decorated", kind, states, donated, names)
     return Exported(header, exported)
 
 
@@ -99,8 +101,8 @@ def _of_rejitted(fn: Rejitted) -> Exported:
         exported = _compat.export_lowered(fn.lowered, fn.name, _OWN_CALLS)
     (args, kwargs, _), _ = fn.lowered.args_info
     donated, names = _donated(args, kwargs)
-    kind: Kind = "required" if fn.takes_key else "none"
-    header = Header(fn.name, "rejitted", kind, tuple(fn.init_state()), donated, names)
+    interface = fn.interface
+    header = Calling(fn.name, "rejitted", interface.key, tuple(interface.states), donated, names)
     return Exported(header, exported)
 
 
@@ -144,12 +146,10 @@ def _donated(args: Any, kwargs: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 # --------------------------------------------------------------------------------------- programs
 
-Kind = Literal["none", "optional", "required"]
-
 
 @dataclasses.dataclass(frozen=True)
-class Header:
-    """What ``jax.export`` does not keep.
+class Calling:
+    """How an exported program is called, which ``jax.export`` does not keep.
 
     Attributes:
       name: of the function, for messages.
@@ -162,7 +162,7 @@ class Header:
 
     name: str
     origin: Literal["decorated", "rejitted"]
-    key: Kind
+    key: KeyUse
     states: tuple[str, ...]
     donated: tuple[int, ...]
     donated_names: tuple[str, ...]
@@ -178,7 +178,7 @@ class Exported:
         ``in_avals`` and ``mlir_module()``.
     """
 
-    def __init__(self, header: Header, exported: Any) -> None:
+    def __init__(self, header: Calling, exported: Any) -> None:
         self._header, self.exported = header, exported
         self.name = self.__name__ = self.__qualname__ = header.name
 
@@ -205,22 +205,7 @@ class Exported:
             for.
         """
         header = self._header
-        if sr_key is None and header.key == "required":
-            raise MissingKeyError(
-                f"{self.name} rounds stochastically and needs a key: call it with sr_key=, a typed "
-                "PRNG key such as jax.random.fold_in(key, step) or an integer step"
-            )
-        if sr_key is not None and header.key == "none":
-            raise TypeError(f"{self.name} draws no noise and takes no sr_key")
-        if (sr_state is not None) != bool(header.states):
-            raise TypeError(
-                f"{self.name} has delayed scales, which are state: call it with sr_state=, at "
-                "first .init_state(); the call then returns (result, new_state)"
-                if header.states
-                else f"{self.name} has no delayed scales and takes no sr_state"
-            )
-        if sr_state is not None:
-            self._check_state(sr_state)
+        self._interface.check(self.name, sr_key is not None, sr_state)
         words = None
         if header.key != "none":
             words = words_of(0 if sr_key is None else sr_key)
@@ -252,28 +237,20 @@ class Exported:
         )
 
     @functools.cached_property
-    def _histories(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the histories by name."""
+    def _interface(self) -> Interface:
         names = self._header.states
-        if not names:
-            return {}
         tree: Any = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
         args = tree[0]
-        decorated = self._header.origin == "decorated"
-        avals = args[0].state.values() if decorated else args[2][-len(names) :]
-        return {name: tuple(aval.shape) for name, aval in zip(names, avals, strict=True)}
-
-    def _check_state(self, sr_state: Any) -> None:
-        shapes = {name: jnp.shape(x) for name, x in sr_state.items()}
-        if shapes != self._histories:
-            raise ValueError(
-                f"sr_state does not fit {self.name}: it has {shapes or 'nothing'}, the program "
-                f"needs {self._histories}; make it with .init_state()"
-            )
+        avals: Any = ()
+        if names:
+            decorated = self._header.origin == "decorated"
+            avals = args[0].state.values() if decorated else args[2][-len(names) :]
+        shapes = {n: tuple(aval.shape) for n, aval in zip(names, avals, strict=True)}
+        return Interface(self._header.key, shapes)
 
     def init_state(self) -> dict[str, jax.Array]:
         """The state of delayed scales before the first step; empty if there are none."""
-        return {name: jnp.zeros(shape, jnp.float32) for name, shape in self._histories.items()}
+        return self._interface.init_state()
 
     def as_text(self) -> str:
         """The module, as text of StableHLO."""
@@ -343,7 +320,7 @@ def load(source: str | os.PathLike[str] | bytes) -> Exported:
         given[name] = tuple(given[name])
     with _explaining(given["name"]):
         exported = jax.export.deserialize(bytearray(program))
-    return Exported(Header(**given), exported)
+    return Exported(Calling(**given), exported)
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

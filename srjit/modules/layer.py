@@ -22,9 +22,10 @@ from jax.interpreters import ad, batching, mlir
 from srjit import _compat, targets
 from srjit._mlir import func, ir, passmanager
 from srjit.calling.keys import MissingKeyError
-from srjit.modules.rejit import Signature, copy_of, text_of
+from srjit.modules.interface import Interface
 from srjit.passes import Pipeline
 from srjit.passes.driver import registry
+from srjit.passes.mlir.serialization import copy_of, text_of
 from srjit.products import kinds
 from srjit.program.stablehlo import operations
 from srjit.targets.kernel_call import without_kernels
@@ -194,20 +195,20 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
     is_for_it = compiler is not None and tuple(ctx.module_context.platforms) == (compiler.platform,)
     with contextlib.nullcontext() if is_for_it else without_kernels():
         rewriting.run(rewritten, len(old.operands) - len(rewriting.parameters))
-    signature = Signature.of(rewritten, len(old.operands), len(old.results))
-    if signature.has_key and not key:
+    interface = Interface.of(rewritten, len(old.operands), len(old.results))
+    if interface.key != "none" and not key:
         raise MissingKeyError.of(rewriting.name)
-    if set(signature.states) != set(rewriting.states):
+    if set(interface.states) != set(rewriting.states):
         raise ValueError(
             f"the passes gave {rewriting.name} other delayed scales than its plan has: "
-            f"{list(signature.states)} for {list(rewriting.states)}; use layer='jaxpr'"
+            f"{list(interface.states)} for {list(rewriting.states)}; use layer='jaxpr'"
         )
-    back = _parsed(rewritten, module.context)
+    back = copy_of(rewritten, module.context)
     kinds = operations.types_of(operations.main_of(back.operation))[1]
     name = mlir.merge_mlir_modules(module, f"srjit_{rewriting.name}", back, dst_symtab=table)
     by_name = dict(zip(rewriting.states, states, strict=True))
-    operands = [*old.operands, *(key if signature.has_key else ())]
-    operands += [by_name[state] for state in signature.states]
+    operands = [*old.operands, *(key if interface.key != "none" else ())]
+    operands += [by_name[state] for state in interface.states]
     with ir.InsertionPoint(old), old.location:
         new = func.CallOp(kinds, ir.FlatSymbolRefAttr.get(name), operands)
     results = list(new.results)
@@ -219,7 +220,7 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
     if ctx.tokens_out is not None:
         _rename_tokens(ctx, renamed)
     old.erase()
-    histories = dict(zip(signature.states, results[count:], strict=True))
+    histories = dict(zip(interface.states, results[count:], strict=True))
     return [*outs, *(histories[name] for name in rewriting.states)]
 
 
@@ -268,15 +269,6 @@ def _module_of(functions: dict[str, Any], entry: str, like: Any, name: str) -> A
     # As JAX does at the end of its own lowering: meshes become symbols of the module.
     passmanager.PassManager.parse("builtin.module(sdy-lift-inlined-meshes)").run(taken.operation)
     return taken
-
-
-def _parsed(module: Any, context: Any) -> Any:
-    """A copy of a module in another context."""
-    import io
-
-    buffer = io.BytesIO()
-    module.operation.write_bytecode(buffer)
-    return ir.Module.parse(buffer.getvalue(), context=context)
 
 
 # ------------------------------------------------------------------------------ kept composites

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import importlib
 import importlib.util
-import io
 import linecache
 import os
 import re
@@ -17,11 +16,11 @@ from pathlib import Path
 from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver import diagnostics, pipeline, registry, running
-from srjit.passes.driver.diagnostics import Diagnostic
+from srjit.passes.driver.diagnostics import Diagnostic, PipelineError
+from srjit.passes.mlir import serialization
 from srjit.tools import expected_diagnostics
 from srjit.tools.output import Failure, Output
 
-_BYTECODE = b"ML\xefR"
 # Flags that may stand without a value, and the value that they then have.
 _IMPLIED = {
     "--split-input-file": "// -----",
@@ -249,7 +248,7 @@ def _read(name: str, mark: str | None) -> list[_Part]:
         raw = Path(path).read_bytes() if path else sys.stdin.buffer.read()
     except OSError as error:
         raise Failure(f"cannot read {file!r}: {error.strerror}") from error
-    if raw.startswith(_BYTECODE):
+    if raw.startswith(serialization.BYTECODE):
         if mark is not None:
             raise Failure(f"{file!r} is bytecode, which --split-input-file cannot split")
         return [_Part(raw, file)]
@@ -292,7 +291,7 @@ def _treat(
             )
             with diagnostics.going_to(sink, context):
                 written = _serialized(module, args)
-        except running.PipelineError as error:
+        except PipelineError as error:
             if not (args.verify_diagnostics or error.diagnostics):
                 print(f"srjit-opt: {error}", file=sys.stderr)
     if not args.verify_diagnostics:
@@ -301,17 +300,11 @@ def _treat(
 
 
 def _parse(part: _Part, context: ir.Context) -> ir.Module | None:
-    if part.path is not None:
-        with context:
-            try:
-                return ir.Module.parseFile(part.path)
-            except ir.MLIRError:
-                return None
-    source = part.source
+    source = part.source if part.path is None else Path(part.path)
     if isinstance(source, str):
         # So that MLIR counts lines from the beginning of the input.
         source = "\n" * (part.first_line - 1) + source
-    return running.parse_in(context, source)
+    return serialization.parse_in(context, source)
 
 
 def _printing(args: argparse.Namespace) -> running.Printing:
@@ -343,9 +336,7 @@ def _serialized(module: ir.Module, args: argparse.Namespace) -> bytes:
         except ValueError as error:
             raise Failure(f"no portable artifact of version {version}: {error}") from error
     if args.emit_bytecode:
-        buffer = io.BytesIO()
-        module.operation.write_bytecode(buffer)
-        return buffer.getvalue()
+        return serialization.bytecode_of(module)
     text = module.operation.get_asm(
         enable_debug_info=args.mlir_print_debuginfo,
         print_generic_op_form=args.mlir_print_op_generic,

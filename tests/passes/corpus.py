@@ -98,12 +98,12 @@ def run_file(path: Path, skipped: set[str]) -> Iterator[Outcome | str]:
 def parsed(source: str | bytes) -> Any:
     """A new module, in a context that knows unknown dialects only if it has to."""
     from srjit import _mlir
-    from srjit.passes.driver import running
+    from srjit.passes.mlir import serialization
 
     for unregistered in (False, True):
         context = _mlir.new_context()
         context.allow_unregistered_dialects = unregistered
-        module = running.parse_in(context, source)
+        module = serialization.parse_in(context, source)
         if module is not None and isinstance(source, bytes) and "vhlo.func_v1" in str(module):
             with context:  # an artifact from before they said what they are
                 module = _mlir.stablehlo.deserialize_portable_artifact(context, source)
@@ -202,9 +202,9 @@ def generic(module: Any) -> str:
 
 def parsed_again(module: Any, text: str) -> Any:
     """What a text is parsed to, in a module's context."""
-    from srjit.passes.driver import running
+    from srjit.passes.mlir import serialization
 
-    return running.parse_in(module.context, text)
+    return serialization.parse_in(module.context, text)
 
 
 def classified(error: Exception) -> Outcome:

@@ -104,7 +104,11 @@ class ModuleSourceInfo:
 
 def aval_of(value: Any) -> Aval:
     """Shape and dtype of a value; text in place of a dtype that JAX has no arrays of."""
-    kind = value.type
+    return aval_of_type(value.type)
+
+
+def aval_of_type(kind: ir.Type) -> Aval:
+    """Shape and dtype of the values of a type; its text in place of a dtype if JAX has none."""
     if not isinstance(kind, ir.RankedTensorType) or not kind.has_static_shape:
         return Aval((), str(kind))
     return Aval(tuple(kind.shape), products.dtype_of(kind.element_type))
