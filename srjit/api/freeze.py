@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from srjit.api.function import SrjitFunction
+from srjit.api.options import Resolved
 from srjit.api.transformation import Program, Transformation, is_traced
 from srjit.calling.arguments import Arguments
-from srjit.calling.jit import static_only
 from srjit.calling.signature import name_of, parameters_of
 from srjit.jaxprs import packed_weights as frozen
 from srjit.program.values import PARAMETER
@@ -65,18 +65,18 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     """
     if not isinstance(fn, SrjitFunction):
         raise TypeError(f"srjit.freeze takes a function that srjit(...) returned, got {fn!r}")
-    fun, options, jit_options = fn.made_of()
+    fun, given = fn.made_of()
+    options = Resolved.of(fun, given.alone(mode="inference"))
+    recipe = options.settings.recipe
     position = _position(fn.name, options.params_argnums, len(args))
-    if options.recipe.has_delayed_scales:
+    if recipe.has_delayed_scales:
         raise ValueError(
-            f"recipe {options.recipe.name!r} has delayed scales, which are state and change at "
+            f"recipe {recipe.name!r} has delayed scales, which are state and change at "
             "every call: freeze with a recipe whose scales are dynamic or static, such as 'fp8'"
         )
-    options = dataclasses.replace(options, mode="inference", dump=None)
     transformation = Transformation(fun, options, _stands_for_array)
-    jit_options = _for_packed(fun, jit_options, position, len(args))
-    static = static_only(jit_options)
-    structs, named = _structs_of(fun, static, args, kwargs)
+    jit_options = _for_packed(fun, given.jit_options, position, len(args))
+    structs, named = fn.seen(_structs_of, args, kwargs)
     program = _Function(transformation, position, structs[position])
     layout = program.layout(structs, named)
     leaves = Arguments.of((args[position],), {}).leaves  # in the order in which programs take them
@@ -151,17 +151,9 @@ def _named(fun: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., A
     return named
 
 
-def _structs_of(
-    fun: Callable[..., Any], static: dict[str, Any], args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[Sequence[Any], dict[str, Any]]:
-    """The arguments, with shapes and dtypes in place of all that fun is traced with."""
-    seen: list[Any] = []
-
-    def look(args: Any, kwargs: Any) -> None:
-        seen.append(jax.tree.map(_struct_of, (args, kwargs)))
-
-    jax.jit(_named(fun, look), **static).trace(*args, **kwargs)
-    return seen[0]
+def _structs_of(args: Any, kwargs: Any) -> Any:
+    """Returns the arguments with shapes and dtypes in place of all that fun is traced with."""
+    return jax.tree.map(_struct_of, (args, kwargs))
 
 
 def _struct_of(x: Any) -> Any:

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from srjit import recipes as known_recipes
-from srjit import targets
 from srjit.api.function import SrjitFunction, srjit
-from srjit.calling import jit as jitting
+from srjit.api.options import UNDONATED
 from srjit.numerics.formats import get_format
 from srjit.recipes import Recipe
 from srjit.report.document import Column, Document, Documented, Table, as_json
@@ -25,9 +24,6 @@ from srjit.report.report import Report
 from srjit.targets import Target
 
 HIGH_PRECISION = "high precision"
-
-# Options of a decorated function that every trial has.
-_KEPT = ("target", "mode", "layer", "params_argnums", "rng")
 
 Named = str | os.PathLike[str] | Recipe
 # Of a step's number, its arguments and what it returned: the next step's arguments.
@@ -186,7 +182,11 @@ def recommend(
     ):
         if is_wrong:
             raise ValueError(said)
-    fun, options, jit_options = _made_of(fn, target=target, params_argnums=params_argnums)
+    decorated = fn if isinstance(fn, SrjitFunction) else srjit(fn)
+    chosen = {"target": target, "params_argnums": params_argnums}
+    changed = {name: value for name, value in chosen.items() if value is not None}
+    function = decorated.copy(strict=False, **UNDONATED, **changed)
+    fun, options = function.made_of()
     measure = loss or _last_output
     proceed = advance or functools.partial(_replacing, loss is None)
 
@@ -200,17 +200,17 @@ def recommend(
             given = proceed(i, given, out)
         return losses, float(np.median(seconds))
 
-    plain = jax.jit(fun, **jit_options)
+    plain = jax.jit(fun, **options.jit_options)
     trials = {HIGH_PRECISION: _trial(None, *run(lambda _, given: plain(*given, **kwargs)), None)}
     found: dict[str, Recipe] = {}
     for recipe in tried:
         found[recipe.name] = recipe
-        function = srjit(fun, recipe=recipe, **options, **jit_options)
+        function = function.copy(recipe=recipe)
         report = function.explain(*args, **kwargs)
-        key = None if options["mode"] == "inference" else jax.random.key(seed)
+        key = None if options.mode == "inference" else jax.random.key(seed)
         runner = _Runner(function, key, kwargs, recipe.has_delayed_scales)
         trials[recipe.name] = _trial(recipe, *run(runner.step), report)
-    return _recommended(trials, found, within, tolerance, budget, options["target"].name)
+    return _recommended(trials, found, within, tolerance, budget, function.target.name)
 
 
 def _recipes_of(given: Named | Iterable[Named] | None) -> list[Recipe]:
@@ -218,25 +218,6 @@ def _recipes_of(given: Named | Iterable[Named] | None) -> list[Recipe]:
         given = known_recipes.names()
     names = [given] if isinstance(given, (str, os.PathLike, Recipe)) else given
     return [known_recipes.get(name) for name in names]
-
-
-def _made_of(
-    fn: Callable[..., Any], *, target: str | Target | None, params_argnums: Any
-) -> tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]:
-    """The function, options of ``srjit`` for all recipes, and those of ``jax.jit``.
-
-    Args:
-      fn: decorated or not.
-      target, params_argnums: in place of its own, unless None.
-    """
-    function = fn if isinstance(fn, SrjitFunction) else srjit(fn)
-    fun, own, jit_options = function.made_of()
-    options = {name: getattr(own, name) for name in _KEPT}
-    if target is not None:
-        options["target"] = targets.get(target)
-    if params_argnums is not None:
-        options["params_argnums"] = params_argnums
-    return fun, options, jitting.without_donation(jit_options)
 
 
 class _Runner:

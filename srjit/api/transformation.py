@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from srjit import _compat, recipes, targets
+from srjit import _compat
+from srjit.api.options import Resolved, TransformOptions, check_position, takes
 from srjit.calling.arguments import Arguments, Changed, Objects
 from srjit.calling.keys import (
     IfNeeded,
@@ -32,116 +32,16 @@ from srjit.jaxprs.frame import State
 from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
-from srjit.numerics.formats import unknown_name
-from srjit.numerics.random_bits import Key, Rng
-from srjit.planning.plan import ProgramPlan, Settings
-from srjit.planning.planner import make_plan, recipe_of
+from srjit.numerics.random_bits import Key
+from srjit.planning.plan import ProgramPlan
+from srjit.planning.planner import make_plan
 from srjit.planning.site import SitePlan, WriteBack
 from srjit.program.values import DATA, PARAMETER
-from srjit.recipes import Recipe
 from srjit.report.report import Report
-from srjit.targets import Target
-
-Mode = Literal["train", "inference"]
-Layer = Literal["jaxpr", "stablehlo"]
 
 
 class UnsupportedSiteError(ValueError):
     """``strict=True``, and a site that the recipe asked for could not be quantized."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a user chose; see ``srjit.srjit``."""
-
-    recipe: Recipe
-    target: Target
-    mode: Mode
-    params_argnums: tuple[int, ...]
-    rng: Rng
-    strict: bool
-    dump: Dump | None
-    layer: Layer = "jaxpr"
-    has_targets_recipe: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        fun: Callable[..., Any],
-        recipe: str | os.PathLike[str] | Recipe,
-        target: str | Target,
-        mode: Mode,
-        params_argnums: int | Sequence[int],
-        rng: Rng,
-        strict: bool,
-        dump_to: str | os.PathLike[str] | None,
-        layer: Layer = "jaxpr",
-    ) -> Options:
-        """Checks and resolves what was given for ``fun``."""
-        _check_function(fun)
-        chosen = targets.get(target)
-        for kind, value, known in (
-            ("mode", mode, ("train", "inference")),
-            ("rng", rng, ("hash", "threefry")),
-            ("layer", layer, ("jaxpr", "stablehlo")),
-        ):
-            if value not in known:
-                raise unknown_name(kind, value, known)
-        folder = dump_to or os.environ.get("SRJIT_DUMP_TO")
-        return cls(
-            recipe=recipe_of(chosen) if recipe == "auto" else recipes.get(recipe),
-            target=chosen,
-            mode=mode,
-            params_argnums=_positions(fun, params_argnums),
-            rng=rng,
-            strict=strict,
-            dump=Dump(folder, name_of(fun)) if folder else None,
-            layer=layer,
-            has_targets_recipe=recipe == "auto",
-        )
-
-    def on(self, target: Target) -> Options:
-        """The same for another target, with its recipe if this one has its target's."""
-        recipe = recipe_of(target) if self.has_targets_recipe else self.recipe
-        return dataclasses.replace(self, target=target, recipe=recipe)
-
-
-def _check_function(fun: Callable[..., Any]) -> None:
-    if not callable(fun):
-        raise TypeError(
-            f"srjit takes a function first, got {fun!r}; options go by name: "
-            "srjit(fun, recipe='int8')"
-        )
-    if any(p.name == "sr_key" and p.kind is not p.VAR_KEYWORD for p in parameters_of(fun) or ()):
-        raise ValueError(
-            f"{name_of(fun)} has a parameter called sr_key, which is the keyword that srjit takes "
-            "for itself and the function never sees: rename the parameter, or, if the function is "
-            "an srjit one already, leave it at that"
-        )
-
-
-def _positions(fun: Callable[..., Any], numbers: int | Sequence[int]) -> tuple[int, ...]:
-    """``params_argnums`` as a tuple; not negative where the number of parameters is known."""
-    given = tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
-    if not all(type(n) is int for n in given):
-        raise TypeError(f"params_argnums is a position or a sequence of them, got {numbers!r}")
-    parameters = parameters_of(fun)
-    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return given
-    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    if not count and given == (0,):  # the default, and nothing to point at
-        return ()
-    for number in given:
-        if not -count <= number < count:
-            raise ValueError(
-                _out_of_range(fun, number, f"takes {count} positional argument", count)
-            )
-    return tuple(n % count for n in given)
-
-
-def _out_of_range(fun: Callable[..., Any], number: int, had: str, count: int) -> str:
-    plural = "s" * (count != 1)
-    return f"params_argnums={number} is out of range: {name_of(fun)} {had}{plural}"
 
 
 def is_array(x: Any) -> bool:
@@ -187,31 +87,37 @@ class Program:
         return outs, {n: remembered(state[n], amax) for n, amax in seen.items()}, watched
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Onlookers:
+    """Functions that see a program while it is rewritten or runs.
+
+    Attributes:
+      module: gets the name of every pass and the module after it.
+      observer: sees what is rounded stochastically.
+      stream: gets figures of every quantization that it asks for.
+    """
+
+    module: Callable[[str, Any], None] | None = None
+    observer: Observer | None = None
+    stream: Watch | None = None
+
+
 class Transformation:
     """A function and how it is to be rewritten; called with a key and the function's arguments."""
 
     def __init__(
-        self, fun: Callable[..., Any], options: Options, is_dynamic: Callable[[Any], bool]
+        self,
+        fun: Callable[..., Any],
+        options: Resolved,
+        is_dynamic: Callable[[Any], bool],
+        onlookers: Onlookers = Onlookers(),
     ) -> None:
         self.fun, self.options, self.is_dynamic = fun, options, is_dynamic
+        self.settings = options.settings
         self.name = name_of(fun)
-        dump = options.dump
-        self._seen = None if dump is None else hlo_call.dumping(dump.write)
-        self._warned = False
-        self._observer: Observer | None = None
-        self._stream: Watch | None = None
-
-    def watch(self, seen: Callable[[str, Any], None]) -> None:
-        """From now on, only looks: ``seen`` gets the module after every pass, nobody is warned."""
-        self._seen, self._warned = seen, True
-
-    def observe(self, observer: Observer) -> None:
-        """From now on, ``observer`` sees quantizations, and nobody is warned."""
-        self._observer, self._warned = observer, True
-
-    def stream(self, watch: Watch) -> None:
-        """From now on, what quantizations are like is streamed."""
-        self._stream = watch
+        self._onlookers = onlookers
+        # Who only looks is not warned.
+        self._warned = onlookers.module is not None or onlookers.observer is not None
 
     def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What the rewritten function returns; ``Changed`` if it changed objects in place.
@@ -238,16 +144,17 @@ class Transformation:
         if given.state is not None:
             out = out, remembered
         out = out if changes is None else Changed(out, changes)
-        if self._stream is None:
+        stream = self._onlookers.stream
+        if stream is None:
             return out
-        return Watched(out, self._stream.packed(list(program.shown.measured), watched))
+        return Watched(out, stream.packed(list(program.shown.measured), watched))
 
     def _call_module(
         self, program: Program, words: Key | None, histories: State
     ) -> tuple[list[Any], State]:
         """The outputs of the program as passes rewrite it, when JAX lowers it."""
-        options = self.options
-        recipe, closed, first = options.recipe, program.closed, ()
+        settings, dump, seen = self.settings, self.options.dump, self._onlookers.module
+        recipe, closed, first = settings.recipe, program.closed, ()
         if words is not None and program.plan.write_backs.writes:
             closed, first = self._written_back(program, words), words
         recipe = recipe.without_write_backs()  # that is done
@@ -255,13 +162,13 @@ class Transformation:
         rewriting = hlo_call.Rewriting(
             name=self.name,
             recipe=recipe.to_toml(),
-            target=options.target.name,
-            mode=options.mode,
-            rng=options.rng,
+            target=settings.target.name,
+            mode=settings.mode,
+            rng=settings.rng,
             parameters=tuple(label == PARAMETER for label in labels),
             has_key=words is not None,
             states=tuple(histories),
-            seen=self._seen,
+            seen=hlo_call.dumping(dump.write) if dump and seen is None else seen,
         )
         return hlo_call.call(closed, rewriting, words, histories, [*first, *program.leaves])
 
@@ -286,14 +193,14 @@ class Transformation:
     def _histories(self, state: Any, plan: ProgramPlan) -> State:
         if state is None and plan.histories:
             raise TypeError(
-                f"recipe {self.options.recipe.name!r} has delayed scales, which are state: call "
+                f"recipe {self.settings.recipe.name!r} has delayed scales, which are state: call "
                 f"{self.name} with sr_state=, at first {self.name}.init_state(...) of the same "
                 "arguments; the call then returns (result, new_state)"
             )
         shapes = {} if state is None else {name: jnp.shape(x) for name, x in state.items()}
         if shapes != plan.histories:
             raise ValueError(
-                f"sr_state does not fit {self.name} with recipe {self.options.recipe.name!r}: it "
+                f"sr_state does not fit {self.name} with recipe {self.settings.recipe.name!r}: it "
                 f"has {shapes or 'nothing'}, the program needs {plan.histories or 'nothing'}; make "
                 "it with init_state(...) of the same arguments"
             )
@@ -336,15 +243,13 @@ class Transformation:
             return jax.tree.unflatten(tree, filled)
 
         labels = self._labels([given.owners[i] for i in numbers], len(args))
-        settings = Settings(
-            self.options.recipe, self.options.target, self.options.mode, self.options.rng
-        )
         closed = _compat.dce(original)
         names = self._names(given, numbers)
-        plan = make_plan(closed, labels, settings, names)
+        plan = make_plan(closed, labels, self.settings, names)
         notes = (*plan.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
         plan = dataclasses.replace(plan, notes=notes)
-        shown = Shown.of(plan, self._observer, self._stream.kinds if self._stream else ())
+        stream = self._onlookers.stream
+        shown = Shown.of(plan, self._onlookers.observer, stream.kinds if stream else ())
         return Program(original, closed, plan, shown, dynamic, labels, names, unflatten)
 
     def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:
@@ -352,9 +257,8 @@ class Transformation:
         numbers, parameters = self.options.params_argnums, parameters_of(self.fun) or []
         if any(p.kind is p.VAR_POSITIONAL for p in parameters):
             for n in numbers:
-                if not -count <= n < count and n:
-                    had = f"was called with {count} positional argument"
-                    raise ValueError(_out_of_range(self.fun, n, had, count))
+                if n:
+                    check_position(self.fun, n, count, "was called with")
         chosen: set[int | str] = {n % count for n in numbers if -count <= n < count}
         chosen |= {parameters[n].name for n in numbers if 0 <= n < len(parameters)}
         return [PARAMETER if owner in chosen else DATA for owner in owners]
@@ -392,7 +296,7 @@ class Transformation:
     # ------------------------------------------------------------------------------------ keys
 
     def _key_words(self, key: Any, plan: ProgramPlan) -> Key | None:
-        if self.options.mode == "inference":
+        if self.settings.mode == "inference":
             if key is None or isinstance(key, Undifferentiated):
                 return None
             raise TypeError("mode='inference' rounds to nearest everywhere and takes no sr_key")
@@ -453,18 +357,9 @@ def _is_missing(planned: SitePlan | WriteBack) -> bool:
     return planned.asked and planned.status == "kept"
 
 
-def transform(
-    fun: Callable[..., Any],
-    *,
-    recipe: str | os.PathLike[str] | Recipe = "auto",
-    target: str | Target = "auto",
-    mode: Mode = "train",
-    params_argnums: int | Sequence[int] = 0,
-    rng: Rng = "hash",
-    strict: bool = False,
-    dump_to: str | os.PathLike[str] | None = None,
-) -> Callable[..., Any]:
-    """``fun`` with its matrix multiplications quantized, not jitted.
+@takes(TransformOptions)
+def transform(fun: Callable[..., Any], options: TransformOptions) -> Callable[..., Any]:
+    """Returns ``fun`` with its matrix multiplications quantized, not jitted.
 
     For ``nnx.jit``, ``eqx.filter_jit``, ``jax.pmap`` and the like, around or inside which it can
     stand. ``fun`` is traced at every call: its arrays have no values yet, as under ``jax.jit``.
@@ -472,17 +367,17 @@ def transform(
     ``fun`` changes in place are changed.
 
     Args:
-      fun: any function of pytrees.
-      recipe, target, mode, params_argnums, rng, strict, dump_to: as of ``srjit``.
+      fun: any function of pytrees. Without it, a decorator.
+      OPTIONS
 
     Returns:
       A function with ``fun``'s signature and the keyword ``sr_key`` more.
 
     Raises:
       ValueError: unknown names (the nearest are listed), or params_argnums out of range.
+      TypeError: there is no such option.
     """
-    options = Options.of(fun, recipe, target, mode, params_argnums, rng, strict, dump_to)
-    transformation = Transformation(fun, options, is_array)
+    transformation = Transformation(fun, Resolved.of(fun, options), is_array)
 
     @functools.wraps(fun)
     def transformed(*args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:

@@ -12,7 +12,6 @@ import jax
 from srjit.calling.signature import parameters_of
 
 _STATIC = ("static_argnums", "static_argnames")
-OPTIONS = frozenset(inspect.signature(jax.jit).parameters) - {"fun"}
 
 
 class KeyedJit:
@@ -75,11 +74,6 @@ class KeyedJit:
 def static_only(options: dict[str, Any]) -> dict[str, Any]:
     """Of options of ``jax.jit``, those that tracing depends on."""
     return {name: value for name, value in options.items() if name in _STATIC}
-
-
-def without_donation(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of ``jax.jit`` for calls whose arguments are needed again."""
-    return {name: value for name, value in options.items() if not name.startswith("donate")}
 
 
 def explain(error: ValueError, key: Any, arguments: Any) -> None:

@@ -32,7 +32,7 @@ def test_keys_are_those_that_the_run_took(recipe, base):
     fun = srjit.srjit(step, recipe=recipe, key=base)
     seen = Capture()
     run = fun._observed(lambda t: t.observe(seen.observe), (W, X), {}, None, None)(
-        fun._options.recipe
+        fun._options.settings.recipe
     )
     for seen.step in range(2):
         run(seen.step)

@@ -73,7 +73,7 @@ def test_iterations_draw_noise_of_their_own_through_both_doors():
     assert by_jaxpr.dtype == jnp.bfloat16
     np.testing.assert_array_equal(by_jaxpr, fun(same, X, sr_key=1))
     assert (np.asarray(by_jaxpr) != np.asarray(fun(same, X, sr_key=2))).any()
-    recipe = fun._options.recipe
+    recipe = fun._options.settings.recipe
     by_module = srjit(layers, recipe=recipe, layer="stablehlo")(same, X, sr_key=1)
     np.testing.assert_array_equal(by_jaxpr, by_module)
 

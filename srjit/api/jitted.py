@@ -1,0 +1,317 @@
+"""A jitted function whose matrix multiplications are quantized: how it is called and looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from srjit import _compat
+from srjit.api.options import Options, Resolved
+from srjit.api.transformation import Onlookers, Transformation, is_traced
+from srjit.calling import jit as jitting
+from srjit.calling.arguments import Changed, Objects
+from srjit.calling.jit import KeyedJit
+from srjit.calling.keys import (
+    Counted,
+    IfNeeded,
+    Stateful,
+    Undifferentiated,
+    as_words,
+    from_host,
+    is_host_value,
+)
+from srjit.calling.signature import name_of, signature_with_key
+from srjit.calling.stages import Lowered, Traced
+from srjit.diagnostics.watch.stream import Watch, Watched
+from srjit.numerics.random_bits import as_key
+from srjit.passes import PassWarning
+from srjit.passes.report import report_of
+from srjit.report.report import Report
+
+
+class Jitted:
+    """A jitted function whose matrix multiplications are quantized: how it is called and looked at.
+
+    Attributes:
+      name: what messages call it.
+      target: what it is rewritten for.
+      calls: how many calls have taken their noise from the base key; can be set, to resume.
+      watch: what streams the records of its calls, if it is watched; ``watch.wait()`` returns when
+        all are written.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        given: Options,
+        onlookers: Onlookers = Onlookers(),  # noqa: B008
+    ) -> None:
+        self._fun, self._given = fun, given
+        self._options = Resolved.of(fun, given)
+        functools.update_wrapper(self, fun)
+        self.name = name_of(fun)
+        self.__signature__ = signature_with_key(fun)
+        self._settings = self._options.settings
+        self.target = self._settings.target
+        self._transformation = Transformation(fun, self._options, is_traced, onlookers)
+        self.watch = None if given.watch is None else Watch.of(given.watch)
+        if self.watch is not None and given.layer != "jaxpr":
+            raise ValueError("watch= is for layer='jaxpr', whose numbers are the same")
+        self._base: Any = given.key
+        if given.key is not None:
+            if given.mode == "inference":
+                raise TypeError("mode='inference' rounds to nearest everywhere and takes no key")
+            as_key(given.key)  # says at once what is wrong with it
+            self._base = from_host(given.key) if is_host_value(given.key) else given.key
+        self.calls = 0
+        self._last: tuple[Any, Any] | None = None
+        self._counting = threading.Lock()
+        self._dump = self._options.dump
+        self._jit_options = given.jit_options
+        jax.jit(fun, **self._jit_options)  # says what is wrong with them, in terms of fun's own
+        self._jit = KeyedJit(fun, self._remembering(self._transformation), self._jit_options)
+        self._watched = None if self.watch is None else self._watched_by(self.watch)
+
+    def copy(self, onlookers: Onlookers = Onlookers(), /, **changed: Any) -> Self:  # noqa: B008
+        """Returns the same without key, watch and dump, and with some options changed."""
+        return type(self)(self._fun, self._given.alone(**changed), onlookers)
+
+    def __repr__(self) -> str:
+        o = self._settings
+        return (
+            f"<srjit of {self.name}: recipe {o.recipe.name}, target {o.target.name}, mode {o.mode}>"
+        )
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    # --------------------------------------------------------------------------------- calling
+
+    def __call__(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
+        """Calls the rewritten function.
+
+        Args:
+          *args, **kwargs: fun's own.
+          sr_key: a typed PRNG key or an integer step.
+          sr_state: for delayed scales, what ``init_state`` or the last call returned.
+
+        Returns:
+          What fun returns; with ``sr_state``, a pair of that and the new state.
+
+        Raises:
+          TypeError: noise is drawn and ``sr_key`` is missing, or it is not a key; scales are
+            delayed and ``sr_state`` is missing.
+          ValueError: ``sr_key`` is committed to another device than the arguments, or ``sr_state``
+            is not of this program.
+        """
+        if sr_key is None:
+            sr_key = self._own_key()
+        elif is_host_value(sr_key):
+            sr_key = from_host(sr_key)
+        if sr_state is not None:
+            sr_key = Stateful(sr_key, sr_state)
+        jitted = (self._watched or self._jit).of(args)
+        if self._dump is not None:
+            self._dump_module(jitted, sr_key, args, kwargs)
+        try:
+            out = jitted(sr_key, *args, **kwargs)
+        except ValueError as error:
+            jitting.explain(error, sr_key, (args, kwargs))
+            raise
+        if type(out) is Watched:
+            out = self._delivered(out)
+        if type(out) is Changed:
+            Objects.among(args, kwargs).update(out.state)
+            return out.out
+        return out
+
+    def _delivered(self, watched: Watched) -> Any:
+        """What the function returned; what was measured is on its way."""
+        assert self.watch is not None
+        if isinstance(watched.measured, Tracer):  # it runs when what is around it runs
+            jax.debug.callback(self.watch.take, watched.measured)
+        else:
+            self.watch.deliver(watched.measured)
+        return watched.out
+
+    def _own_key(self) -> Any:
+        """What a call without ``sr_key`` takes."""
+        if self._settings.mode == "inference" or _compat.inside_transformation():
+            return None
+        return Undifferentiated() if self._base is None else self._next_key()
+
+    def _next_key(self) -> Counted:
+        with self._counting:
+            number = self.calls
+            self.calls += 1
+        return self._counted(number)
+
+    def _counted(self, number: int) -> Counted:
+        # A jitted function takes a Python integer fastest; from 2**31 on it overflows there.
+        return Counted(self._base, number if number < 2**31 else np.uint32(number))
+
+    def _dump_module(self, jitted: Any, key: Any, args: Any, kwargs: Any) -> None:
+        """Traces and lowers what is about to be called; writes the module if that is a new one."""
+        assert self._dump is not None
+        before = self._dump.written
+        lowered = jitted.lower(key, *args, **kwargs)
+        if self._dump.written != before:
+            self._dump.write("stablehlo.mlir", lowered.as_text())
+
+    def _watched_by(self, watch: Watch) -> KeyedJit:
+        """The jit of the program that returns what was measured too."""
+        run = Transformation(self._fun, self._options, is_traced, Onlookers(stream=watch))
+        options = dict(self._jit_options)
+        if options.get("out_shardings") is not None:
+            options["out_shardings"] = Watched(options["out_shardings"], None)
+        return KeyedJit(self._fun, self._remembering(run), options)
+
+    def _remembering(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """As ``run``; of what was traced last, shapes are kept."""
+
+        def remembering(key: Any, args: Any, kwargs: Any) -> Any:
+            self._last = jax.tree.map(_shape_of, (args, kwargs))
+            return run(key, args, kwargs)
+
+        return remembering
+
+    # -------------------------------------------------------------- looking, without running
+
+    def explain(
+        self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> Report:
+        """What becomes of every site, and why; nothing runs, nothing is warned of.
+
+        Args:
+          *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
+          sr_key, sr_state: as of a call; not needed.
+        """
+        del sr_key, sr_state  # the plan does not depend on them
+        planned: Report = self.seen(self._transformation.report, args, kwargs)
+        if self._options.layer == "jaxpr":
+            return planned
+        done = self._report_of_module(args, kwargs)
+        notes = dict.fromkeys((*planned.notes, *done.notes))
+        # Write-backs are rewritten before lowering: a module does not say what is a parameter's.
+        return dataclasses.replace(done, notes=tuple(notes), write_backs=planned.write_backs)
+
+    def _report_of_module(self, args: Any, kwargs: Any) -> Report:
+        """What the passes say that they have done."""
+        modules: list[Any] = []
+        onlookers = Onlookers(module=lambda _, module: modules.append(module))
+        copy = self.copy(onlookers, strict=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PassWarning)
+            copy.lower(*args, **kwargs)
+        return report_of(modules[-1].operation)
+
+    def seen(self, look: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Returns what ``look`` returns of the arguments while the function is traced."""
+        seen: list[Any] = []
+
+        def only_look(key: Any, args: Any, kwargs: Any) -> None:
+            del key
+            seen.append(look(args, kwargs))
+
+        static = jitting.static_only(self._jit_options)
+        look_at = KeyedJit(self._fun, self._remembering(only_look), static)
+        look_at.of(args).trace(None, *args, **kwargs)
+        return seen[0]
+
+    def init_state(
+        self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> dict[str, jax.Array]:
+        """The state of delayed scales before the first step: a pytree, empty if there are none.
+
+        Args:
+          *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
+          sr_key, sr_state: as of a call; not needed.
+        """
+        del sr_key, sr_state  # shapes do not depend on them
+        shapes = self.seen(self._transformation.init_state, args, kwargs)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def rewritten(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
+        """The rewritten program.
+
+        Returns:
+          A ``ClosedJaxpr``, whose first inputs are the key, if it has one; with
+          ``layer="stablehlo"``, the text of the rewritten module.
+        """
+        if self._options.layer == "stablehlo":
+            return self.lower(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).as_text()
+        return self.trace(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).jaxpr
+
+    def trace(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Traced:
+        """As of ``jax.jit``: the rewritten program, traced."""
+        key = self._key_to_look_with(sr_key)
+        if sr_state is None and self._settings.recipe.has_delayed_scales:
+            sr_state = self.init_state(*args, **kwargs)
+        if sr_state is not None:
+            key = Stateful(key, sr_state)
+        return Traced(self._jit.of(args).trace(key, *args, **kwargs), key, self._next_key)
+
+    def lower(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Lowered:
+        """As of ``jax.jit``; the result compiles to something that is called as the function is.
+
+        Without ``sr_key`` and without a base key, the compiled program takes a typed PRNG key.
+        """
+        return self.trace(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).lower()
+
+    def eval_shape(
+        self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
+    ) -> Any:
+        """As of ``jax.jit``: shapes and dtypes of the outputs."""
+        key = self._key_to_look_with(sr_key)
+        if sr_state is not None:
+            key = Stateful(key, sr_state)
+        out = self._jit.of(args).eval_shape(key, *args, **kwargs)
+        return out.out if type(out) is Changed else out
+
+    def _key_to_look_with(self, sr_key: Any) -> Any:
+        """What stands for a call's key where nothing runs; it does not count as a call."""
+        if sr_key is not None:
+            return as_words(sr_key)
+        if self._settings.mode == "inference":
+            return None
+        if self._base is not None:
+            return self._counted(self.calls)
+        return IfNeeded(jax.eval_shape(lambda: jax.random.key(0)))
+
+    def keyed(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The ``jax.jit`` that runs for these arguments, and what it takes as its first one.
+
+        Args:
+          key: what to give it as the key, a type of ``srjit.calling.keys``, if it takes one.
+          args, kwargs: fun's own.
+        """
+        given = None if self._settings.mode == "inference" else key
+        state = self.init_state(*args, **kwargs) if self._settings.recipe.has_delayed_scales else {}
+        return self._jit.of(args), Stateful(given, state) if state else given
+
+    def made_of(self) -> tuple[Callable[..., Any], Options]:
+        """Returns the function and the options, as they were given."""
+        return self._fun, self._given
+
+    def clear_cache(self) -> None:
+        """As of ``jax.jit``."""
+        for jitted in (self._jit, self._watched):
+            if jitted is not None:
+                jitted.clear_cache()
+
+
+def _shape_of(leaf: Any) -> Any:
+    """An array's shape and dtype; anything else as it is."""
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
