@@ -41,7 +41,8 @@ class InsertQuantize(Pass):
     function that is called twice stays one function, unless different things are to be done in it.
 
     Attributes:
-      recipe: a name, a `.toml` file, or the text of one; `auto` is the attached device's.
+      recipe: a name, a `.toml` file, or the text of one; `auto` is the attached device's; or a
+        Recipe.
       mode: `train`, or `inference`: nearest everywhere, no key.
       rng: what noise is made by, `hash` or `threefry`.
       strict: whether what the recipe asks for and cannot be had is an error.
@@ -55,7 +56,7 @@ class InsertQuantize(Pass):
     """
 
     name: ClassVar[str] = "srjit-insert-quantize"
-    recipe: str = "auto"
+    recipe: str | object = "auto"
     mode: Literal["train", "inference"] = "train"
     rng: Literal["hash", "threefry"] = "hash"
     strict: bool = False
@@ -64,11 +65,11 @@ class InsertQuantize(Pass):
         """Inserts."""
         from srjit.planning.plan import Settings
         from srjit.planning.planner import plan_of
-        from srjit.targets import get
+        from srjit.targets.portable import PORTABLE
 
         if annotation.REPORT in module.attributes:
             raise PassError(None, "the module is quantized already: one recipe for one module")
-        settings = Settings(self._recipe(), get("portable"), self.mode, self.rng)
+        settings = Settings(self._recipe(), PORTABLE, self.mode, self.rng)
         program, provenance, notes = provenance_of(module)
         classified = annotation.classified(provenance)
         plan = plan_of(provenance, classified, settings, False)
@@ -88,11 +89,11 @@ class InsertQuantize(Pass):
         from srjit.planning.planner import recipe_of
 
         try:
-            if "\n" in self.recipe:
+            if isinstance(self.recipe, str) and "\n" in self.recipe:
                 return recipes.Recipe.from_toml(self.recipe)
             if self.recipe == "auto":
                 return recipe_of(targets.get("auto"))
-            return recipes.get(self.recipe)
+            return recipes.get(self.recipe)  # type: ignore[arg-type]
         except (ValueError, OSError) as error:
             raise PassError(None, str(error)) from None
 

@@ -28,7 +28,7 @@ class Legalize(Pass):
     A composite that srjit does not know stays, and the report says so.
 
     Attributes:
-      target: a chip's name, `portable`, or `auto`: the attached device's.
+      target: a chip's name, `portable`, `auto`: the attached device's; or a Target.
 
     Before ==> after:
         %0 = stablehlo.composite "srjit.scaled_dot" %q#0, %q#1, %r#0, %r#1 {...}
@@ -37,14 +37,15 @@ class Legalize(Pass):
     """
 
     name: ClassVar[str] = "srjit-legalize"
-    target: str = "auto"
+    target: str | object = "auto"
 
     def run(self, module: ir.Operation) -> None:
         """Legalizes."""
         from srjit import targets
+        from srjit.targets.portable import PORTABLE
 
         try:
-            target = targets.get(self.target)
+            target = targets.get(self.target)  # type: ignore[arg-type]
         except ValueError as error:
             raise PassError(None, str(error)) from None
         composites = [
@@ -62,7 +63,7 @@ class Legalize(Pass):
         unknown = dict.fromkeys(operations.text(op, "name") for op in composites if op not in ours)
         used = {ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value: None for op in ours}
         TargetCalls(target, module).replace(ours)
-        if target.name == "portable" and used:
+        if target is PORTABLE and used:
             used |= dict.fromkeys(_inline(module))
         editing.erase_unused_functions(module, used)
         header = annotation.header_of(module)

@@ -485,7 +485,7 @@ def text_of_value(option: Option, value: Any) -> str:
 
 
 def _scalar_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "name", value))
 
 
 def _quoted(text: str, plain: re.Pattern[str]) -> str:

@@ -51,8 +51,9 @@ class Pass(abc.ABC):
     """A change to a module; subclasses are frozen dataclasses whose fields are their options.
 
     Fields are ``str``, ``int``, ``bool``, ``float``, a ``Literal`` of strings, or a ``tuple`` of
-    any number of ``str`` or of ``int``, and have defaults. In pipelines they are written with
-    hyphens: ``max_size`` is ``srjit-a{max-size=3}``.
+    any number of ``str`` or of ``int``, and have defaults. One of ``str | object`` takes objects
+    from Python, where text names them: a pipeline prints the names. In pipelines they are written
+    with hyphens: ``max_size`` is ``srjit-a{max-size=3}``.
 
     Attributes:
       name: what pipelines call it.
@@ -227,6 +228,8 @@ def _option(cls: type[Pass], field: dataclasses.Field[Any], hint: Any) -> Option
     origin = typing.get_origin(hint)
     if hint in _SCALARS:
         return Option(name, field.name, hint, False, (), default)
+    if args == (str, object):
+        return Option(name, field.name, str, False, (), default)
     if origin is Literal and all(isinstance(choice, str) for choice in args):
         return Option(name, field.name, str, False, args, default)
     if origin is tuple and len(args) == 2 and args[0] in (str, int) and args[1] is Ellipsis:

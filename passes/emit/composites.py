@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.emit.lowering import Library, signature_of
@@ -16,38 +16,36 @@ if TYPE_CHECKING:
     from srjit.numerics.random_bits import Rng
     from srjit.products.product import Product
     from srjit.products.scaled_values import ScaledValues
+    from srjit.targets import Target
 
 QUANTIZE, SCALED_DOT = "srjit.quantize", "srjit.scaled_dot"
 _FLAGS = ("draws", "flips", "remembers", "in_memory")  # of a Quantizer
 
 
 def composite(
-    name: str,
     library: Library,
-    key: Any,
-    fun: Callable[..., Any],
+    what: Quantizer | ScaledDot,
     operands: Sequence[Any],
-    label: str,
     described: dict[str, Any],
 ) -> Any:
-    """A new composite at the insertion point, of the operands.
+    """A new composite at the insertion point.
 
     Args:
-      name: of the composite.
-      library: that its decomposition is lowered into.
-      key: equal for equal functions.
-      fun: a JAX function of arrays, with a tuple of results.
+      library: that its decomposition is lowered into: the function that every backend runs.
+      what: what it stands for.
       operands: values.
-      label: what the decomposition is called.
-      described: the composite's attributes.
+      described: its attributes.
     """
-    symbol, types = library.lowered(label, key, fun, signature_of(operands))
+    from srjit.targets.portable import PORTABLE
+
+    signature = signature_of(operands)
+    symbol, types = library.lowered(what.label, what, what.on(PORTABLE), signature)
     return ir.Operation.create(
         "stablehlo.composite",
         results=types,
         operands=list(operands),
         attributes={
-            "name": ir.StringAttr.get(name),
+            "name": ir.StringAttr.get(what.composite),
             "decomposition": ir.FlatSymbolRefAttr.get(symbol),
             "composite_attributes": ir.DictAttr.get(described),
         },
@@ -85,6 +83,7 @@ class Quantizer:
         a target multiplies them so.
     """
 
+    composite: ClassVar[str] = QUANTIZE
     spec: Quantization
     rng: Rng
     draws: bool
@@ -94,13 +93,14 @@ class Quantizer:
     masked: Masked | None = None
     beside: bool = False
 
-    def on(self, target: str) -> Callable[..., tuple[Any, ...]]:
+    def on(self, target: Target) -> Callable[..., tuple[Any, ...]]:
         """The JAX function that a target runs."""
 
         def fun(x: Any, *rest: Any) -> tuple[Any, ...]:
             import jax.numpy as jnp
 
             from srjit.targets.operand import quantize_operand
+            from srjit.targets.target import Demand
 
             extras = list(rest)
             history = extras.pop() if self.remembers else None
@@ -109,17 +109,9 @@ class Quantizer:
             if self.masked is not None:
                 x = self.masked.product.mask(self.masked.side, x, *extras)
             key, signs = (None if w is None else (w[0], w[1]) for w in (words, signs))
-            q = quantize_operand(
-                x,
-                self.spec,
-                key,
-                rng=self.rng,
-                target=target,
-                before=None if history is None else jnp.max(history),
-                signs=signs,
-                in_memory=self.in_memory,
-            )
-            return self.results(q)
+            before = None if history is None else jnp.max(history)
+            demand = Demand(self.spec, self.rng, in_memory=self.in_memory)
+            return self.results(quantize_operand(x, demand, key, target, before, signs))
 
         return fun
 
@@ -179,22 +171,18 @@ class Together:
 
     quantizers: tuple[Quantizer, ...]
 
-    def on(self, target: str) -> Callable[..., tuple[Any, ...]]:
+    def on(self, target: Target) -> Callable[..., tuple[Any, ...]]:
         """The JAX function that a target runs."""
 
         def fun(x: Any, *words: Any) -> tuple[Any, ...]:
             from srjit.targets.operand import quantize_together
+            from srjit.targets.target import Demand
 
             left = iter(words)
             taken = [[next(left)] if q.draws else [] for q in self.quantizers]
-            made = quantize_together(
-                x,
-                [q.spec for q in self.quantizers],
-                [(w[0][0], w[0][1]) if w else None for w in taken],
-                rng=self.quantizers[0].rng,
-                target=target,
-                turned=[False] * len(self.quantizers),
-            )
+            demands = [Demand(q.spec, q.rng) for q in self.quantizers]
+            keys = [(w[0][0], w[0][1]) if w else None for w in taken]
+            made = quantize_together(x, demands, keys, target)
             if made is None:  # one by one is as good
                 pairs = zip(self.quantizers, taken, strict=True)
                 return tuple(v for q, w in pairs for v in q.on(target)(x, *w))
@@ -225,6 +213,7 @@ class ScaledDot:
       blocked: which operands have the scales of blocks beside their codes.
     """
 
+    composite: ClassVar[str] = SCALED_DOT
     product: Product
     dtype: Any
     lhs: Quantization | None
@@ -232,11 +221,10 @@ class ScaledDot:
     counts: tuple[int, int]
     blocked: tuple[bool, bool] = (False, False)
 
-    def on(self, target: str) -> Callable[..., Any]:
+    def on(self, target: Target) -> Callable[..., Any]:
         """The JAX function of the operands' values that a target runs."""
 
         def fun(*values: Any) -> tuple[Any]:
-            from srjit import targets
             from srjit.products.scaled_dot import scaled_dot
 
             a, b = self.counts
@@ -247,7 +235,7 @@ class ScaledDot:
                 _operand(rhs, self.rhs, self.blocked[1]),
                 *values[a + b :],
                 dtype=self.dtype,
-                multiply=targets.get(target).multiply,
+                multiply=target.multiply,
             )
             return (out,)
 

@@ -9,14 +9,7 @@ import numpy as np
 
 from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
-from srjit.passes.emit.composites import (
-    QUANTIZE,
-    SCALED_DOT,
-    Masked,
-    Quantizer,
-    ScaledDot,
-    composite,
-)
+from srjit.passes.emit.composites import Masked, Quantizer, ScaledDot, composite
 from srjit.passes.emit.frames import Group, Item
 from srjit.passes.emit.lowering import Library, type_of
 from srjit.passes.emit.needs import Needs, along, sites_of
@@ -174,15 +167,8 @@ class GroupRewriter:
             counts = (len(operands[0]), len(operands[1]))
             dot = ScaledDot(params.product, params.dtype, params.lhs, params.rhs, counts)
             with _named(op, f"srjit_{params.label}", site):
-                new = composite(
-                    SCALED_DOT,
-                    self.library,
-                    dot,
-                    dot.on("portable"),
-                    [*operands[0], *operands[1], *extras],
-                    dot.label,
-                    dot.described(op),
-                )
+                values = [*operands[0], *operands[1], *extras]
+                new = composite(self.library, dot, values, dot.described(op))
         annotation.write(new, entries)
         op.results[0].replace_all_uses_with(new.results[0])
         self.done.append(op)
@@ -215,15 +201,7 @@ class GroupRewriter:
                 *([signs] if quantizer.flips else ()),
                 *([self.histories.history(slot)] if slot else ()),
             ]
-            new = composite(
-                QUANTIZE,
-                self.library,
-                quantizer,
-                quantizer.on("portable"),
-                given,
-                quantizer.label,
-                quantizer.described(),
-            )
+            new = composite(self.library, quantizer, given, quantizer.described())
             values = list(new.results)
             if slot:
                 self.histories.see(slot, values.pop())

@@ -52,11 +52,12 @@ class TargetCalls:
 
     def _read(self, op: Any) -> Quantizer | ScaledDot | None:
         """What a composite is; None: the target has nothing of its own for it."""
+        from srjit.targets.portable import PORTABLE
         from srjit.targets.target import emulate
 
         name = operations.text(op, "name")
         emulates = name == QUANTIZE and self.target.quantize is emulate
-        if self.target.name == "portable" or name not in _READERS or emulates:
+        if self.target is PORTABLE or name not in _READERS or emulates:
             return None
         try:
             found = _READERS[name](op)
@@ -113,7 +114,7 @@ class TargetCalls:
             return self.library.lowered(
                 f"{found.label}_{self.target.name}",
                 found,
-                found.on(self.target.name),
+                found.on(self.target),
                 signature_of(operands),
                 platform=compiler.platform if compiler else None,
             )

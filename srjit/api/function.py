@@ -116,7 +116,7 @@ class SrjitFunction(Jitted):
         seen = Capture()
         program = self._program(Onlookers(observer=seen.observe), args, kwargs, sr_key, sr_state)
         report = self.seen(self._transformation.report, args, kwargs)
-        return certify(program, self._settings.recipe, seen, report, draws)
+        return certify(program, self._settings.recipe, self._settings.target, seen, report, draws)
 
     def diagnose(
         self, *args: Any, steps: int = 1, sr_key: Any = None, sr_state: Any = None, **kwargs: Any

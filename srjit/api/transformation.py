@@ -161,8 +161,8 @@ class Transformation:
         labels = (*[DATA] * len(first), *program.labels)
         rewriting = hlo_call.Rewriting(
             name=self.name,
-            recipe=recipe.to_toml(),
-            target=settings.target.name,
+            recipe=recipe,
+            target=settings.target,
             mode=settings.mode,
             rng=settings.rng,
             parameters=tuple(label == PARAMETER for label in labels),

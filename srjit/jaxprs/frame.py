@@ -24,6 +24,7 @@ from srjit.jaxprs.figures import measured
 from srjit.jaxprs.observation import NOTHING, Quantizer, Shown, Writer
 from srjit.jaxprs.rounding import exactly, round_write_back
 from srjit.jaxprs.site import bind_site
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, of_shards
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.planning.noise import Draw
@@ -34,6 +35,7 @@ from srjit.program.control_flow import ControlFlow, flow_of
 from srjit.program.site_names import scope_of
 from srjit.program.values import Path
 from srjit.targets.operand import quantize_operand, quantize_together
+from srjit.targets.target import Demand
 
 Codes = dict[Shared, ScaledValues]
 State = dict[str, jax.Array]  # of delayed scales, by name
@@ -162,13 +164,9 @@ class Frame:
             wanted = self._together(shared) or {shared: operand}
             missing = {s: first for s, first in wanted.items() if s not in self.codes}
             keys = {s: self._noise(first) for s, first in missing.items()}
-            made = quantize_together(
-                x,
-                [s.spec for s in missing],
-                list(keys.values()),
-                **self._how(),
-                turned=[s in self.plan.sharing.turned for s in missing],
-            )
+            turned = self.plan.sharing.turned
+            demands = [self._demand(s.spec, turned=s in turned) for s in missing]
+            made = quantize_together(x, demands, list(keys.values()), self.plan.settings.target)
             if made is None:  # one by one is as good, and others when they are wanted
                 keys = {shared: keys[shared]}
                 made = [self._quantized_alone(shared, missing[shared], x, keys[shared])]
@@ -193,28 +191,17 @@ class Frame:
     def _quantized_alone(
         self, shared: Shared, operand: Operand, x: Any, key: Key | None
     ) -> ScaledValues:
-        q = quantize_operand(
-            x,
-            shared.spec,
-            key,
-            **self._how(),
-            before=self._before(operand),
-            signs=self._signs(operand),
-            in_memory=operand.in_memory,
-            turned=shared in self.plan.sharing.turned,
-        )
+        is_turned = shared in self.plan.sharing.turned
+        demand = self._demand(shared.spec, in_memory=operand.in_memory, turned=is_turned)
+        before, signs = self._before(operand), self._signs(operand)
+        q = quantize_operand(x, demand, key, self.plan.settings.target, before, signs)
         if operand.history is not None and q.seen is not None:
             self.observe({operand.history: q.seen})
         return dataclasses.replace(q, seen=None)
 
-    def _how(self) -> dict[str, Any]:
-        """How operands are quantized in this scope, whichever they are."""
-        settings = self.plan.settings
-        return {
-            "rng": settings.rng,
-            "target": settings.target.name,
-            "in_loop": bool(self.trips),
-        }
+    def _demand(self, spec: Quantization, **known: bool) -> Demand:
+        """A quantization in this scope; ``known`` is of the operand."""
+        return Demand(spec, self.plan.settings.rng, in_loop=bool(self.trips), **known)
 
     def _signs(self, operand: Operand) -> Key | None:
         """The key of random signs, the same for all shards, since it is one contraction."""
@@ -239,7 +226,9 @@ class Frame:
             return
         target = self.plan.settings.target
         run = functools.partial(
-            quantize_operand, spec=shared.spec, in_memory=operand.in_memory, **self._how()
+            quantize_operand,
+            demand=self._demand(shared.spec, in_memory=operand.in_memory),
+            target=target,
         )
         quantizer = Quantizer(
             draw=(operand.draw.number, operand.draw.slot),
@@ -315,10 +304,9 @@ class Frame:
             for shared in self.plan.sharing.uses.get(path, ()):
                 is_new = shared.token == token and shared not in self.codes
                 if is_new and shared.spec.is_hoistable:
-                    how: dict[str, Any] = {**self._how(), "in_loop": False}
-                    self.codes[shared] = quantize_operand(
-                        value, shared.spec, None, **how, in_memory=True
-                    )
+                    settings = self.plan.settings
+                    demand = Demand(shared.spec, settings.rng, in_memory=True)
+                    self.codes[shared] = quantize_operand(value, demand, None, settings.target)
 
 
 def _unrounded(eqn: Any, values: Sequence[Any], exact: dict[Any, Any]) -> list[Any]:

@@ -381,7 +381,10 @@ class Running(_Weighing):
         if parts is None:
             return
         spec = shared[1]
-        quantize = functools.partial(quantize_operand, spec=spec, key=None, **self._how())
+        target = self.plan.settings.target
+        quantize = functools.partial(
+            quantize_operand, demand=self._demand(spec), key=None, target=target
+        )
         like = jax.eval_shape(quantize, jax.ShapeDtypeStruct(x.shape, x.dtype))
         q = unpack(parts, spec, like.values.shape, working_dtype(x.dtype))
         self.codes[shared] = as_held(q, like)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
-from srjit import _compat, targets
+from srjit import _compat
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, of_typed_shards
 from srjit.planning.planned_site import (
@@ -39,6 +39,7 @@ from srjit.products.product import Product
 from srjit.products.scaled_dot import scaled_dot
 from srjit.products.scaled_values import ScaledValues
 from srjit.targets.operand import quantize_operand, quantize_together
+from srjit.targets.target import Demand
 
 # ----------------------------------------------------------------------------- the two primitives
 
@@ -108,7 +109,7 @@ def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
             w if rhs is None else rhs,
             *extras,
             dtype=site.dtype,
-            multiply=targets.get(site.target).multiply,
+            multiply=site.target.multiply,
         )
 
 
@@ -257,14 +258,8 @@ def _cotangents_together(
     keys = [
         None if key is None else of_typed_shards(mix(key, slots[s]), ct) for s in wanted.values()
     ]
-    made = quantize_together(
-        ct,
-        list(wanted),
-        keys,
-        rng=site.rng,
-        target=site.target,
-        turned=[q in turned for q in wanted],
-    )
+    demands = [Demand(q, site.rng, turned=q in turned) for q in wanted]
+    made = quantize_together(ct, demands, keys, site.target)
     return {} if made is None else {(q, None): codes for q, codes in zip(wanted, made, strict=True)}
 
 
@@ -286,7 +281,7 @@ def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
         rhs=rhs,
         backward=(None, None),
         label=f"{site.label}_{wanted.role}",
-        turned=targets.get(site.target).turns(product, (shapes[0], shapes[1]), (lhs, rhs)),
+        turned=site.target.turns(product, (shapes[0], shapes[1]), (lhs, rhs)),
     )
 
 
@@ -304,14 +299,9 @@ def _quantize_backward(
     if key is not None and spec.rounding == "stochastic":
         noise = of_typed_shards(mix(key, slot), x)
     words = noise or signs
-    run = functools.partial(
-        quantize_operand,
-        spec=spec,
-        rng=site.rng,
-        target=site.target,
-        turned=turned and (words is None or not words[0].ndim),
-    )
-    call = lambda x, key, signs: run(x, key=key, signs=signs)  # noqa: E731
+    turned = turned and (words is None or not words[0].ndim)
+    demand = Demand(spec, site.rng, turned=turned)
+    call = lambda x, key, signs: quantize_operand(x, demand, key, site.target, signs=signs)  # noqa: E731
     for _ in range(words[0].ndim if words else 0):
         call = jax.vmap(call)
     return call(x, noise, signs)

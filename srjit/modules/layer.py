@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
-from srjit import _compat, targets
+from srjit import _compat
 from srjit._mlir import func, ir, passmanager
 from srjit.calling.keys import MissingKeyError
 from srjit.modules.interface import Interface
@@ -28,7 +28,9 @@ from srjit.passes.driver import registry
 from srjit.passes.mlir.serialization import copy_of, text_of
 from srjit.products import kinds
 from srjit.program.stablehlo import operations
+from srjit.recipes import Recipe
 from srjit.targets.kernel_call import without_kernels
+from srjit.targets.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Rewriting:
 
     Attributes:
       name: of the function.
-      recipe: as TOML.
-      target, mode, rng: names.
+      recipe: what the passes insert.
+      target: what they legalize for.
+      mode, rng: names.
       parameters: which arguments are parameters.
       has_key: whether a key is given.
       states: names of the histories of delayed scales, in order.
@@ -46,8 +49,8 @@ class Rewriting:
     """
 
     name: str
-    recipe: str
-    target: str
+    recipe: Recipe
+    target: Target
     mode: str
     rng: str
     parameters: tuple[bool, ...]
@@ -191,7 +194,7 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
 
     rewritten = copy_of(taken)
     # For another platform than the target's, a kernel of the target would not compile.
-    compiler = targets.get(rewriting.target).compiler
+    compiler = rewriting.target.compiler
     is_for_it = compiler is not None and tuple(ctx.module_context.platforms) == (compiler.platform,)
     with contextlib.nullcontext() if is_for_it else without_kernels():
         rewriting.run(rewritten, len(old.operands) - len(rewriting.parameters))

@@ -11,6 +11,7 @@ from srjit.planning.noise import Draw
 from srjit.planning.site import SitePlan
 from srjit.products.product import Product
 from srjit.program.values import Path
+from srjit.targets.target import Target
 
 # The quantizations of one site, and what draws signs: of it, and of its operands' gradients.
 LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL, _, SIGNS, GRADIENT_SIGNS = range(8)
@@ -35,7 +36,8 @@ class SiteParams:
       lhs, rhs: how the operands were quantized; None: in high precision.
       backward: for each operand, what its gradient's product is quantized to; None: high precision.
       extras: number of extra operands (group sizes).
-      target, rng: names.
+      target: what runs it.
+      rng: the generator of its noise.
       label: shown by profilers.
       turned: whether a turned copy of the operands' codes is wanted.
       trees: structures of both operands' codes, once they are bound.
@@ -45,9 +47,9 @@ class SiteParams:
     dtype: Any
     lhs: Quantization | None
     rhs: Quantization | None
+    target: Target
     backward: tuple[Backward | None, Backward | None] = (None, None)
     extras: int = 0
-    target: str = "cpu"
     rng: Rng = "hash"
     label: str = "site"
     turned: tuple[bool, bool] = (False, False)

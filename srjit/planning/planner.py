@@ -32,7 +32,10 @@ from srjit.recipes import Recipe
 def recipe_of(target: targets.Target) -> Recipe:
     """What ``recipe="auto"`` is for a target: its own, where quantizing pays by its estimates."""
     recipe = recipes.get(target.recipe)
-    return dataclasses.replace(recipe, pays_on=target.name) if target.estimates else recipe
+    if target.estimates is None:
+        return recipe
+    is_named = target.name in targets.names() and targets.get(target.name) is target
+    return dataclasses.replace(recipe, pays_on=target.name if is_named else target)
 
 
 def make_plan(
@@ -152,7 +155,7 @@ def _params(c: Classified, row: SitePlan, settings: Settings) -> SiteParams:
         rhs=rhs,
         backward=(backward[0], backward[1]),
         extras=len(eqn.invars) - 2,
-        target=settings.target.name,
+        target=settings.target,
         rng=settings.rng,
         label=row.site.role,
         turned=settings.target.turns(product, shapes, (lhs, rhs)),

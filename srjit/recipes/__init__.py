@@ -18,6 +18,7 @@ from typing import Any, Literal
 from srjit.numerics.formats import unknown_name
 from srjit.numerics.quantization import Quantization, Rounding
 from srjit.recipes.toml import TomlLines
+from srjit.targets.target import Target
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 Kind = Literal["activation", "weight", "gradient"]
@@ -133,8 +134,8 @@ class Recipe:
         dtypes: the moments of an optimizer. Goes with ``weights``.
       casts: ``stochastic``: every cast of a gradient to a narrower float type, in the backward pass
         as JAX wrote it, rounds stochastically. None: to nearest, as the program has it.
-      pays_on: a target by whose estimates quantizing has to pay: sites where it does not stay in
-        high precision. Empty: whatever it costs.
+      pays_on: a target, or its name, by whose estimates quantizing has to pay: sites where it does
+        not stay in high precision. Empty: whatever it costs.
       source: where the scheme is published, and how the recipe differs.
     """
 
@@ -145,11 +146,12 @@ class Recipe:
     weights: WriteBackRounding | None = None
     moments: WriteBackRounding | None = None
     casts: WriteBackRounding | None = None
-    pays_on: str = ""
+    pays_on: str | Target = ""
     source: str = ""
 
     def __post_init__(self) -> None:
-        _check_types(self, ("name", "pays_on", "source"), ("keep_first", "keep_last"))
+        named = () if isinstance(self.pays_on, Target) else ("pays_on",)
+        _check_types(self, ("name", *named, "source"), ("keep_first", "keep_last"))
         for field in _WRITTEN:
             if getattr(self, field) not in (None, "stochastic"):
                 known = ("stochastic",)
@@ -225,7 +227,8 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
         lines = [f"name = {_toml(self.name)}"]
-        lines += [f"{k} = {_toml(v)}" for k in ("pays_on", "source") if (v := getattr(self, k))]
+        named = {"pays_on": getattr(self.pays_on, "name", self.pays_on), "source": self.source}
+        lines += [f"{k} = {_toml(v)}" for k, v in named.items() if v]
         lines += [f"{k} = {_toml(v)}" for k in _WRITTEN if (v := getattr(self, k))]
         lines += [f"{k} = {v}" for k in ("keep_first", "keep_last") if (v := getattr(self, k))]
         for rule in self.rules:

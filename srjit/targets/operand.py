@@ -5,35 +5,67 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from srjit import _compat, targets
+from srjit import _compat
 from srjit.numerics import hadamard
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.random_bits import Key
 from srjit.products.scaled_values import ScaledValues
-from srjit.targets.target import Target, emulate
+from srjit.targets.target import Demand, Target, emulate
 
 QUANTIZER = "srjit_quantize_"  # begins the names of the functions that quantize an operand
 
 
+def quantize_operand(
+    x: jax.Array,
+    demand: Demand,
+    key: Key | None,
+    target: Target,
+    before: jax.Array | None = None,
+    signs: Key | None = None,
+) -> ScaledValues:
+    """x's codes in the target's carrier dtype; one function a demand, traced once a shape.
+
+    ``signs`` is what signs along the contraction are drawn from, the same for both operands; None
+    for products that draw none.
+    """
+    if target.quantize is emulate:  # where an operand stands is all the same to it
+        demand = dataclasses.replace(demand, in_memory=False, turned=False)
+    key = key if demand.spec.rounding == "stochastic" else None
+    return _quantizer(demand, target)(x, key, before, signs)
+
+
+def quantize_together(
+    x: jax.Array, demands: Sequence[Demand], keys: Sequence[Key | None], target: Target
+) -> list[ScaledValues] | None:
+    """Several ``quantize_operand`` of x that read it once; None where one by one is as good."""
+    specs = [r.spec for r in demands]
+    is_one = all((s.scaling, s.rounding != "none") == ("dynamic", True) for s in specs)
+    if target.quantize_together is None or len(specs) < 2 or not is_one:
+        return None
+    keys = [k if s.rounding == "stochastic" else None for s, k in zip(specs, keys, strict=True)]
+    if any(k is None and s.rounding == "stochastic" for s, k in zip(specs, keys, strict=True)):
+        return None
+    return _joint_quantizer(tuple(demands), target)(x, keys)
+
+
 @functools.cache
-def _quantizer(
-    spec: Quantization, rng: Rng, target: Target, in_memory: bool, in_loop: bool, turned: bool
-) -> Any:
+def _quantizer(demand: Demand, target: Target) -> Callable[..., ScaledValues]:
+    spec = demand.spec
+
     def run(
         x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
     ) -> ScaledValues:
         x = lax.stop_gradient(x)
         if signs is not None:
-            x = hadamard.flipped(x, spec.axes(x.ndim)[-1], signs, rng)
-        q = target.quantize(x, spec, key, before, rng, in_memory, turned)
-        return _carried(q, target, in_loop)
+            x = hadamard.flipped(x, spec.axes(x.ndim)[-1], signs, demand.rng)
+        return _carried(target.quantize(x, demand, key, before), demand, target)
 
     def named(
         x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
@@ -56,33 +88,31 @@ def _quantizer(
     return jax.jit(named)
 
 
-def _carried(q: ScaledValues, target: Target, in_loop: bool) -> ScaledValues:
+@functools.cache
+def _joint_quantizer(
+    demands: tuple[Demand, ...], target: Target
+) -> Callable[..., list[ScaledValues] | None]:
+    def named(x: jax.Array, keys: Sequence[Key | None]) -> list[ScaledValues] | None:
+        assert target.quantize_together is not None
+        made = target.quantize_together(lax.stop_gradient(x), demands, keys)
+        if made is None:
+            return None
+        return [_carried(q, demand, target) for q, demand in zip(made, demands, strict=True)]
+
+    named.__name__ = named.__qualname__ = f"{QUANTIZER}{demands[0].spec.format}_together"
+    return jax.jit(named)
+
+
+def _carried(q: ScaledValues, demand: Demand, target: Target) -> ScaledValues:
     """Codes in the dtype that a target's programs have them in."""
     if q.blocks is not None:  # as they are
         return q
-    carrier = target.carrier(q.spec, q.values.dtype, in_loop)
+    carrier = target.carrier(demand, q.values.dtype)
     return dataclasses.replace(
         q,
         values=q.values.astype(carrier),
         turned=None if q.turned is None else q.turned.astype(carrier),
     )
-
-
-@functools.cache
-def _joint_quantizer(
-    specs: tuple[Quantization, ...],
-    rng: Rng,
-    target: Target,
-    in_loop: bool,
-    turned: tuple[bool, ...],
-) -> Any:
-    def named(x: jax.Array, keys: Sequence[Key | None]) -> list[ScaledValues] | None:
-        assert target.quantize_together is not None
-        made = target.quantize_together(lax.stop_gradient(x), specs, keys, rng, turned)
-        return None if made is None else [_carried(q, target, in_loop) for q in made]
-
-    named.__name__ = named.__qualname__ = f"{QUANTIZER}{specs[0].format}_together"
-    return jax.jit(named)
 
 
 def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -> Any:
@@ -96,48 +126,3 @@ def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -
         if size % math.prod(sharding.mesh.shape[n] for n in names):
             entries[padded] = None
     return PartitionSpec(*entries)
-
-
-def quantize_operand(
-    x: jax.Array,
-    spec: Quantization,
-    key: Key | None,
-    *,
-    rng: Rng,
-    target: str,
-    before: jax.Array | None = None,
-    signs: Key | None = None,
-    in_memory: bool = False,
-    in_loop: bool = False,
-    turned: bool = False,
-) -> ScaledValues:
-    """x's codes in the target's carrier dtype; one function a spec, traced once a shape.
-
-    ``signs`` is what signs along the contraction are drawn from, the same for both operands; None
-    for products that draw none.
-    """
-    key = key if spec.rounding == "stochastic" else None
-    chosen = targets.get(target)
-    in_memory = in_memory and chosen.quantize is not emulate  # which it is all the same to
-    return _quantizer(spec, rng, chosen, in_memory, in_loop, turned)(x, key, before, signs)
-
-
-def quantize_together(
-    x: jax.Array,
-    specs: Sequence[Quantization],
-    keys: Sequence[Key | None],
-    *,
-    rng: Rng,
-    target: str,
-    in_loop: bool = False,
-    turned: Sequence[bool],
-) -> list[ScaledValues] | None:
-    """Several ``quantize_operand`` of x that read it once; None where one by one is as good."""
-    chosen = targets.get(target)
-    is_one = all((s.scaling, s.rounding != "none") == ("dynamic", True) for s in specs)
-    if chosen.quantize_together is None or len(specs) < 2 or not is_one:
-        return None
-    keys = [k if s.rounding == "stochastic" else None for s, k in zip(specs, keys, strict=True)]
-    if any(k is None and s.rounding == "stochastic" for s, k in zip(specs, keys, strict=True)):
-        return None
-    return _joint_quantizer(tuple(specs), rng, chosen, in_loop, tuple(turned))(x, keys)

@@ -2,4 +2,5 @@
 
 from srjit.targets.target import Target
 
-TARGETS = (Target(name="portable", kinds=(), recipe="int8"),)
+PORTABLE = Target(name="portable", kinds=(), recipe="int8")
+TARGETS = (PORTABLE,)

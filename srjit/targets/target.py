@@ -19,36 +19,51 @@ from srjit.products.product import Product
 from srjit.products.scaled_dot import Multiply, multiply_values
 from srjit.products.scaled_values import ScaledValues, emulated
 
-# How a target quantizes an operand: a function like ``emulate``, with the same numbers.
-Quantize = Callable[
-    [jax.Array, Quantization, Key | None, jax.Array | None, Rng, bool, bool], ScaledValues
-]
 
-# How a target quantizes one tensor in several ways, with the numbers of ``quantize``: a function of
-# it, and for each way of the spec, the key, and ``turned``. None if one by one is as good.
-QuantizeTogether = Callable[
-    [jax.Array, Sequence[Quantization], Sequence[Key | None], Rng, Sequence[bool]],
-    Sequence[ScaledValues] | None,
-]
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """One quantization that a program asks for, and what it knows of the operand.
+
+    Attributes:
+      spec: how the operand is quantized.
+      rng: the generator of its noise.
+      in_memory: whether nothing in the program makes the operand.
+      in_loop: whether it stands in a loop.
+      turned: whether a product wants a copy with the last dimension first, should it come cheaply.
+    """
+
+    spec: Quantization
+    rng: Rng = "hash"
+    in_memory: bool = False
+    in_loop: bool = False
+    turned: bool = False
+
+
+class Quantize(Protocol):
+    """How a target quantizes an operand, with the numbers of ``emulated``."""
+
+    def __call__(
+        self, x: jax.Array, demand: Demand, key: Key | None, before: jax.Array | None, /
+    ) -> ScaledValues:
+        """Codes and scales of x; ``key`` and ``before`` are as of ``emulated``."""
+        ...
+
+
+class QuantizeTogether(Protocol):
+    """How a target quantizes one tensor in several ways, with the numbers of ``quantize``."""
+
+    def __call__(
+        self, x: jax.Array, demands: Sequence[Demand], keys: Sequence[Key | None], /
+    ) -> Sequence[ScaledValues] | None:
+        """Codes and scales for each demand; None if one by one is as good."""
+        ...
 
 
 def emulate(
-    x: jax.Array,
-    spec: Quantization,
-    key: Key | None,
-    before: jax.Array | None,
-    rng: Rng,
-    in_memory: bool,
-    turned: bool,
+    x: jax.Array, demand: Demand, key: Key | None, before: jax.Array | None
 ) -> ScaledValues:
-    """``emulated``, in plain operations.
-
-    Args:
-      x, spec, key, before, rng: as of ``emulated``.
-      in_memory: whether nothing in the program makes x.
-      turned: whether a product wants a copy with the last dimension first, should it come cheaply.
-    """
-    return emulated(x, spec, key, before=before, rng=rng)
+    """``emulated``, in plain operations."""
+    return emulated(x, demand.spec, key, before=before, rng=demand.rng)
 
 
 # The scope of what only runs for a delayed scale without a history: in hardly any step.
@@ -130,9 +145,9 @@ class Estimates(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
-    """One chip.
+    """One chip, by identity: programs use the very object that they were given.
 
     Attributes:
       name: what users type.
@@ -143,7 +158,7 @@ class Target:
       multiply: how values are multiplied.
       quantize: how operands are quantized.
       quantize_together: quantizes one tensor in several ways at once, where that reads it less
-        often; None where it does not. See ``QuantizeTogether``.
+        often; None where it does not.
       turns: which operands a product wants with their last dimension first, too, if quantizing
         makes such a copy on the way: of a product, its operands' shapes, and how they are
         quantized.
@@ -192,14 +207,14 @@ class Target:
         with jax.sharding.use_abstract_mesh(mesh):
             yield
 
-    def carrier(self, spec: Quantization, work: Any, in_loop: bool = False) -> Any:
+    def carrier(self, demand: Demand, work: jnp.dtype) -> jnp.dtype:
         """The dtype that holds an operand's values inside a program.
 
         Args:
-          spec: how the operand was quantized.
+          demand: how the operand was quantized.
           work: float32 or float64, which the values are computed in.
-          in_loop: whether it stands in a loop.
         """
+        spec = demand.spec
         fmt = get_format(spec.format)
         if work == jnp.float64 or spec.rounding == "none":
             return work
@@ -207,5 +222,5 @@ class Target:
             bits = fmt.element.significant_bits + fmt.scales.significant_bits
             return jnp.dtype(jnp.bfloat16 if bits <= 8 else jnp.float32)
         if fmt.element.is_integer:
-            return jnp.dtype(jnp.int8 if in_loop else self.integers)
+            return jnp.dtype(jnp.int8 if demand.in_loop else self.integers)
         return fmt.storage.dtype

@@ -330,8 +330,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "operands of a product draw signs apart": Mutant(
         module="srjit.jaxprs.frame",
-        old="signs=self._signs(operand),",
-        new="signs=(s := self._signs(operand)) and mix(s, operand.side),",
+        old="before, signs = self._before(operand), self._signs(operand)",
+        new="before, s = self._before(operand), self._signs(operand)\n"
+        "        signs = s and mix(s, operand.side)",
         killed_by=(
             RECIPES + "test_every_builtin_recipe_runs_and_stays_near_the_truth[nvfp4-eden]",
         ),

@@ -21,6 +21,7 @@ from srjit.targets.gpu import matrices as gpu_quantize
 from srjit.targets.gpu import ptx
 from srjit.targets.gpu import quantize as gpu
 from srjit.targets.gpu.chips import GPUS
+from srjit.targets.target import Demand
 
 B200, H200 = GPUS["b200"], GPUS["h200"]
 KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))
@@ -206,6 +207,7 @@ RECIPE = (
     Quantization(format="nvfp4", rounding="stochastic", axis=0, hadamard=True),
     Quantization(format="mxfp8", axis=0),
 )
+DEMANDS = [Demand(spec) for spec in RECIPE]
 
 
 def test_several_quantizations_are_what_each_is_alone():
@@ -215,29 +217,21 @@ def test_several_quantizations_are_what_each_is_alone():
     got = by_kernels(wants, x, keys)
     for one, want, key in zip(got, wants, keys, strict=True):
         assert_same(one, plainly(want, x, key))
-    together = gpu.quantize_together(B200, x, RECIPE, keys, "hash", [False] * 3)  # on a CPU
+    together = gpu.quantize_together(B200, x, DEMANDS, keys)  # on a CPU
     assert together is not None
     assert_same(together[1], got[1])
 
 
 def test_what_no_kernel_makes_is_not_made_together():
     x = tensor((32, 32))
-    assert gpu.quantize_together(H200, x, RECIPE[:1], [KEY], "hash", [False]) is None
-    assert gpu.quantize_together(B200, x, RECIPE[:1], [KEY], "threefry", [False]) is None
-
-
-@pytest.fixture
-def apart():
-    """b200, where every quantization is by itself."""
-    name = "b200-apart"
-    target = dataclasses.replace(targets.get("b200"), name=name, kinds=(), quantize_together=None)
-    targets.register(target)
-    yield name
-    del targets._TARGETS[name]
+    assert gpu.quantize_together(H200, x, DEMANDS[:1], [KEY]) is None
+    assert gpu.quantize_together(B200, x, [Demand(RECIPE[0], "threefry")], [KEY]) is None
 
 
 @pytest.mark.parametrize("grad_of", [True, False], ids=["gradients of it", "it of gradients"])
-def test_a_program_has_the_same_codes_together_and_one_by_one(grad_of, apart):
+def test_a_program_has_the_same_codes_together_and_one_by_one(grad_of):
+    apart = dataclasses.replace(targets.get("b200"), quantize_together=None)
+
     def loss(w, x):
         return jnp.sum(jnp.tanh(x @ w) ** 2)
 

@@ -19,6 +19,7 @@ from srjit.products.dot import DotProduct
 from srjit.products.scaled_dot import multiply_values
 from srjit.products.scaled_values import ScaledValues
 from srjit.targets.gpu import products as gpu_products
+from srjit.targets.target import Demand
 
 BLOCKED = ["nvfp4", "mxfp8", "mxfp4"]
 
@@ -62,7 +63,7 @@ def test_operands_are_arranged_as_the_library_wants_them(
         spec = Quantization(format=format, granularity=granularity)
         x = jax.random.normal(jax.random.key(side), shape) * jnp.linspace(1, 8, shape[-1])
         spec = oriented(spec, product, side, shape)
-        pair.append(targets.get("b200").quantize(x, spec, None, None, "hash", False, False))
+        pair.append(targets.get("b200").quantize(x, Demand(spec), None, None))
     expected = multiply_values(product, *pair)
     got = gpu_products._block_scaled(product, *pair)
     assert got.shape == expected.shape and float(jnp.abs(expected).max()) > 1
@@ -206,7 +207,7 @@ def test_shards_give_the_emulations_numbers(axes: Any, recipe: str, target: str)
 def test_blocks_of_other_sizes_are_emulated():
     spec = Quantization(format="nvfp4", block=32)
     b200 = targets.get("b200")
-    made = b200.quantize(jnp.ones((8, 64)), spec, None, None, "hash", False, False)
+    made = b200.quantize(jnp.ones((8, 64)), Demand(spec), None, None)
     assert made.blocks is None
     assert not b200.native(DotProduct((0, 1), (1, 2), (0, 2)), ((8, 64), (64, 8)), (spec, spec))
 

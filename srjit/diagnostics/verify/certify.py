@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srjit import targets
 from srjit.diagnostics.verify.averages import Averages, Error, checkpoints
 from srjit.diagnostics.verify.capture import Capture, Captured, Place
 from srjit.diagnostics.verify.certificate import Certificate, OperandCertificate
@@ -24,6 +23,7 @@ from srjit.numerics.rounding import NOISE_BITS
 from srjit.recipes import Recipe
 from srjit.report.label import Label
 from srjit.report.report import Report
+from srjit.targets import Target
 
 # ------------------------------------------------------------------------------------ a program
 
@@ -31,6 +31,7 @@ from srjit.report.report import Report
 def certify(
     program: Callable[[Recipe], Callable[[int], Any]],
     recipe: Recipe,
+    target: Target,
     seen: Capture,
     report: Report,
     draws: int,
@@ -40,6 +41,7 @@ def certify(
     Args:
       program: of a recipe and a step's number, the program's outputs; ``seen`` observes it.
       recipe: the program's own.
+      target: what the program is for.
       seen: what observes the program.
       report: of its sites.
       draws: how many steps to run.
@@ -58,7 +60,7 @@ def certify(
         for _ in _run(program(recipe), seen, draws):
             pass
     found: list[_Found] = []
-    notes = _notes(seen, report)
+    notes = _notes(seen, report, target)
     for (rounding, where), captured in sorted(seen.places.items(), key=_order):
         label = dataclasses.replace(rounding.label, where=where)
         if not captured.operand.size:
@@ -81,7 +83,7 @@ def certify(
     )
 
 
-def _notes(seen: Capture, report: Report) -> list[str]:
+def _notes(seen: Capture, report: Report, target: Target) -> list[str]:
     notes: list[str] = []
     if seen.left_out:
         notes.append(f"{seen.left_out} more executions, in loops or shards: not looked at")
@@ -98,7 +100,6 @@ def _notes(seen: Capture, report: Report) -> list[str]:
             "MS-EDEN rounds elements to nearest after a random rotation: no element by itself is "
             "unbiased, and only the outputs' averages tell of it here"
         )
-    target = targets.get(report.target)
     if not target.is_attached:
         remarks = [said for said in dict.fromkeys(map(target.remark, specs)) if said]
         notes += [f"{said}; here it was rounded by the formula" for said in remarks]

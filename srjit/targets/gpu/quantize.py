@@ -21,26 +21,21 @@ from srjit.targets.gpu import products as gpu_products
 from srjit.targets.gpu.chips import Gpu
 from srjit.targets.gpu.matrices import Want
 from srjit.targets.kernel_call import kernel_call
+from srjit.targets.target import Demand
 
 
 def quantize(
-    gpu: Gpu,
-    x: jax.Array,
-    spec: Quantization,
-    key: Key | None,
-    before: jax.Array | None,
-    rng: Rng,
-    in_memory: bool,
-    turned: bool,
+    gpu: Gpu, x: jax.Array, demand: Demand, key: Key | None, before: jax.Array | None
 ) -> ScaledValues:
     """See targets.Quantize: by kernels, codes beside the scales of their blocks if there are any.
 
     What rounds stochastically by the chip's own instruction has the emulation's probabilities, to
     2^-16, and not its noise.
     """
-    want = want_of(gpu, spec, turned)
+    rng = demand.rng
+    want = want_of(gpu, demand.spec, demand.turned)
     if want is None or x.dtype == jnp.float64:
-        return emulated(x, spec, key, before=before, rng=rng)
+        return emulated(x, demand.spec, key, before=before, rng=rng)
     formula = functools.partial(_quantize_plainly, want, rng)
     if _is_typed(x) or rng != "hash" or before is not None or not gpu_quantize.fits(x, want):
         return formula(x, *(key or ()), before=before)
@@ -89,17 +84,12 @@ def remark(gpu: Gpu, spec: Quantization) -> str:
 
 
 def quantize_together(
-    gpu: Gpu,
-    x: jax.Array,
-    specs: Sequence[Quantization],
-    keys: Sequence[Key | None],
-    rng: Rng,
-    turned: Sequence[bool],
+    gpu: Gpu, x: jax.Array, demands: Sequence[Demand], keys: Sequence[Key | None]
 ) -> tuple[ScaledValues, ...] | None:
     """See targets.QuantizeTogether: reads x once for all amaxes, and once for all codes."""
-    wants = [want_of(gpu, spec, turn) for spec, turn in zip(specs, turned, strict=True)]
+    wants = [want_of(gpu, demand.spec, demand.turned) for demand in demands]
     fitting = tuple(w for w in wants if w is not None and gpu_quantize.fits(x, w))
-    if len(fitting) < len(wants) or rng != "hash" or _is_typed(x):
+    if len(fitting) < len(wants) or demands[0].rng != "hash" or _is_typed(x):
         return None
     return kernel_call(
         x,

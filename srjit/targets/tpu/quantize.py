@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from srjit.numerics.formats import get_format
-from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.random_bits import Key
 from srjit.numerics.scaling import float_scales, tensor_amax, tensor_scales
 from srjit.products.scaled_values import ScaledValues, emulated
 from srjit.targets.kernel_call import kernel_call
-from srjit.targets.target import WITHOUT_HISTORY
+from srjit.targets.target import WITHOUT_HISTORY, Demand
 from srjit.targets.tpu.chips import Chip
 
 _SLICES = 16  # of a tensor in memory whose amax is found
@@ -22,14 +21,7 @@ _LANES = 128
 
 
 def quantize(
-    chip: Chip,
-    x: jax.Array,
-    spec: Quantization,
-    key: Key | None,
-    before: jax.Array | None,
-    rng: Rng,
-    in_memory: bool,
-    turned: bool,
+    chip: Chip, x: jax.Array, demand: Demand, key: Key | None, before: jax.Array | None
 ) -> ScaledValues:
     """See targets.Quantize.
 
@@ -39,21 +31,22 @@ def quantize(
     """
     from srjit.targets.tpu import kernels as tpu_kernels
 
+    spec, in_memory = demand.spec, demand.in_memory
     element = get_format(spec.format).element
     is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none"
-    if is_plain or rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
-        return emulated(x, spec, key, before=before, rng=rng)
+    if is_plain or demand.rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
+        return emulated(x, spec, key, before=before, rng=demand.rng)
     by_kernel = functools.partial(
         tpu_kernels.quantize,
         x,
         element,
         key=key,
-        transposed=turned,
+        transposed=demand.turned,
         converts=element.name in chip.converts,
     )
     if spec.scaling == "dynamic":
         if not in_memory and spec.rounding in chip.fuses:
-            return emulated(x, spec, key, rng=rng)
+            return emulated(x, spec, key)
         seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
         scales = tensor_scales(seen, None, element)
         codes, *copies = _several(by_kernel(scales.encode))
