@@ -21,6 +21,8 @@ from srjit.targets.gpu import matrices as gpu_quantize
 from srjit.targets.gpu import ptx
 from srjit.targets.gpu import quantize as gpu
 from srjit.targets.gpu.chips import GPUS
+from srjit.targets.gpu.noise import Places
+from srjit.targets.gpu.task import Task
 from srjit.targets.target import Demand
 
 B200, H200 = GPUS["b200"], GPUS["h200"]
@@ -142,10 +144,8 @@ def test_what_is_not_finite_stays_visible(format, bad):
 def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
     x = tensor((96, 160))
     spec = Quantization(format="nvfp4", rounding="stochastic", hadamard=True)
-    task = gpu_kernels.Task(
-        spec=spec, carrier="float4_e2m1fn", down=down, by_instruction=by_instruction
-    )
-    places = gpu_kernels.Places.of(x.shape, x.shape, 1)
+    task = Task(spec=spec, carrier="float4_e2m1fn", down=down, by_instruction=by_instruction)
+    places = Places.of(x.shape, x.shape, 1)
 
     def run(tile):
         (amax,) = gpu_kernels.amax_matrix(

@@ -24,8 +24,10 @@ from srjit.numerics import hadamard, random_bits
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.products.scaled_values import ScaledValues
-from srjit.targets.gpu.kernels import Places, Task, amax_matrix, quantize_matrix
+from srjit.targets.gpu.kernels import amax_matrix, quantize_matrix
+from srjit.targets.gpu.noise import Places
 from srjit.targets.gpu.reinterpreted import reinterpreted
+from srjit.targets.gpu.task import Task
 
 _INPUTS = ("bfloat16", "float32")
 
