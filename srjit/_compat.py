@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax._src import core as _core  # whether a transformation is under way
 from jax._src import dispatch as _dispatch  # see lowers_for_devices
-from jax._src import shard_map as _shard_map  # its primitive is not exported
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
 from jax._src import stages as _stages  # see with_more_arguments
 from jax._src import tree_util as _tree_util  # see differences
@@ -29,7 +28,6 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 from jax.interpreters import mlir
 
-shard_map_p = _shard_map.shard_map_p
 ragged_dot_general_p = _lax.ragged_dot_general_p
 
 
@@ -80,11 +78,6 @@ def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
     return inner, getattr(closed, "consts", ())
 
 
-def called_jaxpr(eqn: Any) -> Any:
-    """The jaxpr that an equation evaluates once on its operands."""
-    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-
-
 def jaxprs_of(eqn: Any) -> Generator[Any]:
     """All jaxprs among the parameters of an equation."""
     for value in eqn.params.values():
@@ -93,26 +86,13 @@ def jaxprs_of(eqn: Any) -> Generator[Any]:
                 yield item
 
 
-@dataclasses.dataclass(frozen=True)
-class ScanParams:
-    """What is common to the parameters of ``scan`` of all versions."""
-
-    num_consts: int
-    num_carry: int
-    length: int
-    reverse: bool
-    unroll: Any
-
-
-def scan_params(eqn: Any) -> ScanParams:
-    """A scan's layout. From jax 0.12 on it is given by two flat trees instead of two counts."""
+def scan_params(eqn: Any) -> tuple[int, int]:
+    """How many constants and carried values a scan has. From jax 0.12 on two flat trees tell."""
     params = eqn.params
     if "num_carry" in params:
-        counts = params["num_consts"], params["num_carry"]
-    else:
-        consts, carry, _ = params["ft_in"].unpack()
-        counts = len(consts), len(carry)
-    return ScanParams(*counts, params["length"], params["reverse"], params["unroll"])
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
 
 
 def name_stack(eqn: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -162,17 +142,6 @@ def axis_names(eqn: Any) -> frozenset[str]:
     """The mesh axes that a collective is over."""
     given = eqn.params.get("axes", eqn.params.get("axis_name", ()))
     return frozenset(given if isinstance(given, (tuple, list)) else (given,))
-
-
-def axes_of(spec: Any) -> tuple[tuple[str, ...], ...]:
-    """For each dimension, the mesh axes in a PartitionSpec, or in a tuple of tuples of them."""
-    found = [
-        tuple(entry) if isinstance(entry, (tuple, list)) else () if entry is None else (entry,)
-        for entry in spec
-    ]
-    while found and not found[-1]:
-        found.pop()
-    return tuple(found)
 
 
 def is_float(dtype: Any) -> bool:
@@ -255,23 +224,6 @@ def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: 
         params["donated_invars"] = (False,) * entering + params["donated_invars"]
     outs = eqn.primitive.bind(*consts, *given, *values, **params)
     return jax.tree.unflatten(jax.tree.structure(out), outs)
-
-
-def bind_shard_map(eqn: Any, fun: Any, scalars: Any, values: Sequence[Any]) -> Any:
-    """``fun(scalars, *values)`` under the ``shard_map`` of ``eqn``.
-
-    The scalars are replicated, and so is what ``fun`` returns beside the outputs of ``eqn``.
-    """
-    params = eqn.params
-    replicated = jax.sharding.PartitionSpec()
-    return jax.shard_map(
-        fun,
-        mesh=params["mesh"],
-        in_specs=(replicated, *params["in_specs"]),
-        out_specs=(list(params["out_specs"]), replicated),
-        axis_names=frozenset(params["newly_manual_axes"]),
-        check_vma=params["check_vma"],
-    )(scalars, *values)
 
 
 def runs_alone(context: Any) -> bool:

@@ -23,13 +23,12 @@ from typing import Any, TypeAlias, overload
 from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver import diagnostics, registry, running
-from srjit.passes.driver.registry import Option, Pass
+from srjit.passes.driver.options import closing, nearest, options_of, text_of_value, value_of
+from srjit.passes.driver.registry import Pass
 from srjit.passes.mlir import serialization
 
 _ROOT = "builtin.module"
 _PUNCTUATION = re.compile(r"[,(){}\s]")
-_PLAIN = re.compile(r"[^\s{}'\"]+")
-_PLAIN_ITEM = re.compile(r"[^\s{}'\",]+")
 # MLIR cannot list its passes; these are for suggestions.
 _MLIR_PASSES = (
     *("any", "canonicalize", "control-flow-sink", "cse", "inline", "loop-invariant-code-motion"),
@@ -201,6 +200,18 @@ def _leaves(
         yield path, str(element)
 
 
+def text_of(element: Element) -> str:
+    """What pipelines write for one element; options that have their defaults are left out."""
+    if not isinstance(element, Pass):
+        return str(element)
+    given = [
+        f"{option.name}={text_of_value(option, value)}"
+        for option in options_of(type(element)).values()
+        if (value := getattr(element, option.field)) != option.default
+    ]
+    return element.name + (f"{{{' '.join(given)}}}" if given else "")
+
+
 # ------------------------------------------------------------------------------------------ parsing
 
 
@@ -257,7 +268,7 @@ class _Parser:
 
     def _is_alone(self, opened: int) -> bool:
         """Whether the text ends where the parenthesis at ``opened`` is closed."""
-        closed = _closing(self.text, opened, "()")
+        closed = closing(self.text, opened, "()")
         if closed < 0:
             raise self.error("this '(' is never closed", opened)
         return not self.text[closed + 1 :].strip()
@@ -299,7 +310,7 @@ class _Parser:
         return Nested(anchor, tuple(elements))
 
     def options(self) -> list[_Given]:
-        closed = _closing(self.text, self.pos, "{}")
+        closed = closing(self.text, self.pos, "{}")
         if closed < 0:
             raise self.error("this '{' is never closed")
         self.pos += 1
@@ -327,7 +338,7 @@ class _Parser:
             if c in "'\"":
                 self.pos = self.text.index(c, self.pos + 1)
             elif c == "{":
-                self.pos = _closing(self.text, self.pos, "{}")
+                self.pos = closing(self.text, self.pos, "{}")
             self.pos += 1
         return self.text[start : self.pos]
 
@@ -343,13 +354,13 @@ class _Parser:
             cls = registry.find(name)
         except registry.UnknownPassError as error:
             raise self.error(str(error), at) from error
-        known = registry.options_of(cls)
+        known = options_of(cls)
         fields: dict[str, Any] = {}
         for option in given:
             spec = known.get(option.key.replace("_", "-"))
             if spec is None:
                 has = f"it has {', '.join(known)}" if known else "it has none"
-                near = registry.nearest(option.key, known)
+                near = nearest(option.key, known)
                 reason = f"{name} has no option {option.key!r}{near or f'; {has}'}"
                 raise self.error(reason, option.key_at)
             if option.raw is None and spec.element is not bool:
@@ -358,7 +369,7 @@ class _Parser:
             if spec.field in fields:
                 raise self.error(f"option {option.key!r} is given twice", option.key_at)
             try:
-                fields[spec.field] = _value(spec, option.raw)
+                fields[spec.field] = value_of(spec, option.raw)
             except ValueError as error:
                 reason = f"option {spec.name!r} of {name} has to be {spec.wants}, not {error}"
                 raise self.error(reason, option.raw_at) from None
@@ -380,7 +391,7 @@ class _Parser:
             manager.add(text)
         except ValueError as error:
             if "does not refer to a registered pass" in str(error):
-                near = registry.nearest(mlir_pass.name, [*registry.names(), *_MLIR_PASSES])
+                near = nearest(mlir_pass.name, [*registry.names(), *_MLIR_PASSES])
                 raise self.error(f"unknown pass {mlir_pass.name!r}{near}", at[""]) from None
             said = str(error).strip().splitlines()[0]
             option = re.search(r"no such option (\S+)|'(\S+)' option: ", said)
@@ -391,102 +402,3 @@ class _Parser:
 @functools.cache
 def _parsing_context() -> ir.Context:
     return _mlir.new_context()
-
-
-def _closing(text: str, opened: int, pair: str) -> int:
-    """Where the parenthesis or brace at ``opened`` is closed, minding quotes; -1 if nowhere."""
-    depth, braces, pos = 0, 0, opened
-    while pos < len(text):
-        c = text[pos]
-        braces += (c == "{") - (c == "}")
-        if c in "'\"" and braces > 0:  # quotes mean something only inside of options
-            pos = text.find(c, pos + 1)
-            if pos < 0:
-                return -1
-        elif c in pair and (braces == 0 or pair == "{}"):
-            depth += 1 if c == pair[0] else -1
-            if depth == 0:
-                return pos
-        pos += 1
-    return -1
-
-
-# ------------------------------------------------------------------------------------------- values
-
-
-def _value(option: Option, raw: str | None) -> Any:
-    """The value that ``raw`` stands for; ValueError with what it was if it stands for none."""
-    if raw is None:
-        return True  # an option that is true or false
-    if option.is_list:
-        return tuple(_scalar(option, item) for item in _items(raw))
-    return _scalar(option, _unquoted(raw))
-
-
-def _scalar(option: Option, text: str) -> Any:
-    try:
-        if option.element is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        value = option.element(text)
-    except (KeyError, ValueError):
-        raise ValueError(repr(text)) from None
-    if option.choices and value not in option.choices:
-        raise ValueError(repr(text) + registry.nearest(text, option.choices))
-    return value
-
-
-def _unquoted(raw: str) -> str:
-    """Without one layer of quotes or braces; a doubled quote inside of quotes is one."""
-    if len(raw) >= 2 and raw[0] in "'\"" and raw[-1] == raw[0]:
-        return raw[1:-1].replace(raw[0] * 2, raw[0])
-    if raw.startswith("{") and _closing(raw, 0, "{}") == len(raw) - 1:
-        return raw[1:-1]
-    return raw
-
-
-def _items(raw: str) -> list[str]:
-    if raw.startswith("{") and _closing(raw, 0, "{}") == len(raw) - 1:
-        raw = raw[1:-1].strip()
-    if not raw:
-        return []
-    items, start, pos = list[str](), 0, 0
-    while pos <= len(raw):
-        c = raw[pos : pos + 1]
-        if c in ("", ","):
-            items.append(_unquoted(raw[start:pos].strip()))
-            start = pos + 1
-        elif c in "'\"":
-            pos = raw.index(c, pos + 1)
-        elif c == "{":
-            pos = _closing(raw, pos, "{}")
-        pos += 1
-    return items
-
-
-def text_of(element: Element) -> str:
-    """What pipelines write for one element; options that have their defaults are left out."""
-    if not isinstance(element, Pass):
-        return str(element)
-    given = [
-        f"{option.name}={text_of_value(option, value)}"
-        for option in registry.options_of(type(element)).values()
-        if (value := getattr(element, option.field)) != option.default
-    ]
-    return element.name + (f"{{{' '.join(given)}}}" if given else "")
-
-
-def text_of_value(option: Option, value: Any) -> str:
-    """What pipelines write for an option's value."""
-    if not option.is_list:
-        return _quoted(_scalar_text(value), _PLAIN)
-    items = [_quoted(_scalar_text(item), _PLAIN_ITEM) for item in value]
-    plain = items and all(_PLAIN_ITEM.fullmatch(item) for item in items)
-    return ",".join(items) if plain else f"{{{','.join(items)}}}"
-
-
-def _scalar_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "name", value))
-
-
-def _quoted(text: str, plain: re.Pattern[str]) -> str:
-    return text if plain.fullmatch(text) else '"' + text.replace('"', '""') + '"'

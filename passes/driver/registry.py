@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.metadata
 import re
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from srjit.passes.driver.options import nearest, options_of
 
 if TYPE_CHECKING:
     from srjit._mlir import ir
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "srjit.passes"
 _PREFIX = "srjit-"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_SCALARS = (str, int, bool, float)
 
 
 class PassError(Exception):
@@ -89,7 +88,7 @@ def register(cls: P) -> P:
     name = getattr(cls, "name", "")
     if not _NAME.fullmatch(name):
         raise ValueError(f"{cls.__name__}.name is {name!r}; it has to be like 'my-pass-2'")
-    options_of(cls)  # says what is wrong with them
+    options_of(cls)  # raises for an option that cannot be written
     if name in _builtin_modules() and cls.__module__ != _builtin_modules()[name]:
         raise ValueError(f"{name!r} is a pass of srjit's own: choose another name for {cls!r}")
     other = _registered.get(name)
@@ -131,12 +130,6 @@ def builtin_names() -> list[str]:
     return sorted(_builtin_modules())
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'a' or 'b'?"`` for the names most like ``name``, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-
-
 @functools.cache
 def _builtin_modules() -> Mapping[str, str]:
     """Names of srjit's own passes, and the modules that they are in."""
@@ -166,75 +159,3 @@ def _load(entry: importlib.metadata.EntryPoint) -> None:
 
 def _origin(cls: type[Pass]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-# ------------------------------------------------------------------------------------------ options
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """One option of a pass.
-
-    Attributes:
-      name: as pipelines write it.
-      field: the field of the dataclass.
-      element: the type of the value, or of the values of a list.
-      is_list: whether it is a tuple.
-      choices: all the values there are, or nothing if any will do.
-      default: its value when it is not given.
-    """
-
-    name: str
-    field: str
-    element: type
-    is_list: bool
-    choices: tuple[str, ...]
-    default: Any
-
-    @property
-    def wants(self) -> str:
-        """What errors say a value has to be."""
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        kind = {
-            str: "a string",
-            int: "an integer",
-            bool: "true or false",
-            float: "a number",
-        }[self.element]
-        return f"a list (a,b,c), each {kind}" if self.is_list else kind
-
-
-@functools.cache
-def options_of(cls: type[Pass]) -> Mapping[str, Option]:
-    """The options of a pass by name, in order.
-
-    Raises:
-      TypeError: a field has a type that no text stands for, or no default.
-    """
-    hints = typing.get_type_hints(cls)
-    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # pyright: ignore
-    options = [_option(cls, field, hints[field.name]) for field in fields if field.init]
-    return {option.name: option for option in options}
-
-
-def _option(cls: type[Pass], field: dataclasses.Field[Any], hint: Any) -> Option:
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    if default is dataclasses.MISSING:
-        raise TypeError(f"option {field.name!r} of {cls.__name__} needs a default")
-    name, args = field.name.replace("_", "-"), typing.get_args(hint)
-    origin = typing.get_origin(hint)
-    if hint in _SCALARS:
-        return Option(name, field.name, hint, False, (), default)
-    if args == (str, object):
-        return Option(name, field.name, str, False, (), default)
-    if origin is Literal and all(isinstance(choice, str) for choice in args):
-        return Option(name, field.name, str, False, args, default)
-    if origin is tuple and len(args) == 2 and args[0] in (str, int) and args[1] is Ellipsis:
-        return Option(name, field.name, args[0], True, (), default)
-    raise TypeError(
-        f"option {field.name!r} of {cls.__name__} has type {hint}; it has to be str, int, bool, "
-        "float, a Literal of strings, tuple[str, ...] or tuple[int, ...]"
-    )

@@ -242,7 +242,7 @@ def _shards(
 
     histories = {name: frame.histories[name] for name in frame.states(path)}
     scalars = (frame.root, [t.number for t in trips], histories)
-    outs, seen = _compat.bind_shard_map(eqn, run, scalars, values)
+    outs, seen = _bind_shard_map(eqn, run, scalars, values)
     frame.observe(seen)
     return outs
 
@@ -355,3 +355,20 @@ _CALLS = {
     "custom_jvp_call": _custom_jvp,
     "custom_vjp_call": _custom_vjp,
 }
+
+
+def _bind_shard_map(eqn: Any, fun: Any, scalars: Any, values: Sequence[Any]) -> Any:
+    """``fun(scalars, *values)`` under the ``shard_map`` of ``eqn``.
+
+    The scalars are replicated, and so is what ``fun`` returns beside the outputs of ``eqn``.
+    """
+    params = eqn.params
+    replicated = jax.sharding.PartitionSpec()
+    return jax.shard_map(
+        fun,
+        mesh=params["mesh"],
+        in_specs=(replicated, *params["in_specs"]),
+        out_specs=(list(params["out_specs"]), replicated),
+        axis_names=frozenset(params["newly_manual_axes"]),
+        check_vma=params["check_vma"],
+    )(scalars, *values)

@@ -192,14 +192,14 @@ def call(body: str, *, has_rule: bool = False) -> Entry:
 
 
 def _scan(eqn: Equation) -> ControlFlow:
-    params = _compat().scan_params(eqn)
-    first, carried = params.num_consts, params.num_carry
+    params = eqn.params
+    first, carried = _compat().scan_params(eqn)
     inputs = [
         Input(i, "same" if i < first else "carried" if i < first + carried else "slice")
         for i in range(len(eqn.invars))
     ]
     outputs = [Output(i, "carried" if i < carried else "stack") for i in range(len(eqn.outvars))]
-    trips = Trips(params.length, params.reverse, params.unroll)
+    trips = Trips(params["length"], params["reverse"], params["unroll"])
     return ControlFlow((_region(eqn.params["jaxpr"], inputs, outputs),), trips)
 
 
@@ -224,11 +224,22 @@ def _cond(eqn: Equation) -> ControlFlow:
 
 
 def _shard_map(eqn: Equation) -> ControlFlow:
-    params, axes_of = eqn.params, _compat().axes_of
-    inputs = [Input(i, "shard", axes_of(spec)) for i, spec in enumerate(params["in_specs"])]
-    outputs = [Output(i, "shard", axes_of(spec)) for i, spec in enumerate(params["out_specs"])]
+    params = eqn.params
+    inputs = [Input(i, "shard", _axes_of(spec)) for i, spec in enumerate(params["in_specs"])]
+    outputs = [Output(i, "shard", _axes_of(spec)) for i, spec in enumerate(params["out_specs"])]
     shards = Shards(frozenset(params["newly_manual_axes"]), params["check_vma"])
     return ControlFlow((_region(params["jaxpr"], inputs, outputs),), shards=shards)
+
+
+def _axes_of(spec: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+    """For each dimension, the mesh axes in a PartitionSpec, or in a tuple of tuples of them."""
+    found = [
+        tuple(entry) if isinstance(entry, (tuple, list)) else () if entry is None else (entry,)
+        for entry in spec
+    ]
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
 
 
 def _region(

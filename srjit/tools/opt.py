@@ -17,6 +17,7 @@ from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver import diagnostics, pipeline, registry, running
 from srjit.passes.driver.diagnostics import Diagnostic, PipelineError
+from srjit.passes.driver.options import nearest, options_of, text_of_value
 from srjit.passes.mlir import serialization
 from srjit.tools import expected_diagnostics
 from srjit.tools.output import Failure, Output
@@ -154,7 +155,7 @@ def _of_flag(flag: str) -> pipeline.Pipeline:
         if not error.reason.startswith("unknown pass"):
             raise
         ours = [s for a in _parser()._actions for s in a.option_strings]  # pyright: ignore
-        near = registry.nearest(f"--{name}", [*ours, *(f"--{n}" for n in registry.names())])
+        near = nearest(f"--{name}", [*ours, *(f"--{n}" for n in registry.names())])
         raise Failure(f"--{name} is neither a flag nor a pass{near}") from None
 
 
@@ -182,8 +183,8 @@ def _list_passes() -> None:
             print(f"{name}\n    cannot be loaded: {error}")
             continue
         print(f"{name}\n    {(cls.__doc__ or '').partition(chr(10))[0]}")
-        for option in registry.options_of(cls).values():
-            print(f"    {option.name}={pipeline.text_of_value(option, option.default)}")
+        for option in options_of(cls).values():
+            print(f"    {option.name}={text_of_value(option, option.default)}")
     print("\nand every pass that MLIR knows: canonicalize, cse, symbol-dce, sccp, ...")
 
 

@@ -6,7 +6,8 @@ import inspect
 import re
 import textwrap
 
-from srjit.passes.driver import pipeline, registry
+from srjit.passes.driver import registry
+from srjit.passes.driver.options import options_of, text_of_value
 
 _HEAD = """\
 <!-- Generated from the passes by `make docs`; a test fails when it is stale. -->
@@ -33,12 +34,12 @@ def _section(cls: type[registry.Pass]) -> str:
     lines = [f"## {cls.name}\n", f"{_markdown(prose.strip())}\n"]
     if _SNIPPET in named:
         lines.append(f"```mlir\n{textwrap.dedent(named[_SNIPPET]).strip()}\n```\n")
-    options = registry.options_of(cls)
+    options = options_of(cls)
     if options:
         described = _described(named.get(_OPTIONS, ""))
         lines += ["| option | default | value | |", "| --- | --- | --- | --- |"]
         for option in options.values():
-            default = pipeline.text_of_value(option, option.default)
+            default = text_of_value(option, option.default)
             meaning = _markdown(described.get(option.field, "")).replace("|", "\\|")
             lines.append(f"| `{option.name}` | `{default}` | {option.wants} | {meaning} |")
         lines.append("")

@@ -12,6 +12,7 @@ import pytest
 
 from srjit import passes
 from srjit.passes.driver import registry
+from srjit.passes.driver.options import options_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ def test_each_pass_says_what_it_does_why_and_how_programs_look_afterwards(name: 
     assert summary.endswith(".")
     assert not blank
     assert any("Before ==> after:" in line for line in rest)
-    options = {option.field for option in registry.options_of(registry.find(name)).values()}
+    options = {option.field for option in options_of(registry.find(name)).values()}
     assert all(any(line.strip().startswith(f"{field}:") for line in rest) for field in options)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import srjit._mlir as mlir
 from srjit import passes
 from srjit.passes import MlirPass, Nested, Pipeline, Printing
-from srjit.passes.driver import registry
+from srjit.passes.driver.options import options_of
 
 MODULE = """\
 func.func private @unused(%x: tensor<2xf32>) -> tensor<2xf32> {
@@ -324,5 +324,5 @@ def test_times_of_passes_are_printed(capfd: pytest.CaptureFixture[str]):
 
 
 def test_every_option_has_a_text_that_says_what_it_wants():
-    for option in registry.options_of(Options).values():
+    for option in options_of(Options).values():
         assert option.wants
