@@ -1,75 +1,138 @@
-"""The lines on which the keys of a TOML text stand: Python's parser does not tell."""
+"""Recipes as TOML text, and back; an error names the line of what is wrong."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import re
+import json
+import tomllib
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-_KEY = r"""(?:[\w-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
-_TOKEN = re.compile(
-    rf"""#[^\n]*|\"\"\"(?:\\.|[^\\])*?\"\"\"|\'\'\'.*?\'\'\'|{_KEY}|[\[\]{{}}=,\n]""", re.DOTALL
-)
+from srjit.numerics.formats import unknown_name
+from srjit.numerics.quantization import Quantization
+from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule
+from srjit.recipes.toml_lines import TomlLines
+
+# A recipe's fields beside its rules, in the order in which they are written.
+_FIELDS = (
+    "name", "pays_on", "source", "weights", "moments", "casts", "keep_first", "keep_last",
+)  # fmt: skip
+_Recipe = TypeVar("_Recipe")
 
 
-@dataclasses.dataclass
-class _Inline:
-    """An inline table (``index`` is None), or an array with the index of the element at hand."""
+def text_of(recipe: Any) -> str:
+    """A recipe as TOML text, without what has its default."""
+    given = {k: v for k in _FIELDS if (v := getattr(recipe, k)) or k == "name"}
+    # A target is written as its name.
+    lines = [f"{k} = {_toml(getattr(v, 'name', v))}" for k, v in given.items()]
+    for rule in recipe.rules:
+        lines += ["", "[[rule]]"]
+        for field in dataclasses.fields(rule):
+            value = getattr(rule, field.name)
+            if field.name not in ROLES and value != field.default:
+                lines.append(f"{field.name} = {_toml(value)}")
+        for role in ROLES:
+            given: Operands | None = getattr(rule, role)
+            for kind in KINDS if given else ():
+                q = getattr(given, kind)
+                if q is not None:
+                    lines.append(f"{role}.{kind} = {_inline_table(q)}")
+            if given == Operands():
+                lines.append(f"{role} = {{}}")
+    return "\n".join(lines) + "\n"
 
-    path: tuple[str, ...]
-    index: int | None = None
+
+def read(text: str, make: Callable[..., _Recipe]) -> _Recipe:
+    """The recipe that TOML text describes.
+
+    Args:
+      text: of a recipe.
+      make: makes a recipe of its fields.
+
+    Raises:
+      RecipeError: not TOML, or not a recipe; the message names the line.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe is not TOML: {error}") from None
+    try:
+        return make(**_fields(data))
+    except RecipeError as error:
+        line = TomlLines(text).find(error.where)
+        raise RecipeError(f"line {line}: {error}", error.where) from None
 
 
-class TomlLines:
-    """Where the keys of a TOML text stand: the parser does not tell."""
+def _toml(value: Any) -> str:
+    """A value as TOML: as JSON, but for two differences in strings."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
-    def __init__(self, text: str) -> None:
-        self.found: list[tuple[tuple[str, ...], int]] = []
-        table: tuple[str, ...] = ()
-        inside: list[_Inline] = []
-        keys: list[str] | None = []  # None: where a value stands
-        header, rules = "", 0
-        path: tuple[str, ...] = ()  # of the value
-        for match in _TOKEN.finditer(text):
-            token, number = match[0], 1 + text.count("\n", 0, match.start())
-            if token == "\n":
-                keys, header = keys if inside else [], ""
-            elif token == "[" and keys is not None:
-                header += "["
-            elif token == "]" and header and keys:
-                rules += header == "[["
-                table = tuple(keys)
-                if table[0] == "rule" and rules:
-                    table = ("rule", str(rules - 1), *table[1:])
-                self.found.append((table, number))
-                keys, header = None, ""
-            elif token == "=" and keys:
-                path = (*(inside[-1].path if inside else table), *keys)
-                self.found.append((path, number))
-                keys = None
-            elif token in ("[", "{"):
-                if inside and (index := inside[-1].index) is not None:
-                    path = (*inside[-1].path, str(index))
-                    self.found.append((path, number))
-                inside.append(_Inline(path, 0 if token == "[" else None))
-                keys = [] if token == "{" else None
-            elif token in ("]", "}") and inside:
-                inside.pop()
-                keys = None
-            elif token == "," and inside:
-                if inside[-1].index is None:
-                    keys = []
-                else:
-                    inside[-1].index += 1
-            elif keys is not None and token[0] != "#":
-                keys.append(token.strip("\"'"))
 
-    def find(self, where: tuple[str, ...]) -> int:
-        """The line of the key at ``where``, or of what it would stand in."""
+def _inline_table(q: Quantization) -> str:
+    given = {
+        f.name: v
+        for f in dataclasses.fields(q)
+        if f.name != "axis" and (v := getattr(q, f.name)) != f.default
+    }
+    return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in given.items()) + " }"
 
-        def common(path: tuple[str, ...]) -> int:
-            pairs = zip(path, where, strict=False)
-            return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-        best = max(self.found, key=lambda entry: common(entry[0]), default=((), 1))
-        return best[1] if common(best[0]) else 1
+def _fields(data: dict[str, Any]) -> dict[str, Any]:
+    _check_keys(data, {"rule", *_FIELDS}, "recipe", ())
+    if "name" not in data:
+        raise RecipeError('a recipe needs name = "..."')
+    if not isinstance(tables := data.pop("rule", []), list):
+        raise RecipeError("rules are written as [[rule]]", ("rule",))
+    rules = tuple(_rule(table, ("rule", str(i))) for i, table in enumerate(tables))
+    return {**data, "rules": rules}
+
+
+def _check_keys(
+    table: Any, known: set[str], what: str, where: tuple[str, ...], example: str = ""
+) -> None:
+    if not isinstance(table, dict):
+        raise RecipeError(f"{'.'.join(where[2:])} is a table{example}, got {table!r}", where)
+    for key in table:
+        if key not in known:
+            raise RecipeError(str(unknown_name(f"{what} key", key, known)), (*where, key))
+
+
+def _rule(table: Any, where: tuple[str, ...]) -> Rule:
+    _check_keys(table, {f.name for f in dataclasses.fields(Rule)}, "rule", where)
+    operands: dict[str, Any] = {
+        role: _operands(table[role], (*where, role)) for role in ROLES if role in table
+    }
+    try:
+        return Rule(**{**table, **operands})
+    except RecipeError as error:
+        raise RecipeError(str(error), (*where, *error.where)) from None
+
+
+def _operands(table: Any, where: tuple[str, ...]) -> Operands:
+    _check_keys(table, set(KINDS), "operand", where)
+    return Operands(**{kind: _quantization(table[kind], (*where, kind)) for kind in table})
+
+
+# What a quantization's values are in TOML, where they are no strings.
+_TYPES: dict[str, tuple[Any, str]] = {
+    "block": (int, "a whole number"),
+    "amax": ((int, float), "a number"),
+    "hadamard": (bool, "true or false"),
+}
+
+
+def _quantization(table: Any, where: tuple[str, ...]) -> Quantization:
+    fields = {f.name for f in dataclasses.fields(Quantization)} - {"axis"}
+    _check_keys(table, fields, "quantization", where, ' such as { format = "int8" }')
+    name = ".".join(where[2:])
+    if "format" not in table:
+        raise RecipeError(f"{name} needs a format", where)
+    for key, value in table.items():
+        kind, what = _TYPES.get(key, (str, "a string"))
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise RecipeError(f"{name}: {key} is {what}, got {value!r}", (*where, key))
+    try:
+        return Quantization(**table)
+    except (ValueError, TypeError) as error:
+        wrong = next((key for key in table if key in str(error)), "format")
+        raise RecipeError(f"{name}: {error}", (*where, wrong)) from None

@@ -1,0 +1,150 @@
+"""Recipes: which format and rounding each operand of each product gets, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from srjit.numerics.formats import unknown_name
+from srjit.numerics.quantization import Quantization, Rounding
+from srjit.recipes import toml
+from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule, check_types
+from srjit.targets.target import Target
+
+WriteBackRounding = Literal["stochastic"]
+_WRITTEN = ("weights", "moments", "casts")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named list of rules.
+
+    Attributes:
+      name: what users type, and what reports print.
+      rules: first match decides; a site that none matches stays in high precision.
+      keep_first, keep_last: how many weight products to keep in high precision at the beginning
+        and the end of the forward pass, with their gradients.
+      weights: ``stochastic``: where a whole training step writes parameters back that are narrower
+        than float32, it adds in float32 and rounds stochastically to the parameter's own dtype.
+        None: as the program has it.
+      moments: the same for what the step takes and returns beside parameters, of their shapes and
+        dtypes: the moments of an optimizer. Goes with ``weights``.
+      casts: ``stochastic``: every cast of a gradient to a narrower float type, in the backward pass
+        as JAX wrote it, rounds stochastically. None: to nearest, as the program has it.
+      pays_on: a target, or its name, by whose estimates quantizing has to pay: sites where it does
+        not stay in high precision. Empty: whatever it costs.
+      source: where the scheme is published, and how the recipe differs.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    keep_first: int = 0
+    keep_last: int = 0
+    weights: WriteBackRounding | None = None
+    moments: WriteBackRounding | None = None
+    casts: WriteBackRounding | None = None
+    pays_on: str | Target = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        named = () if isinstance(self.pays_on, Target) else ("pays_on",)
+        check_types(self, ("name", *named, "source"), ("keep_first", "keep_last"))
+        for field in _WRITTEN:
+            if getattr(self, field) not in (None, "stochastic"):
+                known = ("stochastic",)
+                raise RecipeError(str(unknown_name(field, getattr(self, field), known)), (field,))
+        if self.moments and not self.weights:
+            message = 'moments are written back as weights are: it needs weights = "stochastic" too'
+            raise RecipeError(message, ("moments",))
+
+    def name_of(self, rule: Rule) -> str:
+        """What messages call one of the rules: ``rule 2 (path '*/attn/*')``."""
+        shown = [
+            f"{f} {value!r}"
+            for f in ("path", "op", "role", "operands", "min_size")
+            if (value := getattr(rule, f)) != getattr(Rule, f)
+        ]
+        which = f" ({', '.join(shown)})" if shown else ""
+        return f"rule {self.rules.index(rule) + 1}{which} of recipe {self.name!r}"
+
+    @property
+    def has_delayed_scales(self) -> bool:
+        """Whether any quantization takes its scale from earlier steps."""
+        given = (getattr(rule, role) for rule in self.rules for role in ROLES)
+        specs = (getattr(g, kind) for g in given if g is not None for kind in KINDS)
+        return any(q is not None and q.scaling == "delayed" for q in specs)
+
+    def map_quantizations(
+        self, change: Callable[[str, str, Quantization], Quantization], name: str | None = None
+    ) -> Recipe:
+        """The recipe with ``change(role, kind, quantization)`` in place of each quantization."""
+
+        def operands(role: str, given: Operands | None) -> Operands | None:
+            if given is None:
+                return None
+            new = {k: q and change(role, k, q) for k in KINDS for q in [getattr(given, k)]}
+            return Operands(**new)
+
+        rules = tuple(
+            dataclasses.replace(rule, **{r: operands(r, getattr(rule, r)) for r in ROLES})
+            for rule in self.rules
+        )
+        return dataclasses.replace(self, name=name or self.name, rules=rules)
+
+    def with_rounding(self, **roundings: Rounding) -> Recipe:
+        """The recipe with another rounding: ``with_rounding(gradients="nearest")``.
+
+        Args:
+          **roundings: any of ``activations``, ``weights``, ``gradients``.
+        """
+        plural = {k + "s": k for k in KINDS}
+        for given in roundings:
+            if given not in plural:
+                raise unknown_name("operand", given, plural)
+        chosen = {plural[k]: v for k, v in roundings.items()}
+        label = ",".join(f"{k}={v}" for k, v in roundings.items())
+        return self.map_quantizations(
+            lambda _, kind, q: dataclasses.replace(q, rounding=chosen.get(kind, q.rounding)),
+            f"{self.name}[{label}]",
+        )
+
+    def without_noise(self) -> Recipe:
+        """The recipe with its stochastic quantizers removed, whose results averages converge to."""
+
+        def change(role: str, kind: str, q: Quantization) -> Quantization:
+            del role, kind
+            return dataclasses.replace(q, rounding="none") if q.rounding == "stochastic" else q
+
+        return self.map_quantizations(change, f"{self.name}[without noise]")
+
+    def without_write_backs(self) -> Recipe:
+        """The recipe for products alone: what is written or cast stays as a program has it."""
+        return dataclasses.replace(self, weights=None, moments=None, casts=None)
+
+    def to_toml(self) -> str:
+        """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""
+        return toml.text_of(self)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Recipe:
+        """The recipe that TOML text describes.
+
+        Raises:
+          RecipeError: not TOML, or not a recipe; the message names the line.
+        """
+        return toml.read(text, cls)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the recipe as TOML."""
+        Path(path).write_text(self.to_toml(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Reads a recipe from a TOML file; errors name the file and the line."""
+        try:
+            return cls.from_toml(Path(path).read_text(encoding="utf-8"))
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}", error.where) from None
