@@ -56,9 +56,9 @@ class Jitted:
         given: Options,
         onlookers: Onlookers = Onlookers(),  # noqa: B008
     ) -> None:
+        functools.update_wrapper(self, fun)  # first: it takes over whatever attributes fun has
         self._fun, self._given = fun, given
         self._options = Resolved.of(fun, given)
-        functools.update_wrapper(self, fun)
         self.name = name_of(fun)
         self.__signature__ = signature_with_key(fun)
         self._settings = self._options.settings
