@@ -36,8 +36,8 @@ import _qwix_tpu_steps as qwix_steps
 import _tpu_programs as programs
 from _tpu_recipes import recipe_of
 from srjit import srjit, targets
+from srjit.aot.compiled_program import CompiledProgram, program_of
 from srjit.aot.compilers import devices_of, optimized
-from srjit.aot.reading import Program, program_of
 from srjit.targets.kernel_call import without_kernels
 
 CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
@@ -103,7 +103,7 @@ def qwix(chip: str, name: str) -> int:
     return _cycles(program_of(*optimized(targets.get(chip), lowered)))
 
 
-def _cycles(program: Program) -> int:
+def _cycles(program: CompiledProgram) -> int:
     assert program.cycles
     return program.cycles
 

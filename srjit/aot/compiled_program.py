@@ -16,7 +16,7 @@ from srjit.targets.target import WITHOUT_HISTORY
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
+class Multiplication:
     """A product that the program computes.
 
     Attributes:
@@ -59,7 +59,7 @@ class SiteCost:
       kernels: of its kernels, by their own estimate.
     """
 
-    products: tuple[Product, ...] = ()
+    products: tuple[Multiplication, ...] = ()
     cycles: int = 0
     around: int = 0
     kernels: int = 0
@@ -106,7 +106,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
+class CompiledProgram:
     """What a compiler made of a program.
 
     Attributes:
@@ -131,7 +131,7 @@ class Program:
     moved: int = 0
 
 
-def program_of(module: Module, analysis: Any) -> Program:
+def program_of(module: Module, analysis: Any) -> CompiledProgram:
     """What an optimized module shows.
 
     Args:
@@ -141,7 +141,7 @@ def program_of(module: Module, analysis: Any) -> Program:
     executed = [e for e in module.executed() if not _is_rare(module, e.instruction)]
     costs = [c for e in executed if (c := _cycles(e)) is not None]
     loops = [e for e in executed if e.instruction.opcode == "while"]
-    return Program(
+    return CompiledProgram(
         cycles=sum(costs) if costs else None,
         sites=_sites(module, executed),
         kernels=tuple(_kernel(module, e) for e in executed if e.instruction.target in _KERNELS),
@@ -191,7 +191,7 @@ def _moved(e: Executed) -> int:
     return e.times * sum(map(_size, (*operands, *results)))
 
 
-def products_of(module: Module, executed: Executed) -> list[tuple[Product, int | None]]:
+def products_of(module: Module, executed: Executed) -> list[tuple[Multiplication, int | None]]:
     """The products that an instruction computes, fused ones too, and the sites they are of."""
     candidates = [
         (executed.computation, executed.instruction),
@@ -206,9 +206,9 @@ def products_of(module: Module, executed: Executed) -> list[tuple[Product, int |
     ]
 
 
-def _product(where: Computation, instruction: Instruction) -> Product:
+def _product(where: Computation, instruction: Instruction) -> Multiplication:
     lhs, rhs = (o.shapes[0] for o in where.operands(instruction)[:2])
-    return Product(lhs, rhs, _order(instruction, lhs, rhs), instruction.target)
+    return Multiplication(lhs, rhs, _order(instruction, lhs, rhs), instruction.target)
 
 
 def _order(instruction: Instruction, lhs: Shape, rhs: Shape) -> str:

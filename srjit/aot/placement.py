@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +17,7 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
-from srjit.aot.compilers import devices_of, mesh_of, optimized
-from srjit.aot.rates import rate
-from srjit.aot.reading import Program, SiteCost, program_of
-from srjit.aot.report import CompiledSite, Report
-from srjit.report.report import Report as Planned
+from srjit.aot.compilers import devices_of, mesh_of
 from srjit.targets import Target
 
 # Options of jax.jit that say where, as a placement does.
@@ -144,58 +140,3 @@ def _in_use(mesh: Mesh) -> Any:
 
 def _is_sharding(x: Any) -> bool:
     return x is None or isinstance(x, (PartitionSpec, jax.sharding.Sharding))
-
-
-def reported(before: Any, after: Any, planned: Planned, place: Placement) -> Report:
-    """Compiles a program as it was and as it is now, and reads what became of it.
-
-    Args:
-      before, after: lowered for ``place``, as ``jax.stages.Lowered``.
-      planned: what was planned for its sites.
-      place: the devices.
-    """
-    was, now = (program_of(*optimized(place.target, lowered)) for lowered in (before, after))
-    sites = tuple(
-        CompiledSite(
-            plan=plan,
-            cost=(cost := now.sites.get(plan.site.number, SiteCost())),
-            rates=_rates(cost, now, place.target),
-        )
-        for plan in planned.sites
-    )
-    estimates = place.target.estimates
-    return Report(
-        sites=sites,
-        before=was,
-        after=now,
-        recipe=planned.recipe,
-        target=planned.target,
-        mode=planned.mode,
-        devices=place.count,
-        cycles_per_byte=estimates.cycles_per_byte if estimates else None,
-        notes=(*planned.notes, *_notes(sites)),
-    )
-
-
-def _notes(sites: Sequence[CompiledSite]) -> list[str]:
-    found = {
-        verdict: ", ".join(str(s.plan.site.number) for s in sites if s.verdict == verdict)
-        for verdict in _NOTES
-    }
-    return [_NOTES[verdict].format(numbers) for verdict, numbers in found.items() if numbers]
-
-
-# By verdict, what to know of its sites.
-_NOTES = {
-    "emulated": "what is multiplied is no narrower than bfloat16 at site {}: quantizing that has "
-    "the numbers of the recipe, and gains no speed",
-    "unseen": "no product in the optimized program tells that it is of site {}: the compiler "
-    "removed it, or made something else of it, or joined it with another site's",
-}
-
-
-def _rates(cost: SiteCost, program: Program, target: Target) -> dict[Any, float | None]:
-    if program.cycles is None:
-        peak = target.peak or (lambda lhs, rhs: None)
-        return {p.kind: peak(p.lhs.dtype, p.rhs.dtype) for p in cost.products if p.is_narrow}
-    return {p.kind: rate(target, *p.kind) for p in cost.products if p.is_narrow}

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from srjit.aot.compiled_program import products_of
 from srjit.aot.compilers import mesh_of, optimized
-from srjit.aot.reading import products_of
 from srjit.targets import Target
 
 SIZE = 4096  # of all three dimensions: large enough that memory does not matter
@@ -36,7 +36,7 @@ def rate(target: Target, lhs: str, rhs: str, order: str) -> float | None:
     Args:
       target: one whose compiler makes estimates.
       lhs, rhs: element types, as HLO calls them.
-      order: as of ``Product``.
+      order: as of ``Multiplication``.
 
     Returns:
       None where the compiler does not tell, or multiplies other types than these.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-from srjit.aot.reading import Program, SiteCost
+from srjit.aot.compiled_program import CompiledProgram, SiteCost, program_of
+from srjit.aot.compilers import optimized
+from srjit.aot.placement import Placement
+from srjit.aot.rates import rate
 from srjit.planning.profit import counted
 from srjit.planning.site import SitePlan
 from srjit.report.document import Column, Document, Documented, Table, as_json
-from srjit.report.report import SITE, operand, reasons
-from srjit.targets.target import FASTER
+from srjit.report.report import SITE, Report, operand, reasons
+from srjit.targets.target import FASTER, Target
 
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
 
@@ -61,7 +64,7 @@ class CompiledSite:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report(Documented):
+class CompiledReport(Documented):
     """What ``aot`` returns.
 
     Attributes:
@@ -74,8 +77,8 @@ class Report(Documented):
     """
 
     sites: tuple[CompiledSite, ...]
-    before: Program
-    after: Program
+    before: CompiledProgram
+    after: CompiledProgram
     recipe: str
     target: str
     mode: str
@@ -92,7 +95,7 @@ class Report(Documented):
             return None
         return self.before.cycles / self.after.cycles if self.after.cycles else None
 
-    def kernel_cycles(self, program: Program) -> int | None:
+    def kernel_cycles(self, program: CompiledProgram) -> int | None:
         """Cycles of a program's kernels, at least: of each the larger of two models.
 
         They are the estimate of its schedule, where there is one, and its bytes at the memory's
@@ -123,9 +126,9 @@ class Report(Documented):
         """The report as a JSON object.
 
         Its keys are ``recipe``, ``target``, ``mode``, ``devices``, ``speedup``, ``notes``;
-        ``before`` and ``after``, objects with the attributes of a ``Program`` except ``sites``;
-        and ``sites``, a list of objects with the attributes of a ``Site`` and a ``SiteCost``, with
-        ``status`` and ``reason`` (as planned), ``verdict`` and ``became``.
+        ``before`` and ``after``, objects with the attributes of a ``CompiledProgram`` except
+        ``sites``; and ``sites``, a list of objects with the attributes of a ``Site`` and a
+        ``SiteCost``, with ``status`` and ``reason`` (as planned), ``verdict`` and ``became``.
         """
         sites = [
             {
@@ -196,7 +199,7 @@ class Report(Documented):
             yield _compared("memory", f"memory: {name}", before[name], now, _mib)
 
     def _collectives(self) -> Iterator[_Total]:
-        def told(program: Program, kind: str) -> str:
+        def told(program: CompiledProgram, kind: str) -> str:
             found = program.collectives.get(kind)
             return f"{found.count} of {_mib(found.size)}" if found else "none"
 
@@ -231,7 +234,7 @@ class Report(Documented):
         return remarks
 
 
-def _as_json(program: Program) -> dict[str, object]:
+def _as_json(program: CompiledProgram) -> dict[str, object]:
     return {k: v for k, v in dataclasses.asdict(program).items() if k != "sites"}
 
 
@@ -281,3 +284,61 @@ def _compared(
 
 def _mib(size: int) -> str:
     return f"{size / _MIB:.{1 if size >= 10 * _MIB else 3}f} MiB"
+
+
+# ------------------------------------------------------------------------------------- making one
+
+
+def reported(before: Any, after: Any, planned: Report, place: Placement) -> CompiledReport:
+    """Compiles a program as it was and as it is now, and reads what became of it.
+
+    Args:
+      before, after: lowered for ``place``, as ``jax.stages.Lowered``.
+      planned: what was planned for its sites.
+      place: the devices.
+    """
+    was, now = (program_of(*optimized(place.target, lowered)) for lowered in (before, after))
+    sites = tuple(
+        CompiledSite(
+            plan=plan,
+            cost=(cost := now.sites.get(plan.site.number, SiteCost())),
+            rates=_rates(cost, now, place.target),
+        )
+        for plan in planned.sites
+    )
+    estimates = place.target.estimates
+    return CompiledReport(
+        sites=sites,
+        before=was,
+        after=now,
+        recipe=planned.recipe,
+        target=planned.target,
+        mode=planned.mode,
+        devices=place.count,
+        cycles_per_byte=estimates.cycles_per_byte if estimates else None,
+        notes=(*planned.notes, *_notes(sites)),
+    )
+
+
+def _notes(sites: Sequence[CompiledSite]) -> list[str]:
+    found = {
+        verdict: ", ".join(str(s.plan.site.number) for s in sites if s.verdict == verdict)
+        for verdict in _NOTES
+    }
+    return [_NOTES[verdict].format(numbers) for verdict, numbers in found.items() if numbers]
+
+
+# By verdict, what to know of its sites.
+_NOTES = {
+    "emulated": "what is multiplied is no narrower than bfloat16 at site {}: quantizing that has "
+    "the numbers of the recipe, and gains no speed",
+    "unseen": "no product in the optimized program tells that it is of site {}: the compiler "
+    "removed it, or made something else of it, or joined it with another site's",
+}
+
+
+def _rates(cost: SiteCost, program: CompiledProgram, target: Target) -> dict[Any, float | None]:
+    if program.cycles is None:
+        peak = target.peak or (lambda lhs, rhs: None)
+        return {p.kind: peak(p.lhs.dtype, p.rhs.dtype) for p in cost.products if p.is_narrow}
+    return {p.kind: rate(target, *p.kind) for p in cost.products if p.is_narrow}

@@ -41,7 +41,7 @@ class SrjitFunction(Jitted):
         sr_key: Any = None,
         sr_state: Any = None,
         **kwargs: Any,
-    ) -> aot.Report:
+    ) -> aot.CompiledReport:
         """Compiles for hardware that is not attached, and reports what its compiler made of it.
 
         Args:

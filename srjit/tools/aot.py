@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit import targets
-from srjit.aot import MissingCompilerError, Report
+from srjit.aot import CompiledReport, MissingCompilerError
 from srjit.aot.compilers import devices_of, mesh_of
 from srjit.api.function import SrjitFunction, srjit
 from srjit.api.transformation import UnsupportedSiteError
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(options: argparse.Namespace) -> Report:
+def _report(options: argparse.Namespace) -> CompiledReport:
     mesh = _mesh(options.mesh) if options.mesh else None
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # nothing runs: no accelerator is looked for

@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 from srjit import recipes, srjit, targets
 from srjit.aot import CompiledSite, MissingCompilerError, hlo
+from srjit.aot.compiled_program import Multiplication, SiteCost, program_of
 from srjit.aot.rates import rate
-from srjit.aot.reading import Product, SiteCost, program_of
 from srjit.numerics.quantization import Quantization
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -172,7 +172,7 @@ def test_an_operand_order_that_loses_the_rate_is_told():
     assert rates == {"NN": pytest.approx(2, abs=0.1), "TN": pytest.approx(1, abs=0.1)}
     shape = hlo.Shape("s8", (8, 8))
     for order, verdict in (("NN", "native"), ("TN", "narrow")):
-        product = Product(shape, shape, order)
+        product = Multiplication(shape, shape, order)
         site = CompiledSite(
             plan=dataclasses.replace(KEPT, status="emulated"),
             cost=SiteCost(products=(product,), cycles=1),
