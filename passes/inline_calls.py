@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from typing import ClassVar
 
-from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_remark
 from srjit.passes.driver.registry import Pass, register
+from srjit.passes.mlir import annotation, editing
 from srjit.program.stablehlo import operations
 
 # What a function says of itself that is true of its body wherever that goes.
@@ -45,12 +44,14 @@ class InlineCalls(Pass):
     def run(self, module: ir.Operation) -> None:
         """Inlines from the innermost calls outwards, so that each body is complete when copied."""
         functions = operations.functions(module)
-        calls = {name: _calls(function) for name, function in functions.items()}
+        calls = {
+            name: [op for op in operations.inside(function) if op.name == "func.call"]
+            for name, function in functions.items()
+        }
         graph = {name: {operations.callee(call) for call in calls[name]} for name in calls}
-        order = _innermost_first(graph)
         kept = {name: _why_not(function, graph) for name, function in functions.items()}
         inlined: set[str] = set()
-        for caller in order:
+        for caller in _innermost_first(graph):
             for call in calls[caller]:
                 callee = operations.callee(call)
                 if callee not in functions or operations.is_public(functions[callee]):
@@ -58,17 +59,10 @@ class InlineCalls(Pass):
                 if reason := kept[callee] or _why_not_here(call):
                     emit_remark(call, f"not inlined: {reason}")
                 else:
-                    _inline(call, functions[callee])
+                    editing.inline(call, functions[callee])
+                    call.erase()
                     inlined.add(callee)
-        _erase_unused(module, [functions[name] for name in reversed(order) if name in inlined])
-
-
-def _inline(call: ir.Operation, callee: ir.Operation) -> None:
-    with ir.InsertionPoint(call):
-        values = _mlir.inlined_func_call(callee, list(call.operands), call.location)
-    for result, value in zip(call.results, values, strict=True):
-        result.replace_all_uses_with(value)
-    call.erase()
+        editing.erase_unused_functions(module, inlined)
 
 
 def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
@@ -78,7 +72,7 @@ def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
         return f"@{name} {why}"
     if name in _called_from(name, graph):
         return f"@{name} calls itself"
-    own = [n for n in function.attributes if n not in _OWN and not n.startswith("srjit.")]
+    own = [n for n in function.attributes if n not in _OWN and not n.startswith(annotation.PREFIX)]
     if own:
         return f"@{name} has the attribute {own[0]!r}"
     for attributes in ("arg_attrs", "res_attrs"):
@@ -86,26 +80,14 @@ def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
             for each in ir.ArrayAttr(function.attributes[attributes]):
                 found = operations.entries(each)
                 for key in ["a complex constant"] if found is None else found:
-                    if not key.startswith(("srjit.", "jax.")):
+                    if not key.startswith((annotation.PREFIX, "jax.")):
                         return f"an argument or result of @{name} has {key!r}"
     return ""
 
 
 def _why_not_here(call: ir.Operation) -> str:
-    own = [n for n in call.attributes if n != "callee" and not n.startswith("srjit.")]
+    own = [n for n in call.attributes if n != "callee" and not n.startswith(annotation.PREFIX)]
     return f"the call has the attribute {own[0]!r}" if own else ""
-
-
-def _calls(function: ir.Operation) -> list[ir.Operation]:
-    found: list[ir.Operation] = []
-
-    def look(op: ir.Operation) -> ir.WalkResult:
-        if op.name == "func.call":
-            found.append(op)
-        return ir.WalkResult.ADVANCE
-
-    function.walk(look)
-    return found
 
 
 def _innermost_first(graph: dict[str, set[str]]) -> list[str]:
@@ -134,14 +116,3 @@ def _called_from(name: str, graph: dict[str, set[str]]) -> set[str]:
         called |= new
         pending += new
     return called
-
-
-def _erase_unused(module: ir.Operation, functions: list[ir.Operation]) -> None:
-    """Erases those of ``functions``, callers first, that nothing mentions any more."""
-    mentions = collections.Counter(
-        symbol for op in operations.top_level(module) for symbol in operations.used(op)
-    )
-    for function in functions:
-        if not mentions[operations.text(function, "sym_name")]:
-            mentions.subtract(operations.used(function))
-            function.erase()

@@ -98,12 +98,7 @@ def _inline(module: Any) -> set[str]:
 
 
 def _inline_one(call: Any, callee: Any) -> None:
-    from srjit._mlir import inlined_func_call
-
-    with ir.InsertionPoint(call), call.location:
-        results = inlined_func_call(callee, list(call.operands))
-    for old, new in zip(call.results, results, strict=True):
-        old.replace_all_uses_with(new)
+    results = editing.inline(call, callee)
     _pass_on_sites(call, results)
     call.erase()
 

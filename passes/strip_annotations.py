@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, register
+from srjit.passes.mlir import annotation
 from srjit.program.stablehlo import operations
 
-_OURS = "srjit."
-_INTERFACE = ("srjit.key", "srjit.state")
+_INTERFACE = (annotation.KEY, annotation.STATE)
 _OF_ARGUMENTS = ("arg_attrs", "res_attrs")
 
 
@@ -39,17 +39,15 @@ class StripAnnotations(Pass):
         """Removes them from operations, arguments and results."""
 
         def strip(op: ir.Operation) -> ir.WalkResult:
-            for name in [named for named in op.attributes if named.startswith(_OURS)]:
+            for name in [named for named in op.attributes if named.startswith(annotation.PREFIX)]:
                 del op.attributes[name]
             for name in _OF_ARGUMENTS:
-                if name in op.attributes and _OURS in str(op.attributes[name]):
-                    op.attributes[name] = self._without_ours(op.attributes[name])
+                given = operations.attribute_of(op, name) if name in op.attributes else None
+                if isinstance(given, ir.ArrayAttr):
+                    op.attributes[name] = ir.ArrayAttr.get([self._kept(each) for each in given])
             return ir.WalkResult.ADVANCE
 
         module.walk(strip)
-
-    def _without_ours(self, of_each: ir.Attribute) -> ir.Attribute:
-        return ir.ArrayAttr.get([self._kept(each) for each in ir.ArrayAttr(of_each)])
 
     def _kept(self, attributes: ir.Attribute) -> ir.Attribute:
         entries = operations.entries(attributes)
@@ -58,6 +56,6 @@ class StripAnnotations(Pass):
         kept = {
             name: value
             for name, value in entries.items()
-            if not name.startswith(_OURS) or (name in _INTERFACE and not self.interface)
+            if not name.startswith(annotation.PREFIX) or (name in _INTERFACE and not self.interface)
         }
         return ir.DictAttr.get(kept)

@@ -11,6 +11,7 @@ from typing import ClassVar
 from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_warning
 from srjit.passes.driver.registry import Pass, PassError, register
+from srjit.passes.mlir import annotation
 from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.names import name_of
 
@@ -89,7 +90,7 @@ def _reached(module: ir.Operation) -> Iterator[tuple[tuple[str, ...], ir.Operati
 def _generators(function: ir.Operation) -> Iterator[tuple[ir.Operation, str]]:
     """Operations of a function that generate random bits, with what to call them."""
     found: list[tuple[ir.Operation, str]] = []
-    if any("srjit.key" in attributes for attributes in _arguments(function)):
+    if any(annotation.KEY in attributes for attributes in _arguments(function)):
         found.append((function, "what the argument srjit.key is the key of"))
 
     lowered: set[str] = set()
@@ -120,7 +121,7 @@ def _generator(op: ir.Operation) -> str:
     if dialect in _DIALECTS and name == "custom_call":
         target = operations.text(op, "call_target_name")
         return f"custom call {target!r}" if _GENERATOR_NAME.search(target) else ""
-    if name == "composite" and operations.text(op, "name").startswith("srjit."):
+    if annotation.is_composite(op):
         described = "composite_attributes" in op.attributes
         stochastic = described and '"stochastic"' in str(op.attributes["composite_attributes"])
         return f"{operations.text(op, 'name')} with stochastic rounding" if stochastic else ""

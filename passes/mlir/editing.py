@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
 from srjit.program.stablehlo import operations
@@ -98,7 +99,9 @@ def return_more(block: Any, values: Sequence[Any]) -> None:
     rebuilt(last, [*last.operands, *values], [])
 
 
-def add_arguments(function: Any, types: Iterable[Any], attributes: Iterable[Any] = ()) -> list[Any]:
+def add_arguments(
+    function: ir.Operation, types: Sequence[ir.Type], attributes: Iterable[ir.Attribute] = ()
+) -> list[Any]:
     """New last arguments of a function; callers have to be changed too.
 
     Args:
@@ -106,39 +109,49 @@ def add_arguments(function: Any, types: Iterable[Any], attributes: Iterable[Any]
       types: of the arguments.
       attributes: a dictionary attribute for each; none for empty ones.
     """
-    types = list(types)
-    if not types:
-        return []
-    inputs, results = operations.types_of(function)
-    block, before = operations.body_of(function), len(inputs)
-    given = list(attributes) or [ir.DictAttr.get({})] * len(types)
-    kind = ir.FunctionType.get([*inputs, *types], results)
-    function.attributes["function_type"] = ir.TypeAttr.get(kind)
-    if "arg_attrs" in function.attributes or any(len(a) for a in given):
-        old = _extras(function, "arg_attrs", before)
-        function.attributes["arg_attrs"] = ir.ArrayAttr.get([*old, *given])
+    _lengthen(function, "arg_attrs", types, attributes)
+    block = operations.body_of(function)
     return [block.add_argument(t, function.location) for t in types]
 
 
-def add_results(function: Any, values: Sequence[Any], attributes: Iterable[Any] = ()) -> None:
+def add_results(
+    function: ir.Operation, values: Sequence[Any], attributes: Iterable[ir.Attribute] = ()
+) -> None:
     """New last results of a function; callers have to be changed too."""
-    if not values:
+    if values:
+        _lengthen(function, "res_attrs", [v.type for v in values], attributes)
+        return_more(operations.body_of(function), values)
+
+
+def _lengthen(
+    function: ir.Operation, which: str, types: Sequence[ir.Type], attributes: Iterable[ir.Attribute]
+) -> None:
+    """Writes more arguments (``arg_attrs``) or results into a function's type and attributes."""
+    if not types:
         return
-    inputs, results = operations.types_of(function)
-    before = len(results)
-    given = list(attributes) or [ir.DictAttr.get({})] * len(values)
-    kind = ir.FunctionType.get(inputs, [*results, *(v.type for v in values)])
-    function.attributes["function_type"] = ir.TypeAttr.get(kind)
-    if "res_attrs" in function.attributes or any(len(a) for a in given):
-        old = _extras(function, "res_attrs", before)
-        function.attributes["res_attrs"] = ir.ArrayAttr.get([*old, *given])
-    return_more(operations.body_of(function), values)
+    inputs, outputs = operations.types_of(function)
+    known = inputs if which == "arg_attrs" else outputs
+    empty = ir.DictAttr.get({})
+    old: Iterable[ir.Attribute] = [empty] * len(known)
+    if which in function.attributes:
+        old = ir.ArrayAttr(function.attributes[which])
+    given = [*old, *(list(attributes) or [empty] * len(types))]
+    known += types
+    function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, outputs))
+    if which in function.attributes or any(len(ir.DictAttr(a)) for a in given):
+        function.attributes[which] = ir.ArrayAttr.get(given)
 
 
-def _extras(function: Any, name: str, count: int) -> list[Any]:
-    if name in function.attributes:
-        return list(ir.ArrayAttr(function.attributes[name]))
-    return [ir.DictAttr.get({})] * count
+def inline(call: ir.Operation, callee: ir.Operation) -> list[ir.Value[Any]]:
+    """Puts what a function computes in place of a call's results, which it returns.
+
+    The call stays, unused.
+    """
+    with ir.InsertionPoint(call):
+        values = _mlir.inlined_func_call(callee, list(call.operands), call.location)
+    for result, value in zip(call.results, values, strict=True):
+        result.replace_all_uses_with(value)
+    return list(values)
 
 
 def erase_unused_functions(module: ir.Operation, names: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from srjit._mlir import ir
+from srjit._mlir import ir, stablehlo
 from srjit.program.stablehlo.operations import callee_of, constant_integer, owner, terminator
 
 
@@ -50,8 +50,8 @@ class Loop:
             return None, None
         left, right = compare.operands
         limit = constant_integer(right)
-        direction = str(compare.attributes["comparison_direction"])
-        if limit is None or not isinstance(left, ir.BlockArgument) or "LT" not in direction:
+        direction = stablehlo.ComparisonDirectionAttr(compare.attributes["comparison_direction"])
+        if limit is None or not isinstance(left, ir.BlockArgument) or direction.value != "LT":
             return None, None
         position = left.arg_number
         if left.owner != condition:
