@@ -225,16 +225,12 @@ class Frame:
         if self.shown.observer is None or key is None or operand.signs is not None:
             return
         target = self.plan.settings.target
-        run = functools.partial(
-            quantize_operand,
-            demand=self._demand(shared.spec, in_memory=operand.in_memory),
-            target=target,
-        )
         quantizer = Quantizer(
             draw=(operand.draw.number, operand.draw.slot),
             operand=operand,
             spec=shared.spec,
-            run=run,
+            demand=self._demand(shared.spec, in_memory=operand.in_memory),
+            target=target,
             bits=target.noise_bits(shared.spec) if target.is_attached else NOISE_BITS,
         )
         where = self._where(operand.draw.flips, operand.varies)

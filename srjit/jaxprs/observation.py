@@ -17,9 +17,10 @@ from srjit.numerics.rounding import working_dtype
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand
 from srjit.planning.site import WrittenKind
-from srjit.products.scaled_values import ScaledValues
 from srjit.program.values import Path
 from srjit.report.label import CAST, UPDATE, Label
+from srjit.targets.operand import quantize_operand
+from srjit.targets.target import Demand, Target
 
 
 class Rounding(Protocol):
@@ -53,14 +54,16 @@ class Quantizer:
         what it recomputes.
       operand: of the first site that reads its codes.
       spec: how it quantizes.
-      run: (x, key=, before=, spec=) -> codes, as the program does it.
+      demand: the same, with what the program knows of the operand.
+      target: what quantizes it.
       bits: see ``Rounding``.
     """
 
     draw: tuple[int, int]
     operand: Operand = dataclasses.field(compare=False)
     spec: Quantization
-    run: Callable[..., ScaledValues] = dataclasses.field(compare=False)
+    demand: Demand = dataclasses.field(compare=False)
+    target: Target = dataclasses.field(compare=False)
     bits: int
 
     @property
@@ -71,7 +74,8 @@ class Quantizer:
     def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
         """See ``Rounding``: x or its Hadamard transform."""
         spec = dataclasses.replace(self.spec, rounding="none")
-        values = self.run(x, spec=spec, key=None, before=before).values
+        demand = dataclasses.replace(self.demand, spec=spec)
+        values = quantize_operand(x, demand, None, self.target, before).values
         spec = dataclasses.replace(self.spec, rounding="nearest")
         q = encode(x, spec, None, before=before, subnormal=False)
         ones = dataclasses.replace(q, codes=jnp.ones_like(q.codes))
@@ -79,7 +83,7 @@ class Quantizer:
 
     def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
         """See ``Rounding``."""
-        q = self.run(x, key=(words[0], words[1]), before=before)
+        q = quantize_operand(x, self.demand, (words[0], words[1]), self.target, before)
         values = q.merged.astype(working_dtype(x.dtype))
         return values if q.scale is None else values * aligned(q.scale, values.ndim)
 

@@ -152,7 +152,7 @@ def _write(
     task: Task,
     part: Tile,
     amax: jax.Array | None,
-    drawn: tuple[Sequence[jax.Array], jax.Array | None, Places] | None,
+    drawn: tuple[Sequence[Any], Any, Places] | None,
     results: list[Any],
     machine: Machine,
 ) -> None:
