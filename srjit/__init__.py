@@ -2,8 +2,6 @@
 
 import ast as _ast
 import importlib as _importlib
-import sys as _sys
-import types as _types
 
 # __init__.pyi says where each public name is from. Names are imported when they are first used:
 # srjit-opt needs none of them, and they need all of JAX, which would be most of its time.
@@ -35,15 +33,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})
-
-
-class _Package(_types.ModuleType):
-    """A package in which a file may be called as the function that it defines."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # What the import system does after it has imported a file must not hide the function.
-        if not (name in _HOME and _HOME[name] != __name__ and isinstance(value, _types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-_sys.modules[__name__].__class__ = _Package
