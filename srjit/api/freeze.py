@@ -16,8 +16,9 @@ from srjit.api.function import SrjitFunction
 from srjit.api.options import Resolved
 from srjit.api.transformation import Program, Transformation, is_traced
 from srjit.calling.arguments import Arguments
-from srjit.calling.signature import name_of, parameters_of
-from srjit.jaxprs import packed_weights as frozen
+from srjit.calling.jit import as_tuple
+from srjit.calling.signature import called_as, name_of, parameters_of
+from srjit.jaxprs.packed_weights import Frozen, with_packed_weights
 from srjit.program.values import PARAMETER
 from srjit.report.report import Report
 
@@ -85,7 +86,7 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     else:
         made = jax.jit(layout.pack)(leaves)
         packed = {name: made.get(name, layout.given(name, leaves)) for name in layout.shapes}
-    run = _named(fun, functools.partial(program.call, layout.shapes))
+    run = called_as(fun, functools.partial(program.call, layout.shapes))
     return packed, jax.jit(run, **jit_options)
 
 
@@ -123,32 +124,14 @@ def _for_packed(
 
     def others(option: str) -> tuple[Any, ...]:
         """What an option says of the other arguments."""
-        given = _as_tuple(options.get(option))
+        given = as_tuple(options.get(option))
         return tuple(x for x in given if x not in (position, position - count, *called))
 
     for option in ("static_argnums", "static_argnames"):
-        if len(others(option)) < len(_as_tuple(options.get(option))):
+        if len(others(option)) < len(as_tuple(options.get(option))):
             raise ValueError(f"the parameters of {name} are static: srjit.freeze packs arrays")
     donated = {o: others(o) for o in ("donate_argnums", "donate_argnames") if options.get(o)}
     return {**options, **donated}
-
-
-def _as_tuple(value: Any) -> Sequence[Any]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, (int, str)) else tuple(value)
-
-
-def _named(fun: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call(args, kwargs)`` as a function of fun's name and signature."""
-
-    def named(*args: Any, **kwargs: Any) -> Any:
-        return call(args, kwargs)
-
-    functools.update_wrapper(named, fun)
-    if parameters_of(fun) is None:
-        del named.__wrapped__  # type: ignore[attr-defined]  # a signature is looked for there
-    return named
 
 
 def _structs_of(args: Any, kwargs: Any) -> Any:
@@ -177,7 +160,7 @@ class _Layout:
     """
 
     shapes: dict[str, jax.ShapeDtypeStruct]
-    program: frozen.Frozen
+    program: Frozen
     weights: list[dict[str, str]]
     names: dict[str, int]
     inputs: list[int]
@@ -270,7 +253,7 @@ def _absent(struct: Any) -> jax.Array:
 
 def _layout(program: Program) -> _Layout:
     is_parameter = [label == PARAMETER for label in program.labels]
-    made = frozen.freeze(program.closed, program.plan, is_parameter)
+    made = with_packed_weights(program.closed, program.plan, is_parameter)
     inputs = [i for i, own in enumerate(is_parameter) if own]
     names = {i: _plain(program.names[i]) for i in inputs}
     shapes: list[tuple[str, jax.ShapeDtypeStruct]] = []

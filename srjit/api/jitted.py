@@ -19,16 +19,15 @@ from srjit import _compat
 from srjit.api.options import Options, Resolved
 from srjit.api.transformation import Onlookers, Transformation, is_traced
 from srjit.calling import jit as jitting
-from srjit.calling.arguments import Changed, Objects
+from srjit.calling.arguments import Changed
 from srjit.calling.jit import KeyedJit
 from srjit.calling.keys import (
     Counted,
     IfNeeded,
     Stateful,
     Undifferentiated,
+    as_argument,
     as_words,
-    from_host,
-    is_host_value,
 )
 from srjit.calling.signature import name_of, signature_with_key
 from srjit.calling.stages import Lowered, Traced
@@ -72,7 +71,7 @@ class Jitted:
             if given.mode == "inference":
                 raise TypeError("mode='inference' rounds to nearest everywhere and takes no key")
             as_key(given.key)  # says at once what is wrong with it
-            self._base = from_host(given.key) if is_host_value(given.key) else given.key
+            self._base = as_argument(given.key)
         self.calls = 0
         self._last: tuple[Any, Any] | None = None
         self._counting = threading.Lock()
@@ -114,10 +113,7 @@ class Jitted:
           ValueError: ``sr_key`` is committed to another device than the arguments, or ``sr_state``
             is not of this program.
         """
-        if sr_key is None:
-            sr_key = self._own_key()
-        elif is_host_value(sr_key):
-            sr_key = from_host(sr_key)
+        sr_key = self._own_key() if sr_key is None else as_argument(sr_key)
         if sr_state is not None:
             sr_key = Stateful(sr_key, sr_state)
         jitted = (self._watched or self._jit).of(args)
@@ -130,10 +126,7 @@ class Jitted:
             raise
         if type(out) is Watched:
             out = self._delivered(out)
-        if type(out) is Changed:
-            Objects.among(args, kwargs).update(out.state)
-            return out.out
-        return out
+        return out.handed_back(args, kwargs) if type(out) is Changed else out
 
     def _delivered(self, watched: Watched) -> Any:
         """What the function returned; what was measured is on its way."""

@@ -15,14 +15,13 @@ from jax.core import Tracer
 
 from srjit import _compat
 from srjit.api.options import Resolved, TransformOptions, check_position, takes
-from srjit.calling.arguments import Arguments, Changed, Objects
+from srjit.calling.arguments import Arguments, Changed
 from srjit.calling.keys import (
     IfNeeded,
     MissingKeyError,
     Stateful,
     Undifferentiated,
-    from_host,
-    is_host_value,
+    as_argument,
     key_words,
 )
 from srjit.calling.signature import name_of, parameters_of, signature_with_key
@@ -384,12 +383,9 @@ def transform(fun: Callable[..., Any], options: TransformOptions) -> Callable[..
         if sr_key is None:
             key = None if _compat.inside_transformation() else Undifferentiated()
         else:
-            key = from_host(sr_key) if is_host_value(sr_key) else sr_key
+            key = as_argument(sr_key)
         out = transformation(key if sr_state is None else Stateful(key, sr_state), args, kwargs)
-        if isinstance(out, Changed):
-            Objects.among(args, kwargs).update(out.state)
-            return out.out
-        return out
+        return out.handed_back(args, kwargs) if isinstance(out, Changed) else out
 
     transformed.__signature__ = signature_with_key(fun)  # type: ignore[attr-defined]
     transformed.init_state = lambda *a, **k: transformation.init_state(a, k)  # type: ignore[attr-defined]

@@ -21,6 +21,11 @@ class Changed(NamedTuple):
     out: Any
     state: Any
 
+    def handed_back(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Gives a call's objects their state, and returns what the function returned."""
+        Objects.among(args, kwargs).update(self.state)
+        return self.out
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:

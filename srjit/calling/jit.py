@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from srjit.calling.signature import parameters_of
+from srjit.calling.signature import called_as, parameters_of
 
 _STATIC = ("static_argnums", "static_argnames")
 
@@ -30,7 +28,7 @@ class KeyedJit:
         self, fun: Callable[..., Any], run: Callable[..., Any], options: dict[str, Any]
     ) -> None:
         self._fun, self._options = fun, options
-        self._run = _with_key_first(fun, run)
+        self._run = called_as(fun, run, "_srjit_key")
         given = options.get("in_shardings")
         self._one_sharding = given is not None and not isinstance(given, (tuple, list))
         self._jits: dict[int | None, Any] = {}
@@ -64,7 +62,7 @@ class KeyedJit:
 
     def _static_positions(self, count: int) -> set[int]:
         """Which of ``count`` positional arguments are static, as jax.jit infers it."""
-        numbers, names = (_as_tuple(self._options.get(name)) for name in _STATIC)
+        numbers, names = (as_tuple(self._options.get(name)) for name in _STATIC)
         if not numbers and names:
             parameters = [p.name for p in parameters_of(self._fun) or ()]
             numbers = [parameters.index(name) for name in names if name in parameters]
@@ -95,23 +93,8 @@ def explain(error: ValueError, key: Any, arguments: Any) -> None:
         ) from error
 
 
-def _with_key_first(fun: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
-    """``run(key, args, kwargs)`` as a function of fun's signature with a key in front."""
-
-    def keyed(_srjit_key: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return run(_srjit_key, args, kwargs)
-
-    functools.update_wrapper(keyed, fun)
-    parameters = parameters_of(fun)
-    if parameters is None:
-        del keyed.__wrapped__  # type: ignore[attr-defined]  # a signature is looked for there
-    else:
-        key = inspect.Parameter("_srjit_key", inspect.Parameter.POSITIONAL_ONLY)
-        keyed.__signature__ = inspect.Signature([key, *parameters])  # type: ignore[attr-defined]
-    return keyed
-
-
-def _as_tuple(value: Any) -> Sequence[Any]:
+def as_tuple(value: Any) -> Sequence[Any]:
+    """Returns positions or names that an option of ``jax.jit`` gives, one or several."""
     if value is None:
         return ()
     return (value,) if isinstance(value, (int, str)) else tuple(value)
@@ -121,7 +104,7 @@ def _shifted(options: dict[str, Any]) -> dict[str, Any]:
     """Options of ``jax.jit`` for a function with one more argument in front."""
     numbers = ("static_argnums", "donate_argnums")
     return {
-        name: tuple(n + (n >= 0) for n in _as_tuple(value)) if name in numbers and value is not None
+        name: tuple(n + (n >= 0) for n in as_tuple(value)) if name in numbers and value is not None
         else value
         for name, value in options.items()
     }  # fmt: skip

@@ -62,17 +62,14 @@ class MissingKeyError(TypeError):
         )
 
 
-def is_host_value(sr_key: Any) -> bool:
-    """Whether ``sr_key`` has to go through ``from_host`` before a jitted function takes it."""
-    return isinstance(sr_key, _HOST_TYPES)
-
-
-def from_host(sr_key: Any) -> Any:
-    """A Python or NumPy value as a jitted function can take it, with all its bits.
+def as_argument(sr_key: Any) -> Any:
+    """Returns a key as a jitted function can take it, with all its bits.
 
     Raises:
-      TypeError: it is not an integer.
+      TypeError: it is a Python or NumPy value, and not an integer.
     """
+    if not isinstance(sr_key, _HOST_TYPES):
+        return sr_key
     if type(sr_key) is not int:
         sr_key = _integer(sr_key)
     return sr_key if -(2**31) <= sr_key < 2**31 else int_words(sr_key)
@@ -80,7 +77,7 @@ def from_host(sr_key: Any) -> Any:
 
 def as_words(sr_key: Any) -> Any:
     """An integer of any kind as ``(low, high)``, whatever its size; other keys as they are."""
-    if is_host_value(sr_key):
+    if isinstance(sr_key, _HOST_TYPES):
         return int_words(_integer(sr_key))
     concrete = isinstance(sr_key, jax.Array) and not isinstance(sr_key, Tracer)
     if concrete and not sr_key.shape and jnp.issubdtype(sr_key.dtype, jnp.integer):

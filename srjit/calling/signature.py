@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -32,3 +33,20 @@ def signature_with_key(fun: Callable[..., Any]) -> inspect.Signature:
     last = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     cut = len(parameters) - last
     return inspect.Signature([*parameters[:cut], key, *parameters[cut:]])
+
+
+def called_as(fun: Callable[..., Any], call: Callable[..., Any], *first: str) -> Callable[..., Any]:
+    """Returns ``call(*first, args, kwargs)`` with fun's name and its signature after ``first``."""
+    count = len(first)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return call(*args[:count], args[count:], kwargs)
+
+    functools.update_wrapper(called, fun)
+    parameters = parameters_of(fun)
+    if parameters is None:
+        del called.__wrapped__  # type: ignore[attr-defined]  # a signature is looked for there
+    else:
+        own = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in first]
+        called.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
+    return called

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from srjit.calling.arguments import Changed, Objects
+from srjit.calling.arguments import Changed
 from srjit.calling.keys import Counted, IfNeeded, Stateful, as_words
 
 
@@ -80,10 +80,7 @@ class Compiled:
             raise TypeError(f"this program has {had} sr_state")
         key = self._key_for(sr_key)
         out = self._compiled(Stateful(key, sr_state) if self._stateful else key, *args, **kwargs)
-        if isinstance(out, Changed):
-            Objects.among(args, kwargs).update(out.state)
-            return out.out
-        return out
+        return out.handed_back(args, kwargs) if isinstance(out, Changed) else out
 
     def _key_for(self, sr_key: Any) -> Any:
         if self._key is None:

@@ -133,7 +133,7 @@ class Frozen:
         return frame.run(jaxpr, consts, inputs)
 
 
-def freeze(closed: Any, plan: ProgramPlan, parameters: Sequence[bool]) -> Frozen:
+def with_packed_weights(closed: Any, plan: ProgramPlan, parameters: Sequence[bool]) -> Frozen:
     """Finds the weights of a program that take less memory than the parameters they are made of.
 
     Args:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 
 from srjit._mlir import ir
-from srjit.calling.keys import MissingKeyError, from_host, is_host_value, key_words
+from srjit.calling.keys import MissingKeyError, as_argument, key_words
 from srjit.passes.mlir.annotation import KEY, STATE
 from srjit.program.stablehlo.operations import main_of, types_of
 
@@ -149,4 +149,4 @@ def words_of(sr_key: Any) -> jax.Array:
     Raises:
       TypeError: it is not a key.
     """
-    return _stacked(from_host(sr_key) if is_host_value(sr_key) else sr_key)
+    return _stacked(as_argument(sr_key))

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import jax
@@ -14,6 +15,8 @@ import pytest
 
 import srjit
 from srjit.api.options import JIT, Options, TransformOptions
+from srjit.passes.insert_quantize import InsertQuantize
+from srjit.passes.legalize import Legalize
 
 TAKERS = {srjit.srjit: Options, srjit.transform: TransformOptions}
 ROOT = Path(__file__).parents[2]
@@ -39,6 +42,19 @@ def test_docs_describe_every_option(taker):
 
 def test_options_of_jax_jit_are_options():
     assert set(inspect.signature(jax.jit).parameters) - {"fun"} <= JIT
+
+
+def test_passes_take_the_same_values_and_defaults():
+    ours = {f.name: f for f in dataclasses.fields(Options)}
+    hints, shared = typing.get_type_hints(Options), set()
+    for cls in (InsertQuantize, Legalize):
+        theirs = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            shared.add(field.name)
+            assert field.default == ours[field.name].default
+            if typing.get_origin(hints[field.name]) is typing.Literal:
+                assert theirs[field.name] == hints[field.name]
+    assert shared == {"recipe", "target", "mode", "rng", "strict"}
 
 
 @pytest.mark.parametrize("taker", TAKERS)
