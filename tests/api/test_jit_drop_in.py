@@ -171,7 +171,7 @@ def powers(w: jax.Array, n: int, x: jax.Array, *, flag: bool = False) -> jax.Arr
 def test_static_arguments(options: Any):
     decorated = srjit(powers, recipe="int8", **options)
     for n in (1, 2):
-        assert len(decorated.explain(W, n, X, flag=True).sites) == 3 * n
+        assert len(decorated.explain(W, n, X, flag=True).with_gradients) == 3 * n
         np.testing.assert_allclose(
             decorated(W, n, X, flag=True), -powers(W, n, X), rtol=0.1, atol=0.2 * 4**n
         )

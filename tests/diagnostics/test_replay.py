@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import srjit
+from srjit.api.transformation import Onlookers
 from srjit.diagnostics.verify.capture import Capture
 from srjit.numerics.encode import encode
 
@@ -31,9 +32,8 @@ def step(w, x):
 def test_keys_are_those_that_the_run_took(recipe, base):
     fun = srjit.srjit(step, recipe=recipe, key=base)
     seen = Capture()
-    run = fun._observed(lambda t: t.observe(seen.observe), (W, X), {}, None, None)(
-        fun._options.settings.recipe
-    )
+    program = fun._program(Onlookers(observer=seen.observe), (W, X), {}, None, None)
+    run = program(fun._options.settings.recipe)
     for seen.step in range(2):
         run(seen.step)
         jax.effects_barrier()
