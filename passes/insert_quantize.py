@@ -98,7 +98,7 @@ class InsertQuantize(Pass):
             raise PassError(None, str(error)) from None
 
     def _complain(self, module: ir.Operation, plan: ProgramPlan) -> list[str]:
-        """What a report has to say of that the recipe asks for and no pass does.
+        """Returns notes on recipe requests that no pass can meet.
 
         Raises:
           PassError: there is something, and ``strict``.

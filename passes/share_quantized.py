@@ -66,7 +66,7 @@ def _share(block: Any, known: dict[Hashable, Any], same: dict[Any, Any]) -> None
 
 
 def _invariants(op: Any, same: dict[Any, Any]) -> dict[Any, Any]:
-    """What a loop hands from iteration to iteration as it was given: by what it was given."""
+    """The invariants of a loop: for each argument that never changes, its first value."""
     found: dict[Any, Any] = {}
     condition, body = (region.blocks[0] for region in op.regions)
     returned = operations.terminator(body).operands

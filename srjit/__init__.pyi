@@ -22,7 +22,7 @@ from srjit.calling.stages import Lowered as Lowered
 from srjit.calling.stages import Traced as Traced
 from srjit.diagnostics.verify.certificate import Certificate as Certificate
 from srjit.diagnostics.verify.certificate import OperandCertificate as OperandCertificate
-from srjit.diagnostics.verify.certify import verify_function as verify_function
+from srjit.diagnostics.verify.function import verify_function as verify_function
 from srjit.diagnostics.watch.diagnosis import Diagnosis as Diagnosis
 from srjit.diagnostics.watch.sinks import TensorBoard as TensorBoard
 from srjit.modules.rejit import Rejitted as Rejitted

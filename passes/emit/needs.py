@@ -1,4 +1,4 @@
-"""What each function of a rewritten module takes from its callers: keys, numbers, histories."""
+"""Needs of functions: the keys, numbers and histories that they take from their callers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass
 class Needs:
-    """What a group takes from its callers.
+    """Everything that a group takes from its callers.
 
     Attributes:
       keys: for each key, which of the outer loops' trips count the other way round.
@@ -47,7 +47,7 @@ class Needs:
 
 
 def needs_of(groups: Sequence[Group], plan: ProgramPlan) -> dict[Group, Needs]:
-    """What all groups take; callers come first in ``groups``."""
+    """The needs of all groups; callers come first in ``groups``."""
     needs: dict[Group, Needs] = {}
     for group in reversed(groups):
         found = needs[group] = Needs()
@@ -67,7 +67,7 @@ def sites_of(plan: ProgramPlan, group: Group, item: Item) -> list[PlannedSite]:
 
 
 def along(group: Group, item: Item, values: Sequence[T]) -> list[T]:
-    """What belongs to the chains that reach a callee, for those that reach the call."""
+    """Values of the chains that reach a callee, for the chains that reach its call."""
     at = dict(zip(group.calls[item].chains, values, strict=True))
     return [at[*chain, *item.path] for chain in group.chains]
 

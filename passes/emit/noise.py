@@ -30,7 +30,7 @@ _UINT32 = np.dtype(np.uint32)
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Where the noise of one quantization comes from, along every chain of a group.
+    """The source of one quantization's noise, along every chain of a group.
 
     Attributes:
       numbers: of the first site that quantizes the value so, along each chain.
@@ -49,7 +49,7 @@ Noises = tuple[Noise | None, Noise | None, Noise | None]
 
 
 def noises_of(sites: Sequence[PlannedSite]) -> Noises:
-    """Where the noise of a multiplication's operands comes from, and that of their signs.
+    """The sources of the noise of a multiplication's operands, and of their signs.
 
     Args:
       sites: the multiplication along every chain of a group.
@@ -67,14 +67,14 @@ def _noise(draws: Sequence[Draw], axes: tuple[str, ...]) -> Noise:
 
 
 def split_flips(flips: Flips, outside: int, inside: int) -> tuple[Flips, Flips]:
-    """Of the loops outside of a frame, nothing if none is flipped; and of those inside."""
+    """Flips of the loops outside of a frame (empty if there are none), and inside of it."""
     padded = (*flips, *(False,) * (outside + inside - len(flips)))
     outer = padded[:outside]
     return (outer if any(outer) else ()), padded[outside : outside + inside]
 
 
 def offsets_of(numbers: Sequence[int]) -> tuple[int, ...]:
-    """What numbers along the chains differ by from the first."""
+    """The differences of numbers along the chains from the first."""
     return tuple(n - numbers[0] for n in numbers)
 
 
@@ -149,7 +149,7 @@ class Threads:
         return self._keys[name]
 
     def index(self, loops: tuple[Local, ...]) -> Any:
-        """Which slice the innermost loop, of known length, reads and writes: ``tensor<ui32>``."""
+        """The slice that the innermost loop, of known length, is at: ``tensor<ui32>``."""
         loop = loops[-1][0].loop
         assert loop is not None and loop.length is not None
         trip = self._trip(loops[-1])

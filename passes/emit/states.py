@@ -178,7 +178,7 @@ class Histories:
         def fun() -> Any:
             import jax.numpy as jnp
 
-            from srjit.jaxprs.frame import UNSEEN
+            from srjit.jaxprs.evaluator import UNSEEN
 
             return jnp.full(shape, UNSEEN, jnp.float32)
 

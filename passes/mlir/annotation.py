@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
 from srjit.passes.mlir import attributes
-from srjit.program.stablehlo import operations
+from srjit.program.stablehlo.operations import inside as operations
+from srjit.program.stablehlo.operations import text
 from srjit.program.stablehlo.program import read_equation
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def write(op: Any, entries: Sequence[Any]) -> None:
 
 def erase(function: Any) -> None:
     """Takes all entries off the operations of a function."""
-    for op in operations.inside(function):
+    for op in operations(function):
         if SITES in op.attributes:
             del op.attributes[SITES]
 
@@ -172,4 +173,4 @@ def read(op: Any, cls: type[T]) -> list[T]:
 
 def is_composite(op: Any, prefix: str = PREFIX) -> bool:
     """Whether an operation is a composite of ours."""
-    return op.name == "stablehlo.composite" and operations.text(op, "name").startswith(prefix)
+    return op.name == "stablehlo.composite" and text(op, "name").startswith(prefix)

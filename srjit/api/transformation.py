@@ -27,7 +27,7 @@ from srjit.calling.keys import (
 from srjit.calling.signature import name_of, parameters_of, signature_with_key
 from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watch.stream import Watch, Watched
-from srjit.jaxprs.frame import State
+from srjit.jaxprs.evaluator import State
 from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call

@@ -1,1 +1,1 @@
-"""What srjit tells about its work: reports, dumps."""
+"""Looks at programs that run: verify, watch, replay, dumps."""

@@ -126,7 +126,7 @@ def _key(
     loops: Sequence[tuple[int | None, bool]],
     shards: Mapping[str, int],
 ) -> Key:
-    """What the rewritten program derives: of trips, of the quantization, and of the shard."""
+    """The key that the rewritten program derives from trips, quantization and shard."""
     draw, key = operand.draw, root
     for trip, (length, _), flip in itertools.zip_longest(where, loops, draw.flips):
         number = length - 1 - trip if flip and length is not None else trip

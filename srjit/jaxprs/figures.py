@@ -1,4 +1,4 @@
-"""What a watched program measures of a quantization, on the device.
+"""Figures of quantizations, which a watched program measures on the device.
 
 It is of a sample of the operand: groups of whole rows along the contraction, at equal distances,
 quantized again as they were in the program, with the scale of the whole tensor. What is rounded is
@@ -129,7 +129,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2g} %"
 
 
-FIGURES = (
+FIGURES = [
     Figure(
         name="norm",
         about="root mean square of the operand",
@@ -166,7 +166,7 @@ FIGURES = (
         of=lambda sample: sample.amax,
         over_steps=max,
     ),
-)
+]
 
 
 def measured(

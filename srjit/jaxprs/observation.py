@@ -1,133 +1,88 @@
-"""What an evaluation shows of the values that it rounds stochastically."""
+"""Shows an observer the values that an evaluation rounds, and a watch their figures."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from srjit.numerics.blocks import aligned
 from srjit.numerics.encode import encode
-from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
-from srjit.numerics.rounding import working_dtype
+from srjit.numerics.rounding import NOISE_BITS, working_dtype
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand
-from srjit.planning.site import WrittenKind
+from srjit.planning.write_backs import Write
 from srjit.program.values import Path
-from srjit.report.label import CAST, UPDATE, Label
+from srjit.report.label import Label
 from srjit.targets.operand import quantize_operand
 from srjit.targets.target import Demand, Target
 
 
-class Rounding(Protocol):
-    """Something that a program rounds element by element; equal ones are the same, run again."""
-
-    @property
-    def label(self) -> Label:
-        """What it is called."""
-        ...
-
-    @property
-    def bits(self) -> int:
-        """How many bits of noise an element gets where it runs."""
-        ...
-
-    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
-        """What of ``x`` is rounded, and the scale of each element."""
-        ...
-
-    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
-        """One draw, under two key words: codes times their scales."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantizer:
-    """One quantization of a program.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """Something that a program rounds element by element.
 
     Attributes:
-      draw: what its noise comes from, which tells quantizers apart: a recomputed one has that of
-        what it recomputes.
-      operand: of the first site that reads its codes.
-      spec: how it quantizes.
-      demand: the same, with what the program knows of the operand.
-      target: what quantizes it.
-      bits: see ``Rounding``.
+      identity: equal for the same rounding, run again, as in a recomputation.
+      label: what it is called.
+      bits: how many bits of noise an element gets where it runs.
+      unrounded: (x, before) -> what of x is rounded, and the scale of each element.
+      rounded: (key words, x, before) -> one draw: codes times their scales.
     """
 
-    draw: tuple[int, int]
-    operand: Operand = dataclasses.field(compare=False)
-    spec: Quantization
-    demand: Demand = dataclasses.field(compare=False)
-    target: Target = dataclasses.field(compare=False)
-    bits: int
+    identity: Hashable
+    label: Label = dataclasses.field(compare=False)
+    bits: int = dataclasses.field(compare=False)
+    unrounded: Callable[..., tuple[jax.Array, jax.Array]] = dataclasses.field(compare=False)
+    rounded: Callable[..., jax.Array] = dataclasses.field(compare=False)
 
-    @property
-    def label(self) -> Label:
-        """See ``Rounding``."""
-        return Label.of(self.operand, self.spec)
 
-    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
-        """See ``Rounding``: x or its Hadamard transform."""
-        spec = dataclasses.replace(self.spec, rounding="none")
-        demand = dataclasses.replace(self.demand, spec=spec)
-        values = quantize_operand(x, demand, None, self.target, before).values
-        spec = dataclasses.replace(self.spec, rounding="nearest")
-        q = encode(x, spec, None, before=before, subnormal=False)
+def rounding_of(operand: Operand, demand: Demand, target: Target) -> Rounding:
+    """A quantization, of the first site that reads its codes.
+
+    Args:
+      operand: the site's.
+      demand: the quantization, as the program asks for it.
+      target: where the program runs.
+    """
+    spec, draw = demand.spec, operand.draw
+
+    def unrounded(x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
+        # x, or its Hadamard transform.
+        exact = dataclasses.replace(demand, spec=dataclasses.replace(spec, rounding="none"))
+        values = quantize_operand(x, exact, None, target, before).values
+        nearest = dataclasses.replace(spec, rounding="nearest")
+        q = encode(x, nearest, None, before=before, subnormal=False)
         ones = dataclasses.replace(q, codes=jnp.ones_like(q.codes))
         return values, ones.dequantize(working_dtype(x.dtype))
 
-    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
-        """See ``Rounding``."""
-        q = quantize_operand(x, self.demand, (words[0], words[1]), self.target, before)
+    def rounded(words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
+        q = quantize_operand(x, demand, (words[0], words[1]), target, before)
         values = q.merged.astype(working_dtype(x.dtype))
         return values if q.scale is None else values * aligned(q.scale, values.ndim)
 
+    return Rounding(
+        identity=(draw.number, draw.slot, spec),
+        label=Label.of(operand, spec),
+        bits=target.noise_bits(spec) if target.is_attached else NOISE_BITS,
+        unrounded=unrounded,
+        rounded=rounded,
+    )
 
-@dataclasses.dataclass(frozen=True)
-class Writer:
-    """One write-back of a program, or cast of a gradient.
 
-    Attributes:
-      number: among all that the program writes.
-      path, kind: of what is written.
-      dtype: that is written.
-      run: (key words, x in float32 or float64) -> x in ``dtype``, as the program does it.
-      bits: see ``Rounding``.
-    """
-
-    number: int
-    path: str
-    kind: WrittenKind
-    dtype: str
-    run: Callable[[Key, jax.Array], jax.Array] = dataclasses.field(compare=False)
-    bits: int
-
-    @property
-    def label(self) -> Label:
-        """See ``Rounding``."""
-        return Label(
-            site=self.number,
-            path=self.path,
-            role=CAST if self.kind == "gradient" else UPDATE,
-            operand="",
-            kind=self.kind,
-            format=self.dtype,
-        )
-
-    def unrounded(self, x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
-        """See ``Rounding``."""
-        del before
-        return x, jnp.ones((), x.dtype)
-
-    def rounded(self, words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
-        """See ``Rounding``."""
-        del before
-        return self.run((words[0], words[1]), x).astype(x.dtype)
+def rounding_of_write(write: Write, run: Callable[[Key, jax.Array], jax.Array]) -> Rounding:
+    """A write-back, or a cast of a gradient, which ``run`` does as the program does it."""
+    return Rounding(
+        identity=write,
+        label=Label.of_write(write),
+        bits=NOISE_BITS,
+        unrounded=lambda x, before: (x, jnp.ones((), x.dtype)),
+        rounded=lambda words, x, before: run((words[0], words[1]), x).astype(x.dtype),
+    )
 
 
 # Called while a program is traced, at each thing that it rounds stochastically: with what tells its
@@ -138,7 +93,7 @@ Observer = Callable[[Rounding, Sequence[Any], jax.Array, Key, "jax.Array | None"
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What an evaluation shows of itself.
+    """The values and figures that an evaluation shows.
 
     Attributes:
       observer: sees everything that is rounded stochastically.
@@ -151,7 +106,7 @@ class Shown:
 
     @classmethod
     def of(cls, plan: ProgramPlan, observer: Observer | None, kinds: Sequence[str]) -> Shown:
-        """What is shown of a planned program: to an observer, and figures of operands by kind."""
+        """Shows an observer the values, and figures of the operands that are of these kinds."""
         quantized = (o for site in plan.rewritten.values() for o in site.quantized)
         measured = {
             o: f"watched: {o.row.site.number}, {o.name}" for o in quantized if o.kind in kinds
@@ -160,6 +115,8 @@ class Shown:
 
     def inside(self, plan: ProgramPlan, scope: Path) -> list[str]:
         """Names of what is measured inside the scope at a path."""
+        if not self.measured:
+            return []
         return [
             self.measured[operand]
             for path, site in plan.rewritten.items()
@@ -169,7 +126,7 @@ class Shown:
         ]
 
     def lengths(self, plan: ProgramPlan) -> dict[str, tuple[int, ...]]:
-        """By the name of what is measured, the lengths of the loops around it."""
+        """The lengths of the loops around each measured operand, by its name."""
         return {
             self.measured[operand]: site.lengths
             for site in plan.rewritten.values()

@@ -27,7 +27,7 @@ from jax import lax
 from jax.extend import core as jex_core
 
 from srjit import _compat
-from srjit.jaxprs.frame import Trip
+from srjit.jaxprs.evaluator import Trip
 from srjit.jaxprs.rewrite import Rewriter, invariants
 from srjit.numerics import hadamard
 from srjit.numerics.arrays import Packed, dequantize, pack, unpack
@@ -62,13 +62,13 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
-        """What it takes when it is packed."""
+        """The bytes that it takes when it is packed."""
         return sum(map(_nbytes, self.parts.values()))
 
 
 @dataclasses.dataclass
 class _Where:
-    """Which weight every use of one is, as ``Packing`` has found it.
+    """The weight of every use of one, as ``Packing`` has found it.
 
     Attributes:
       candidates: what may become a weight.
@@ -83,7 +83,7 @@ class _Where:
     reads: dict[Path, dict[Key, None]] = dataclasses.field(default_factory=dict)
 
     def note(self, shared: Shared, use: tuple[Path, int], loops: Sequence[tuple[Path, int]]) -> Key:
-        """Which weight a use inside loops (path, length) is: one with fewer loops, if there is."""
+        """Returns the weight of a use inside loops (path, length): one in fewer, if there is."""
         lengths = tuple(n for _, n in loops)
         keys = [(lengths[:n], shared) for n in range(len(loops) + 1)]
         key = self.keys.get(use) or next((k for k in keys if k in self.owners), keys[-1])
@@ -127,10 +127,10 @@ class Frozen:
     def run(self, inputs: Sequence[Any], packed: Sequence[Packed]) -> list[Any]:
         """The outputs of the program; parameters that are not ``kept`` are not looked at."""
         keys = [w.key for w in self.weights]
-        frame = Running(self.plan, (), self.where)
-        frame.store = dict(zip(keys, packed, strict=True))
+        whole = Running(self.plan, (), self.where)
+        whole.store = dict(zip(keys, packed, strict=True))
         jaxpr, consts = _compat.open_jaxpr(self.closed)
-        return frame.run(jaxpr, consts, inputs)
+        return whole.run(jaxpr, consts, inputs)
 
 
 def with_packed_weights(closed: Any, plan: ProgramPlan, parameters: Sequence[bool]) -> Frozen:
@@ -167,11 +167,11 @@ def _all_weights(closed: Any, plan: ProgramPlan, inputs: Sequence[Any]) -> Froze
     keys: list[Key] = []
 
     def made(*values: Any) -> list[Packed]:
-        frame = Packing(plan, (), where)
+        whole = Packing(plan, (), where)
         jaxpr, consts = _compat.open_jaxpr(closed)
-        frame.run(jaxpr, consts, values)
-        keys[:] = frame.made
-        return list(frame.made.values())
+        whole.run(jaxpr, consts, values)
+        keys[:] = whole.made
+        return list(whole.made.values())
 
     packing, shapes = jax.make_jaxpr(made, return_shape=True)(*inputs)
     packing = _compat.dce(packing)
@@ -256,13 +256,13 @@ class _Weighing(Rewriter):
         self.is_open = True  # not in a branch or in a loop of unknown length
 
     def inner(self, path: Path, trip: Trip | None = None) -> Any:
-        """See Frame."""
-        frame = type(self)(self.plan, path, self.where)
-        frame.trips = (*self.trips, trip) if trip else self.trips
-        frame.loops, frame.is_open = self.loops, self.is_open
+        """See Evaluator."""
+        inner = type(self)(self.plan, path, self.where)
+        inner.trips = (*self.trips, trip) if trip else self.trips
+        inner.loops, inner.is_open = self.loops, self.is_open
         if trip is not None and trip.length is not None:
-            frame.loops = (*self.loops, (path, trip.length))
-        return frame
+            inner.loops = (*self.loops, (path, trip.length))
+        return inner
 
     def before(self, flow: ControlFlow, path: Path, values: Sequence[Any]) -> Any:
         """See Rewriter. What is in a branch or in a loop of unknown length has no weights."""
@@ -272,14 +272,14 @@ class _Weighing(Rewriter):
         for region in flow.regions:
             if not region.is_condition:
                 self.enter((*path, *region.step), invariants(region, values))
-        frame = self if is_counted else self.without_weights()
-        return super(_Weighing, frame).before(flow, path, values)
+        scope = self if is_counted else self.without_weights()
+        return super(_Weighing, scope).before(flow, path, values)
 
     def without_weights(self) -> Any:
         """The same scope, with no weights inside what is in it."""
-        frame = copy.copy(self)
-        frame.is_open = False
-        return frame
+        scope = copy.copy(self)
+        scope.is_open = False
+        return scope
 
     def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
         """Called before x is quantized."""
@@ -309,7 +309,7 @@ class _Weighing(Rewriter):
         return super()._site(path, [*operands, *extras])
 
     def in_place_of(self, shared: Shared, x: Any) -> Any:
-        """What a site gets in place of an operand in high precision."""
+        """Returns a site's operand in high precision, or what stands for it."""
         return x
 
     def sliced(self, path: Path, body: Region) -> dict[Key, Packed]:
@@ -335,13 +335,13 @@ class Packing(_Weighing):
         self.made: dict[Key, Packed] = {}
 
     def inner(self, path: Path, trip: Trip | None = None) -> Any:
-        """See Frame; what a call makes is made here, and what a loop makes is stacked."""
-        frame = super().inner(path, trip)
-        frame.made = self.made if trip is None or trip.length is None else {}
-        return frame
+        """See Evaluator; what a call makes is made here, and what a loop makes is stacked."""
+        inner = super().inner(path, trip)
+        inner.made = self.made if trip is None or trip.length is None else {}
+        return inner
 
     def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
-        """See Frame; what is there for its effects alone, as jax.debug.print is, does not run."""
+        """See Evaluator; what is there for its effects alone (jax.debug.print) does not run."""
         return super()._equation(eqn, path, values) if eqn.outvars else []
 
     def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
@@ -368,11 +368,11 @@ class Running(_Weighing):
         self.floats: dict[Shared, Any] = {}
 
     def inner(self, path: Path, trip: Trip | None = None) -> Any:
-        """See Frame; what is known outside is known inside, and the other way round of a call."""
-        frame = super().inner(path, trip)
+        """See Evaluator; what is known outside is known inside, and of a call the other way too."""
+        inner = super().inner(path, trip)
         is_call = self.is_open and trip is None
-        frame.store, frame.floats = self.store, self.floats if is_call else dict(self.floats)
-        return frame
+        inner.store, inner.floats = self.store, self.floats if is_call else dict(self.floats)
+        return inner
 
     def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
         """Takes the codes, if there are any."""
@@ -391,7 +391,7 @@ class Running(_Weighing):
         self.floats[shared] = _undone(dequantize(q), spec, x.shape).astype(x.dtype)
 
     def in_place_of(self, shared: Shared, x: Any) -> Any:
-        """What its codes stand for, which only a derivative reads."""
+        """Returns the value of its codes, which only a derivative reads."""
         return self.floats.get(shared, x)
 
     def sliced(self, path: Path, body: Region) -> dict[Key, Packed]:

@@ -1,6 +1,7 @@
 """Evaluates a jaxpr with its sites quantized and its write-backs rounded.
 
-Calls, loops and branches are evaluated by the kind of their control flow; all else is in ``Frame``.
+Calls, loops and branches are evaluated by the kind of their control flow; ``Evaluator`` does all
+else.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from jax import lax
 
 from srjit import _compat
+from srjit.jaxprs.evaluator import Evaluator, State, Trip, bind, unseen
 from srjit.jaxprs.figures import FIGURES
-from srjit.jaxprs.frame import Frame, State, Trip, bind, unseen
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
 from srjit.numerics.random_bits import Key
@@ -56,9 +57,9 @@ def evaluate(
         name: jnp.zeros((*lengths, len(FIGURES), 1), jnp.float32)
         for name, lengths in shown.lengths(plan).items()
     }
-    frame = Rewriter(plan, key, (), (), histories | none, shown)
-    outs = frame.run(jaxpr, consts, args)
-    return outs, frame.seen(())
+    whole = Rewriter(plan, key, (), (), histories | none, shown)
+    outs = whole.run(jaxpr, consts, args)
+    return outs, whole.seen(())
 
 
 def remembered(history: jax.Array, amax: jax.Array) -> jax.Array:
@@ -71,7 +72,7 @@ def remembered(history: jax.Array, amax: jax.Array) -> jax.Array:
 # ------------------------------------------------------------------- scopes with control flow
 
 
-class Rewriter(Frame):
+class Rewriter(Evaluator):
     """A scope that evaluates the control flow in which sites or write-backs stand.
 
     Attributes:
@@ -82,14 +83,14 @@ class Rewriter(Frame):
 
     def _flow(self, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]) -> list[Any]:
         """The results of an equation with regions."""
-        frame = self.before(flow, path, values)
+        outer = self.before(flow, path, values)
         if flow.kind != "call":
             evaluate = _KINDS[flow.kind]
         elif self.in_place:
             evaluate = _call
         else:
             evaluate = _CALLS.get(eqn.primitive.name, _custom_jvp if flow.has_rule else _call)
-        return list(evaluate(frame, eqn, flow, path, values))
+        return list(evaluate(outer, eqn, flow, path, values))
 
     def before(self, flow: ControlFlow, path: Path, values: Sequence[Any]) -> Rewriter:
         """The scope that the regions of an equation are evaluated from."""
@@ -111,7 +112,7 @@ class Rewriter(Frame):
         self.histories = {k: v for k, v in slices.items() if isinstance(k, str)}
         self.codes |= {k: v for k, v in slices.items() if not isinstance(k, str)}
 
-    def made_by(self, body: Frame, path: Path, sliced: Mapping[Any, Any]) -> dict[Any, Any]:
+    def made_by(self, body: Evaluator, path: Path, sliced: Mapping[Any, Any]) -> dict[Any, Any]:
         """What is stacked, of one trip."""
         codes = [s for s in self.leaving(body, path)[0] if s not in sliced]
         return {s: body.codes[s].alone for s in codes} | body.seen(path)
@@ -131,31 +132,31 @@ def invariants(body: Region, values: Sequence[Any]) -> dict[int, Any]:
 
 
 def _loop(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
     assert flow.trips is not None
     evaluate = _uncounted if flow.trips.length is None else _counted
-    return evaluate(frame, eqn, flow, path, values)
+    return evaluate(outer, eqn, flow, path, values)
 
 
 def _counted(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
     body, trips = flow.body, flow.trips
     assert trips is not None and trips.length is not None
-    invariant = frame.entering(path, body.inputs_by("same"))
-    sliced = frame.sliced(path, body)
+    invariant = outer.entering(path, body.inputs_by("same"))
+    sliced = outer.sliced(path, body)
     made: list[Any] = []
 
     def step(state: Any, x: Any) -> Any:
         trip, carry = state
         slices, beside = x
-        inner = frame.inner(path, Trip(trip, trips.length))
-        inner.codes = {s: frame.codes[s] for s in invariant}
+        inner = outer.inner(path, Trip(trip, trips.length))
+        inner.codes = {s: outer.codes[s] for s in invariant}
         inner.receive(dict(zip(sliced, beside, strict=True)))
         given = body.arranged(body.given(values, "same"), carry, slices)
         outs = inner.run(body.program, body.consts, given)
-        stacked = frame.made_by(inner, path, sliced)
+        stacked = outer.made_by(inner, path, sliced)
         made[:] = stacked
         carry, ys = ([outs[i] for i in body.outputs_by(way)] for way in ("carried", "stack"))
         return (trip + np.uint32(1), carry), (ys, list(stacked.values()))
@@ -168,48 +169,48 @@ def _counted(
         reverse=trips.reverse,
         unroll=trips.unroll,
     )
-    frame.gather(dict(zip(made, stacked, strict=True)))
+    outer.gather(dict(zip(made, stacked, strict=True)))
     return body.results(carry, ys)
 
 
 def _uncounted(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
     test, body = flow.regions
     body_path = (*path, *body.step)
-    invariant = frame.entering(body_path, body.inputs_by("same"))
+    invariant = outer.entering(body_path, body.inputs_by("same"))
 
     def condition(state: Any) -> Any:
-        inner = frame.inner((*path, *test.step), Trip(state[0], None))
+        inner = outer.inner((*path, *test.step), Trip(state[0], None))
         given = test.arranged(test.given(values, "same"), state[1])
         return inner.run(test.program, test.consts, given)[0]
 
     def step(state: Any) -> Any:
         trip, carry, before = state
-        inner = frame.inner(body_path, Trip(trip, None))
-        inner.codes = {s: frame.codes[s] for s in invariant}
+        inner = outer.inner(body_path, Trip(trip, None))
+        inner.codes = {s: outer.codes[s] for s in invariant}
         given = body.arranged(body.given(values, "same"), carry)
         outs = inner.run(body.program, body.consts, given)
         # A loop of unknown length has one history for all its iterations.
         return trip + np.uint32(1), outs, jax.tree.map(jnp.maximum, before, inner.seen(body_path))
 
-    none = {name: unseen(frame.histories[name]) for name in frame.states(body_path)}
+    none = {name: unseen(outer.histories[name]) for name in outer.states(body_path)}
     start = jnp.uint32(0), body.given(values, "carried"), none
     _, outs, seen = lax.while_loop(condition, step, start)
-    frame.observe(seen)
+    outer.observe(seen)
     return body.results(outs)
 
 
 def _branches(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
     def branch(region: Region) -> Callable[..., Any]:
         where = (*path, *region.step)
 
         def run(*args: Any) -> Any:
-            inner = frame.inner(where)
-            inside = frame.entering(where, range(len(region.inputs)))
-            inner.codes = {s: frame.codes[s] for s in inside}
+            inner = outer.inner(where)
+            inside = outer.entering(where, range(len(region.inputs)))
+            inner.codes = {s: outer.codes[s] for s in inside}
             given = region.given(dict(zip(read, args, strict=True)))
             outs = inner.run(region.program, region.consts, given)
             return region.results(outs), inner.seen(path)
@@ -220,14 +221,14 @@ def _branches(
     read = sorted({i.operand for region in flow.regions for i in region.inputs})
     branches = [branch(region) for region in flow.regions]
     outs, seen = lax.switch(values[flow.selector], branches, *(values[i] for i in read))
-    frame.observe(seen)
+    outer.observe(seen)
     return outs
 
 
 def _shards(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
-    body, shards, trips = flow.body, flow.shards, frame.trips
+    body, shards, trips = flow.body, flow.shards, outer.trips
     assert shards is not None
     manual = () if shards.is_typed else tuple(sorted(shards.manual))
 
@@ -236,14 +237,14 @@ def _shards(
         inside = tuple(
             dataclasses.replace(t, number=n) for t, n in zip(trips, numbers, strict=True)
         )
-        inner = Rewriter(frame.plan, key, path, inside, histories, frame.shown)
+        inner = Rewriter(outer.plan, key, path, inside, histories, outer.shown)
         outs = inner.run(body.program, body.consts, args)
         return outs, {name: _largest(x, manual) for name, x in inner.seen(path).items()}
 
-    histories = {name: frame.histories[name] for name in frame.states(path)}
-    scalars = (frame.root, [t.number for t in trips], histories)
+    histories = {name: outer.histories[name] for name in outer.states(path)}
+    scalars = (outer.root, [t.number for t in trips], histories)
     outs, seen = _bind_shard_map(eqn, run, scalars, values)
-    frame.observe(seen)
+    outer.observe(seen)
     return outs
 
 
@@ -254,17 +255,17 @@ def _largest(amax: jax.Array, manual: tuple[str, ...]) -> jax.Array:
 
 
 def _call(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
     """Evaluates a call in place: it has no meaning of its own."""
-    body, inner = flow.body, frame.inner(path)
-    inner.codes = {s: frame.codes[s] for s in frame.entering(path, range(len(body.inputs)))}
-    inner.stacked = dict(frame.stacked)
+    body, inner = flow.body, outer.inner(path)
+    inner.codes = {s: outer.codes[s] for s in outer.entering(path, range(len(body.inputs)))}
+    inner.stacked = dict(outer.stacked)
     outs = inner.run(body.program, body.consts, body.given(values))
-    plain, stacked = frame.leaving(inner, path)
-    frame.codes.update({s: inner.codes[s] for s in plain})
-    frame.stacked.update({s: inner.stacked[s] for s in stacked})
-    frame.observe(inner.observed)
+    plain, stacked = outer.leaving(inner, path)
+    outer.codes.update({s: inner.codes[s] for s in plain})
+    outer.stacked.update({s: inner.stacked[s] for s in stacked})
+    outer.observe(inner.observed)
     return body.results(outs)
 
 
@@ -275,31 +276,31 @@ _KINDS = {"loop": _loop, "branches": _branches, "shards": _shards}
 
 
 def _bound_anew(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
     """Calls what was called, with codes that enter and leave it beside its values."""
     body = flow.body
-    plain = frame.entering(path, range(len(body.inputs)))
-    stacked = frame.entering(path, body.inputs_by("same"), stacked=True)
+    plain = outer.entering(path, range(len(body.inputs)))
+    stacked = outer.entering(path, body.inputs_by("same"), stacked=True)
     leaving: list[tuple[bool, Shared]] = []
 
     def run(codes: list[ScaledValues], *args: Any) -> Any:
-        inner = frame.inner(path)
+        inner = outer.inner(path)
         inner.codes = dict(zip(plain, codes, strict=False))
         inner.stacked = dict(zip(stacked, codes[len(plain) :], strict=True))
         outs = inner.run(body.program, body.consts, args)
-        made = frame.leaving(inner, path)
+        made = outer.leaving(inner, path)
         leaving[:] = [(False, s) for s in made[0]] + [(True, s) for s in made[1]]
         codes = [(inner.stacked if is_stack else inner.codes)[s].alone for is_stack, s in leaving]
         return outs, (codes, inner.seen(path))
 
-    entering = [frame.codes[s].alone for s in plain] + [frame.stacked[s] for s in stacked]
+    entering = [outer.codes[s].alone for s in plain] + [outer.stacked[s] for s in stacked]
     policy = eqn.params.get("policy")
     changed = {"policy": _policy_for_sites(policy)} if policy else {}
     outs, (codes, seen) = _compat.bind_call(eqn, run, entering, values, **changed)
-    frame.observe(seen)
+    outer.observe(seen)
     for (is_stack, shared), q in zip(leaving, codes, strict=True):
-        (frame.stacked if is_stack else frame.codes)[shared] = q
+        (outer.stacked if is_stack else outer.codes)[shared] = q
     return outs
 
 
@@ -316,13 +317,13 @@ def _policy_for_sites(policy: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _custom_jvp(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
     """The user's rule keeps differentiating: the value is quantized, tangents are not."""
 
     @jax.custom_jvp
     def run(*args: Any) -> Any:
-        return frame.inner(path).run(flow.body.program, flow.body.consts, args)
+        return outer.inner(path).run(flow.body.program, flow.body.consts, args)
 
     @run.defjvp
     def _(primals: Any, tangents: Any) -> Any:
@@ -333,13 +334,13 @@ def _custom_jvp(
 
 
 def _custom_vjp(
-    frame: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    outer: Rewriter, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
 ) -> Sequence[Any]:
     """The user's rule keeps differentiating: the value is quantized, cotangents are not."""
 
     @jax.custom_vjp
     def run(*args: Any) -> Any:
-        return frame.inner(path).run(flow.body.program, flow.body.consts, args)
+        return outer.inner(path).run(flow.body.program, flow.body.consts, args)
 
     def forward(*args: Any) -> Any:
         _, pullback = jax.vjp(lambda *a: list(bind(eqn, a)), *args)

@@ -1,4 +1,4 @@
-"""How a parameter is written back: arithmetic in float32, then one stochastic rounding."""
+"""Writes parameters back: arithmetic in float32, then one stochastic rounding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from srjit.planning.provenance import WRITE_BACK
 
 
 def exactly(eqn: Any, values: Sequence[Any]) -> jax.Array:
-    """What an addition, a product or a cast makes of values widened to float32."""
+    """Returns an addition, a product or a cast of values widened to float32."""
     wide = [lax.convert_element_type(v, working_dtype(jnp.result_type(v))) for v in values]
     if eqn.primitive.name == "convert_element_type":
         return wide[0]

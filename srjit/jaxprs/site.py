@@ -64,38 +64,25 @@ def bind_site(
       lhs, rhs: their codes, or None.
       key: what the backward products' noise comes from; None where they need none.
     """
-    codes = [
+    lhs, rhs = (
         q if q is None or wanted else q.alone
         for q, wanted in zip((lhs, rhs), site.turned, strict=True)
-    ]
-    (lhs_leaves, lhs_tree), (rhs_leaves, rhs_tree) = map(jax.tree.flatten, codes)
-    site = dataclasses.replace(site, trees=(lhs_tree, rhs_tree))
-    words = (key or ()) if site.needs_key else ()
-    return site_p.bind(x, w, *extras, *lhs_leaves, *rhs_leaves, *words, site=site)
-
-
-def _split(site: SiteParams, args: Sequence[Any]) -> list[list[Any]]:
-    """Operands of site_p: x and w, extras, the leaves of both operands' codes, the key."""
-    counts = [2, site.extras, *(tree.num_leaves for tree in site.trees)]
-    left = list(args)
-    parts = [[left.pop(0) for _ in range(n)] for n in counts]
-    return [*parts, left]
+    )
+    given = (x, w, tuple(extras), lhs, rhs, key if site.needs_key else None)
+    leaves, tree = jax.tree.flatten(given)
+    return site_p.bind(*leaves, site=dataclasses.replace(site, tree=tree))
 
 
 def _unflatten(site: SiteParams, args: Sequence[Any]) -> tuple[Any, ...]:
     """Operands of site_p as (x, w, extras, lhs, rhs, key)."""
-    floats, extras, *leaves, key = _split(site, args)
-    codes = (jax.tree.unflatten(t, part) for t, part in zip(site.trees, leaves, strict=True))
-    return *floats, tuple(extras), *codes, tuple(key) if key else None
+    return jax.tree.unflatten(site.tree, args)
 
 
 def _without_copies(site: SiteParams, count: int) -> tuple[SiteParams, list[int]]:
     """The site without turned copies of codes, and which of site_p's operands are left."""
-    floats, extras, *leaves, key = _split(site, range(count))
-    codes = [jax.tree.unflatten(t, part) for t, part in zip(site.trees, leaves, strict=True)]
-    (lhs, lhs_tree), (rhs, rhs_tree) = (jax.tree.flatten(q and q.alone) for q in codes)
-    site = dataclasses.replace(site, trees=(lhs_tree, rhs_tree))
-    return site, [*floats, *extras, *lhs, *rhs, *key]
+    x, w, extras, lhs, rhs, key = _unflatten(site, range(count))
+    kept, tree = jax.tree.flatten((x, w, extras, lhs and lhs.alone, rhs and rhs.alone, key))
+    return dataclasses.replace(site, tree=tree), kept
 
 
 def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
@@ -249,7 +236,7 @@ def _cotangents_together(
     key: Key | None,
     turned: set[Quantization | None],
 ) -> dict[tuple[Quantization, int | None], ScaledValues]:
-    """What both products need of the cotangent, where it comes from one read of it."""
+    """The codes of the cotangent for both products, where one read of it gives them."""
     wanted = {q: side for side, q in specs.items() if q is not None}
     random = key is not None and any(draw_signs(g.lhs, g.rhs) for g in planned.values())
     if random or (key is not None and key[0].ndim):
@@ -325,22 +312,20 @@ def _batch(primitive: Any, args: Any, dims: Any, *, site: SiteParams, **params: 
     mapped = [d is not None for d in dims]
     args = [jnp.moveaxis(a, d, 0) if m else a for a, d, m in zip(args, dims, mapped, strict=True)]
     size = next(a.shape[0] for a, m in zip(args, mapped, strict=True) if m)
-    codes = n + 2 + site.extras
-    middle = codes + site.trees[0].num_leaves
-    keys = middle + site.trees[1].num_leaves
-    groups = [[n, *range(codes, middle)], [n + 1, *range(middle, keys)]]
+    x, w, extras, lhs, rhs, key = _unflatten(site, range(n, len(args)))
+    groups, keys = [[x, *jax.tree.leaves(lhs)], [w, *jax.tree.leaves(rhs)]], list(key or ())
     for i, side in enumerate(s for s in (0, 1) if n and wrt[s]):
         groups[side].append(i)
-    own_keys = any(mapped[keys:])
-    if own_keys or any(args[i].ndim for i in range(keys, len(args))):
-        groups.append(list(range(keys, len(args))))  # leading dimensions of keys are the examples'
+    own_keys = any(mapped[i] for i in keys)
+    if own_keys or any(args[i].ndim for i in keys):
+        groups.append(keys)  # leading dimensions of keys are the examples'
     for group in groups:
         if own_keys or any(mapped[i] for i in group):
             for i in group:
                 if not mapped[i]:
                     args[i] = jnp.broadcast_to(args[i], (size, *args[i].shape))
                 mapped[i] = True
-    product = site.product.batch(tuple(mapped[n:codes]))
+    product = site.product.batch(tuple(mapped[i] for i in (x, w, *extras)))
     return primitive.bind(*args, site=dataclasses.replace(site, product=product), **params), 0
 
 

@@ -1,4 +1,4 @@
-"""What a recipe makes of a product: which of its rules decides, and what the operands become."""
+"""Decides about a product: finds the recipe's rule for it, and the operands' quantizations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Decisions:
         self._ends = _ends(classified, recipe)
 
     def of(self, c: Classified) -> SitePlan:
-        """What becomes of a site, and of its gradients should it be differentiated."""
+        """Decides about a site, and about its gradients should it be differentiated."""
         site = c.site
         differentiable = self.differentiable and _impossible(c) is None
         if differentiable and c.occurrence.scope.ruled:
@@ -67,9 +67,7 @@ class Decisions:
         kept = self._kept(c, site, rule, wanted, is_gradient)
         if kept is not None:
             reason, asked = kept
-            return SitePlan(
-                site=site, lhs=None, rhs=None, status="kept", reason=reason, asked=asked, rule=name
-            )
+            return SitePlan(site=site, status="kept", reason=reason, asked=asked, rule=name)
         assert wanted is not None and product is not None
         lhs, rhs = wanted
         if not product.can_rotate:
@@ -89,7 +87,7 @@ class Decisions:
         wanted: Sequence[Quantization | None] | None,
         is_gradient: bool,
     ) -> tuple[str, bool] | None:
-        """Why a site is kept in high precision, and whether the recipe asks otherwise."""
+        """Returns why a site is kept, and whether the recipe asks otherwise; None if it is not."""
         if c.keep:
             return c.keep, False
         if site.role == "unknown":
@@ -162,7 +160,7 @@ def _wanted(rule: Rule, site: Site) -> tuple[Quantization | None, Quantization |
 
 
 def _impossible(c: Classified) -> str | None:
-    """Why a site cannot be quantized, whatever the recipe says."""
+    """Returns why no recipe can quantize a site; None if one can."""
     avals = [v.aval for v in c.occurrence.eqn.invars[:2]]
     dtypes = [str(a.dtype) for a in avals]
     if any(d not in _FLOATS for d in dtypes):

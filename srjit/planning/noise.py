@@ -1,4 +1,4 @@
-"""Where the noise of every quantization comes from, and the history of every delayed scale."""
+"""The source of every quantization's noise, and the history of every delayed scale."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HISTORY = 16  # steps whose amax a delayed scale looks back on
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Where the noise of one quantization comes from.
+    """The source of one quantization's noise.
 
     Attributes:
       number: of the first site that quantizes the value so.

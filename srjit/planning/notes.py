@@ -22,7 +22,7 @@ def notes_of(
     used: set[int],
     settings: Settings,
 ) -> tuple[str, ...]:
-    """What a user should know of a planned program.
+    """Returns the notes on a planned program.
 
     Args:
       provenance: of the program.

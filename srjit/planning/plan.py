@@ -1,4 +1,4 @@
-"""The plan of a program: all of its sites, and what a user chose."""
+"""The plan of a program: all of its sites, and the choices of a user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from srjit.targets import Target
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a user chose."""
+    """The choices of a user that a plan depends on."""
 
     recipe: Recipe
     target: Target
@@ -29,12 +29,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPlan:
-    """What becomes of a program.
+    """A program's sites and write-backs, with everything that is planned of them.
 
     Attributes:
       sites: all of its sites, by where they stand, in execution order.
       provenance: of the program.
-      settings: what a user chose.
+      settings: the choices of a user.
       write_backs: what is written back rounded.
       notes: what a user should know beside the sites.
     """
@@ -47,7 +47,7 @@ class ProgramPlan:
 
     @property
     def rows(self) -> tuple[SitePlan, ...]:
-        """What a report says of the sites."""
+        """The report's entries of the sites."""
         return tuple(site.row for site in self.sites.values())
 
     @functools.cached_property

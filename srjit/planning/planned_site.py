@@ -13,8 +13,9 @@ from srjit.products.product import Product
 from srjit.program.values import Path
 from srjit.targets.target import Target
 
-# The quantizations of one site, and what draws signs: of it, and of its operands' gradients.
-LHS, RHS, CT_DGRAD, CT_WGRAD, RESIDUAL, _, SIGNS, GRADIENT_SIGNS = range(8)
+# The draws of one site beside those of its operands, which are 0 and 1: of the cotangent for dgrad
+# and for wgrad, of either residual (two numbers), of its signs, of either gradient's signs.
+CT_DGRAD, CT_WGRAD, RESIDUAL, SIGNS, GRADIENT_SIGNS = 2, 3, 4, 6, 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,11 @@ class SiteParams:
       dtype: of the result.
       lhs, rhs: how the operands were quantized; None: in high precision.
       backward: for each operand, what its gradient's product is quantized to; None: high precision.
-      extras: number of extra operands (group sizes).
       target: what runs it.
       rng: the generator of its noise.
       label: shown by profilers.
       turned: whether a turned copy of the operands' codes is wanted.
-      trees: structures of both operands' codes, once they are bound.
+      tree: structure of the primitive's operands, once they are bound.
     """
 
     product: Product
@@ -49,11 +49,10 @@ class SiteParams:
     rhs: Quantization | None
     target: Target
     backward: tuple[Backward | None, Backward | None] = (None, None)
-    extras: int = 0
     rng: Rng = "hash"
     label: str = "site"
     turned: tuple[bool, bool] = (False, False)
-    trees: tuple[Any, Any] = (None, None)
+    tree: Any = None
 
     @property
     def needs_key(self) -> bool:
@@ -109,8 +108,8 @@ class Operand:
       row: what a report says of the site.
       side: 0: the lhs, 1: the rhs.
       shared: its codes; None: it stays in high precision.
-      draw: where its noise comes from.
-      signs: where the random signs of both operands come from; None if the site draws none.
+      draw: the source of its noise.
+      signs: the source of both operands' random signs; None if the site draws none.
       varies: mesh axes over which it differs.
       history: name of the history that its delayed scale comes from.
       in_memory: whether it is there before the program starts: no operation makes it that could do
@@ -172,7 +171,7 @@ class PlannedSite:
 
     @property
     def product(self) -> Product:
-        """What is multiplied, of a site that is rewritten."""
+        """The product of a site that is rewritten."""
         assert self.params is not None
         return self.params.product
 
@@ -183,7 +182,7 @@ class PlannedSite:
 
     @property
     def signs(self) -> Draw | None:
-        """Where the random signs of both operands come from; None if it draws none."""
+        """The source of both operands' random signs; None if it draws none."""
         return self.operands[0].signs
 
     @property

@@ -30,7 +30,7 @@ from srjit.recipes import Recipe
 
 
 def recipe_of(target: targets.Target) -> Recipe:
-    """What ``recipe="auto"`` is for a target: its own, where quantizing pays by its estimates."""
+    """Returns the recipe ``auto``: the target's own, where quantizing pays by its estimates."""
     recipe = recipes.get(target.recipe)
     if target.estimates is None:
         return recipe
@@ -154,7 +154,6 @@ def _params(c: Classified, row: SitePlan, settings: Settings) -> SiteParams:
         lhs=lhs,
         rhs=rhs,
         backward=(backward[0], backward[1]),
-        extras=len(eqn.invars) - 2,
         target=settings.target,
         rng=settings.rng,
         label=row.site.role,

@@ -1,4 +1,4 @@
-"""Which sites are worth quantizing, by what a target estimates: what ``recipe="auto"`` leaves out.
+"""Takes out of a plan what does not pay by a target's estimates, as ``recipe="auto"`` does.
 
 A quantization serves every product that reads its codes, so sites are weighed together with those
 that they share codes with.
@@ -65,26 +65,26 @@ def paying(
     """The decisions, without what does not pay by the estimates of a target, if it has any."""
     if estimates is None:
         return list(rows)
-    weighed = [
-        [
-            None if part.status == "kept" else _candidate(c, part, side, provenance)
-            for side, part in zip((None, 0, 1), row.with_gradients, strict=False)
-        ]
+    parts = [
+        (c, part, side)
         for c, row in zip(classified, rows, strict=True)
+        for side, part in zip((None, 0, 1), row.with_gradients, strict=False)
+        if part.status != "kept"
     ]
-    reasons = iter(not_worth([c for parts in weighed for c in parts if c], estimates))
-    found: list[SitePlan] = []
-    for row, candidates in zip(rows, weighed, strict=True):
-        parts = zip(row.with_gradients, candidates, strict=True)
-        first, *backward = [_if_worth(p, next(reasons)) if c else p for p, c in parts]
-        found.append(dataclasses.replace(first, backward=tuple(backward)))
-    return found
+    candidates = [_candidate(c, part, side, provenance) for c, part, side in parts]
+    found = not_worth(candidates, estimates)
+    reasons = {id(part): why for (_, part, _), why in zip(parts, found, strict=True)}
 
+    def kept(row: SitePlan) -> SitePlan:
+        reason = reasons.get(id(row))
+        backward = tuple(map(kept, row.backward))
+        if reason is None:
+            return dataclasses.replace(row, backward=backward)
+        return SitePlan(
+            site=row.site, status="kept", reason=reason, rule=row.rule, backward=backward
+        )
 
-def _if_worth(row: SitePlan, reason: str | None) -> SitePlan:
-    if reason is None:
-        return row
-    return dataclasses.replace(row, lhs=None, rhs=None, status="kept", reason=reason, asked=False)
+    return list(map(kept, rows))
 
 
 def _candidate(

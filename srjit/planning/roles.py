@@ -1,4 +1,4 @@
-"""What each product of a program computes: fprop, dgrad or wgrad, and of which kinds of operand.
+"""The role of each product of a program: fprop, dgrad or wgrad, and the kinds of its operands.
 
 Where differentiation happened inside the function, roles are inferred: (1) an explicit tag wins;
 (2) the phase is on the typed name stack; (3) the residual of a backward product is the operand that
@@ -73,7 +73,7 @@ class Classified:
 
     @functools.cached_property
     def product(self) -> Product | None:
-        """What is multiplied; None where srjit has no rule for its form."""
+        """The product; None where srjit has no rule for its form."""
         product = product_of(self.occurrence.eqn)
         if isinstance(product, DotProduct) and self.occurrence.is_turned:
             return dataclasses.replace(product, is_turned=True)
@@ -94,7 +94,7 @@ class Classified:
 
     @functools.cached_property
     def site(self) -> Site:
-        """What a report says that it is."""
+        """The site, as a report describes it."""
         o, eqn = self.occurrence, self.occurrence.eqn
         (lhs, rhs), out = (v.aval for v in eqn.invars[:2]), eqn.outvars[0].aval
         return Site(
@@ -241,7 +241,7 @@ class _Partners:
             self.everywhere.append((o, side))
 
     def _residuals(self, o: Occurrence) -> Iterator[int]:
-        """Which operands can be the residual: if the backward pass computed one, only the other."""
+        """Yields the possible residuals: if the backward pass computed one operand, the other."""
         computed = [BACKWARD in v.labels or self._is_cotangent(v) for v in o.operands]
         for residual in (1, 0):
             if not computed[residual] or all(computed):
@@ -252,7 +252,7 @@ class _Partners:
         return value.origin in self.data and value.origin not in self.readers
 
     def _may_be_gradient(self, value: Value) -> bool:
-        """What the backward pass made, a constant (the cotangent of a sum), or a cotangent."""
+        """Whether the backward pass made it, or it is a constant (of a sum) or a cotangent."""
         return BACKWARD in value.labels or not value.sources or self._is_cotangent(value)
 
     def recomputation(self, o: Occurrence) -> Classified | None:

@@ -1,4 +1,4 @@
-"""Which sites of a program read the same codes, and where those can come from."""
+"""The codes that sites of a program share, and the scopes that they can come from."""
 
 from __future__ import annotations
 

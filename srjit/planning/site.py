@@ -1,4 +1,4 @@
-"""What is told of a site, a product of a program, and of a value that is written back."""
+"""Entries of reports: sites, which are products of a program, and write-backs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Site:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SitePlan:
-    """What becomes of one site.
+    """A site and what becomes of it: an entry of a report.
 
     Attributes:
       site: the site.
@@ -63,8 +63,8 @@ class SitePlan:
     """
 
     site: Site
-    lhs: Quantization | None
-    rhs: Quantization | None
+    lhs: Quantization | None = None
+    rhs: Quantization | None = None
     status: Status
     reason: str = ""
     asked: bool = False
@@ -72,7 +72,7 @@ class SitePlan:
     backward: tuple[SitePlan, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
-        """What a SitePlan does not have itself is its site's."""
+        """Attributes of the site are a SitePlan's too."""
         if name == "site" or name.startswith("_"):  # while being copied or unpickled
             raise AttributeError(name)
         return getattr(self.site, name)

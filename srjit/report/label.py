@@ -1,4 +1,4 @@
-"""What one rounding of a program is called, wherever figures of it are told."""
+"""The name of a rounding of a program, wherever figures of it are told."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 
 from srjit.numerics.quantization import Quantization
 from srjit.planning.planned_site import Operand
-
-UPDATE, CAST = "update", "cast"
+from srjit.planning.write_backs import Write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,18 @@ class Label:
             kind=operand.kind,
             where=where,
             format=spec.format,
+        )
+
+    @classmethod
+    def of_write(cls, write: Write) -> Label:
+        """The label of a write-back, or of a cast of a gradient."""
+        return Label(
+            site=write.number,
+            path=write.path,
+            role="cast" if write.kind == "gradient" else "update",
+            operand="",
+            kind=write.kind,
+            format=write.dtype,
         )
 
     @property

@@ -39,8 +39,8 @@ def test_keys_are_those_that_the_run_took(recipe, base):
         jax.effects_barrier()
     if base is None:  # what a run counts from there is an integer base key, 0
         fun = srjit.srjit(step, recipe=recipe, key=0)
-    assert seen.places
-    for (rounding, where), captured in seen.places.items():
+    assert seen.executions
+    for (rounding, where), captured in seen.executions.items():
         label = rounding.label
         for number, key in captured.keys.items():
             (again,) = srjit.replay(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from srjit import Certificate, Quantization, recipes, srjit, stochastic_round, targets
-from srjit.jaxprs import frame
+from srjit.jaxprs import evaluator
 from srjit.numerics import random_bits, rounding, scale_layouts
 from srjit.targets import operand as operands
 
@@ -205,9 +205,9 @@ def test_a_float_format_that_ignores_the_noise_is_found(planted: Callable[..., N
 
 
 def test_one_key_for_two_sites_is_found(planted: Callable[..., None]):
-    original = frame.mix
+    original = evaluator.mix
     planted(
-        frame,
+        evaluator,
         "mix",
         lambda key, number: key if isinstance(number, int) else original(key, number),
     )
@@ -221,14 +221,14 @@ def test_one_key_for_two_sites_is_found(planted: Callable[..., None]):
 
 
 def test_write_backs_that_share_a_key_or_ignore_it_are_found(planted: Callable[..., None]):
-    original = frame.round_write_back
+    original = evaluator.round_write_back
     step = srjit(adam, recipe=EVERYTHING, params_argnums=0)
 
     def nearest(dtype: str, rng: Any, key: Any, x: jax.Array) -> jax.Array:
         del rng, key
         return x.astype(dtype)
 
-    planted(frame, "round_write_back", nearest)
+    planted(evaluator, "round_write_back", nearest)
     for operand in step.verify(*STEP, draws=64).operands:
         assert operand.wrong == (IGNORED,)
 
@@ -236,12 +236,12 @@ def test_write_backs_that_share_a_key_or_ignore_it_are_found(planted: Callable[.
         """Off by a sixteenth to a thirty-second of a step."""
         return original(dtype, rng, key, x * (1 + 2.0**-12))
 
-    planted(frame, "round_write_back", tilted)
+    planted(evaluator, "round_write_back", tilted)
     for operand in step.verify(*STEP).operands:
         assert "biased by" in operand.verdict
 
-    planted(frame, "round_write_back", original)
-    planted(frame, "mix", lambda key, number: key)
+    planted(evaluator, "round_write_back", original)
+    planted(evaluator, "mix", lambda key, number: key)
     first, second, _ = step.verify(*STEP, draws=64).operands
     assert second.wrong[0] == f"its key is that of {first.name}"
 

@@ -13,7 +13,7 @@ from srjit import Quantization, TensorBoard, recipes, srjit
 from srjit.diagnostics.watch import sinks
 from srjit.diagnostics.watch.diagnosis import PAYS, diagnosed
 from srjit.diagnostics.watch.stream import Record, Watch
-from srjit.jaxprs.figures import SAMPLE, measured
+from srjit.jaxprs.figures import FIGURES, SAMPLE, Figure, measured
 from srjit.numerics.formats import get_format
 from srjit.tools import watch as command
 
@@ -162,6 +162,38 @@ def test_tensorboard_gets_scalars(tmp_path):
     sink.close()
     (events,) = tmp_path.iterdir()
     assert b"srjit/site_1_wgrad_lhs_trip_2/norm" in events.read_bytes()
+
+
+@pytest.fixture
+def mean():
+    """A figure more, for one test."""
+    figure = Figure(
+        name="mean",
+        about="mean magnitude of the operand",
+        of=lambda sample: jnp.mean(jnp.abs(sample.part)),
+        column="mean |x|",
+    )
+    FIGURES.append(figure)
+    yield figure
+    FIGURES.remove(figure)
+
+
+def test_a_new_figure_is_in_records_files_tensorboard_and_tables(mean, tmp_path):
+    seen, path = [], tmp_path / "run.jsonl"
+    fun = srjit(step, recipe="int8", watch=seen.append)
+    fun(W, X, sr_key=0)
+    fun.watch.wait()
+    assert all(0 < r.mean < r.norm for r in seen)
+    sinks.JsonLines(path)(seen[0])
+    assert list(sinks.read(path)) == seen[:1]
+    board = TensorBoard(tmp_path / "board")
+    board(seen[0])
+    board.close()
+    (events,) = (tmp_path / "board").iterdir()
+    assert b"/mean" in events.read_bytes()
+    found = diagnosed(seen)
+    assert "mean |x|" in str(found) and "mean |x|" in found.to_html()
+    assert json.loads(found.to_json())["findings"][0]["mean"] == found.findings[0].figures["mean"]
 
 
 def test_inside_another_program_it_is_watched_too():

@@ -274,7 +274,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # Programs
     "one key for both operands": Mutant(
-        module="srjit.jaxprs.frame",
+        module="srjit.jaxprs.evaluator",
         old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
         new="return mix(mix(self._key(draw.flips), draw.number), np.uint32(0))",
         killed_by=(PROGRAMS + "test_both_operands_of_a_product_have_noise_of_their_own",),
@@ -288,13 +288,13 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "one key for all sites": Mutant(
-        module="srjit.jaxprs.frame",
+        module="srjit.jaxprs.evaluator",
         old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
         new="return mix(mix(self._key(draw.flips), np.uint32(0)), draw.slot)",
         killed_by=(PROGRAMS + "test_equal_values_are_rounded_with_different_noise[unrolled]",),
     ),
     "a trip count that is not folded in": Mutant(
-        module="srjit.jaxprs.frame",
+        module="srjit.jaxprs.evaluator",
         old="key = mix(key, trip.counted(bool(flip)))",
         new="key = mix(key, np.uint32(0))",
         killed_by=(
@@ -329,7 +329,7 @@ MUTANTS: dict[str, Mutant] = {
         killed_by=(SIGNS + "[True-two sites]",),
     ),
     "operands of a product draw signs apart": Mutant(
-        module="srjit.jaxprs.frame",
+        module="srjit.jaxprs.evaluator",
         old="before, signs = self._before(operand), self._signs(operand)",
         new="before, s = self._before(operand), self._signs(operand)\n"
         "        signs = s and mix(s, operand.side)",
@@ -355,13 +355,13 @@ MUTANTS: dict[str, Mutant] = {
         killed_by=(WRITTEN + "test_a_step_moves_parameters_by_its_update_on_average[decayed]",),
     ),
     "what leads to a write-back is rounded": Mutant(
-        module="srjit.jaxprs.frame",
+        module="srjit.jaxprs.evaluator",
         old="if path in found.widened:",
         new="if False:",
         killed_by=(WRITTEN + "test_nothing_is_rounded_between_a_parameter_and_its_write_back",),
     ),
     "one key for all write-backs": Mutant(
-        module="srjit.jaxprs.frame",
+        module="srjit.jaxprs.evaluator",
         old="key = mix(self._key(()), _WRITE_BACKS + write.number)",
         new="key = mix(self._key(()), _WRITE_BACKS)",
         killed_by=(
@@ -370,13 +370,13 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "layers that a loop writes share noise": Mutant(
-        module="srjit.jaxprs.frame",
+        module="srjit.jaxprs.evaluator",
         old="key = mix(self._key(()), _WRITE_BACKS + write.number)",
         new="key = mix(self.root, _WRITE_BACKS + write.number)",
         killed_by=(WRITTEN + "test_every_layer_and_every_step_of_a_loop_has_noise_of_its_own",),
     ),
     "shards of a parameter share noise": Mutant(
-        module="srjit.jaxprs.frame",
+        module="srjit.jaxprs.evaluator",
         old="key = of_shards(key, varies)",
         new="key = of_shards(key, ())",
         killed_by=(WRITTEN + "test_shards_of_a_parameter_do_not_share_noise[True]",),
@@ -405,13 +405,13 @@ MUTANTS: dict[str, Mutant] = {
         killed_by=(VERIFIED + "test_clipping_at_the_block_maximum_is_found",),
     ),
     "neighbours are not compared": Mutant(
-        module="srjit.diagnostics.verify.certify",
+        module="srjit.diagnostics.verify.judgement",
         old="yield from residuals.neighbours()",
         new="yield from ()",
         killed_by=(VERIFIED + "test_noise_that_a_row_shares_is_found",),
     ),
     "keys are not compared": Mutant(
-        module="srjit.diagnostics.verify.certify",
+        module="srjit.diagnostics.verify.judgement",
         old="if any(f.keys[step] == other.keys.get(step) for step in f.keys):",
         new="if False:",
         killed_by=(
@@ -429,9 +429,9 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "write-backs are not looked at": Mutant(
-        module="srjit.jaxprs.frame",
-        old="if self.shown.observer is not None:\n            writer",
-        new="if False:\n            writer",
+        module="srjit.jaxprs.evaluator",
+        old="if self.shown.observer is not None:\n            seen",
+        new="if False:\n            seen",
         killed_by=(VERIFIED + "test_write_backs_moments_and_casts_are_verified",),
     ),
     # What watches

@@ -1,4 +1,4 @@
-"""How averages of many draws converge: one bit for every factor of four, or to a plateau."""
+"""Averages of many draws: they gain one bit for every factor of four, or end at a plateau."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Error(NamedTuple):
-    """How far an average is off.
+    """The error of an average.
 
     Attributes:
       bits: -1/2 log2 of its squared error, relative to the squares of what it should be; infinite
@@ -23,7 +23,7 @@ class Error(NamedTuple):
 
     @classmethod
     def of(cls, average: Any, exact: Any) -> Error:
-        """Of float64 arrays of one shape."""
+        """The error of an average of float64 arrays."""
         with np.errstate(invalid="ignore", over="ignore"):
             square = (average - exact) ** 2  # of infinite outputs there is none
         error, size = float(np.sum(square)), float(np.sum(exact**2))

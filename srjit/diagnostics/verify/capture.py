@@ -1,4 +1,4 @@
-"""What a running program rounds stochastically: values, and keys, step by step."""
+"""Captures the values that a running program rounds, and the keys, step by step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from srjit.jaxprs.observation import Rounding
 from srjit.numerics.random_bits import Key
 
-PLACES = 4  # executions of one rounding (trips of its loops, shards) that are looked at
+EXECUTIONS = 4  # executions of one rounding (trips of its loops, shards) that are looked at
 
 
-Place = tuple[Rounding, tuple[int, ...]]
+Execution = tuple[Rounding, tuple[int, ...]]
 
 
 @dataclasses.dataclass
 class Captured:
-    """One rounding at one place of a program.
+    """One execution of a rounding.
 
     Attributes:
       operand: what it rounded in the first step that came there.
@@ -40,18 +40,18 @@ class Capture:
 
     Attributes:
       step: number of the step that is running; set it before each.
-      places: what was seen.
-      left_out: how many more executions of a rounding there were than ``PLACES``.
+      executions: what was seen of each.
+      left_out: how many more executions of a rounding there were than ``EXECUTIONS``.
     """
 
     def __init__(self) -> None:
         self.step = 0
-        self.places: dict[Place, Captured] = {}
+        self.executions: dict[Execution, Captured] = {}
         self._left_out: dict[Rounding, set[tuple[int, ...]]] = {}
 
     @property
     def left_out(self) -> int:
-        """How many executions were not looked at."""
+        """The number of executions that were not looked at."""
         return sum(map(len, self._left_out.values()))
 
     def observe(
@@ -67,10 +67,10 @@ class Capture:
         jax.debug.callback(take, [jnp.asarray(w) for w in where], x, key, before)
 
     def _take(self, rounding: Rounding, where: Any, x: Any, key: Any, before: Any) -> None:
-        place = rounding, tuple(int(w) for w in where)
-        if place not in self.places:
-            if sum(r == rounding for r, _ in self.places) >= PLACES:
-                self._left_out.setdefault(rounding, set()).add(place[1])
+        execution = rounding, tuple(int(w) for w in where)
+        if execution not in self.executions:
+            if sum(r == rounding for r, _ in self.executions) >= EXECUTIONS:
+                self._left_out.setdefault(rounding, set()).add(execution[1])
                 return
-            self.places[place] = Captured(np.array(x), before, {})
-        self.places[place].keys[self.step] = int(key[0]), int(key[1])
+            self.executions[execution] = Captured(np.array(x), before, {})
+        self.executions[execution].keys[self.step] = int(key[0]), int(key[1])

@@ -60,7 +60,7 @@ class OperandCertificate(Label):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Certificate(Documented):
-    """What ``verify`` found.
+    """The findings of ``verify``.
 
     Attributes:
       operands: everything with stochastic rounding: operands, then write-backs and casts.

@@ -1,4 +1,4 @@
-"""What rounding does to a tensor, drawn again and again: residuals, in steps of its grid, streamed.
+"""Residuals of a tensor that is rounded again and again, in steps of its grid, streamed.
 
 Memory is that of a few copies of the tensor, whatever the number of draws: sums of residuals per
 element, sums of products of neighbours, and single residuals only of the first ``HEAD`` elements.
@@ -104,7 +104,7 @@ class Grid:
 
     @property
     def variance(self) -> Floats:
-        """Of a residual, in squared steps."""
+        """The variance of a residual, in squared steps."""
         return self.fraction * (1 - self.fraction)
 
     def between(self) -> float:
@@ -242,7 +242,7 @@ class Residuals:
             yield _correlation("sites", f"{name}, {kind}", total, both, self.draws)
 
     def _noise_index(self) -> np.ndarray[Any, Any]:
-        """What stands for the elements of ``head`` where noise is drawn: see ``random_bits``."""
+        """The index of each element of ``head`` where noise is drawn: see ``random_bits``."""
         columns = self.grid.shape[-1] if self.grid.shape else 1
         row, column = np.divmod(np.arange(self.head.shape[1]), max(columns, 1))
         return row * row_stride(columns) + column

@@ -103,7 +103,7 @@ class Test:
 
     @property
     def excess(self) -> float:
-        """How many times its limit was found; NaN counts as infinitely often."""
+        """The value found, in multiples of its limit; infinite for NaN."""
         ratio = abs(self.found) / self.limit if self.limit else math.inf
         return math.inf if math.isnan(ratio) else ratio
 

@@ -1,4 +1,4 @@
-"""What the records of a watched program say, in words."""
+"""Diagnoses a watched program from its records, in words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SATURATED = 1e-3  # of the elements, which clip: that is a bias
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What is said of one quantization.
+    """The diagnosis of one quantization.
 
     Attributes:
       name, path, format, rounding: the quantization's, as of ``Record``.
@@ -51,7 +51,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis(Documented):
-    """What is said of a program.
+    """The diagnosis of a program.
 
     Attributes:
       findings: of every quantization that was watched.
@@ -78,7 +78,7 @@ class Diagnosis(Documented):
         return Document(
             title="watched",
             lead=f"{len(self.findings)} quantized gradients, {self.steps} steps",
-            tables=[Table(_COLUMNS, self.findings, _kind)],
+            tables=[Table(_columns(), self.findings, _kind)],
             notes=[*advice, *self.notes],
             curves=[(f"{f.name} {f.path}", f.norms) for f in self.findings],
         )
@@ -90,7 +90,7 @@ class Diagnosis(Documented):
 
     @property
     def steps(self) -> int:
-        """How many steps were watched."""
+        """The number of steps that were watched."""
         return max((len(f.norms) for f in self.findings), default=0)
 
 
@@ -156,15 +156,19 @@ def _column(figure: Figure) -> Column[Finding]:
     return Column(figure.column, lambda f: figure.shown(f.figures[figure.name]), align="right")
 
 
-_COLUMNS: tuple[Column[Finding], ...] = (
-    Column("quantization", lambda f: f.name),
-    Column("path", lambda f: f.path, narrows="middle"),
-    Column("format", lambda f: f.format + "~" * (f.rounding == "stochastic")),
-    Column("norm by step", lambda f: sparkline(f.norms)),
-    Column("norm/noise", lambda f: "-" if math.isinf(f.ratio) else f"{f.ratio:.3g}", align="right"),
-    *(_column(figure) for figure in FIGURES if figure.column),
-    Column("verdict", lambda f: f.verdict),
-)
+def _columns() -> list[Column[Finding]]:
+    def ratio(f: Finding) -> str:
+        return "-" if math.isinf(f.ratio) else f"{f.ratio:.3g}"
+
+    return [
+        Column("quantization", lambda f: f.name),
+        Column("path", lambda f: f.path, narrows="middle"),
+        Column("format", lambda f: f.format + "~" * (f.rounding == "stochastic")),
+        Column("norm by step", lambda f: sparkline(f.norms)),
+        Column("norm/noise", ratio, align="right"),
+        *(_column(figure) for figure in FIGURES if figure.column),
+        Column("verdict", lambda f: f.verdict),
+    ]
 
 
 def _kind(finding: Finding) -> str:

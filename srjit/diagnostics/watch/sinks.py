@@ -1,4 +1,4 @@
-"""Where records of a watched program go: files, and TensorBoard."""
+"""Sinks for the records of a watched program: files, and TensorBoard."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Record(Label):
 
 
 class Watched(NamedTuple):
-    """What a program returned, and what was measured of its quantizations."""
+    """The outputs of a program, and the figures measured of its quantizations."""
 
     out: Any
     measured: Any
@@ -74,7 +74,7 @@ class Watched(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """What the numbers that one traced program measures are of."""
+    """The operands whose figures one traced program measures, and the figures' shapes."""
 
     operands: tuple[Operand, ...]
     shapes: tuple[tuple[int, ...], ...]

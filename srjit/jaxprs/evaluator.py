@@ -1,8 +1,8 @@
-"""A scope of a program while it is evaluated: what is quantized in it, and from which keys.
+"""Evaluates one scope of a program: what is quantized in it, and from which keys.
 
-Codes are shared: a frame remembers what it has quantized, by (token, quantization). Loops and calls
-take codes in and hand codes out where a site on the other side reads the same value, but no turned
-copies of them.
+Codes are shared: an evaluator remembers what it has quantized, by (token, quantization). Loops and
+calls take codes in and hand codes out where a site on the other side reads the same value, but no
+turned copies of them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from jax.extend import core as jex_core
 
 from srjit import _compat
 from srjit.jaxprs.figures import measured
-from srjit.jaxprs.observation import NOTHING, Quantizer, Shown, Writer
+from srjit.jaxprs.observation import NOTHING, Shown, rounding_of, rounding_of_write
 from srjit.jaxprs.rounding import exactly, round_write_back
 from srjit.jaxprs.site import bind_site
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, of_shards
-from srjit.numerics.rounding import NOISE_BITS
 from srjit.planning.noise import Draw
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand, Shared
@@ -57,11 +56,11 @@ class Trip:
         return np.uint32(self.length - 1) - self.number
 
 
-class Frame:
-    """One scope of the evaluation: the program, or the body of a loop, branch or call.
+class Evaluator:
+    """Evaluates one scope: the program, or the body of a loop, branch or call.
 
     Attributes:
-      shown: what is shown of it.
+      shown: the values and figures that it shows.
     """
 
     def __init__(
@@ -134,8 +133,8 @@ class Frame:
         key = of_shards(key, varies)
         round_it = functools.partial(round_write_back, write.dtype, self.plan.settings.rng)
         if self.shown.observer is not None:
-            writer = Writer(**vars(write), run=round_it, bits=NOISE_BITS)
-            self.shown.observer(writer, self._where((), varies), wide, key, None)
+            seen = rounding_of_write(write, round_it)
+            self.shown.observer(seen, self._where((), varies), wide, key, None)
         return round_it(key, wide)
 
     # --------------------------------------------------------------------------------- sites
@@ -225,19 +224,13 @@ class Frame:
         if self.shown.observer is None or key is None or operand.signs is not None:
             return
         target = self.plan.settings.target
-        quantizer = Quantizer(
-            draw=(operand.draw.number, operand.draw.slot),
-            operand=operand,
-            spec=shared.spec,
-            demand=self._demand(shared.spec, in_memory=operand.in_memory),
-            target=target,
-            bits=target.noise_bits(shared.spec) if target.is_attached else NOISE_BITS,
-        )
+        demand = self._demand(shared.spec, in_memory=operand.in_memory)
+        seen = rounding_of(operand, demand, target)
         where = self._where(operand.draw.flips, operand.varies)
-        self.shown.observer(quantizer, where, x, key, self._before(operand))
+        self.shown.observer(seen, where, x, key, self._before(operand))
 
     def _where(self, flips: tuple[bool, ...], varies: Iterable[str]) -> list[Any]:
-        """What tells executions apart: trips of the loops around this scope, then shards."""
+        """The execution: trips of the loops around this scope, then shards."""
         trips = [trip.counted(bool(flip)) for trip, flip in self._counting(flips)]
         return [*trips, *map(lax.axis_index, sorted(varies))]
 
@@ -274,7 +267,7 @@ class Frame:
     # ------------------------------------------------------------------- scopes inside this one
 
     def inner(self, path: Path, trip: Trip | None = None) -> Self:
-        """The frame of a scope at ``path``, knowing the codes of the values that enter it."""
+        """The evaluator of a scope at ``path``, knowing the codes of the values that enter it."""
         trips = (*self.trips, trip) if trip else self.trips
         return type(self)(self.plan, self.root, path, trips, self.histories, self.shown)
 
@@ -287,11 +280,11 @@ class Frame:
             tokens |= {provenance.unstacked(t) for t in tokens}
         return [s for s in self.plan.sharing.uses.get(path, ()) if s.token in tokens and s in known]
 
-    def leaving(self, frame: Frame, path: Path) -> tuple[list[Shared], list[Shared]]:
+    def leaving(self, inner: Evaluator, path: Path) -> tuple[list[Shared], list[Shared]]:
         """Codes made inside the scope at ``path`` (plain, stacked) that sites outside it want."""
         outside = self.plan.sharing.read_outside
-        plain = [s for s in frame.codes if s not in self.codes and outside(s, path)]
-        return plain, [s for s in frame.stacked if s not in self.stacked and outside(s, path)]
+        plain = [s for s in inner.codes if s not in self.codes and outside(s, path)]
+        return plain, [s for s in inner.stacked if s not in self.stacked and outside(s, path)]
 
     def hoist(self, path: Path, invariants: Mapping[int, Any]) -> None:
         """Quantizes loop-invariant operands once, before the loop: inputs of it, by position."""
@@ -314,7 +307,7 @@ def _unrounded(eqn: Any, values: Sequence[Any], exact: dict[Any, Any]) -> list[A
 
 
 def unseen(history: jax.Array) -> jax.Array:
-    """What stands for the amax of a tensor that was not quantized."""
+    """A history's amax of a step that did not quantize the tensor."""
     return jnp.full(history.shape[:-1], UNSEEN, jnp.float32)
 
 
