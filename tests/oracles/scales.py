@@ -71,14 +71,17 @@ def nvfp4_scales(
     return encode, sf, a / F(top)
 
 
-def nvfp4(x: np.ndarray, *, square: bool = False, up: bool = False) -> Quantized:
-    """NVFP4, per 1 x 16 or 16 x 16 under one scale per tensor."""
-    x = work(x)
+def nvfp4(
+    x: np.ndarray, *, square: bool = False, up: bool = False, element: str = "float4_e2m1fn"
+) -> Quantized:
+    """NVFP4, per 1 x 16 or 16 x 16 under one scale per tensor; or another element in its place."""
+    x, grid = work(x), GRIDS[element]
     b = block_amax(x, 16, square).astype(F)
-    encode, sf, tensor_scale = nvfp4_scales(b, b.max(), up=up)
+    top = int(448 * grid.max)
+    encode, sf, tensor_scale = nvfp4_scales(b, b.max(), up=up, top=top, largest=grid.max)
     with np.errstate(all="ignore"):
         y = x * spread(encode, x.shape, 16).astype(x.dtype)
-    codes = GRIDS["float4_e2m1fn"].nearest(y).astype(x.dtype)
+    codes = grid.nearest(y).astype(x.dtype)
     return Quantized(codes, sf, tensor_scale)
 
 
