@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Sized
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_remark
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.mlir import editing
+from srjit.program.liveness import Liveness
 from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.operations import (
     MalformedProgram,
@@ -21,8 +22,9 @@ from srjit.program.stablehlo.operations import (
     types_of,
     why_closed,
 )
+from srjit.program.stablehlo.regions import Block, OperationFlows
 
-Mask = tuple[bool, ...]
+Mask = Sequence[bool]
 
 
 @register
@@ -58,19 +60,18 @@ class EliminateDeadCode(Pass):
 class _Elimination:
     """One module's dead code."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: ir.Operation) -> None:
         self.module = module
         known = functions(module)
         self.functions = {name: op for name, op in known.items() if not why_closed(op)}
         self._taken = set(known)
         self._uncalled: dict[str, None] = {}  # functions that some call does not call any more
         self._effectful: dict[str, bool] = {}
-        self._live: dict[tuple[str, Mask], Mask] = {}  # arguments that live results need
-        self._versions: dict[tuple[str, Mask], str] = {}
+        self._versions: dict[tuple[str, tuple[bool, ...]], str] = {}
+        self.flow_of = OperationFlows(self.functions)
+        self.liveness = Liveness(self.flow_of, lambda step: self.is_effectful(step.op))
 
-    # -------------------------------------------------------------------------------- analysis
-
-    def is_effectful(self, op: Any) -> bool:
+    def is_effectful(self, op: ir.Operation) -> bool:
         """Whether an operation, what it calls or what is in its regions does more than compute."""
         name = callee_of(op)
         if name is not None:
@@ -81,10 +82,10 @@ class _Elimination:
                 self._effectful[name] = self._any_effect(self.functions[name])
             return self._effectful[name]
         if is_effectful(op):
-            return not self._is_return(op)
+            return not op.name.endswith(".return")
         return self._any_effect(op)
 
-    def _any_effect(self, op: Any) -> bool:
+    def _any_effect(self, op: ir.Operation) -> bool:
         return any(
             self.is_effectful(inner.operation)
             for region in op.regions
@@ -92,93 +93,34 @@ class _Elimination:
             for inner in block.operations
         )
 
-    @staticmethod
-    def _is_return(op: Any) -> bool:
-        return op.name.endswith(".return")
-
-    def live_in(self, block: Any, results: Sequence[bool]) -> set[Any]:
-        """The values that a block's chosen results, and its effects, depend on."""
-        live = {v for v, r in zip(terminator(block).operands, results, strict=True) if r}
-        for op in reversed([op.operation for op in block.operations]):
-            if self._is_return(op):
-                continue
-            used = [r in live for r in op.results]
-            if any(used) or self.is_effectful(op):
-                live |= self._needed(op, used)
-        return live
-
-    def _needed(self, op: Any, used: Sequence[bool]) -> set[Any]:
-        """What an operation needs for the results that are used."""
-        name = callee_of(op)
-        if name is not None and name in self.functions:
-            wanted = self.arguments(name, tuple(used))
-            return {v for v, w in zip(op.operands, wanted, strict=True) if w}
-        if op.name == "stablehlo.while":
-            carried, inside = self._loop(op, used)
-            return {v for v, c in zip(op.operands, carried, strict=True) if c} | inside
-        if op.name in ("stablehlo.case", "stablehlo.if"):
-            live = set(op.operands)
-            for region in op.regions:
-                live |= self.live_in(region.blocks[0], used)
-            return live
-        return {*op.operands, *_used_inside(op)}
-
-    def arguments(self, name: str, results: Mask) -> Mask:
-        """Which arguments of a function its chosen results need."""
-        if (name, results) not in self._live:
-            block = self.functions[name].regions[0].blocks[0]
-            # While they are being found out, as of a function that calls itself: all of them.
-            self._live[name, results] = (True,) * len(block.arguments)
-            live = self.live_in(block, results)
-            self._live[name, results] = tuple(a in live for a in block.arguments)
-        return self._live[name, results]
-
-    def _loop(self, op: Any, used: Sequence[bool]) -> tuple[list[bool], set[Any]]:
-        """What a loop carries for its used results, and what its regions use."""
-        condition, body = (region.blocks[0] for region in op.regions)
-        live = self.live_in(condition, [True])
-        carried = [u or a in live for u, a in zip(used, condition.arguments, strict=True)]
-        while True:
-            inside = self.live_in(body, carried)
-            more = [c or a in inside for c, a in zip(carried, body.arguments, strict=True)]
-            if more == carried:
-                return carried, live | inside
-            carried = more
-
-    # ------------------------------------------------------------------------------ elimination
-
     def run(self, main: Any) -> None:
         """Removes the dead code of what @main reaches."""
         self.function(main)
         editing.erase_unused_functions(self.module, self._uncalled)
 
-    def function(self, op: Any) -> None:
+    def function(self, op: ir.Operation) -> None:
         """Removes the dead code of a function all of whose results live."""
         self._block(op.regions[0].blocks[0])
 
-    def _block(self, block: Any) -> None:
-        live = self.live_in(block, [True] * len(terminator(block).operands))
-        for op in reversed([op.operation for op in block.operations]):
-            if self._is_return(op):
-                continue
+    def _block(self, block: ir.Block) -> None:
+        program = Block(block)
+        live = self.liveness.values(program, [True] * len(program.outvars))
+        for step in reversed(program.eqns):
+            op, flow = step.op, self.flow_of(step)
             used = [r in live for r in op.results]
             if not any(used) and not self.is_effectful(op):
                 self._uncalled |= dict.fromkeys(operations.used(op))
                 op.erase()
-            elif callee_of(op) is not None:
-                self._call(op, tuple(used))
-            elif op.name == "stablehlo.while":
-                self._while(op, used)
-            elif op.name in ("stablehlo.case", "stablehlo.if"):
-                self._branches(op, used)
+            elif flow is not None:
+                results, arguments, _ = self.liveness.flow(flow, _positions(used))
+                kept = _mask(results, op.results), _mask(arguments, op.operands)
+                edit = {"call": self._call, "loop": self._while, "branches": self._branches}
+                edit[flow.kind](op, *kept)
             elif op.name == "sdy.manual_computation":
-                self._block(op.regions[0].blocks[0])
+                self._block(operations.body_of(op))
 
-    def _call(self, op: Any, used: Mask) -> None:
-        name = callee_of(op) or ""
-        if name not in self.functions:
-            return
-        wanted = self.arguments(name, used)
+    def _call(self, op: ir.Operation, used: Mask, wanted: Mask) -> None:
+        name = operations.callee(op)
         version = self._version(name, used, wanted)
         if version == name:
             return
@@ -195,17 +137,18 @@ class _Elimination:
 
     def _version(self, name: str, used: Mask, wanted: Mask) -> str:
         """The function with only those results and arguments; itself if that is all of them."""
-        if (name, used) in self._versions:
-            return self._versions[name, used]
+        key = name, tuple(used)
+        if key in self._versions:
+            return self._versions[key]
         op = self.functions[name]
         if all(used) and all(wanted):
-            self._versions[name, used] = name
+            self._versions[key] = name
             self.function(op)
             return name
         with ir.InsertionPoint(op):
             new = op.clone()
         version = self._free(name)
-        self._versions[name, used] = version
+        self._versions[key] = version
         new.attributes["sym_name"] = ir.StringAttr.get(version)
         new.attributes["sym_visibility"] = ir.StringAttr.get("private")
         _keep_results(new, used)
@@ -222,8 +165,7 @@ class _Elimination:
         self._taken.add(version)
         return version
 
-    def _while(self, op: Any, used: Sequence[bool]) -> None:
-        carried, _ = self._loop(op, used)
+    def _while(self, op: ir.Operation, carried: Mask, _: Mask) -> None:
         condition, body = (region.blocks[0] for region in op.regions)
         if not all(carried):
             _return_only(body, carried)
@@ -235,7 +177,7 @@ class _Elimination:
             _erase_arguments(block, carried)
         _replace(op, carried, _with_fewer(op, carried, operands=carried))
 
-    def _branches(self, op: Any, used: Sequence[bool]) -> None:
+    def _branches(self, op: ir.Operation, used: Mask, _: Mask) -> None:
         for region in op.regions:
             if not all(used):
                 _return_only(region.blocks[0], used)
@@ -245,7 +187,7 @@ class _Elimination:
         _replace(op, used, _with_fewer(op, used))
 
 
-def _with_fewer(op: Any, results: Sequence[bool], operands: Sequence[bool] | None = None) -> Any:
+def _with_fewer(op: ir.Operation, results: Mask, operands: Mask | None = None) -> Any:
     """A copy of an operation with some of its results and operands, and with its regions."""
     given = list(op.operands)
     if operands is not None:
@@ -263,7 +205,7 @@ def _with_fewer(op: Any, results: Sequence[bool], operands: Sequence[bool] | Non
     return new
 
 
-def _replace(op: Any, kept: Sequence[bool], new: Any) -> None:
+def _replace(op: ir.Operation, kept: Mask, new: ir.Operation) -> None:
     remaining = iter(new.results)
     for result, keep in zip(op.results, kept, strict=True):
         if keep:
@@ -271,7 +213,7 @@ def _replace(op: Any, kept: Sequence[bool], new: Any) -> None:
     op.erase()
 
 
-def _return_only(block: Any, kept: Sequence[bool]) -> None:
+def _return_only(block: ir.Block, kept: Mask) -> None:
     last = terminator(block)
     with ir.InsertionPoint(last), last.location:
         operands = [v for v, k in zip(last.operands, kept, strict=True) if k]
@@ -279,20 +221,20 @@ def _return_only(block: Any, kept: Sequence[bool]) -> None:
     last.erase()
 
 
-def _erase_arguments(block: Any, kept: Sequence[bool]) -> None:
+def _erase_arguments(block: ir.Block, kept: Mask) -> None:
     for i in reversed(range(len(kept))):
         if not kept[i]:
             block.erase_argument(i)
 
 
-def _keep_arguments(function: Any, kept: Mask) -> None:
+def _keep_arguments(function: ir.Operation, kept: Mask) -> None:
     inputs, results = types_of(function)
     inputs = [t for t, k in zip(inputs, kept, strict=True) if k]
     _set_type(function, inputs, results, "arg_attrs", kept)
     _erase_arguments(function.regions[0].blocks[0], kept)
 
 
-def _keep_results(function: Any, kept: Mask) -> None:
+def _keep_results(function: ir.Operation, kept: Mask) -> None:
     inputs, results = types_of(function)
     results = [t for t, k in zip(results, kept, strict=True) if k]
     _set_type(function, inputs, results, "res_attrs", kept)
@@ -300,7 +242,7 @@ def _keep_results(function: Any, kept: Mask) -> None:
 
 
 def _set_type(
-    function: Any, inputs: list[Any], results: list[Any], extras: str, kept: Mask
+    function: ir.Operation, inputs: list[Any], results: list[Any], extras: str, kept: Mask
 ) -> None:
     function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, results))
     if extras in function.attributes:
@@ -310,8 +252,9 @@ def _set_type(
         )
 
 
-def _used_inside(op: Any) -> set[Any]:
-    used: set[Any] = set()
-    for inner in operations.walk(op):
-        used.update(inner.operands)
-    return used
+def _positions(mask: Mask) -> list[int]:
+    return [i for i, chosen in enumerate(mask) if chosen]
+
+
+def _mask(positions: Collection[int], values: Sized) -> list[bool]:
+    return [i in positions for i in range(len(values))]

@@ -173,30 +173,9 @@ def _without_dead(
     return live if is_closed else jex_core.ClosedJaxpr(live, consts), used
 
 
-def needed(closed: Any, output: int) -> set[int]:
-    """Which inputs of a closed jaxpr one of its outputs is computed from.
-
-    By JAX's own rules for dead code, which know what a loop's outputs are made of. They are
-    private.
-    """
-    jaxpr, _ = open_jaxpr(closed)
-    wanted = {jaxpr.outvars[output]}
-    for eqn in reversed(jaxpr.eqns):
-        used = [v in wanted for v in eqn.outvars]
-        if not any(used):
-            continue
-        rule: Any = partial_eval.dce_rules.get(eqn.primitive)
-        every = [True] * len(eqn.invars)
-        reads = every
-        if rule is not None:  # from jax 0.12 on, it is also told which inputs' contents are read
-            told = len(inspect.signature(rule).parameters) == 3
-            reads = rule(used, every, eqn)[0] if told else rule(used, eqn)[0]
-        wanted.update(
-            v
-            for v, read in zip(eqn.invars, reads, strict=True)
-            if read and not isinstance(v, jex_core.Literal)
-        )
-    return {i for i, v in enumerate(jaxpr.invars) if v in wanted}
+def has_dce_rule(primitive: Any) -> bool:
+    """Whether JAX knows how to find dead code in what a primitive calls; private in JAX."""
+    return primitive in partial_eval.dce_rules
 
 
 def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: Any) -> Any:

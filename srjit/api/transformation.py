@@ -35,6 +35,7 @@ from srjit.numerics.random_bits import Key
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planner import make_plan
 from srjit.planning.site import SitePlan, WriteBack
+from srjit.program.dead_code import without_dead_code
 from srjit.program.values import DATA, PARAMETER
 from srjit.report.report import Report
 
@@ -242,7 +243,7 @@ class Transformation:
             return jax.tree.unflatten(tree, filled)
 
         labels = self._labels([given.owners[i] for i in numbers], len(args))
-        closed = _compat.dce(original)
+        closed = without_dead_code(original)
         names = self._names(given, numbers)
         plan = make_plan(closed, labels, self.settings, names)
         notes = (*plan.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))

@@ -38,6 +38,8 @@ from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Shared
 from srjit.products.scaled_values import as_held
 from srjit.program.control_flow import ControlFlow, Region
+from srjit.program.dead_code import without_dead_code
+from srjit.program.liveness import needed_inputs
 from srjit.program.values import CAPTURED, PARAMETER, Path
 from srjit.targets.operand import quantize_operand
 
@@ -174,11 +176,11 @@ def _all_weights(closed: Any, plan: ProgramPlan, inputs: Sequence[Any]) -> Froze
         return list(whole.made.values())
 
     packing, shapes = jax.make_jaxpr(made, return_shape=True)(*inputs)
-    packing = _compat.dce(packing)
+    packing = without_dead_code(packing)
     weights: list[Weight] = []
     output = 0
     for key, parts in zip(keys, shapes, strict=True):
-        sources = tuple(sorted(_compat.needed(packing, output)))
+        sources = tuple(sorted(needed_inputs(_compat.open_jaxpr(packing)[0], output)))
         weights.append(Weight(key, sources, parts))
         output += len(parts)
     return Frozen(closed, plan, tuple(weights), frozenset(), packing, where)
@@ -201,7 +203,7 @@ def _candidates(plan: ProgramPlan) -> frozenset[Shared]:
 def _only(frozen: Frozen, weights: Sequence[Weight]) -> Frozen:
     """The same with some of its weights."""
     outputs = [weight in weights for weight in frozen.weights for _ in weight.parts]
-    packing = _compat.dce(frozen.packing, outputs)
+    packing = without_dead_code(frozen.packing, outputs)
     return dataclasses.replace(frozen, weights=tuple(weights), packing=packing)
 
 

@@ -153,6 +153,13 @@ class ControlFlow:
         return "shards" if self.shards else "call"
 
     @property
+    def carried(self) -> dict[int, int]:
+        """What a loop carries: for the operand that it starts with, the result that it ends as."""
+        operands = [i.operand for i in self.body.inputs if i.way == "carried"]
+        results = [o.result or 0 for o in self.body.outputs if o.way == "carried"]
+        return dict(zip(operands, results, strict=True))
+
+    @property
     def body(self) -> Region:
         """The region that makes the results, where one alone does."""
         return self.regions[-1]

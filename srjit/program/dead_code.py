@@ -1,0 +1,70 @@
+"""Jaxprs without dead code: by JAX's own rules, and by the table of control flow beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.extend import core as jex_core
+from jax.extend.core import primitives as jex_primitives
+
+from srjit import _compat
+from srjit.program.control_flow import flow_of
+
+_STANDS_FOR = "srjit_stands_for"
+
+
+def without_dead_code(closed: Any, outputs: Sequence[bool] | None = None) -> Any:
+    """A closed jaxpr without what no output needs, for all its outputs or for those chosen.
+
+    JAX has rules for its own primitives. Another one that the table of control flow says to be a
+    call stands as a call of JAX's own while they are applied.
+    """
+    standing = _exchanged(closed, _as_call)
+    live = _compat.dce(standing, outputs)
+    return live if standing is closed else _exchanged(live, _as_itself)
+
+
+def _exchanged(closed: Any, exchange: Callable[[Any], Any]) -> Any:
+    """A jaxpr with other equations in place of some of its own, however deep; itself if of none."""
+    jaxpr, consts = _compat.open_jaxpr(closed)
+    eqns = [exchange(_exchanged_inside(eqn, exchange)) for eqn in jaxpr.eqns]
+    if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
+        return closed
+    changed = jaxpr.replace(eqns=eqns)
+    return changed if closed is jaxpr else jex_core.ClosedJaxpr(changed, consts)
+
+
+def _exchanged_inside(eqn: Any, exchange: Callable[[Any], Any]) -> Any:
+    params: dict[str, Any] = {}
+    for name, value in eqn.params.items():
+        inside = value if isinstance(value, (tuple, list)) else (value,)
+        new = [_exchanged(v, exchange) if _is_jaxpr(v) else v for v in inside]
+        if any(a is not b for a, b in zip(new, inside, strict=True)):
+            params[name] = type(value)(new) if isinstance(value, (tuple, list)) else new[0]
+    return eqn.replace(params={**eqn.params, **params}) if params else eqn
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(_compat.open_jaxpr(value)[0], "eqns")
+
+
+def _as_call(eqn: Any) -> Any:
+    flow = flow_of(eqn)
+    if flow is None or flow.kind != "call" or _compat.has_dce_rule(eqn.primitive):
+        return eqn
+    body: Any = flow.body.program
+    (name,) = (n for n, v in eqn.params.items() if _compat.open_jaxpr(v)[0] is body)
+    called = jex_core.ClosedJaxpr(body, flow.body.consts)
+    params = {"call_jaxpr": called, _STANDS_FOR: (eqn.primitive, eqn.params, name)}
+    return eqn.replace(primitive=jex_primitives.closed_call_p, params=params)
+
+
+def _as_itself(eqn: Any) -> Any:
+    if _STANDS_FOR not in eqn.params:
+        return eqn
+    primitive, params, name = eqn.params[_STANDS_FOR]
+    body = eqn.params["call_jaxpr"]
+    if params[name] is _compat.open_jaxpr(params[name])[0]:
+        body, _ = _compat.open_jaxpr(body)
+    return eqn.replace(primitive=primitive, params={**params, name: body})
