@@ -18,11 +18,11 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, Unpack, overload
 
 from srjit import _mlir
 from srjit._mlir import ir
-from srjit.passes.driver import diagnostics, registry, running
+from srjit.passes.driver import registry, running
 from srjit.passes.driver.options import closing, nearest, options_of, text_of_value, value_of
 from srjit.passes.driver.registry import Pass
 from srjit.passes.mlir import serialization
@@ -121,43 +121,21 @@ class Pipeline:
         return len(self.elements)
 
     @overload
-    def run(
-        self,
-        module: str | bytes,
-        *,
-        verify_each: bool = True,
-        timing: bool = False,
-        printing: running.Printing = ...,
-        sink: diagnostics.Sink | None = None,
-    ) -> ir.Module: ...
+    def run(self, module: str | bytes, **options: Unpack[running.Options]) -> ir.Module: ...
     @overload
     def run(
-        self,
-        module: running.AnyModule,
-        *,
-        verify_each: bool = True,
-        timing: bool = False,
-        printing: running.Printing = ...,
-        sink: diagnostics.Sink | None = None,
+        self, module: running.AnyModule, **options: Unpack[running.Options]
     ) -> running.AnyModule: ...
-    def run(
-        self,
-        module: Any,
-        *,
-        verify_each: bool = True,
-        timing: bool = False,
-        printing: running.Printing = running.NOTHING,
-        sink: diagnostics.Sink | None = None,
-    ) -> Any:
+    def run(self, module: Any, **options: Unpack[running.Options]) -> Any:
         """Runs the passes under MLIR's pass manager.
 
         Args:
           module: an ``ir.Module`` or the operation of one, which is changed in place; or text,
             bytecode or a portable artifact, from which a module is made.
-          verify_each: verify the module after each pass.
-          timing: MLIR's table of times, on standard error.
-          printing: when to print the program.
-          sink: called with each diagnostic as it comes; without one, warnings are Python warnings.
+          **options: ``verify_each``: verify the module after each pass (true); ``timing``: print
+            MLIR's table of times, on standard error; ``printing``: when to print the program;
+            ``sink``: called with each diagnostic as it comes, where otherwise warnings are Python
+            warnings.
 
         Returns:
           The changed module.
@@ -169,15 +147,9 @@ class Pipeline:
         """
         if isinstance(module, (str, bytes)):
             module = serialization.parse(module)
-        steps = [running.Step(path, part) for path, part in self._steps(printing.is_by_name)]
-        running.run(
-            steps,
-            module.operation,
-            verify_each=verify_each,
-            timing=timing,
-            printing=printing,
-            sink=sink,
-        )
+        is_by_name = options.get("printing", running.NOTHING).is_by_name
+        steps = [running.Step(path, part) for path, part in self._steps(is_by_name)]
+        running.run(steps, module.operation, **options)
         return module
 
     def _steps(self, one_by_one: bool) -> Iterator[tuple[tuple[str, ...], Pass | str]]:

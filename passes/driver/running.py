@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from srjit import _mlir
 from srjit._mlir import ir
@@ -85,24 +85,32 @@ class Step:
         return self.what.name if isinstance(self.what, Pass) else self.what.partition("{")[0]
 
 
+class Options(TypedDict, total=False):
+    """How a pipeline runs.
+
+    Attributes:
+      verify_each: verify the module after each pass; true if not given.
+      timing: print MLIR's table of times, on standard error.
+      printing: when to print the program.
+      sink: called with each diagnostic as it comes; without one, warnings are Python warnings.
+    """
+
+    verify_each: bool
+    timing: bool
+    printing: Printing
+    sink: diagnostics.Sink | None
+
+
 def run(
     steps: Sequence[Step],
     module: ir.Operation,
     *,
-    verify_each: bool,
-    timing: bool,
-    printing: Printing,
+    verify_each: bool = True,
+    timing: bool = False,
+    printing: Printing = NOTHING,
     sink: diagnostics.Sink | None = None,
 ) -> None:
-    """Runs passes on a module, in place.
-
-    Args:
-      steps: the passes.
-      module: the operation of a module.
-      verify_each: verify after each pass.
-      timing: print times.
-      printing: when to print the program.
-      sink: takes diagnostics as they come; without one, warnings are Python warnings.
+    """Runs passes on the operation of a module, in place; keywords as of ``Options``.
 
     Raises:
       PipelineError: a pass failed.

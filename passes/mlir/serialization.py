@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import tempfile
 from pathlib import Path
 
 from srjit import _mlir
@@ -69,3 +72,26 @@ def copy_of(module: ir.Module, context: ir.Context | None = None) -> ir.Module:
     with module.context:
         code = bytecode_of(module)
     return ir.Module.parse(code, context=context or _mlir.new_context())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file as a whole or not at all, keeping its permissions."""
+    if not os.access(path.parent, os.W_OK):
+        path.write_bytes(data)
+        return
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as new:
+        try:
+            new.write(data)
+            new.close()
+            os.chmod(new.name, path.stat().st_mode & 0o7777 if path.exists() else _default_mode())
+            os.replace(new.name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new.name)
+            raise
+
+
+def _default_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

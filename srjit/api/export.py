@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import json
 import os
-import tempfile
 import zipfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +23,7 @@ from srjit.calling.keys import IfNeeded, Stateful, Words
 from srjit.modules.interface import Interface, KeyUse, words_of
 from srjit.modules.rejit import Rejitted
 from srjit.modules.source import called_back
+from srjit.passes.mlir.serialization import replace_file
 
 _FORMAT = 1
 _HEADER, _PROGRAM = "srjit.json", "program.jax_export"
@@ -106,29 +108,25 @@ def _of_rejitted(fn: Rejitted) -> Exported:
     return Exported(header, exported)
 
 
-class _explaining:
+@contextlib.contextmanager
+def _explaining(name: str) -> Generator[None]:
     """A context that says of which function ``jax.export`` complains."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        """Nothing."""
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, ImportError) and "flatbuffers" in str(error):
-            raise ImportError(
-                "files of exported programs need the package flatbuffers: pip install srjit[export]"
-            ) from error
-        if not isinstance(error, (ValueError, NotImplementedError)):
-            return
+    try:
+        yield
+    except ImportError as error:
+        if "flatbuffers" not in str(error):
+            raise
+        raise ImportError(
+            "files of exported programs need the package flatbuffers: pip install srjit[export]"
+        ) from error
+    except (ValueError, NotImplementedError) as error:
         why = str(error)
         if "callback" in why:
             why = (
                 "it has host callbacks (jax.debug.print, pure_callback, io_callback): they are "
                 "Python functions of this process, which no file can keep"
             )
-        raise ValueError(f"jax.export cannot keep {self.name}: {why}") from error
+        raise ValueError(f"jax.export cannot keep {name}: {why}") from error
 
 
 def _donated(args: Any, kwargs: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -280,17 +278,7 @@ class Exported:
         Raises:
           OSError: it cannot be written.
         """
-        path = Path(path)
-        content = self.serialize()
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        replace_file(Path(path), self.serialize())
 
 
 def load(source: str | os.PathLike[str] | bytes) -> Exported:
@@ -327,9 +315,3 @@ def _entry(name: str) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name)
     entry.compress_type = zipfile.ZIP_DEFLATED
     return entry
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

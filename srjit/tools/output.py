@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import NoReturn
+
+from srjit.passes.mlir.serialization import replace_file
 
 
 class Failure(Exception):
@@ -66,7 +67,7 @@ class Output:
             if path.exists() and not path.is_file():  # a device or a pipe
                 path.write_bytes(data)
             else:
-                _replace(path, data)
+                replace_file(path, data)
         except OSError as error:
             with tempfile.NamedTemporaryFile("wb", prefix="srjit-opt-", delete=False) as saved:
                 saved.write(data)
@@ -74,26 +75,3 @@ class Output:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise OutputError(f"cannot write {self.name!r}: {reason}")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file as a whole or not at all, keeping its permissions."""
-    if not os.access(path.parent, os.W_OK):
-        path.write_bytes(data)
-        return
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as new:
-        try:
-            new.write(data)
-            new.close()
-            os.chmod(new.name, path.stat().st_mode & 0o7777 if path.exists() else _default_mode())
-            os.replace(new.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(new.name)
-            raise
-
-
-def _default_mode() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
