@@ -15,8 +15,8 @@ BIN := $(VENV)/bin
 
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@awk -F ' \\?=.*# ?' '/^[A-Z]+ \?=.*#/ { printf "  %-13s %s\n", $$1 "=...", $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ' \\?=.*# ?' '/^[A-Z]+ \?=.*#/ { printf "  %-19s %s\n", $$1 "=...", $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: setup-examples ## train a language model in bf16, int8, fp8 and nvfp4, side by side
@@ -29,7 +29,12 @@ test: setup-test ## run the tests; a part: make test ARGS="tests/numerics -m 'no
 
 .PHONY: test-all
 test-all: export SRJIT_NIGHTLY = 1
-test-all: test mutants ## test and mutants, with what crosses everything with everything, and measures: hours
+test-all: test mutants ## test and mutants, also crossing everything with everything, and measuring: hours
+
+.PHONY: test-compiled
+test-compiled: export SRJIT_AS_USERS_COMPILE = 1
+test-compiled: setup-test ## the tests that compare bits, with XLA's default flags: as users compile
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m bits $(ARGS)
 
 .PHONY: mutants
 mutants: setup-test ## plant each mistake of tests/mutants/catalogue.py: its tests have to fail

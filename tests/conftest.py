@@ -17,12 +17,17 @@ hypothesis.settings.register_profile("srjit", deadline=None)
 hypothesis.settings.load_profile("srjit")
 
 _NIGHTLY = os.environ.get("SRJIT_NIGHTLY", "0") != "0"
+# Programs compile as they do for users: nightly, and in `make test-compiled`.
+_AS_USERS = _NIGHTLY or os.environ.get("SRJIT_AS_USERS_COMPILE", "0") != "0"
 
-
-# Most of the time of a test is the compiler. Nightly, programs compile as they do for users.
-_COMPILER_FLAGS = "" if _NIGHTLY else "--xla_backend_optimization_level=0"
+# Most of the time of a test is the compiler, and most of the compiler's is optimization.
+_COMPILER_FLAGS = (
+    ""
+    if _AS_USERS
+    else "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+)
 # Where XLA still has a choice of them, fusion emitters are what costs most of the rest.
-_HAS_EMITTERS = _NIGHTLY or tuple(map(int, version("jax").split(".")[:2])) >= (0, 11)
+_HAS_EMITTERS = _AS_USERS or tuple(map(int, version("jax").split(".")[:2])) >= (0, 11)
 if not _HAS_EMITTERS:
     _COMPILER_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
@@ -50,7 +55,9 @@ def compiler_flags() -> str:
 def fusion_emitters() -> None:
     """Without them XLA rounds what it fuses otherwise: the same inside another program differs."""
     if not _HAS_EMITTERS:
-        pytest.skip("compiled without fusion emitters: runs with SRJIT_NIGHTLY=1, or a newer JAX")
+        pytest.skip(
+            "compiled without fusion emitters: runs in `make test-compiled`, or with a newer JAX"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -256,7 +256,7 @@ def test_a_function_is_called_as_ever(options: dict[str, Any], call: dict[str, A
     fun = srjit(step, **{"recipe": "int8", **options})
     w, x = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (W, X))
     found = verdicts(fun.aot(w, x, target="v5e", **call))
-    assert set(found) <= {"native", "narrow", "emulated"}
+    assert found and set(found) <= {"native", "narrow", "emulated"}
     assert fun.calls == 0
 
 
@@ -300,8 +300,14 @@ def test_the_cpu_compiles_for_itself():
 
 
 def _every_recipe() -> list[Any]:
-    """Every recipe for every chip; for GPUs, what has no products of theirs is nightly."""
-    own = {"h200": ("int8", "fp8", "fp8-delayed"), "b200": ("fp8", "mxfp8", "nvfp4-eden")}
+    """Every recipe for every chip; nightly what a chip emulates as v5e does, or not at all."""
+    own = {
+        "v5p": ("int8", "fp8", "int4"),
+        "v6e": ("int8", "fp8", "nvfp4"),
+        "tpu7x": ("int8", "fp8", "fp8-delayed", "mxfp8"),
+        "h200": ("int8", "fp8", "fp8-delayed"),
+        "b200": ("fp8", "mxfp8", "nvfp4-eden"),
+    }
     return [
         pytest.param(
             recipe, chip, marks=(*param.marks, *_unless(recipe in own.get(chip, [recipe])))
@@ -486,8 +492,9 @@ def test_a_plugin_that_was_not_loaded_is_explained():
         capture_output=True,
         text=True,
     )
-    if done.returncode:  # no CUDA here
-        assert "set JAX_PLATFORMS=cpu, or" in done.stderr
+    if not done.returncode:
+        pytest.skip("all of CUDA is here: the plugin loads")
+    assert "set JAX_PLATFORMS=cpu, or" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -546,7 +553,7 @@ def test_kernels_are_apart_from_cycles():
     program = stored("v5e_kernel")
     (kernel,) = program.kernels
     assert (kernel.site, kernel.times, kernel.cycles) == (None, 1, 2719)
-    assert program.cycles is None or program.cycles < 2719
+    assert program.cycles is None  # nothing but the kernel, whose cycles are its own
 
 
 def test_collectives_are_counted_in_bytes():

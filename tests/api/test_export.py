@@ -191,6 +191,7 @@ def test_programs_for_eight_devices_run_on_eight():
     assert loaded.exported.nr_devices == 8
 
 
+@pytest.mark.bits
 @pytest.mark.usefixtures("fusion_emitters")
 def test_loaded_programs_run_inside_another_jit():
     loaded = srjit.load(srjit.export(decorated("jaxpr"), W, X).serialize())

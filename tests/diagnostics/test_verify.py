@@ -134,7 +134,8 @@ def test_clipping_at_the_block_maximum_is_found():
         assert 0.01 < operand.saturation < 0.1
         assert operand.averages.plateau is not None and operand.averages.plateau < 7.5
         inside = [t for t in operand.tests if "beyond" not in t.where]
-        assert all(t.passed for t in inside)  # nothing else is wrong, and nothing else is said
+        # Nothing else is wrong, and nothing else is said.
+        assert inside and all(t.passed for t in inside)
 
 
 def test_noise_that_a_row_shares_is_found(planted: Callable[..., None]):

@@ -22,7 +22,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "aot.md").read_text(encoding="utf-8
 def test_the_page_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]):
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(block, names)
+        exec(block.replace("8192", "2048"), names)  # fewer rows: the compiler takes a tenth
     out = capsys.readouterr().out
     assert out.startswith("srjit: recipe int8, compiled for v5e, mode train: 5 sites: ")
 

@@ -47,6 +47,7 @@ def _close(a: Any, b: Any, exact: bool) -> None:
             np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * abs(expected).max())
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4", EDEN])
 def test_eight_devices_compute_what_one_does(recipe: str, sharding: str):
@@ -81,7 +82,8 @@ def test_explicitly_sharded_programs_compute_what_one_device_does(recipe: str, s
     # tanh and the sums of the loss are float32, so that codes may differ where they are at a tie.
     _close(result[0], alone[0], exact=False)
     for a, b in zip(result[1], alone[1], strict=True):
-        assert (np.asarray(a) != np.asarray(b)).mean() < 0.1 or recipe != "int8"
+        if recipe == "int8":
+            assert (np.asarray(a) != np.asarray(b)).mean() < 0.1
         np.testing.assert_allclose(a, b, rtol=0, atol=0.05 * float(abs(b).max()))
 
 

@@ -171,6 +171,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("program", [_unrolled, _scanned, _branched])
 @pytest.mark.parametrize("inside", [True, False], ids=["grad inside", "grad outside"])

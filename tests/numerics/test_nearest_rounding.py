@@ -11,6 +11,8 @@ from srjit.numerics.rounding import round_to_grid
 
 from .support import SMALL_FLOATS, assert_same_bits, every_16_bit_float
 
+pytestmark = pytest.mark.bits
+
 
 def round_nearest(y: np.ndarray, name: str) -> np.ndarray:
     return np.asarray(jax.jit(lambda y: round_to_grid(y, ELEMENTS[name]))(y))

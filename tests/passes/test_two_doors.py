@@ -32,6 +32,8 @@ def _pairs() -> list[Any]:
             marks = [] if always else [pytest.mark.nightly]
             if program in _LONG and recipe == "nvfp4":
                 marks = [pytest.mark.slow]
+            if recipe == "int8" or (always and program == "bfloat16"):
+                marks = [*marks, pytest.mark.bits]
             pairs.append(pytest.param(program, recipe, id=f"{program}-{name}", marks=marks))
     return pairs
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import os
 
 import jax
@@ -30,8 +31,13 @@ def emulated(x, element, encode, key):
     return rounded.astype(kernels.CARRIERS[element.name])
 
 
+STATIC = ("element", "transposed", "with_amax", "converts", "tile", "interpret")
+quantize_kernel = jax.jit(kernels._quantize_kernel, static_argnames=STATIC)
+quantize_plainly = jax.jit(kernels.quantize_plainly, static_argnames=STATIC[:3])
+
+
 def kernel(x, element, encode, key, tile=TILES[0], transposed=False, converts=False):
-    return kernels._quantize_kernel(
+    return quantize_kernel(
         x,
         jnp.float32(encode),
         *(key or ()),
@@ -182,45 +188,36 @@ def test_the_tpu_compiler_takes_every_kernel(tpu, shape):
     words = (jax.ShapeDtypeStruct((), jnp.uint32),) * 2
     codes = jax.ShapeDtypeStruct(shape, jnp.int8)
 
-    def compiles(fun, *args):
-        jitted = jax.jit(fun, in_shardings=tpu, out_shardings=tpu)
-        assert "tpu_custom_call" in jitted.lower(*args).compile().as_text()
+    def every(x, codes, encode, *words):
+        yield kernels.amax(x)
+        yield kernels.transpose(codes)
+        for name, key, transposed in itertools.product(
+            kernels.CARRIERS, (None, words), (False, True)
+        ):
+            yield kernels.quantize(x, ELEMENTS[name], encode, key, transposed=transposed)
 
-    compiles(kernels.amax, x)
-    compiles(kernels.transpose, codes)
-    for name in kernels.CARRIERS:
-        for key in ((), words):
-            for transposed in (False, True):
-                compiles(
-                    lambda x, encode, *key, name=name, transposed=transposed: kernels.quantize(
-                        x, ELEMENTS[name], encode, key or None, transposed=transposed
-                    ),
-                    x,
-                    encode,
-                    *key,
-                )
+    jitted = jax.jit(lambda *args: list(every(*args)), in_shardings=tpu, out_shardings=tpu)
+    compiled = jitted.lower(x, codes, encode, *words).compile().as_text()
+    assert compiled.count('"tpu_custom_call"') == 2 + 4 * len(kernels.CARRIERS)
 
 
 @pytest.mark.parametrize(("name", "converts"), WAYS)
 @pytest.mark.parametrize("shape", [(40, 300), (96, 256), (2, 64, 130)])
-@pytest.mark.parametrize("special", [1.0, -7e4, np.nan, np.inf])
-def test_amax_comes_with_the_codes(shape, special, name, converts):
-    x = (
-        jax.random.normal(jax.random.key(4), shape, jnp.bfloat16)
-        .at[(-1,) * len(shape)]
-        .set(special)
-    )
+def test_amax_comes_with_the_codes(shape, name, converts):
+    normal = jax.random.normal(jax.random.key(4), shape, jnp.bfloat16)
     element, encode = ELEMENTS[name], jnp.float32(30.0)
     options = {"element": element, "transposed": True, "with_amax": True}
-    *codes, largest = kernels._quantize_kernel(
-        x, encode, *KEY, **options, converts=converts, tile=TILES[0], interpret=True
-    )
-    *plain_codes, plain = kernels.quantize_plainly(x, encode, *KEY, **options)
-    np.testing.assert_array_equal(largest, scaling.amax(x.astype(jnp.float32)))
-    np.testing.assert_array_equal(plain, largest)
-    if np.isfinite(special):
-        for one, other in zip(codes, plain_codes, strict=True):
-            assert_same_bits(one, other)
+    for special in (1.0, -7e4, np.nan, np.inf):
+        x = normal.at[(-1,) * len(shape)].set(special)
+        *codes, largest = quantize_kernel(
+            x, encode, *KEY, **options, converts=converts, tile=TILES[0], interpret=True
+        )
+        *plain_codes, plain = quantize_plainly(x, encode, *KEY, **options)
+        np.testing.assert_array_equal(largest, scaling.amax(x.astype(jnp.float32)))
+        np.testing.assert_array_equal(plain, largest)
+        if np.isfinite(special):
+            for one, other in zip(codes, plain_codes, strict=True):
+                assert_same_bits(one, other)
 
 
 @pytest.mark.parametrize("name", kernels.CARRIERS)
@@ -232,9 +229,7 @@ def test_no_code_hides_a_smaller_word(name):
     x = jax.lax.bitcast_convert_type(words, jnp.float32)
     for encode in (2.0**126, 1.0):
         for value in (x, x.astype(jnp.bfloat16)):
-            codes = kernels.quantize_plainly(
-                value, jnp.float32(encode), *KEY, element=ELEMENTS[name]
-            )
+            codes = quantize_plainly(value, jnp.float32(encode), *KEY, element=ELEMENTS[name])
             for one, code in (
                 (value[1:2], codes[1:2]),
                 (value[7:300], codes[7:300]),
