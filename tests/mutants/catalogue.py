@@ -379,7 +379,10 @@ MUTANTS: dict[str, Mutant] = {
         module="srjit.jaxprs.evaluator",
         old="key = of_shards(key, varies)",
         new="key = of_shards(key, ())",
-        killed_by=(WRITTEN + "test_shards_of_a_parameter_do_not_share_noise[True]",),
+        killed_by=(
+            "planning/test_write_backs_on_devices.py::"
+            "test_shards_of_a_parameter_do_not_share_noise[True]",
+        ),
     ),
     # What verifies
     "limits are half of Bernstein's": Mutant(

@@ -13,7 +13,6 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import srjit
 from srjit import recipes
@@ -34,6 +33,10 @@ def became(fun: Any, *args: Any, **kwargs: Any) -> dict[str, str]:
 
 def mean(x: Any) -> float:
     return float(np.asarray(x, np.float64).mean())
+
+
+def sgd(w: Any, g: Any) -> Any:
+    return jax.tree.map(lambda w, g: w - 1e-3 * g, w, g)
 
 
 # ------------------------------------------------------------------------------- known answers
@@ -320,125 +323,6 @@ def test_long_sums_are_read_too():
 # --------------------------------------------------------------------------- what is not written
 
 
-def sgd(w: Any, g: Any) -> Any:
-    return jax.tree.map(lambda w, g: w - 1e-3 * g, w, g)
-
-
-def test_float32_parameters_are_left_alone_and_need_no_key():
-    w, g = jnp.ones(N), jnp.ones(N)
-    step = step_of(sgd)
-    assert same(step(w, g), jax.jit(sgd)(w, g))
-    assert step.explain(w, g).write_backs == ()
-    both = {"a": jnp.ones(N), "b": jnp.ones(N, BF16)}
-    moved = step(both, both, sr_key=0)
-    assert same(moved["a"], jax.jit(sgd)(both, both)["a"]) and mean(moved["b"]) < 1
-
-
-def test_a_copy_of_master_weights_is_cast_as_it_was():
-    def step(params: Any, master: Any, g: Any) -> Any:
-        del params  # overwritten
-        new = master - 1e-3 * g
-        return new.astype(BF16), new
-
-    w = jnp.ones(N)
-    fun = step_of(step)
-    args = (w.astype(BF16), w, w)
-    assert same(fun(*args), jax.jit(step)(*args))
-    (write,) = fun.explain(*args).write_backs
-    assert write.status == "kept" and not write.asked
-    assert "a copy of float32 values that the program returns too" in write.reason
-
-
-def unrelated(w: Any, g: Any) -> Any:
-    return {"a": w["a"] - 1e-3 * g, "b": jnp.tanh(w["b"]), "c": w["c"]}
-
-
-def test_what_cannot_be_written_back_is_said_with_its_reason():
-    w = {k: jnp.ones(n, BF16) for n, k in enumerate("abcd", 8)}
-    found = {p.path: p for p in step_of(unrelated).explain(w, jnp.ones(8, BF16)).write_backs}
-    assert {k: p.status for k, p in found.items()} == {
-        "w['a']": "stochastic", "w['b']": "kept", "w['c']": "kept", "w['d']": "kept",
-    }  # fmt: skip
-    assert "tanh makes it" in found["w['b']"].reason
-    assert found["w['c']"].reason == "returned as it came"
-    assert "no output has its shape" in found["w['d']"].reason
-    assert [k for k, p in found.items() if p.asked] == ["w['a']", "w['b']"]
-
-
-def test_a_write_back_that_cannot_be_had_warns_and_is_an_error_if_strict():
-    w, g = {k: jnp.ones(n, BF16) for n, k in enumerate("abc", 8)}, jnp.ones(8, BF16)
-    with pytest.warns(UserWarning, match=r"w\['b'\].*tanh makes it"):
-        step_of(unrelated)(w, g, sr_key=0)
-    with pytest.raises(srjit.UnsupportedSiteError, match=r"w\['b'\]"):
-        step_of(unrelated, strict=True)(w, g, sr_key=0)
-
-
-def sparse(w: jax.Array, g: jax.Array) -> jax.Array:
-    return w.at[0].add(-1e-3 * g[0])
-
-
-def test_an_update_of_the_only_parameter_that_cannot_be_found_is_no_silence():
-    w = jnp.ones((2, N), BF16)
-    with pytest.warns(UserWarning, match="scatter-add makes it"):
-        assert same(step_of(sparse)(w, w), sparse(w, w))
-    with pytest.raises(srjit.UnsupportedSiteError, match="parameter w"):
-        step_of(sparse, strict=True)(w, w)
-
-
-def test_parameters_that_are_another_argument_are_no_silence():
-    w = jnp.ones(N, BF16)
-
-    def step(batch: Any, params: Any) -> Any:
-        return params["w"] - 1e-3 * batch.sum()
-
-    batch = jnp.ones(8, BF16)
-    with pytest.warns(UserWarning, match=r"params\['w'\].*params_argnums"):
-        step_of(step)(batch, {"w": w})
-    right = step_of(step, params_argnums=1)
-    assert became(right, batch, {"w": w}) == {"params['w']": "stochastic"}
-
-
-def test_a_moment_of_float32_parameters_is_none_of_another_argument():
-    def step(p: Any, m: Any, g: Any) -> Any:
-        m = (0.9 * m.astype(jnp.float32) + 0.1 * g).astype(BF16)
-        return p - 1e-3 * m.astype(jnp.float32), m
-
-    w = jnp.ones(N)
-    fun = step_of(step, strict=True)
-    assert fun.explain(w, w.astype(BF16), w).write_backs == ()
-    assert same(fun(w, w.astype(BF16), w), jax.jit(step)(w, w.astype(BF16), w))
-
-
-def test_a_loss_writes_nothing_and_needs_no_key():
-    w = {"a": jnp.ones((8, 8), BF16), "b": jnp.ones(8, BF16)}
-    loss = step_of(lambda w: w["a"] @ w["a"] @ w["b"], strict=True)
-    assert loss(w).shape == (8,) and set(became(loss, w).values()) == {"kept"}
-
-
-def test_inference_writes_back_as_the_program_does_and_takes_no_key():
-    w = jnp.ones(N, BF16)
-    assert same(step_of(sgd, mode="inference")(w, w), sgd(w, w))
-
-
-def test_nan_and_infinity_stay_what_they_are():
-    w = jnp.array([1.0, jnp.inf, -jnp.inf, jnp.nan, 1.0, 1.0], BF16)
-    u = jnp.array([jnp.nan, 1.0, 1.0, 1.0, jnp.inf, -jnp.inf], BF16)
-    out = np.asarray(step_of(lambda w, u: w + u)(w, u, sr_key=0), np.float32)
-    np.testing.assert_array_equal(out, [np.nan, np.inf, -np.inf, np.nan, np.inf, -np.inf])
-
-
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float8_e5m2])
-def test_an_overflow_is_infinite_as_in_a_cast(dtype: Any):
-    most = jnp.finfo(dtype).max
-    w = jnp.array([most, -most, most, 1.0], dtype)
-    u = jnp.array([most, -most, 0, most / 2], dtype)
-    assert same(step_of(lambda w, u: w + u)(w, u, sr_key=0)[:3], (w + u)[:3])
-    assert np.isinf(np.asarray(w + u, np.float32)[:2]).all()
-
-
-# ----------------------------------------------------------------------------------------- noise
-
-
 def test_write_backs_share_no_noise_with_each_other_or_between_steps():
     w = {"a": jnp.ones(N, BF16), "b": jnp.ones(N, BF16)}
     step = step_of(sgd)
@@ -481,93 +365,3 @@ def test_a_recipe_that_quantizes_products_too_has_the_same_noise_in_them():
     assert [(p.path, p.status) for p in report.write_backs] == [("w", "stochastic")]
     quantized = [srjit.srjit(step, recipe=r)(w, x, sr_key=0) for r in (int8, both)]
     assert same(quantized[0][1], quantized[1][1]) and not same(quantized[0][0], quantized[1][0])
-
-
-# --------------------------------------------------------------------------------------- devices
-
-
-@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec("d"), PartitionSpec(None, "d")])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_eight_devices_write_what_one_does(spec: PartitionSpec, kind: AxisType):
-    w, g = jnp.ones((16, 64), BF16), jnp.ones((16, 64), BF16)
-    alone = step_of(adamw)(w, g, sr_key=3)
-    sharding = NamedSharding(jax.make_mesh((8,), ("d",), axis_types=(kind,)), spec)
-    spread = step_of(adamw)(*jax.device_put((w, g), sharding), sr_key=3)
-    assert spread.sharding.is_equivalent_to(sharding, 2)
-    assert same(np.asarray(spread), np.asarray(alone))
-    assert len({np.asarray(s.data).tobytes() for s in spread.addressable_shards}) == (
-        1 if spec == PartitionSpec() else 8
-    )
-
-
-@pytest.mark.parametrize("check", [True, False])
-def test_replicas_do_not_diverge_under_data_parallelism(check: bool):
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
-    w, x = jnp.ones((16, 64), BF16), jax.random.normal(jax.random.key(0), (64, 16), BF16)
-
-    def shard(w: jax.Array, x: jax.Array) -> jax.Array:
-        local = lax.pcast(w, "d", to="varying") if check else w
-        grads = jax.grad(lambda w: ((x @ w) ** 2).sum().astype(jnp.float32))(local)
-        return w - 1e-3 * lax.pmean(grads, "d")
-
-    specs = (PartitionSpec(), PartitionSpec("d"))
-    step = step_of(
-        jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=check)
-    )
-    (write,) = step.explain(w, x).write_backs
-    assert write.status == "stochastic"
-    for key in range(3):
-        w = step(w, x, sr_key=key)
-        copies = {np.asarray(s.data).tobytes() for s in w.addressable_shards}
-        assert len(copies) == 1 and len(w.addressable_shards) == 8
-
-
-@pytest.mark.parametrize("check", [True, False])
-def test_shards_of_a_parameter_do_not_share_noise(check: bool):
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
-    spec = PartitionSpec("d")
-    spread = jax.shard_map(sgd, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=check)
-    w = jnp.ones((8, N), BF16)
-    rows = np.asarray(step_of(spread)(w, w, sr_key=0), np.float64) < 1
-    for i, row in enumerate(rows):
-        for other in rows[:i]:
-            assert abs(np.corrcoef(row, other)[0, 1]) < SIGMAS / math.sqrt(N)
-
-
-# ----------------------------------------------------------------------------- the other door
-
-
-def several_trained(w: jax.Array, x: jax.Array) -> jax.Array:
-    def body(w: jax.Array, x: jax.Array) -> Any:
-        grads = jax.grad(lambda w: jnp.tanh(x @ w).astype(jnp.float32).sum())(w)
-        return w - 1e-3 * grads, None
-
-    return lax.scan(body, w, x)[0]
-
-
-@pytest.mark.parametrize("fun", [decayed, layer_by_layer, several_trained])
-@pytest.mark.parametrize("base", ["bf16-sr", "int8"])
-def test_both_layers_write_the_same_bits(base: str, fun: Callable[..., Any]):
-    recipe = dataclasses.replace(recipes.get(base), weights="stochastic")
-    w, g = jnp.ones((16, 64), BF16), jnp.ones((16, 64), BF16)
-    if fun is several_trained:
-        g = jax.random.normal(jax.random.key(0), (3, 8, 16), BF16)
-    by_jaxpr, by_module = (step_of(fun, recipe=recipe, layer=la) for la in ("jaxpr", "stablehlo"))
-    out = by_jaxpr(w, g, sr_key=5)
-    assert same(by_module(w, g, sr_key=5), out) and not same(out, fun(w, g))
-    reports = [f.explain(w, g) for f in (by_jaxpr, by_module)]
-    assert reports[0].write_backs == reports[1].write_backs != ()
-    assert [s.status for s in reports[0].sites] == [s.status for s in reports[1].sites]
-    assert [s.site.role for s in reports[0].sites] == [s.site.role for s in reports[1].sites]
-
-
-def test_passes_say_that_they_leave_write_backs_alone():
-    from srjit.passes.report import report_of
-
-    text = jax.jit(sgd).lower(jnp.ones(N, BF16), jnp.ones(N, BF16)).as_text()
-    options = "srjit-annotate-matmuls,srjit-insert-quantize{recipe=bf16-sr%s}"
-    with pytest.warns(srjit.passes.PassWarning, match="passes leave that alone"):
-        module = srjit.passes.parse(options % "").run(text)
-    assert any("passes leave that alone" in note for note in report_of(module.operation).notes)
-    with pytest.raises(srjit.passes.PipelineError, match="passes leave that alone"):
-        srjit.passes.parse(options % " strict=true").run(text)
