@@ -23,119 +23,107 @@ def _q(format: str, **options: Any) -> Quantization:
     return Quantization(format=format, **options)
 
 
-def _training(
+def _sr(format: str, **options: Any) -> Quantization:
+    return Quantization(format=format, rounding="stochastic", **options)
+
+
+def _recipe(
     name: str,
     activation: Quantization,
     weight: Quantization,
-    gradient: Quantization,
+    gradient: Quantization | None = None,
     *,
+    backward: Quantization | None = None,
     hadamard: bool = False,
     ends: tuple[Rule, ...] = (),
     source: str = "",
 ) -> Recipe:
-    """All three products quantized; ``hadamard`` transforms the inputs of wgrad."""
+    """A recipe that leaves attention alone.
+
+    Args:
+      name: of the recipe.
+      activation, weight: what they become.
+      gradient: what gradients become; None: only the forward product is quantized.
+      backward: what activations and weights become in backward products, if not what they are.
+      hadamard: whether the operands of wgrad are transformed.
+      ends: rules for what stands at the ends of a model.
+      source: where the scheme is published.
+    """
     turn = lambda q: dataclasses.replace(q, hadamard=hadamard)  # noqa: E731
     rule = Rule(
         fprop=Operands(activation=activation, weight=weight),
-        dgrad=Operands(gradient=gradient, weight=weight),
-        wgrad=Operands(activation=turn(activation), gradient=turn(gradient)),
+        dgrad=gradient and Operands(gradient=gradient, weight=backward or weight),
+        wgrad=gradient
+        and Operands(activation=turn(backward or activation), gradient=turn(gradient)),
     )
     return Recipe(name=name, rules=(_ATTENTION, *ends, rule), source=source)
 
 
-def _forward_only(name: str, activation: Quantization, weight: Quantization) -> Recipe:
-    rule = Rule(fprop=Operands(activation=activation, weight=weight))
-    return Recipe(name=name, rules=(_ATTENTION, rule))
-
-
-def _same(name: str, format: str, **options: Any) -> Recipe:
-    """One format everywhere: nearest forward, stochastic gradients."""
-    hadamard = options.pop("hadamard", False)
-    ends = options.pop("ends", ())
-    source = options.pop("source", "")
-    gradient = options.pop("gradient", {})
-    weight = options.pop("weight", {})
-    return _training(
-        name,
-        _q(format, **options),
-        _q(format, **{**options, **weight}),
-        _q(format, rounding="stochastic", **{**options, **gradient}),
-        hadamard=hadamard,
-        ends=ends,
-        source=source,
-    )
-
-
-def _eden() -> Recipe:
-    """``nvfp4`` forward; backward, both operands of a product as MS-EDEN says."""
-    activation, weight = _q("nvfp4"), _q("nvfp4", granularity="square")
-    eden = _q("nvfp4", rounding="stochastic", scale_rounding="eden", hadamard=True)
-    rule = Rule(
-        fprop=Operands(activation=activation, weight=weight),
-        dgrad=Operands(gradient=eden, weight=eden),
-        wgrad=Operands(activation=eden, gradient=eden),
-    )
-    source = (
-        "arXiv 2601.22813 (Quartet II): its MS-EDEN, backward; forward as nvfp4. Operands are "
-        "quantized from high precision, not from the forward product's codes"
-    )
-    return Recipe(name="nvfp4-eden", rules=(_ATTENTION, *_ENDS, rule), source=source)
-
+_CHANNEL = _q("int8", granularity="channel")
+_DELAYED = _q("fp8_e4m3", scaling="delayed")
+_SQUARE = _q("nvfp4", granularity="square")
+_EDEN = _sr("nvfp4", scale_rounding="eden", hadamard=True)
 
 BUILTIN: dict[str, Recipe] = {
     r.name: r
     for r in (
-        _same("int8", "int8"),
-        _same("int8-channel", "int8", granularity="channel"),
-        _forward_only("int8-qat", _q("int8"), _q("int8", granularity="channel")),
-        _same("int4", "int4", hadamard=True, ends=_ENDS),
-        _forward_only("int4-qat", _q("int4"), _q("int4")),
-        _training("fp8", _q("fp8_e4m3"), _q("fp8_e4m3"), _q("fp8_e5m2", rounding="stochastic")),
-        _training(
-            "fp8-delayed",
-            _q("fp8_e4m3", scaling="delayed"),
-            _q("fp8_e4m3", scaling="delayed"),
-            _q("fp8_e5m2", scaling="delayed", rounding="stochastic"),
-        ),
-        _same("mxfp8", "mxfp8", gradient={"scale_rounding": "up"}),
-        _same(
+        _recipe("int8", _q("int8"), _q("int8"), _sr("int8")),
+        _recipe("int8-channel", _CHANNEL, _CHANNEL, _sr("int8", granularity="channel")),
+        _recipe("int8-qat", _q("int8"), _CHANNEL),
+        _recipe("int4", _q("int4"), _q("int4"), _sr("int4"), hadamard=True, ends=_ENDS),
+        _recipe("int4-qat", _q("int4"), _q("int4")),
+        _recipe("fp8", _q("fp8_e4m3"), _q("fp8_e4m3"), _sr("fp8_e5m2")),
+        _recipe("fp8-delayed", _DELAYED, _DELAYED, _sr("fp8_e5m2", scaling="delayed")),
+        _recipe("mxfp8", _q("mxfp8"), _q("mxfp8"), _sr("mxfp8", scale_rounding="up")),
+        _recipe(
             "mxfp4",
-            "mxfp4",
-            gradient={"scale_rounding": "up"},
+            _q("mxfp4"),
+            _q("mxfp4"),
+            _sr("mxfp4", scale_rounding="up"),
             hadamard=True,
             ends=_ENDS,
             source="arXiv 2502.20586, backward: with scales rounded up in place of its factor 3/4, "
             "and a Hadamard transform for weight gradients; forward MXFP4 too",
         ),
-        _same(
+        _recipe(
             "nvfp4",
-            "nvfp4",
-            weight={"granularity": "square"},
+            _q("nvfp4"),
+            _SQUARE,
+            _sr("nvfp4"),
             hadamard=True,
             ends=_ENDS,
             source="arXiv 2509.25149",
         ),
-        _same(
+        _recipe(
             "nvfp4-unbiased",
-            "nvfp4",
-            weight={"granularity": "square"},
-            gradient={"scale_rounding": "up"},
+            _q("nvfp4"),
+            _SQUARE,
+            _sr("nvfp4", scale_rounding="up"),
             hadamard=True,
             ends=_ENDS,
             source="arXiv 2509.25149, with the headroom that arXiv 2601.22813 gives stochastic "
             "rounding so that it is unbiased: by scales rounded up, in place of its factor 17/16",
         ),
-        _same(
+        _recipe(
             "nvfp4-4over6",
-            "nvfp4",
-            scale_rounding="four_over_six",
-            weight={"granularity": "square"},
-            gradient={"scale_rounding": "standard"},
+            _q("nvfp4", scale_rounding="four_over_six"),
+            dataclasses.replace(_SQUARE, scale_rounding="four_over_six"),
+            _sr("nvfp4"),
             hadamard=True,
             ends=_ENDS,
             source="arXiv 2512.02010, forward; backward as nvfp4",
         ),
-        _eden(),
+        _recipe(
+            "nvfp4-eden",
+            _q("nvfp4"),
+            _SQUARE,
+            _EDEN,
+            backward=_EDEN,
+            hadamard=True,
+            ends=_ENDS,
+            source="arXiv 2601.22813 (Quartet II): its MS-EDEN, backward; forward as nvfp4. "
+            "Operands are quantized from high precision, not from the forward product's codes",
+        ),
         Recipe(
             name="bf16-sr",
             rules=(Rule(keep="the recipe bf16-sr leaves matrix multiplications alone"),),
