@@ -149,7 +149,7 @@ class Evaluator:
             for operand, value in zip(site.operands, (x, w), strict=True)
         )
         if params.needs_key and self.root is None:  # a call that nothing can differentiate
-            params = dataclasses.replace(params, backward=(None, None))
+            params = dataclasses.replace(params, backward=())
         elif params.needs_key:
             key = of_shards(mix(self._key(()), site.number), site.varies)
         return bind_site(params, x, w, extras, lhs, rhs, key)
@@ -245,7 +245,7 @@ class Evaluator:
 
     def states(self, path: Path) -> list[str]:
         """Names of the histories and the figures that leave the scope at ``path``."""
-        return [*self.plan.states(path), *self.shown.inside(self.plan, path)]
+        return [*self.plan.states(path), *self.shown.inside(path)]
 
     def seen(self, path: Path) -> State:
         """The amax of every delayed scale inside the scope at ``path``."""

@@ -14,7 +14,7 @@ from srjit.numerics.encode import encode
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import NOISE_BITS, working_dtype
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.planned_site import Operand
+from srjit.planning.planned_site import Operand, PlannedSite
 from srjit.planning.write_backs import Write
 from srjit.program.values import Path
 from srjit.report.label import Label
@@ -99,40 +99,28 @@ class Shown:
       observer: sees everything that is rounded stochastically.
       measured: the operands whose figures are measured: a name for each, under which its figures
         leave the evaluation.
+      sites: by these names, the operands' sites.
     """
 
     observer: Observer | None = None
     measured: Mapping[Operand, str] = dataclasses.field(default_factory=dict[Operand, str])
+    sites: Mapping[str, PlannedSite] = dataclasses.field(default_factory=dict[str, PlannedSite])
 
     @classmethod
     def of(cls, plan: ProgramPlan, observer: Observer | None, kinds: Sequence[str]) -> Shown:
         """Shows an observer the values, and figures of the operands that are of these kinds."""
-        quantized = (o for site in plan.rewritten.values() for o in site.quantized)
-        measured = {
-            o: f"watched: {o.row.site.number}, {o.name}" for o in quantized if o.kind in kinds
-        }
-        return cls(observer, measured)
-
-    def inside(self, plan: ProgramPlan, scope: Path) -> list[str]:
-        """Names of what is measured inside the scope at a path."""
-        if not self.measured:
-            return []
-        return [
-            self.measured[operand]
-            for path, site in plan.rewritten.items()
-            if path[: len(scope)] == scope
-            for operand in site.operands
-            if operand in self.measured
-        ]
-
-    def lengths(self, plan: ProgramPlan) -> dict[str, tuple[int, ...]]:
-        """The lengths of the loops around each measured operand, by its name."""
-        return {
-            self.measured[operand]: site.lengths
+        chosen = [
+            (o, site, f"watched: {o.row.site.number}, {o.name}")
             for site in plan.rewritten.values()
-            for operand in site.operands
-            if operand in self.measured
-        }
+            for o in site.quantized
+            if o.kind in kinds
+        ]
+        measured = {o: name for o, _, name in chosen}
+        return cls(observer, measured, {name: site for _, site, name in chosen})
+
+    def inside(self, scope: Path) -> list[str]:
+        """Names of what is measured inside the scope at a path."""
+        return [name for name, site in self.sites.items() if site.path[: len(scope)] == scope]
 
 
 NOTHING = Shown()

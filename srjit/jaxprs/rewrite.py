@@ -54,8 +54,8 @@ def evaluate(
     jaxpr, consts = _compat.open_jaxpr(closed)
     # What is watched leaves loops and branches as what delayed scales see does.
     none = {
-        name: jnp.zeros((*lengths, len(FIGURES), 1), jnp.float32)
-        for name, lengths in shown.lengths(plan).items()
+        name: jnp.zeros((*site.lengths, len(FIGURES), 1), jnp.float32)
+        for name, site in shown.sites.items()
     }
     whole = Rewriter(plan, key, (), (), histories | none, shown)
     outs = whole.run(jaxpr, consts, args)

@@ -29,7 +29,7 @@ from srjit.planning.planned_site import (
     CT_WGRAD,
     GRADIENT_SIGNS,
     RESIDUAL,
-    Backward,
+    Gradient,
     SiteParams,
     draw_signs,
     oriented,
@@ -253,22 +253,19 @@ def _cotangents_together(
 def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
     """The static part of the product that is the gradient of one operand."""
     product = site.product.transpose(side, jax.typeof(floats[side]))
-    wanted = site.backward[side] or Backward("grad", None, None)
-    pair = [wanted.ct, wanted.residual], [ct.shape, floats[1 - side].shape]
-    specs, shapes = pair if side == 0 else (pair[0][::-1], pair[1][::-1])
-    lhs, rhs = (
-        q and oriented(q, product, i, shape)
-        for i, (q, shape) in enumerate(zip(specs, shapes, strict=True))
-    )
+    wanted = site.backward[side] if site.backward else Gradient("grad", None, None)
+    shapes = (ct.shape, floats[1].shape) if side == 0 else (floats[0].shape, ct.shape)
+    lhs = wanted.lhs and oriented(wanted.lhs, product, 0, shapes[0])
+    rhs = wanted.rhs and oriented(wanted.rhs, product, 1, shapes[1])
     return dataclasses.replace(
         site,
         product=product,
         dtype=floats[side].dtype,
         lhs=lhs,
         rhs=rhs,
-        backward=(None, None),
+        backward=(),
         label=f"{site.label}_{wanted.role}",
-        turned=site.target.turns(product, (shapes[0], shapes[1]), (lhs, rhs)),
+        turned=site.target.turns(product, shapes, (lhs, rhs)),
     )
 
 

@@ -19,12 +19,15 @@ CT_DGRAD, CT_WGRAD, RESIDUAL, SIGNS, GRADIENT_SIGNS = 2, 3, 4, 6, 7
 
 
 @dataclasses.dataclass(frozen=True)
-class Backward:
-    """One backward product: its role, and what the cotangent and the other operand become."""
+class Gradient:
+    """The product that is the gradient of an operand: its role, and what its operands become.
+
+    The cotangent stands where the differentiated operand stood.
+    """
 
     role: str
-    ct: Quantization | None
-    residual: Quantization | None
+    lhs: Quantization | None
+    rhs: Quantization | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class SiteParams:
       product: what is multiplied.
       dtype: of the result.
       lhs, rhs: how the operands were quantized; None: in high precision.
-      backward: for each operand, what its gradient's product is quantized to; None: high precision.
+      backward: the gradients of both operands; empty: in high precision.
       target: what runs it.
       rng: the generator of its noise.
       label: shown by profilers.
@@ -48,7 +51,7 @@ class SiteParams:
     lhs: Quantization | None
     rhs: Quantization | None
     target: Target
-    backward: tuple[Backward | None, Backward | None] = (None, None)
+    backward: tuple[Gradient, ...] = ()
     rng: Rng = "hash"
     label: str = "site"
     turned: tuple[bool, bool] = (False, False)
@@ -57,7 +60,7 @@ class SiteParams:
     @property
     def needs_key(self) -> bool:
         """Whether differentiating the site draws noise."""
-        specs = [q for b in self.backward if b for q in (b.ct, b.residual) if q]
+        specs = [q for g in self.backward for q in (g.lhs, g.rhs) if q]
         return any(q.rounding == "stochastic" for q in specs)
 
 

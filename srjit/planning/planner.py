@@ -14,7 +14,7 @@ from srjit.planning.notes import notes_of
 from srjit.planning.plan import ProgramPlan, Settings
 from srjit.planning.planned_site import (
     SIGNS,
-    Backward,
+    Gradient,
     Operand,
     PlannedSite,
     Shared,
@@ -144,16 +144,12 @@ def _params(c: Classified, row: SitePlan, settings: Settings) -> SiteParams:
     shapes = row.site.lhs_shape, row.site.rhs_shape
     lhs = row.lhs and oriented(row.lhs, product, 0, shapes[0])
     rhs = row.rhs and oriented(row.rhs, product, 1, shapes[1])
-    backward: list[Backward | None] = [None, None]
-    for side, gradient in enumerate(row.backward):
-        ct, residual = (gradient.lhs, gradient.rhs)[:: 1 if side == 0 else -1]
-        backward[side] = Backward(gradient.site.role, ct, residual)
     return SiteParams(
         product=product,
         dtype=eqn.outvars[0].aval.dtype,
         lhs=lhs,
         rhs=rhs,
-        backward=(backward[0], backward[1]),
+        backward=tuple(Gradient(g.site.role, g.lhs, g.rhs) for g in row.backward),
         target=settings.target,
         rng=settings.rng,
         label=row.site.role,
