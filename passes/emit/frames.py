@@ -17,10 +17,10 @@ from srjit._mlir import ir
 from srjit.program.control_flow import flow_of, programs_of
 from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.program import Equation, Program, read_program
+from srjit.program.values import Path
 
 # What holds a program that is not in the frame itself.
 _FRAMES = ("func.call", "stablehlo.composite", "sdy.manual_computation")
-Path = tuple[Any, ...]
 Local = tuple[Equation, Any]  # a loop, and which of its regions: "body" or "cond"
 
 

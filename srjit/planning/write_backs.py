@@ -24,18 +24,15 @@ import jax.numpy as jnp
 
 from srjit import _compat
 from srjit.planning.site import WriteBack, WrittenKind
+from srjit.planning.sums import ARITHMETIC, Kind, Sum, kind_of, multiplies_by_one
 from srjit.program.places import JaxprScope, Place
-from srjit.program.protocols import Variable, is_literal
 from srjit.program.values import PARAMETER, Path, Scope, visible
 from srjit.recipes import Recipe
 
 NARROW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _WIDE = ("float32", "float64")
 _STATE = "opt_state"  # a field of what holds parameters and moments, of Flax and others
-_ARITHMETIC = {"add", "sub", "add_any", "mul", "div", "neg"}
 _OPERATIONS = {"convert_element_type": "cast", "add_any": "add"}  # what reports call them
-_SIGNS = {"sub": (1.0, -1.0), "neg": (-1.0,)}
-_ABOUT_ONCE = 0.25, 1.75  # how often a parameter is in what it becomes
 # What is, element by element, one of some operands: a write-back is rounded before the choice.
 _CHOOSING = {
     "select_n": slice(1, None), "max": slice(None), "min": slice(None), "clamp": slice(1, 2),
@@ -155,7 +152,7 @@ class _Search:
         jaxpr, _ = _compat.open_jaxpr(closed)
         self.labels, self.names, self.recipe = labels, names, recipe
         self.top = JaxprScope(jaxpr, (), range(len(jaxpr.invars)))
-        self.inputs = [_kind(v) for v in jaxpr.invars]
+        self.inputs = [kind_of(v) for v in jaxpr.invars]
         self.narrow = [
             i
             for i, (label, kind) in enumerate(zip(labels, self.inputs, strict=True))
@@ -172,17 +169,17 @@ class _Search:
         sources = {
             n: list(self._sources(output))
             for n, output in enumerate(self.outputs)
-            if _kind(output.var) in kinds
+            if kind_of(output.var) in kinds
         }
         parameters = {self.inputs[i] for i in self.narrow}
         owners = self._owners(
-            {n: s for n, s in sources.items() if _kind(self.outputs[n].var) in parameters}
+            {n: s for n, s in sources.items() if kind_of(self.outputs[n].var) in parameters}
         )
         writes: dict[Path, Write] = {}
         widened: set[Path] = set()
         became: dict[int, list[_Source]] = {}
         for n, found in sources.items():
-            owner, kind = owners.get(n), _kind(self.outputs[n].var)
+            owner, kind = owners.get(n), kind_of(self.outputs[n].var)
             if owner is None:
                 # Nobody's: what a parameter of that kind could have become, if anything.
                 for i in self.narrow:
@@ -198,14 +195,14 @@ class _Search:
                         name, what = self.names[owner], self._kind_of(owner)
                         writes[path] = Write(len(writes), name, what, kind[1])
         # Something is written, or comes back for every parameter: that should be its update.
-        returned = Counter(_kind(o.var) for o in self.outputs)
+        returned = Counter(kind_of(o.var) for o in self.outputs)
         trains = bool(writes) or Counter(self.inputs[i] for i in self.narrow) <= returned
         reported = [
             self._reported(i, became.get(i, []), trains)
             for i, label in enumerate(self.labels)
             if i in self.narrow or (label != PARAMETER and i in became)
         ]
-        if not any(_kind(o.var) in self._trained for o in self.outputs):
+        if not any(kind_of(o.var) in self._trained for o in self.outputs):
             reported += self._elsewhere(sources)
         notes = self._notes(became)
         return WriteBacks(writes, frozenset(widened - writes.keys()), tuple(reported), notes)
@@ -225,9 +222,9 @@ class _Search:
 
     def _candidates(self, n: int, sources: Sequence[_Source]) -> list[int]:
         """Inputs that an output may be the next value of, the likeliest first."""
-        kind = _kind(self.outputs[n].var)
+        kind = kind_of(self.outputs[n].var)
         # Steps return what they took in the same order, as a rule.
-        place = sum(_kind(o.var) == kind for o in self.outputs[:n])
+        place = sum(kind_of(o.var) == kind for o in self.outputs[:n])
         mates = [i for i, k in enumerate(self.inputs) if k == kind]
         mate = mates[place] if place < len(mates) else None
         factors = {i: f for s in sources for i, f in s.inputs.items() if self._may(i, kind)}
@@ -237,7 +234,7 @@ class _Search:
 
         return sorted(factors, key=unlikely)
 
-    def _may(self, number: int, kind: tuple[tuple[int, ...], str]) -> bool:
+    def _may(self, number: int, kind: Kind) -> bool:
         """Whether the recipe asks for the write-back of an input that an output is of."""
         is_parameter = self._kind_of(number) == "parameter"
         return (is_parameter or self.recipe.moments is not None) and self.inputs[number] == kind
@@ -262,10 +259,10 @@ class _Search:
             for n, found in sources.items()
             for source in found
             if source.is_written
-            for i in itertools.islice(self._others(source, _kind(self.outputs[n].var)), 1)
+            for i in itertools.islice(self._others(source, kind_of(self.outputs[n].var)), 1)
         ]
 
-    def _others(self, source: _Source, kind: Any) -> Iterator[int]:
+    def _others(self, source: _Source, kind: Kind) -> Iterator[int]:
         """Inputs of that kind which it may be the next value of, and which are no parameters."""
         return (i for i in source.inputs if self.labels[i] != PARAMETER and self.inputs[i] == kind)
 
@@ -275,7 +272,7 @@ class _Search:
             self.names[i]: None
             for i, sources in became.items()
             for s in sources
-            if s.is_written and any(_multiplies_by_one(step) for step in s.steps)
+            if s.is_written and any(multiplies_by_one(step) for step in s.steps)
         }
         if not lost:
             return ()
@@ -328,15 +325,15 @@ class _Search:
         if same:
             for one in same:
                 yield from self._sources(one)
-        elif name in _ARITHMETIC:
+        elif name in ARITHMETIC:
             yield self._arithmetic(place)
-        elif name == "convert_element_type" and _kind(place.operands[0].var)[1] in _WIDE:
+        elif name == "convert_element_type" and kind_of(place.operands[0].var)[1] in _WIDE:
             yield self._cast(place, place.operands[0])
         else:
             yield _Source(why=f"{name or 'a constant'} makes it, no addition and no cast")
 
     def _arithmetic(self, place: Place) -> _Source:
-        found = _Sum(self, place, _kind(place.var)[1])
+        found = Sum(self, place, kind_of(place.var)[1])
         if not found.inputs:
             why = f"{place.operation} makes it, of nothing that is a parameter"
             return _Source(why=why)
@@ -346,16 +343,16 @@ class _Search:
         if self._is_kept(value):
             why = f"a copy of {value.var.aval.dtype} values that the program returns too"
             return _Source(steps=(place,), why=f"{why}: those lose nothing")
-        inputs = _Sum(self, value, _kind(place.var)[1]).inputs or self._nearest(value, place)
+        inputs = Sum(self, value, kind_of(place.var)[1]).inputs or self._nearest(value, place)
         if not inputs:
             return _Source(why="it is cast from float32 values that no parameter was added to")
         return _Source(inputs, (place,))
 
     def _nearest(self, value: Place, cast: Place) -> dict[int, float]:
         """The nearest inputs of the kind of ``cast`` that ``value`` is made of, in any way."""
-        kind, level, known = _kind(cast.var), [value], {value}
+        kind, level, known = kind_of(cast.var), [value], {value}
         while level:
-            origins = [self.origin(p) for p in level if _kind(p.var) == kind]
+            origins = [self.origin(p) for p in level if kind_of(p.var) == kind]
             if found := {o: 1.0 for o in origins if o is not None}:
                 return found
             operands = [
@@ -370,7 +367,7 @@ class _Search:
 
     def _is_kept(self, value: Place) -> bool:
         """Whether wide values are returned themselves, in place of an input of their kind."""
-        is_of_inputs = not value.is_literal and _kind(value.var) in self.inputs
+        is_of_inputs = not value.is_literal and kind_of(value.var) in self.inputs
         return is_of_inputs and self.is_output(self._maker(value))
 
     @staticmethod
@@ -379,96 +376,6 @@ class _Search:
         while len(same := place.same) == 1:
             place = same[0]
         return place
-
-
-class _Sum:
-    """A value as a sum of the program's inputs of a dtype, which the value may be wider than.
-
-    Attributes:
-      inputs: how often each is in it; what is multiplied by no constant counts once.
-      between: the places where narrow values are made on the way, without the value's own.
-    """
-
-    def __init__(self, search: _Search, value: Place, dtype: str) -> None:
-        self._search, self._value = search, value
-        self._is_wide = _kind(value.var)[1] != dtype
-        self._known: dict[Place, dict[int, float]] = {}
-        self._find(value)
-        least, most = _ABOUT_ONCE
-        self.inputs = {
-            i: f
-            for i, f in self._known[value].items()
-            if search.inputs[i][1] == dtype and least <= f <= most
-        }
-        self.between = tuple(p for p, f in self._known.items() if f and p != value and p.operation)
-
-    def _find(self, value: Place) -> None:
-        """Finds what is in a value, and in all on the way: operands first."""
-        left = [value]
-        while left:
-            place = left[-1]
-            origin = self._search.origin(place)
-            terms = self._terms(place) if origin is None else []
-            missing = [p for p, _ in terms if p not in self._known]
-            if missing:
-                left += missing
-                continue
-            left.pop()
-            found = {} if origin is None else {origin: 1.0}
-            for p, factor in terms:
-                for i, f in self._known[p].items():
-                    found[i] = found.get(i, 0.0) + factor * f
-            self._known[place] = found
-
-    def _terms(self, place: Place) -> list[tuple[Place, float]]:
-        """What a place adds up, and how often."""
-        if place != self._value and self._search.is_output(place):
-            return []  # what is returned itself is rounded there
-        if self._is_wide and (same := place.same or _widened(place)):
-            return [(p, 1.0) for p in same if len(same) == 1 and not p.is_literal]
-        is_kind = self._is_wide or _kind(place.var)[1] == _kind(self._value.var)[1]
-        if not is_kind or place.operation not in _ARITHMETIC:
-            return []
-        terms = [(p, _constant(p)) for p in place.operands]
-        if place.operation in ("mul", "div"):
-            factor = next((c for _, c in terms if c is not None), 1.0)
-            if place.operation == "div":  # no divisor is a term
-                terms, factor = terms[:1], 1 / factor if factor else 1.0
-            found = [(p, factor) for p, c in terms if c is None]
-        else:
-            signs = _SIGNS.get(place.operation, (1.0, 1.0))
-            found = [(p, sign) for (p, c), sign in zip(terms, signs, strict=True) if c is None]
-        return found
-
-
-def _widened(place: Place) -> list[Place]:
-    """What a conversion between floats converts."""
-    if place.operation != "convert_element_type":
-        return []
-    (value,) = place.operands
-    return [value] if jnp.issubdtype(value.var.aval.dtype, jnp.floating) else []
-
-
-def _constant(place: Place) -> float | None:
-    """The number that all elements of a value are; None: of which that is not known."""
-    while not is_literal(place.var):
-        if isinstance(place.outside, Place):
-            place = place.outside
-        elif place.operation in ("broadcast_in_dim", "convert_element_type"):
-            place = place.operands[0]
-        else:
-            return None
-    value = place.var.val
-    return float(value) if jnp.ndim(value) == 0 else None
-
-
-def _multiplies_by_one(place: Place) -> bool:
-    """Whether a factor may have been rounded to 1: programs have no reason to multiply by it."""
-    return place.operation == "mul" and 1.0 in [_constant(p) for p in place.operands]
-
-
-def _kind(v: Variable) -> tuple[tuple[int, ...], str]:
-    return v.aval.shape, str(v.aval.dtype)
 
 
 def _reason(sources: Sequence[_Source], dtype: str) -> str:

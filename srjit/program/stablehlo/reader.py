@@ -17,13 +17,12 @@ from srjit.products import kinds
 from srjit.program.control_flow import FLOWS
 from srjit.program.stablehlo import meshes, names, products
 from srjit.program.stablehlo.loops import Loop
+from srjit.program.stablehlo.multiplications import Multiplications
 from srjit.program.stablehlo.names import Names
 from srjit.program.stablehlo.operations import (
     MalformedProgram,
-    attribute_of,
     callee_of,
     functions,
-    inside,
     is_dense,
     is_effectful,
     main_of,
@@ -32,6 +31,7 @@ from srjit.program.stablehlo.operations import (
     why_closed,
 )
 from srjit.program.stablehlo.program import Equation, Primitive, Program, Var, aval_of, multiplies
+from srjit.program.stablehlo.regions import adds, attributes, free_values, structure
 
 # What provenance knows these operations as.
 _NAMES = {
@@ -78,7 +78,7 @@ class Raiser:
         self.name_of = functools.cache(names.name_of)  # operations of one primitive share it
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
-        self._multiplying: dict[str, bool] = {}
+        self.multiplications = Multiplications(self.functions)
 
     def note(self, text: str) -> None:
         """Something that a report has to say, once."""
@@ -103,19 +103,6 @@ class Raiser:
             return f"there is no function @{name}"
         why = why_closed(self.functions[name])
         return f"@{name} {why}" if why else ""
-
-    def multiplies(self, op: Any) -> bool:
-        """Whether a matrix multiplication stands in an operation's regions, or is called there."""
-        return any(_is_product(inner) or self._call_multiplies(inner) for inner in inside(op))
-
-    def _call_multiplies(self, op: Any) -> bool:
-        name = callee_of(op)
-        if name is None or name not in self.functions:
-            return False
-        if name not in self._multiplying:
-            self._multiplying[name] = False  # while it is being found out: recursion
-            self._multiplying[name] = self.multiplies(self.functions[name])
-        return self._multiplying[name]
 
     def function(self, name: str) -> Program:
         """The program of a function that is not closed."""
@@ -210,38 +197,24 @@ class _BlockReader:
 
     def _simple(self, op: Any) -> None:
         """An operation without a rule."""
-        region = _free_values(op) if len(op.regions) else []
+        region = free_values(op) if len(op.regions) else []
         name = _NAMES.get(op.name, op.name)
-        if op.name == "stablehlo.scatter" and not _adds(op):
+        if op.name == "stablehlo.scatter" and not adds(op):
             name = op.name
         if op.name == "stablehlo.custom_call" and text(op, "call_target_name") in _VIEW_CALLS:
             name = "sharding_constraint"
         params: dict[str, Any] = {
-            "attributes": _attributes(op),
+            "attributes": attributes(op),
             "types": tuple(r.type for r in op.results),
         }
         if len(op.regions):
-            params["regions"] = _structure(op, {v: i for i, v in enumerate(region)})
+            params["regions"] = structure(op, {v: i for i, v in enumerate(region)})
         if op.name in meshes.COLLECTIVES:
             params["axes"] = meshes.axes_of_collective(op, self.raiser.meshes)
         inputs = [self.value(v) for v in (*op.operands, *region)]
         eqn = self.add(Primitive(str(name)), op, inputs, op.results, **params)
         eqn.effects = is_effectful(op)
-        eqn.opaque = self._opaque(op)
-
-    def _opaque(self, op: Any) -> str:
-        """Why srjit does not see what an operation may multiply."""
-        if op.name == "stablehlo.custom_call":
-            target = text(op, "call_target_name")
-            if any(k in target for k in _KERNELS):
-                return "srjit does not look inside kernels and custom calls"
-        if op.name in ("chlo.ragged_dot", "stablehlo.ragged_dot"):
-            return "a ragged product that was lowered elsewhere: lower it with layer='stablehlo'"
-        if _is_product(op):
-            return "srjit does not quantize this kind of multiplication"
-        if self.raiser.multiplies(op):
-            return "srjit does not look inside this operation's region"
-        return ""
+        eqn.opaque = self.raiser.multiplications.why_opaque(op)
 
     def _remainder(self, op: Any) -> bool:
         """The place of a device along one axis of its mesh, as JAX computes it."""
@@ -307,7 +280,7 @@ class _BlockReader:
         return True
 
     def _product(self, op: Any) -> bool:
-        key = (op.name, _attributes(op), tuple(v.type for v in (*op.operands, *op.results)))
+        key = (op.name, attributes(op), tuple(v.type for v in (*op.operands, *op.results)))
         if key not in self.raiser.products:
             self.raiser.products[key] = products.equation_of(op)
         found = self.raiser.products[key]
@@ -340,7 +313,7 @@ class _BlockReader:
         block = op.regions[0].blocks[0]
         if why := self._why_not_manual(op):
             self._simple(op)
-            self.eqns[-1].opaque = why if self.raiser.multiplies(op) else ""
+            self.eqns[-1].opaque = why if self.raiser.multiplications.inside(op) else ""
             return True
         reader = _BlockReader(self.raiser, self, Names())
         program = reader.read(block, list(block.arguments))
@@ -393,62 +366,47 @@ class _BlockReader:
         consts = [body.captured[v] for v in constants]
         given = [self.value(outside) for outside in constants.values()]
         carry = [self.value(op.operands[i]) for i in sorted(loop.carried)]
-        if loop.length is None:
-            self._raw_while(op, loop, inside, (consts, given), carry, program, outs)
-            return True
-        n = len(carried)
-        program.invars = [*consts, *program.invars[:n], *program.invars[n:]]
+        program.invars = [*consts, *program.invars]
         program.outvars = [*outs, *stacked]
-        xs = [self.value(op.operands[i]) for i, _ in loop.slices]
         results = [op.results[i] for i in (*sorted(loop.carried), *sorted(loop.stacks))]
-        eqn = self.add(
-            Primitive("scan"),
-            op,
-            [*given, *carry, *xs],
-            results,
-            jaxpr=program,
-            num_consts=len(consts),
-            num_carry=n,
-            length=loop.length,
-            reverse=loop.reverse,
-            unroll=1,
-        )
+        if loop.length is None:
+            before, test = self._condition(op, loop, inside)
+            eqn = self.add(
+                Primitive("while"),
+                op,
+                [*before, *given, *carry],
+                results,
+                cond_nconsts=len(before),
+                cond_jaxpr=test,
+                body_nconsts=len(consts),
+                body_jaxpr=program,
+            )
+        else:
+            eqn = self.add(
+                Primitive("scan"),
+                op,
+                [*given, *carry, *(self.value(op.operands[i]) for i, _ in loop.slices)],
+                results,
+                jaxpr=program,
+                num_consts=len(consts),
+                num_carry=len(carried),
+                length=loop.length,
+                reverse=loop.reverse,
+                unroll=1,
+            )
         eqn.loop = loop
         self._finish_loop(op, loop)
         return True
 
-    def _raw_while(
-        self,
-        op: Any,
-        loop: Loop,
-        inside: Names,
-        constants: tuple[list[Var], list[Var]],
-        carry: list[Var],
-        program: Program,
-        outs: list[Var],
-    ) -> None:
-        condition = _BlockReader(self.raiser, self, inside)
-        block = op.regions[0].blocks[0]
-        carried = [a for i, a in enumerate(block.arguments) if i in loop.carried]
-        test = condition.read(block, carried)
-        fixed = {a: op.operands[i] for i, a in enumerate(block.arguments) if i not in loop.carried}
-        captured = list(condition.captured)
-        test.invars = [*(condition.captured[v] for v in captured), *test.invars]
-        program.invars = [*constants[0], *program.invars]
-        program.outvars = outs
-        given = [self.value(fixed.get(v, v)) for v in captured]
-        eqn = self.add(
-            Primitive("while"),
-            op,
-            [*given, *constants[1], *carry],
-            [op.results[i] for i in sorted(loop.carried)],
-            cond_nconsts=len(captured),
-            cond_jaxpr=test,
-            body_nconsts=len(constants[0]),
-            body_jaxpr=program,
-        )
-        eqn.loop = loop
-        self._finish_loop(op, loop)
+    def _condition(self, op: Any, loop: Loop, inside: Names) -> tuple[list[Var], Program]:
+        """A loop's condition, and what it reads beside what the loop carries."""
+        reader = _BlockReader(self.raiser, self, inside)
+        arguments = list(op.regions[0].blocks[0].arguments)
+        carried = [a for i, a in enumerate(arguments) if i in loop.carried]
+        test = reader.read(op.regions[0].blocks[0], carried)
+        fixed = {a: op.operands[i] for i, a in enumerate(arguments) if i not in loop.carried}
+        test.invars = [*reader.captured.values(), *test.invars]
+        return [self.value(fixed.get(v, v)) for v in reader.captured], test
 
     def _finish_loop(self, op: Any, loop: Loop) -> None:
         """What a loop returns as it was given, and its counter."""
@@ -472,72 +430,3 @@ class _BlockReader:
         "stablehlo.remainder": _remainder,
         "sdy.manual_computation": _manual,
     }
-
-
-# ---------------------------------------------------------------------------------------- pieces
-
-
-def _attributes(op: Any) -> tuple[tuple[str, Any], ...]:
-    found = ((name, attribute_of(op, name)) for name in op.attributes)
-    return tuple((name, value) for name, value in found if not name.startswith("srjit."))
-
-
-def _free_values(op: Any) -> list[Any]:
-    """Values of enclosing blocks that the regions of an operation use."""
-    defined: set[Any] = set()
-    used: dict[Any, None] = {}
-
-    def visit(block: Any) -> None:
-        defined.update(block.arguments)
-        for inner in block.operations:
-            inner = inner.operation
-            used.update((v, None) for v in inner.operands)
-            for region in inner.regions:
-                for nested in region.blocks:
-                    visit(nested)
-            defined.update(inner.results)
-
-    for region in op.regions:
-        for block in region.blocks:
-            visit(block)
-    return [v for v in used if v not in defined]
-
-
-def _structure(op: Any, known: dict[Any, int]) -> tuple[Any, ...]:
-    """The regions of an operation, equal for equal ones: values by number."""
-
-    def number(value: Any) -> int:
-        return known.setdefault(value, len(known))
-
-    found: list[Any] = []
-    for region in op.regions:
-        for block in region.blocks:
-            found.append(tuple((number(a), a.type) for a in block.arguments))
-            for inner in block.operations:
-                inner = inner.operation
-                operands = tuple(number(v) for v in inner.operands)
-                results = tuple((number(v), v.type) for v in inner.results)
-                nested = _structure(inner, known)
-                found.append((inner.name, _attributes(inner), operands, results, nested))
-    return tuple(found)
-
-
-def _adds(op: Any) -> bool:
-    return any(inner.operation.name == "stablehlo.add" for inner in op.regions[0].blocks[0])
-
-
-_KERNELS = ("pallas", "mosaic", "triton", "tpu_custom_call", "cudnn", "cublas", "__op$", "ffi_call")
-
-
-def _is_product(op: Any) -> bool:
-    """Whether an operation multiplies matrices, by its name."""
-    return not _MULTIPLICATIONS.isdisjoint(op.name.partition(".")[2].split("_"))
-
-
-# Words in the names of operations that multiply matrices, in StableHLO and elsewhere.
-_MULTIPLICATIONS = frozenset(
-    {
-        "dot", "conv", "conv2d", "conv3d", "convolution", "matmul", "gemm", "einsum", "contract",
-        "syrk", "symm", "trmm",
-    }
-)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Operations of a module with the control flow that they have there, before a reader reads them."""
+"""Regions of the operations of a module: their control flow, and the values that they use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 
 from srjit._mlir import ir
 from srjit.program.control_flow import ControlFlow, Input, Output, Region, Trips
-from srjit.program.stablehlo.operations import body_of, callee, inside, terminator
+from srjit.program.stablehlo.operations import (
+    attribute_of,
+    body_of,
+    callee,
+    inside,
+    terminator,
+    walk,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,3 +121,50 @@ _FLOWS: dict[str, Callable[[ir.Operation, OperationFlows], ControlFlow | None]] 
     "stablehlo.case": _branches,
     "stablehlo.if": _branches,
 }
+
+
+# ----------------------------------------------------------------- regions without control flow
+
+
+def free_values(op: ir.Operation) -> list[ir.Value[Any]]:
+    """Values of enclosing blocks that the regions of an operation use, in order."""
+    defined: set[Any] = set()
+    used: dict[Any, None] = {}
+    for inner in walk(op):
+        if inner is not op:
+            used.update(dict.fromkeys(inner.operands))
+            defined.update(inner.results)
+        for region in inner.regions:
+            for block in region.blocks:
+                defined.update(block.arguments)
+    return [v for v in used if v not in defined]
+
+
+def structure(op: ir.Operation, known: dict[Any, int]) -> tuple[Any, ...]:
+    """The regions of an operation, equal for equal ones: values by number."""
+
+    def number(value: Any) -> int:
+        return known.setdefault(value, len(known))
+
+    found: list[Any] = []
+    for region in op.regions:
+        for block in region.blocks:
+            found.append(tuple((number(a), a.type) for a in block.arguments))
+            for inner in block.operations:
+                inner = inner.operation
+                operands = tuple(number(v) for v in inner.operands)
+                results = tuple((number(v), v.type) for v in inner.results)
+                nested = structure(inner, known)
+                found.append((inner.name, attributes(inner), operands, results, nested))
+    return tuple(found)
+
+
+def attributes(op: ir.Operation) -> tuple[tuple[str, Any], ...]:
+    """The attributes of an operation but for srjit's, to be compared."""
+    found = ((name, attribute_of(op, name)) for name in op.attributes)
+    return tuple((name, value) for name, value in found if not name.startswith("srjit."))
+
+
+def adds(op: ir.Operation) -> bool:
+    """Whether the region of an operation adds."""
+    return any(inner.operation.name == "stablehlo.add" for inner in body_of(op))
