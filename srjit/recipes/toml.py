@@ -22,9 +22,9 @@ _Recipe = TypeVar("_Recipe")
 
 def text_of(recipe: Any) -> str:
     """A recipe as TOML text, without what has its default."""
-    given = {k: v for k in _FIELDS if (v := getattr(recipe, k)) or k == "name"}
+    stated = {k: v for k in _FIELDS if (v := getattr(recipe, k)) or k == "name"}
     # A target is written as its name.
-    lines = [f"{k} = {_toml(getattr(v, 'name', v))}" for k, v in given.items()]
+    lines = [f"{k} = {_toml(getattr(v, 'name', v))}" for k, v in stated.items()]
     for rule in recipe.rules:
         lines += ["", "[[rule]]"]
         for field in dataclasses.fields(rule):
