@@ -274,11 +274,3 @@ def test_callers_that_are_not_rewritten_get_what_they_got_before() -> None:
     assert "call @main_srjit(" in serve
     assert "stablehlo.dot_general %arg1, %arg0" in str(functions["main_srjit"])
     assert len(report_of(module.operation).sites) == 1
-
-
-def test_dead_code_goes_without_what_lives_in_other_blocks() -> None:
-    text = LEFT_ALONE["@main of several blocks"].text
-    module = corpus.parsed(text)
-    before = corpus.generic(module)
-    passes.parse("srjit-eliminate-dead-code").run(module)
-    assert corpus.generic(module) == before

@@ -14,7 +14,7 @@ from srjit import passes
 from srjit.passes.driver import registry
 from srjit.passes.driver.options import options_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
