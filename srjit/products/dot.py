@@ -12,13 +12,14 @@ from jax import lax
 
 from srjit import _compat
 from srjit.products.kinds import Equation, Operands, Rules
+from srjit.products.product import Product
 
 Labels = tuple[int, ...]
 _LHS = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class DotProduct:
+class DotProduct(Product):
     """``dot_general``, dimensions named by labels as in an einsum.
 
     Attributes:
@@ -49,7 +50,7 @@ class DotProduct:
         return cls(lhs, rhs, out, params["precision"], params.get("out_sharding"))
 
     def __call__(self, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, dtype: Any) -> jax.Array:
-        """The product, accumulated and returned in ``dtype``."""
+        """See Product."""
         dot = self.untransposed()
         sharding = {"out_sharding": dot.out_sharding} if dot.out_sharding else {}
         out = lax.dot_general(
@@ -134,20 +135,11 @@ class DotProduct:
         order = [d for d in self.rhs if d in self.lhs and d not in self.out]
         return tuple(labels.index(d) for d in order if d in other)
 
-    @property
-    def can_rotate(self) -> bool:
+    def rotates(self, transposed: int | None = None) -> bool:
         """See Product."""
         return bool(self.contracting(_LHS))
 
-    def masks(self, which: int) -> bool:
-        """See Product."""
-        return False
-
-    def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
-        """See Product."""
-        return x
-
-    def equation(self) -> tuple[Any, dict[str, Any]]:
+    def equation(self) -> Equation:
         """See Product."""
         return lax.dot_general_p, {
             "dimension_numbers": self.dot_dimensions()[1],

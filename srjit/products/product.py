@@ -6,10 +6,11 @@ that the forward product, dgrad and wgrad are one kind of thing.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +18,39 @@ from jax import lax
 
 from srjit.products.kinds import Equation, Operands
 
+Pair = tuple[int, int]
 _LHS, _RHS = 0, 1
 
 
-class Product(Protocol):
-    """A bilinear map ``(lhs, rhs, *extras) -> out``."""
+class Product(abc.ABC):
+    """A bilinear map ``(lhs, rhs, *extras) -> out``.
 
+    Its own transposes and batching are JAX's, of one pair of dimensions that blocks run along.
+    """
+
+    @abc.abstractmethod
     def __call__(self, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, dtype: Any) -> jax.Array:
         """The product, accumulated and returned in ``dtype``."""
-        ...
+
+    @abc.abstractmethod
+    def equation(self) -> Equation:
+        """The JAX primitive that computes it, and its parameters."""
+
+    def pair(self, transposed: int | None = None) -> Pair:
+        """The dimensions of both operands that blocks run along, here or in a transpose.
+
+        Args:
+          transposed: of which operand the transpose is the gradient, the cotangent in its place.
+        """
+        raise NotImplementedError
+
+    def rotates(self, transposed: int | None = None) -> bool:
+        """Whether a Hadamard transform of both operands cancels, here or in a transpose."""
+        raise NotImplementedError
+
+    def tail(self, which: int) -> int | None:
+        """The dimension of 0: lhs, 1: rhs, 2: out whose rows past the groups mean nothing."""
+        return None
 
     def transpose(self, side: int, operand: Any) -> Product:
         """For side 0: the product (ct, rhs) -> lhs cotangent; for 1: (lhs, ct) -> rhs cotangent.
@@ -34,100 +59,28 @@ class Product(Protocol):
           side: the operand to differentiate.
           operand: that operand's aval.
         """
-        ...
+        return TransposedProduct(self, side, operand.shape)
 
     def batch(self, mapped: tuple[bool, ...]) -> Product:
         """The product under vmap, mapped operands having a new leading dimension."""
-        ...
+        return VmappedProduct(self, mapped)
 
     def contracting(self, side: int) -> tuple[int, ...]:
         """Dimensions of an operand that are summed over, blocks running along the last."""
-        ...
+        return (self.pair()[side],)
 
     @property
     def can_rotate(self) -> bool:
         """Whether a Hadamard transform of both operands along the contraction cancels."""
-        ...
+        return self.rotates()
 
     def masks(self, which: int) -> bool:
         """Whether some rows (of 0: lhs, 1: rhs, 2: out) mean nothing."""
-        ...
+        return self.tail(which) is not None
 
     def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
         """x (0: lhs, 1: rhs, 2: out) with zeros in the rows that mean nothing, if it has any."""
-        ...
-
-    def equation(self) -> tuple[Any, dict[str, Any]]:
-        """The JAX primitive that computes it, and its parameters."""
-        ...
-
-
-Pair = tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class PrimitiveProduct:
-    """A bilinear JAX primitive, whose transposes JAX takes.
-
-    Attributes:
-      primitive: the primitive.
-      params: its parameters, as items.
-      contractions: the dimensions of both operands that blocks run along, of the product itself and
-        of its two transposes (where the cotangent stands for the operand).
-      rotatable: for the same three, whether a Hadamard transform along them cancels.
-      tails: for ragged products, the dimension of (lhs, rhs, out) whose rows past the groups (the
-        first extra operand) mean nothing; None where there is no such dimension.
-    """
-
-    primitive: Any
-    params: tuple[tuple[str, Any], ...]
-    contractions: tuple[Pair, Pair, Pair]
-    rotatable: tuple[bool, bool, bool]
-    tails: tuple[int | None, int | None, int | None] = (None, None, None)
-
-    def __call__(self, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, dtype: Any) -> jax.Array:
-        """The product, accumulated and returned in ``dtype``."""
-        params = dict(self.params)
-        if "preferred_element_type" in params:
-            params["preferred_element_type"] = jnp.dtype(dtype)
-        return self.primitive.bind(lhs, rhs, *extras, **params).astype(dtype)
-
-    def transpose(self, side: int, operand: Any) -> TransposedProduct:
-        """See Product."""
-        return TransposedProduct(self, side, operand.shape)
-
-    def batch(self, mapped: tuple[bool, ...]) -> VmappedProduct:
-        """See Product."""
-        return VmappedProduct(self, mapped)
-
-    def pair(self, transposed: int | None) -> Pair:
-        """What blocks run along, in the product (None) or in a transpose."""
-        return self.contractions[0 if transposed is None else transposed + 1]
-
-    def contracting(self, side: int) -> tuple[int, ...]:
-        """See Product."""
-        return (self.contractions[0][side],)
-
-    @property
-    def can_rotate(self) -> bool:
-        """See Product."""
-        return self.rotatable[0]
-
-    def can_rotate_transposed(self, side: int) -> bool:
-        """Whether a Hadamard transform cancels in a transpose."""
-        return self.rotatable[side + 1]
-
-    def masks(self, which: int) -> bool:
-        """See Product."""
-        return self.tails[which] is not None
-
-    def equation(self) -> tuple[Any, dict[str, Any]]:
-        """See Product."""
-        return self.primitive, dict(self.params)
-
-    def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
-        """x (0: lhs, 1: rhs, 2: out) with zeros in rows past the groups."""
-        tail = self.tails[which]
+        tail = self.tail(which)
         if tail is None:
             return x
         rows = jnp.sum(extras[0])
@@ -136,7 +89,49 @@ class PrimitiveProduct:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransposedProduct:
+class PrimitiveProduct(Product):
+    """A bilinear JAX primitive, whose transposes JAX takes.
+
+    Attributes:
+      primitive: the primitive.
+      params: its parameters, as items.
+      pairs: as of ``pair``: of the product itself, and of its two transposes.
+      rotating: for the same three, as of ``rotates``.
+      tails: for ragged products, whose first extra operand is the groups' sizes, as of ``tail``.
+    """
+
+    primitive: Any
+    params: tuple[tuple[str, Any], ...]
+    pairs: tuple[Pair, Pair, Pair]
+    rotating: tuple[bool, bool, bool]
+    tails: tuple[int | None, int | None, int | None] = (None, None, None)
+
+    def __call__(self, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, dtype: Any) -> jax.Array:
+        """See Product."""
+        params = dict(self.params)
+        if "preferred_element_type" in params:
+            params["preferred_element_type"] = jnp.dtype(dtype)
+        return self.primitive.bind(lhs, rhs, *extras, **params).astype(dtype)
+
+    def equation(self) -> Equation:
+        """See Product."""
+        return self.primitive, dict(self.params)
+
+    def pair(self, transposed: int | None = None) -> Pair:
+        """See Product."""
+        return self.pairs[0 if transposed is None else transposed + 1]
+
+    def rotates(self, transposed: int | None = None) -> bool:
+        """See Product."""
+        return self.rotating[0 if transposed is None else transposed + 1]
+
+    def tail(self, which: int) -> int | None:
+        """See Product."""
+        return self.tails[which]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransposedProduct(Product):
     """A transpose of another product, taken by JAX.
 
     Attributes:
@@ -145,12 +140,12 @@ class TransposedProduct:
       shape: that operand's shape.
     """
 
-    of: PrimitiveProduct | VmappedProduct | TransposedProduct
+    of: Product
     side: int
     shape: tuple[int, ...]
 
     def __call__(self, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, dtype: Any) -> jax.Array:
-        """The product, accumulated and returned in ``dtype``."""
+        """See Product."""
         ct, other = (lhs, rhs) if self.side == _LHS else (rhs, lhs)
         other = other.astype(dtype)
 
@@ -161,97 +156,57 @@ class TransposedProduct:
         transposed = jax.linear_transpose(forward, jax.ShapeDtypeStruct(self.shape, dtype))
         return transposed(ct.astype(dtype))[0]
 
-    def transpose(self, side: int, operand: Any) -> TransposedProduct:
-        """See Product."""
-        return TransposedProduct(self, side, operand.shape)
-
-    def batch(self, mapped: tuple[bool, ...]) -> VmappedProduct:
-        """See Product."""
-        return VmappedProduct(self, mapped)
-
-    def contracting(self, side: int) -> tuple[int, ...]:
-        """See Product."""
-        return (self.pair(None)[side],)
-
-    def pair(self, transposed: int | None) -> Pair:
-        """What blocks run along; there is no transpose of a transpose."""
-        return self.of.pair(self.side)
-
-    @property
-    def can_rotate(self) -> bool:
-        """See Product."""
-        return self.of.can_rotate_transposed(self.side)
-
-    def can_rotate_transposed(self, side: int) -> bool:
-        """There is no transpose of a transpose."""
-        return False
-
-    def masks(self, which: int) -> bool:
-        """See Product."""
-        return self.of.masks(self._of(which))
-
-    def equation(self) -> tuple[Any, dict[str, Any]]:
+    def equation(self) -> Equation:
         """See Product."""
         return self.of.equation()
 
-    def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
-        """x (0: lhs, 1: rhs, 2: out) with zeros in rows past the groups."""
-        return self.of.mask(self._of(which), x, *extras)
+    def pair(self, transposed: int | None = None) -> Pair:
+        """See Product; nothing is known of a transpose of a transpose."""
+        return self.of.pair(self.side)
 
-    def _of(self, which: int) -> int:
-        return {self.side: 2, 2: self.side}.get(which, which)
+    def rotates(self, transposed: int | None = None) -> bool:
+        """See Product."""
+        return transposed is None and self.of.rotates(self.side)
+
+    def tail(self, which: int) -> int | None:
+        """See Product."""
+        return self.of.tail({self.side: 2, 2: self.side}.get(which, which))
 
 
 @dataclasses.dataclass(frozen=True)
-class VmappedProduct:
+class VmappedProduct(Product):
     """Another product under vmap: flagged operands have a leading dimension more."""
 
-    of: PrimitiveProduct | TransposedProduct | VmappedProduct
+    of: Product
     mapped: tuple[bool, ...]
 
     def __call__(self, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, dtype: Any) -> jax.Array:
-        """The product, accumulated and returned in ``dtype``."""
+        """See Product."""
         axes = tuple(0 if m else None for m in self.mapped)
         return jax.vmap(functools.partial(self.of, dtype=dtype), in_axes=axes)(lhs, rhs, *extras)
 
-    def transpose(self, side: int, operand: Any) -> TransposedProduct:
+    def equation(self) -> Equation:
         """See Product."""
-        return TransposedProduct(self, side, operand.shape)
+        return self.of.equation()
 
-    def batch(self, mapped: tuple[bool, ...]) -> VmappedProduct:
+    def pair(self, transposed: int | None = None) -> Pair:
         """See Product."""
-        return VmappedProduct(self, mapped)
-
-    def pair(self, transposed: int | None) -> Pair:
-        """What blocks run along, in the product (None) or in a transpose."""
-        lhs, rhs = self.of.pair(transposed)  # type: ignore[union-attr]
+        lhs, rhs = self.of.pair(transposed)
         return lhs + (self.mapped[0] or transposed == _LHS), rhs + (
             self.mapped[1] or transposed == _RHS
         )
 
-    def contracting(self, side: int) -> tuple[int, ...]:
+    def rotates(self, transposed: int | None = None) -> bool:
         """See Product."""
-        return tuple(d + self.mapped[side] for d in self.of.contracting(side))
+        return self.of.rotates(transposed)
 
-    @property
-    def can_rotate(self) -> bool:
+    def tail(self, which: int) -> int | None:
         """See Product."""
-        return self.of.can_rotate
-
-    def can_rotate_transposed(self, side: int) -> bool:
-        """Whether a Hadamard transform cancels in a transpose."""
-        return self.of.can_rotate_transposed(side)  # type: ignore[union-attr]
-
-    def masks(self, which: int) -> bool:
-        """See Product."""
-        return self.of.masks(which)
-
-    def equation(self) -> tuple[Any, dict[str, Any]]:
-        """See Product."""
-        return self.of.equation()
+        tail = self.of.tail(which)
+        return None if tail is None else tail + (*self.mapped[:2], True)[which]
 
     def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
-        """x (0: lhs, 1: rhs, 2: out) with zeros in rows past the groups."""
+        """See Product."""
         mapped = (*self.mapped[:2], True)[which]
         axes = (0 if mapped else None, *(0 if m else None for m in self.mapped[2:]))
         if all(axis is None for axis in axes):
