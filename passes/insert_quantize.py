@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from srjit._mlir import ir
 from srjit.passes.annotate_matmuls import provenance_of
@@ -27,6 +28,8 @@ _NOT_WRITTEN = (
 if TYPE_CHECKING:
     from srjit.passes.emit.frames import Frame, Item, Path
     from srjit.planning.plan import ProgramPlan
+    from srjit.program.stablehlo.program import Program
+    from srjit.recipes import Recipe
 
 
 @register
@@ -84,7 +87,7 @@ class InsertQuantize(Pass):
             )
         )
 
-    def _recipe(self) -> Any:
+    def _recipe(self) -> Recipe:
         from srjit import recipes, targets
         from srjit.planning.planner import recipe_of
 
@@ -123,7 +126,7 @@ class InsertQuantize(Pass):
 class _Insertion:
     """Rewrites the multiplications of a module as a plan says."""
 
-    def __init__(self, module: Any, program: Any, plan: ProgramPlan) -> None:
+    def __init__(self, module: ir.Operation, program: Program, plan: ProgramPlan) -> None:
         self.module, self.plan = module, plan
         self.library = Library(module)
         self.meshes = meshes_of(module)
@@ -133,7 +136,7 @@ class _Insertion:
 
     def run(self) -> None:
         """Rewrites."""
-        fixed = self._fixed() if self.plan.rewritten else set[Any]()
+        fixed = self._fixed() if self.plan.rewritten else set[Frame]()
         groups = frames.groups_of(self.frames, self._what, self._copy, fixed)
         for frame in fixed:
             annotation.erase(frame.op)
@@ -147,12 +150,12 @@ class _Insertion:
 
     # ------------------------------------------------------------------------------- grouping
 
-    def _what(self, frame: Frame, chain: Path, item: Item) -> Any:
+    def _what(self, frame: Frame, chain: Path, item: Item) -> Hashable:
         planned = self.plan.rewritten.get((*chain, *item.path))
         if planned is None:
             return None
         outside = frame.chains[chain]
-        noise: list[Any] = []
+        noise: list[Hashable] = []
         for operand in planned.quantized:
             flips = split_flips(operand.draw.flips, outside, len(item.loops))
             noise.append((operand.draw.slot, *flips) if operand.draws else None)
@@ -160,7 +163,7 @@ class _Insertion:
             noise.append(split_flips(planned.signs.flips, outside, len(item.loops)))
         return planned.params, tuple(noise), tuple(o.varies for o in planned.operands)
 
-    def _copy(self, frame: Frame) -> Any:
+    def _copy(self, frame: Frame) -> ir.Operation:
         name = ir.StringAttr(frame.op.attributes["sym_name"]).value
         return frames.clone_function(frame, self.library.free(f"{name}_srjit"))
 
@@ -168,7 +171,7 @@ class _Insertion:
         """Functions that others use than what @main reaches: they keep theirs."""
         main, *others = self.frames
         calls = {item.eqn.op for frame in self.frames for item in frame.items if item.callee}
-        users: dict[str, list[Any]] = {}
+        users: dict[str, list[ir.Operation]] = {}
         for op in operations.inside(self.module):
             if op not in calls:
                 for name in operations.mentioned(op):
@@ -186,7 +189,7 @@ class _Insertion:
                 fixed.update(item.callee for item in frame.items if item.callee)
         return fixed
 
-    def _original_main(self, main: Frame, users: list[Any]) -> Any:
+    def _original_main(self, main: Frame, users: list[ir.Operation]) -> ir.Operation:
         """A copy of @main as it is, for those that call it: its signature may change."""
         other = [op for op in users if op.name != "func.call"]
         if other:

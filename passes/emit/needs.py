@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from srjit._mlir import ir
 from srjit.passes.emit.frames import Group, Item
@@ -14,6 +14,7 @@ from srjit.passes.emit.states import Slot, history_type, lengths
 from srjit.passes.mlir import annotation, editing
 
 if TYPE_CHECKING:
+    from srjit.passes.emit.noise import Value
     from srjit.planning.plan import ProgramPlan
     from srjit.planning.planned_site import PlannedSite
 
@@ -93,7 +94,7 @@ def _add_sites(needs: Needs, sites: Sequence[PlannedSite], item: Item, outside: 
             needs.slots.append(Slot(item, side, names, lengths(item.loops)))
 
 
-def add_arguments(group: Group, needs: Needs) -> list[Any]:
+def add_arguments(group: Group, needs: Needs) -> list[Value]:
     """Gives a group's function arguments for what it needs: keys, then numbers, then histories."""
     from srjit.planning.noise import HISTORY
 

@@ -9,7 +9,7 @@ differ by.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,9 @@ from srjit.program.stablehlo import operations
 if TYPE_CHECKING:
     from srjit.planning.noise import Draw
     from srjit.planning.planned_site import PlannedSite
+    from srjit.program.stablehlo.program import Equation
+
+    Value = ir.Value[Any]
 
 Flips = tuple[bool, ...]
 _UINT32 = np.dtype(np.uint32)
@@ -92,20 +95,20 @@ class Threads:
     def __init__(
         self,
         group: Group,
-        keys: dict[Flips, Any],
-        offsets: dict[tuple[int, ...], Any],
+        keys: dict[Flips, Value],
+        offsets: dict[tuple[int, ...], Value],
         library: Library,
         meshes: dict[str, dict[str, int]],
     ) -> None:
         self.group, self.library, self.meshes = group, library, meshes
         self._offset_values = offsets
-        self._keys: dict[Any, Any] = {("entry", outer): key for outer, key in keys.items()}
-        self._anchors: dict[Any, Any] = {}
-        self._trips: dict[Any, Any] = {}
+        self._keys: dict[Hashable, Value] = {("entry", outer): key for outer, key in keys.items()}
+        self._anchors: dict[ir.Block, ir.Operation] = {}
+        self._trips: dict[Local, Value] = {}
 
     # -------------------------------------------------------------------------------- requests
 
-    def key_of(self, noise: Noise, item: Item, outside: int) -> Any:
+    def key_of(self, noise: Noise, item: Item, outside: int) -> Value:
         """The key of one quantization: ``tensor<2xui32>``."""
         outer, inner = split_flips(noise.flips, outside, len(item.loops))
         number = self.number(noise.numbers, item.loops)
@@ -120,7 +123,7 @@ class Threads:
             self._keys[name] = mixed
         return self._keys[name]
 
-    def key(self, outer: Flips, loops: tuple[Local, ...], inner: Flips) -> Any:
+    def key(self, outer: Flips, loops: tuple[Local, ...], inner: Flips) -> Value:
         """The key with the trips of all loops around."""
         name = ("loop", outer, loops, inner) if loops else ("entry", outer)
         if name not in self._keys:
@@ -136,7 +139,7 @@ class Threads:
                 self._keys[name] = self._mix(before, trip)
         return self._keys[name]
 
-    def number(self, numbers: Sequence[int], loops: tuple[Local, ...]) -> Any:
+    def number(self, numbers: Sequence[int], loops: tuple[Local, ...]) -> Value:
         """A number that may differ along the chains: ``tensor<ui32>``."""
         offsets = offsets_of(numbers)
         name = ("number", tuple(numbers), self._block(loops))
@@ -148,7 +151,7 @@ class Threads:
             self._keys[name] = value
         return self._keys[name]
 
-    def index(self, loops: tuple[Local, ...]) -> Any:
+    def index(self, loops: tuple[Local, ...]) -> Value:
         """The slice that the innermost loop, of known length, is at: ``tensor<ui32>``."""
         loop = loops[-1][0].loop
         assert loop is not None and loop.length is not None
@@ -162,26 +165,26 @@ class Threads:
                 self._keys[name] = editing.binary("subtract", last, trip)
         return self._keys[name]
 
-    def at(self, loops: tuple[Local, ...]) -> Any:
+    def at(self, loops: tuple[Local, ...]) -> ir.InsertionPoint:
         """An insertion point at the beginning of what the innermost loop repeats."""
         return self._at(self._block(loops))
 
     # ---------------------------------------------------------------------------------- pieces
 
-    def _block(self, loops: tuple[Local, ...]) -> Any:
+    def _block(self, loops: tuple[Local, ...]) -> ir.Block:
         """The block that the innermost loop repeats, or the frame's own."""
         if not loops:
             return self.group.op.regions[0].blocks[0]
         eqn, part = loops[-1]
         return self.group.op_of(eqn).regions[int(part == "body")].blocks[0]
 
-    def _at(self, block: Any) -> Any:
+    def _at(self, block: ir.Block) -> ir.InsertionPoint:
         """An insertion point at the block's beginning, behind what was inserted there before."""
         if block not in self._anchors:
             self._anchors[block] = block.operations[0].operation
         return ir.InsertionPoint(self._anchors[block])
 
-    def _trip(self, loop: Local) -> Any:
+    def _trip(self, loop: Local) -> Value:
         """The number of the iteration, ``tensor<ui32>``."""
         if loop not in self._trips:
             eqn, _ = loop
@@ -194,7 +197,7 @@ class Threads:
             self._trips[loop] = counter
         return self._trips[loop]
 
-    def _mix(self, key: Any, number: Any) -> Any:
+    def _mix(self, key: Value, number: Value) -> Value:
         """``mix(key, number)``."""
 
         def fun(key: Any, number: Any) -> Any:
@@ -208,7 +211,7 @@ class Threads:
         symbol, types = self.library.lowered("srjit.mix", None, fun, signature)
         return editing.call(symbol, types, [key, number])[0]
 
-    def _axis_index(self, axis: str) -> Any:
+    def _axis_index(self, axis: str) -> Value:
         """``lax.axis_index`` of a mesh axis, as JAX lowers it."""
         for axes in self.meshes.values():
             if axis in axes:
@@ -234,7 +237,7 @@ def count_trips(group: Group) -> None:
             group.counters[eqn] = _add_counter(group, eqn)
 
 
-def _add_counter(group: Group, eqn: Any) -> int:
+def _add_counter(group: Group, eqn: Equation) -> int:
     old = group.op_of(eqn)
     unsigned = type_of((), "uint32")
     with ir.InsertionPoint(old), old.location:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.meshes import manual_axes_of, with_replicated
 
 if TYPE_CHECKING:
+    from srjit.passes.emit.noise import Value
     from srjit.planning.plan import ProgramPlan
     from srjit.planning.planned_site import Operand, SiteParams
 
@@ -44,7 +45,7 @@ class GroupRewriter:
         group: Group,
         plan: ProgramPlan,
         needs: Mapping[Group, Needs],
-        arguments: Sequence[Any],
+        arguments: Sequence[Value],
         library: Library,
         meshes: dict[str, dict[str, int]],
     ) -> None:
@@ -63,7 +64,7 @@ class GroupRewriter:
             meshes,
         )
         self.histories = Histories(self.threads, dict(zip(own.slots, arguments[m:], strict=True)))
-        self.done: list[Any] = []
+        self.done: list[ir.Operation] = []
 
     def run(self) -> None:
         """Rewrites."""
@@ -95,10 +96,10 @@ class GroupRewriter:
         marks = [ir.DictAttr.get({annotation.STATE: ir.StringAttr.get(n)}) for n in names]
         editing.add_results(op, seen, marks)
 
-    def _remembered(self, seen: list[Any]) -> tuple[list[str], list[Any]]:
+    def _remembered(self, seen: list[Value]) -> tuple[list[str], list[Value]]:
         """The names of all histories, and what becomes of them."""
-        largest: dict[str, Any] = {}
-        entry: dict[str, Any] = {}
+        largest: dict[str, Value] = {}
+        entry: dict[str, Value] = {}
         for slot, value in zip(self.histories.slots, seen, strict=True):
             name = slot.names[0]
             before = largest.get(name)
@@ -140,7 +141,7 @@ class GroupRewriter:
         for slot, seen in zip(slots, list(new.results)[len(old.results) :], strict=True):
             self.histories.see(slot, seen)
 
-    def _key(self, item: Item, flips: tuple[bool, ...]) -> Any:
+    def _key(self, item: Item, flips: tuple[bool, ...]) -> Value:
         outer, inside = split_flips(flips, self.outside, len(item.loops))
         return self.threads.key(outer, item.loops, inside)
 
@@ -174,8 +175,14 @@ class GroupRewriter:
         self.done.append(op)
 
     def _operand(
-        self, item: Item, params: SiteParams, operand: Operand, key: Any, signs: Any, site: int
-    ) -> list[Any]:
+        self,
+        item: Item,
+        params: SiteParams,
+        operand: Operand,
+        key: Value | None,
+        signs: Value | None,
+        site: int,
+    ) -> list[Value]:
         """An operand's values and, if they have one, their scale; itself in high precision."""
         op, side = self.group.op_of(item.eqn), operand.side
         x, extras = op.operands[side], list(op.operands)[2:]
@@ -208,13 +215,13 @@ class GroupRewriter:
         return values
 
 
-def _named(op: Any, name: str, site: int) -> Any:
+def _named(op: ir.Operation, name: str, site: int) -> ir.Location:
     """The location of what stands for an operation, with a name that profilers show."""
     scope = scope_of(site)
     return ir.Location.name(f"{scope}/{name}" if scope else name, op.location)
 
 
-def _replicated(op: Any, which: str, types: list[Any]) -> Any:
+def _replicated(op: ir.Operation, which: str, types: list[ir.Type]) -> ir.Attribute:
     """The shardings of a manual computation with more values, which all devices have."""
     try:
         return with_replicated(op, which, [ir.RankedTensorType(t).rank for t in types])

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core as jex_core
 
 from srjit import _compat
 from srjit.jaxprs.figures import measured
@@ -31,6 +30,7 @@ from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand, Shared
 from srjit.products.scaled_values import ScaledValues
 from srjit.program.control_flow import ControlFlow, flow_of
+from srjit.program.protocols import Equation, Program, Variable, is_literal
 from srjit.program.site_names import scope_of
 from srjit.program.values import Path
 from srjit.targets.operand import quantize_operand, quantize_together
@@ -82,12 +82,12 @@ class Evaluator:
 
     # ------------------------------------------------------------------------------- the loop
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    def run(self, jaxpr: Program, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The outputs of a jaxpr that is this scope."""
         env: dict[Any, Any] = {}
 
-        def read(v: Any) -> Any:
-            return v.val if isinstance(v, jex_core.Literal) else env[v]
+        def read(v: Variable) -> Any:
+            return v.val if is_literal(v) else env[v]
 
         env.update(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
@@ -106,7 +106,7 @@ class Evaluator:
                 env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def _equation(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    def _equation(self, eqn: Equation, path: Path, values: list[Any]) -> Sequence[Any]:
         site = self.plan.sites.get(path)
         scope = None if site is None else scope_of(site.row.site.number)
         if scope is None:
@@ -114,13 +114,15 @@ class Evaluator:
         with jax.named_scope(scope):
             return self._evaluated(eqn, path, values)
 
-    def _evaluated(self, eqn: Any, path: Path, values: list[Any]) -> Sequence[Any]:
+    def _evaluated(self, eqn: Equation, path: Path, values: list[Any]) -> Sequence[Any]:
         if path in self.plan.rewritten:
             return [self._site(path, values)]
         flow = flow_of(eqn) if path in self.plan.scopes else None
         return bind(eqn, values) if flow is None else self._flow(eqn, flow, path, values)
 
-    def _flow(self, eqn: Any, flow: ControlFlow, path: Path, values: list[Any]) -> Sequence[Any]:
+    def _flow(
+        self, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
+    ) -> Sequence[Any]:
         """The results of an equation inside which sites or write-backs stand."""
         raise NotImplementedError
 
@@ -154,7 +156,7 @@ class Evaluator:
             key = of_shards(mix(self._key(()), site.number), site.varies)
         return bind_site(params, x, w, extras, lhs, rhs, key)
 
-    def _quantized(self, operand: Operand, x: Any) -> ScaledValues | None:
+    def _quantized(self, operand: Operand, x: jax.Array) -> ScaledValues | None:
         """An operand's codes; with them, others that one read of it gives."""
         shared = operand.shared
         if shared is None:
@@ -188,7 +190,7 @@ class Evaluator:
         return of_shards(self._drawn(operand.draw), operand.varies)
 
     def _quantized_alone(
-        self, shared: Shared, operand: Operand, x: Any, key: Key | None
+        self, shared: Shared, operand: Operand, x: jax.Array, key: Key | None
     ) -> ScaledValues:
         is_turned = shared in self.plan.sharing.turned
         demand = self._demand(shared.spec, in_memory=operand.in_memory, turned=is_turned)
@@ -212,14 +214,14 @@ class Evaluator:
         """The largest amax of earlier steps, for a delayed scale."""
         return None if operand.history is None else jnp.max(self.histories[operand.history])
 
-    def _measure(self, shared: Shared, operand: Operand, x: Any, key: Key | None) -> None:
+    def _measure(self, shared: Shared, operand: Operand, x: jax.Array, key: Key | None) -> None:
         """Hands out the figures of a quantization, if they are to be measured."""
         name = self.shown.measured.get(operand)
         if name is not None:
             flips = self._signs(operand) is not None
             self.observe({name: measured(x, shared.spec, key, self._before(operand), flips)})
 
-    def _show(self, shared: Shared, operand: Operand, x: Any, key: Key | None) -> None:
+    def _show(self, shared: Shared, operand: Operand, x: jax.Array, key: Key | None) -> None:
         """Lets the observer see one quantization, if each element is rounded stochastically."""
         if self.shown.observer is None or key is None or operand.signs is not None:
             return
@@ -298,10 +300,10 @@ class Evaluator:
                     self.codes[shared] = quantize_operand(value, demand, None, settings.target)
 
 
-def _unrounded(eqn: Any, values: Sequence[Any], exact: dict[Any, Any]) -> list[Any]:
+def _unrounded(eqn: Equation, values: Sequence[Any], exact: dict[Any, Any]) -> list[Any]:
     """An equation's operands, unrounded where that is known."""
     return [
-        value if isinstance(v, jex_core.Literal) else exact.get(v, value)
+        value if is_literal(v) else exact.get(v, value)
         for v, value in zip(eqn.invars, values, strict=True)
     ]
 

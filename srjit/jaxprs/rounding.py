@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from srjit.numerics.rounding import working_dtype
 from srjit.planning.provenance import WRITE_BACK
 
 
-def exactly(eqn: Any, values: Sequence[Any]) -> jax.Array:
+def exactly(eqn: Any, values: Sequence[jax.Array]) -> jax.Array:
     """Returns an addition, a product or a cast of values widened to float32."""
     wide = [lax.convert_element_type(v, working_dtype(jnp.result_type(v))) for v in values]
     if eqn.primitive.name == "convert_element_type":
@@ -31,7 +31,7 @@ def round_write_back(dtype: str, rng: Rng, key: Key, x: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _rounder(dtype: str, rng: Rng) -> Any:
+def _rounder(dtype: str, rng: Rng) -> Callable[[jax.Array, Key], jax.Array]:
     storage = get_storage(dtype)
 
     @jax.custom_jvp

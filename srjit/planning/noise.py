@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Hashable
-from typing import Any
 
 from srjit.program.values import Occurrence
 
@@ -36,7 +35,7 @@ class Draws:
     """
 
     def __init__(self) -> None:
-        self._first: dict[Hashable, tuple[int, int, tuple[Any, ...]]] = {}
+        self._first: dict[Hashable, tuple[int, int, tuple[tuple[int | None, bool], ...]]] = {}
         self._histories: dict[Hashable, str] = {}
 
     def draw(self, o: Occurrence, number: int, slot: int, what: Hashable) -> Draw:

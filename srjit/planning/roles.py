@@ -19,13 +19,13 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import Site
 from srjit.products.dot import DotProduct
 from srjit.products.kinds import flops_of, product_of
 from srjit.products.product import Product
+from srjit.program.protocols import Variable
 from srjit.program.values import BACKWARD, CAPTURED, DATA, PARAMETER, Occurrence, Value, visible
 
 KEEP_SCOPE = "srjit.keep_high_precision"
@@ -340,7 +340,7 @@ def _distance(match: _Match, o: Occurrence) -> tuple[bool, ...]:
     )
 
 
-def _extents(v: Any) -> list[int]:
+def _extents(v: Variable) -> list[int]:
     return sorted(v.aval.shape)
 
 

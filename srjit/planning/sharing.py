@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 from srjit.planning.planned_site import Operand, PlannedSite, Shared
 from srjit.program.values import Path
@@ -19,7 +18,9 @@ class Sharing:
       inputs: by scope, the tokens of the values that enter it.
     """
 
-    def __init__(self, sites: Mapping[Path, PlannedSite], inputs: Mapping[Path, Any]) -> None:
+    def __init__(
+        self, sites: Mapping[Path, PlannedSite], inputs: Mapping[Path, set[int | None]]
+    ) -> None:
         self._sites, self._inputs = sites, inputs
         self._readers: dict[Shared, list[Path]] = collections.defaultdict(list)
         uses: dict[Path, dict[Shared, None]] = collections.defaultdict(dict)
