@@ -47,6 +47,16 @@ def check(got: Any, fun: Callable[..., Any], a: np.ndarray, b: np.ndarray, terms
     np.testing.assert_array_less(abs(np.asarray(got, np.float64) - exact), unit * size + 1e-30)
 
 
+def with_gradients(dot: Callable[..., Any], x: Any, w: Any, ct: Any) -> tuple[Any, Any, Any]:
+    """A quantized product and its gradients for a cotangent, as one compiled program."""
+
+    def run(x: jax.Array, w: jax.Array, ct: jax.Array) -> tuple[Any, Any, Any]:
+        value, pullback = jax.vjp(lambda x, w: dot(x, w, sr_key=0), x, w)
+        return value, *pullback(ct)
+
+    return jax.jit(run)(x, w, ct)
+
+
 @st.composite
 def products(draw: Any) -> tuple[str, dict[str, int]]:
     """An einsum of two operands of rank 0 to 4, and the size of each label."""
@@ -84,8 +94,7 @@ def test_any_dot_general_multiplies_what_its_codes_stand_for(product: Any, name:
     ct = normal(*(sizes[d] for d in out), seed=2)
     recipe = nearest(name)
     dot = srjit.transform(einsum(spec), recipe=recipe, params_argnums=1)
-    value, pullback = jax.vjp(lambda x, w: dot(x, w, sr_key=0), x, w)
-    dx, dw = pullback(ct)
+    value, dx, dw = with_gradients(dot, x, w, ct)
     q = recipe.rules[0].fprop.weight
 
     def operand(x: Any, labels: str, other: str, result: str) -> np.ndarray:
@@ -176,8 +185,7 @@ def test_blocks_run_along_the_contraction_of_each_product(name: str):
     recipe = nearest(name)
     x, w, ct = normal(7, 37, seed=1), normal(37, 21, seed=2) / 6, normal(7, 21, seed=3)
     dot = srjit.transform(jnp.matmul, recipe=recipe, params_argnums=1)
-    value, pullback = jax.vjp(lambda x, w: dot(x, w, sr_key=0), x, w)
-    dx, dw = pullback(ct)
+    value, dx, dw = with_gradients(dot, x, w, ct)
     rule = recipe.rules[0]
     square = rule.fprop.weight.shared == "square"
     q = lambda x, spec, axis: rounded(x, spec, axis)  # noqa: E731
