@@ -35,6 +35,7 @@ LAYOUTS = "srjit.numerics.scale_layouts"
 NEAREST = "numerics/test_nearest_rounding.py::"
 STOCHASTIC = "numerics/test_stochastic_rounding.py::"
 SCALES = "numerics/test_scales.py::"
+EDEN = "numerics/test_eden_scales.py::"
 NOISE = "numerics/test_noise.py::"
 VISIBILITY = "numerics/test_visibility.py::"
 AVERAGES = "numerics/test_averages.py::"
@@ -308,19 +309,19 @@ MUTANTS: dict[str, Mutant] = {
         module=SCALING,
         old="return round_to_grid(scale * correction.astype(scale.dtype), _E4M3, bits)",
         new="return round_to_grid(scale, _E4M3, bits)",
-        killed_by=(SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
+        killed_by=(EDEN + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
     ),
     "eden with its scales rounded to nearest": Mutant(
         module=LAYOUTS,
         old="bits = how.draw(sf)",
         new="bits = None",
-        killed_by=(SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
+        killed_by=(EDEN + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
     ),
     "eden's blocks are corrected one by one": Mutant(
         module=LAYOUTS,
         old="return view.over_groups(per_block, EDEN_ROTATION // view.block)",
         new="return per_block",
-        killed_by=(SCALES + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
+        killed_by=(EDEN + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
     ),
     "all products share the signs of their rotations": Mutant(
         module="srjit.planning.planner",
