@@ -21,8 +21,8 @@ from jax import lax
 from srjit import _compat
 from srjit.jaxprs.figures import measured
 from srjit.jaxprs.observation import NOTHING, Shown, rounding_of, rounding_of_write
-from srjit.jaxprs.rounding import exactly, round_write_back
 from srjit.jaxprs.site import bind_site
+from srjit.jaxprs.write_back import exactly, round_write_back
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, of_shards
 from srjit.planning.noise import Draw

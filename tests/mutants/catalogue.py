@@ -340,7 +340,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # Write-backs
     "write-backs are rounded to nearest": Mutant(
-        module="srjit.jaxprs.rounding",
+        module="srjit.jaxprs.write_back",
         old="return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, storage, rng))",
         new="return nearest",
         killed_by=(
@@ -350,7 +350,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "a parameter is added to before it is widened": Mutant(
-        module="srjit.jaxprs.rounding",
+        module="srjit.jaxprs.write_back",
         old="lax.convert_element_type(v, working_dtype(jnp.result_type(v))) for v in values",
         new="v for v in values",
         killed_by=(WRITTEN + "test_a_step_moves_parameters_by_its_update_on_average[decayed]",),
