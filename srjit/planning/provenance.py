@@ -172,17 +172,18 @@ class Provenance:
             return outs
         if outs and outs[0].varies:
             self.varies[scope.path] = outs[0].varies
-        name, location = eqn.primitive.name, self._source.location(eqn)
+        name = eqn.primitive.name
         if name in KINDS:
-            lhs, rhs, *extras = values
+            (lhs, rhs, *extras), location = values, self._source.location(eqn)
             occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
             self.occurrences.append(occurrence)
         elif not _is_quantizer(eqn) and (why := self._source.opaque(eqn)):
-            self.opaque.append(Opaque(scope, name, location, why))
+            self.opaque.append(Opaque(scope, name, self._source.location(eqn), why))
         elif name == "convert_element_type" and BACKWARD in outs[0].labels and not scope.ruled:
             self.casts.append((scope, eqn))
         elif name in RANDOM:
-            self.random.append("/".join(visible(scope.names)) or location or name)
+            where = "/".join(visible(scope.names)) or self._source.location(eqn)
+            self.random.append(where or name)
         return outs
 
     def _simple(self, eqn: Equation, values: list[Value], scope: Scope) -> list[Value]:
@@ -252,7 +253,9 @@ class Provenance:
         def run(record: bool) -> list[list[Value]]:
             outs: list[list[Value]] = []
             for number, region in enumerate(flow.regions):
-                where = dataclasses.replace(scope.inside(*region.step, loop=loop), record=record)
+                where = scope.inside(*region.step, loop=loop)
+                if where.record != record:
+                    where = dataclasses.replace(where, record=record)
                 given = [
                     carry.get(i.operand) or self._entering(i, v, flow, number, values)
                     for i, v in zip(region.inputs, region.program.invars, strict=True)

@@ -8,6 +8,7 @@ one entry in ``FLOWS``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -191,8 +192,7 @@ def call(body: str, *, has_rule: bool = False) -> Entry:
     """
 
     def entry(eqn: Equation) -> ControlFlow:
-        inputs = [Input(i) for i in range(len(eqn.invars))]
-        outputs = [Output(i) for i in range(len(eqn.outvars))]
+        inputs, outputs = _inputs(len(eqn.invars)), _outputs(len(eqn.outvars))
         return ControlFlow((_region(eqn.params[body], inputs, outputs),), has_rule=has_rule)
 
     return entry
@@ -201,31 +201,25 @@ def call(body: str, *, has_rule: bool = False) -> Entry:
 def _scan(eqn: Equation) -> ControlFlow:
     params = eqn.params
     first, carried = _compat().scan_params(eqn)
-    inputs = [
-        Input(i, "same" if i < first else "carried" if i < first + carried else "slice")
-        for i in range(len(eqn.invars))
-    ]
-    outputs = [Output(i, "carried" if i < carried else "stack") for i in range(len(eqn.outvars))]
+    inputs = _inputs(first, carried, len(eqn.invars) - first - carried)
+    outputs = _outputs(0, carried, len(eqn.outvars) - carried)
     trips = Trips(params["length"], params["reverse"], params["unroll"])
     return ControlFlow((_region(eqn.params["jaxpr"], inputs, outputs),), trips)
 
 
 def _while(eqn: Equation) -> ControlFlow:
     c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    carry = [Input(i, "carried") for i in range(c + b, len(eqn.invars))]
-    results = [Output(i, "carried") for i in range(len(eqn.outvars))]
-    condition = [*(Input(i) for i in range(c)), *carry]
-    body = [*(Input(i) for i in range(c, c + b)), *carry]
+    given, results = _inputs(c + b, len(eqn.invars) - c - b), _outputs(0, len(eqn.outvars))
+    condition = (*given[:c], *given[c + b :])
     regions = (
         _region(eqn.params["cond_jaxpr"], condition, [Output(None, "condition")], "cond"),
-        _region(eqn.params["body_jaxpr"], body, results, "body"),
+        _region(eqn.params["body_jaxpr"], given[c:], results, "body"),
     )
     return ControlFlow(regions, Trips(None))
 
 
 def _cond(eqn: Equation) -> ControlFlow:
-    inputs = [Input(i) for i in range(1, len(eqn.invars))]
-    outputs = [Output(i) for i in range(len(eqn.outvars))]
+    inputs, outputs = _inputs(len(eqn.invars))[1:], _outputs(len(eqn.outvars))
     branches = enumerate(eqn.params["branches"])
     return ControlFlow(tuple(_region(b, inputs, outputs, i) for i, b in branches), selector=0)
 
@@ -247,6 +241,18 @@ def _axes_of(spec: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
     while found and not found[-1]:
         found.pop()
     return tuple(found)
+
+
+@functools.cache
+def _inputs(same: int, carried: int = 0, slices: int = 0) -> tuple[Input, ...]:
+    ways = (*("same",) * same, *("carried",) * carried, *("slice",) * slices)
+    return tuple(Input(i, way) for i, way in enumerate(ways))
+
+
+@functools.cache
+def _outputs(same: int, carried: int = 0, stacks: int = 0) -> tuple[Output, ...]:
+    ways = (*("same",) * same, *("carried",) * carried, *("stack",) * stacks)
+    return tuple(Output(i, way) for i, way in enumerate(ways))
 
 
 def _region(

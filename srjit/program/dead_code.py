@@ -9,7 +9,7 @@ from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
-from srjit.program.control_flow import flow_of
+from srjit.program.control_flow import FLOWS, flow_of
 
 _STANDS_FOR = "srjit_stands_for"
 
@@ -20,15 +20,36 @@ def without_dead_code(closed: Any, outputs: Sequence[bool] | None = None) -> Any
     JAX has rules for its own primitives. Another one that the table of control flow says to be a
     call stands as a call of JAX's own while they are applied.
     """
-    standing = _exchanged(closed, _as_call)
-    live = _compat.dce(standing, outputs)
-    return live if standing is closed else _exchanged(live, _as_itself)
+    if not _has_foreign_calls(closed, set()):
+        return _compat.dce(closed, outputs)
+    return _exchanged(_compat.dce(_exchanged(closed, _as_call), outputs), _as_itself)
+
+
+def _has_foreign_calls(closed: Any, known: set[int]) -> bool:
+    """Whether a call that JAX has no rule for stands in a jaxpr; each one inside is seen once."""
+    jaxpr, _ = _compat.open_jaxpr(closed)
+    if id(jaxpr) in known:
+        return False
+    known.add(id(jaxpr))
+    return any(
+        _is_foreign_call(eqn) or any(_has_foreign_calls(j, known) for j in _compat.jaxprs_of(eqn))
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name in FLOWS
+    )
+
+
+def _is_foreign_call(eqn: Any) -> bool:
+    flow = None if _compat.has_dce_rule(eqn.primitive) else flow_of(eqn)
+    return flow is not None and flow.kind == "call"
 
 
 def _exchanged(closed: Any, exchange: Callable[[Any], Any]) -> Any:
     """A jaxpr with other equations in place of some of its own, however deep; itself if of none."""
     jaxpr, consts = _compat.open_jaxpr(closed)
-    eqns = [exchange(_exchanged_inside(eqn, exchange)) for eqn in jaxpr.eqns]
+    eqns = [
+        exchange(_exchanged_inside(eqn, exchange)) if eqn.primitive.name in FLOWS else eqn
+        for eqn in jaxpr.eqns
+    ]
     if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
         return closed
     changed = jaxpr.replace(eqns=eqns)
@@ -51,7 +72,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 def _as_call(eqn: Any) -> Any:
     flow = flow_of(eqn)
-    if flow is None or flow.kind != "call" or _compat.has_dce_rule(eqn.primitive):
+    if flow is None or not _is_foreign_call(eqn):
         return eqn
     body: Any = flow.body.program
     (name,) = (n for n, v in eqn.params.items() if _compat.open_jaxpr(v)[0] is body)

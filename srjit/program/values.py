@@ -71,6 +71,8 @@ class Scope:
 
     def inside(self, *step: Any, loop: tuple[int | None, bool] | None = None) -> Scope:
         """The scope of a jaxpr of this equation: a branch of it, or the body of a loop."""
+        if not step and not loop:
+            return self
         loops = (*self.loops, loop) if loop else self.loops
         return dataclasses.replace(self, path=(*self.path, *step), loops=loops)
 
