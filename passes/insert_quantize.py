@@ -136,7 +136,7 @@ class _Insertion:
 
     def run(self) -> None:
         """Rewrites."""
-        fixed = self._fixed() if self.plan.rewritten else set[Frame]()
+        fixed: set[Frame] = self._fixed() if self.plan.rewritten else set()
         groups = frames.groups_of(self.frames, self._what, self._copy, fixed)
         for frame in fixed:
             annotation.erase(frame.op)
