@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -245,14 +246,22 @@ def _axes_of(spec: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
 
 @functools.cache
 def _inputs(same: int, carried: int = 0, slices: int = 0) -> tuple[Input, ...]:
-    ways = (*("same",) * same, *("carried",) * carried, *("slice",) * slices)
-    return tuple(Input(i, way) for i, way in enumerate(ways))
+    n = itertools.count()
+    return (
+        *(Input(next(n)) for _ in range(same)),
+        *(Input(next(n), "carried") for _ in range(carried)),
+        *(Input(next(n), "slice") for _ in range(slices)),
+    )
 
 
 @functools.cache
 def _outputs(same: int, carried: int = 0, stacks: int = 0) -> tuple[Output, ...]:
-    ways = (*("same",) * same, *("carried",) * carried, *("stack",) * stacks)
-    return tuple(Output(i, way) for i, way in enumerate(ways))
+    n = itertools.count()
+    return (
+        *(Output(next(n)) for _ in range(same)),
+        *(Output(next(n), "carried") for _ in range(carried)),
+        *(Output(next(n), "stack") for _ in range(stacks)),
+    )
 
 
 def _region(
