@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
+from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_remark
 from srjit.passes.driver.registry import Pass, register
@@ -42,35 +44,64 @@ class InlineCalls(Pass):
     name: ClassVar[str] = "srjit-inline-calls"
 
     def run(self, module: ir.Operation) -> None:
-        """Inlines from the innermost calls outwards, so that each body is complete when copied."""
+        """Inlines."""
         functions = operations.functions(module)
-        calls = {
-            name: [op for op in operations.inside(function) if op.name == "func.call"]
-            for name, function in functions.items()
-        }
-        graph = {name: {operations.callee(call) for call in calls[name]} for name in calls}
-        kept = {name: _why_not(function, graph) for name, function in functions.items()}
-        inlined: set[str] = set()
-        for caller in _innermost_first(graph):
-            for call in calls[caller]:
-                callee = operations.callee(call)
-                if callee not in functions or operations.is_public(functions[callee]):
-                    continue
-                if reason := kept[callee] or _why_not_here(call):
-                    emit_remark(call, f"not inlined: {reason}")
-                else:
-                    editing.inline(call, functions[callee])
-                    call.erase()
-                    inlined.add(callee)
-        editing.erase_unused_functions(module, inlined)
+        editing.erase_unused_functions(
+            module, inline(module, lambda name: not operations.is_public(functions[name]))
+        )
 
 
-def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
+def inline(module: ir.Operation, is_meant: Callable[[str], bool]) -> set[str]:
+    """Inlines the calls of some functions; remarks where one cannot be.
+
+    What is known about an inlined product goes onto the operation that makes its result.
+
+    Args:
+      module: whose calls these are.
+      is_meant: of the name of a function in the module, whether it is one of those.
+
+    Returns:
+      The names of functions that were inlined; they are still there.
+    """
+    functions = operations.functions(module)
+    calls = {
+        name: [op for op in operations.inside(function) if op.name == "func.call"]
+        for name, function in functions.items()
+    }
+    graph = {name: {operations.callee(call) for call in calls[name]} for name in calls}
+    reached = {name: _called_from(name, graph) for name in graph}
+    kept = {name: _why_not(op, name in reached[name]) for name, op in functions.items()}
+    inlined: set[str] = set()
+    # From the innermost outwards, so that each body is complete when copied: a function reaches
+    # more than what it calls does.
+    for caller in sorted(graph, key=lambda name: len(reached[name])):
+        for call in calls[caller]:
+            callee = operations.callee(call)
+            if callee not in functions or not is_meant(callee):
+                continue
+            if reason := kept[callee] or _why_not_here(call):
+                emit_remark(call, f"not inlined: {reason}")
+                continue
+            with ir.InsertionPoint(call):
+                values = _mlir.inlined_func_call(
+                    functions[callee], list(call.operands), call.location
+                )
+            for result, value in zip(call.results, values, strict=True):
+                result.replace_all_uses_with(value)
+            op = operations.owner(values[0]) if annotation.SITES in call.attributes else None
+            if op is not None and annotation.SITES not in op.attributes:
+                op.attributes[annotation.SITES] = call.attributes[annotation.SITES]
+            call.erase()
+            inlined.add(callee)
+    return inlined
+
+
+def _why_not(function: ir.Operation, calls_itself: bool) -> str:
     """What stands against inlining a function anywhere; nothing if nothing does."""
     name = operations.text(function, "sym_name")
     if why := operations.why_closed(function):
         return f"@{name} {why}"
-    if name in _called_from(name, graph):
+    if calls_itself:
         return f"@{name} calls itself"
     own = [n for n in function.attributes if n not in _OWN and not n.startswith(annotation.PREFIX)]
     if own:
@@ -88,23 +119,6 @@ def _why_not(function: ir.Operation, graph: dict[str, set[str]]) -> str:
 def _why_not_here(call: ir.Operation) -> str:
     own = [n for n in call.attributes if n != "callee" and not n.startswith(annotation.PREFIX)]
     return f"the call has the attribute {own[0]!r}" if own else ""
-
-
-def _innermost_first(graph: dict[str, set[str]]) -> list[str]:
-    """All functions, each after those that it calls; without recursion, as stacks are finite."""
-    order: list[str] = []
-    seen: set[str] = set()
-    for root in graph:
-        pending = [(root, False)]
-        while pending:
-            name, is_done = pending.pop()
-            if is_done:
-                order.append(name)
-            elif name not in seen:
-                seen.add(name)
-                pending.append((name, True))
-                pending += [(called, False) for called in sorted(graph[name]) if called in graph]
-    return order
 
 
 def _called_from(name: str, graph: dict[str, set[str]]) -> set[str]:

@@ -12,8 +12,7 @@ from srjit.passes.driver.diagnostics import emit_warning
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.emit import frames
 from srjit.passes.emit.lowering import Library
-from srjit.passes.emit.needs import add_arguments, needs_of
-from srjit.passes.emit.noise import split_flips
+from srjit.passes.emit.needs import add_arguments, needs_of, split_flips
 from srjit.passes.emit.rewriter import GroupRewriter
 from srjit.passes.mlir import annotation, attributes
 from srjit.program.stablehlo import operations
@@ -141,12 +140,9 @@ class _Insertion:
         for frame in fixed:
             annotation.erase(frame.op)
         ordered = [g for frame in self.frames for g in groups[frame]]
-        needs = needs_of(ordered, self.plan)
-        arguments = {group: add_arguments(group, needs[group]) for group in ordered}
+        needs = {g: add_arguments(g, found) for g, found in needs_of(ordered, self.plan).items()}
         for group in ordered:
-            GroupRewriter(
-                group, self.plan, needs, arguments[group], self.library, self.meshes
-            ).run()
+            GroupRewriter(group, self.plan, needs, self.library, self.meshes).run()
 
     # ------------------------------------------------------------------------------- grouping
 

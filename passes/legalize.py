@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.emit.composites import QUANTIZE, SCALED_DOT
 from srjit.passes.emit.target_calls import TargetCalls
+from srjit.passes.inline_calls import inline
 from srjit.passes.mlir import annotation, attributes, editing
 from srjit.products import kinds
 from srjit.program.stablehlo import operations
@@ -48,12 +48,7 @@ class Legalize(Pass):
             target = targets.get(self.target)  # type: ignore[arg-type]
         except ValueError as error:
             raise PassError(None, str(error)) from None
-        composites = [
-            op
-            for function in operations.functions(module).values()
-            for op in operations.inside(function)
-            if annotation.is_composite(op)
-        ]
+        composites = [op for op in operations.inside(module) if annotation.is_composite(op)]
         ours = [
             op
             for op in composites
@@ -64,51 +59,10 @@ class Legalize(Pass):
         used = {ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value: None for op in ours}
         TargetCalls(target, module).replace(ours)
         if target is PORTABLE and used:
-            used |= dict.fromkeys(_inline(module))
+            used |= dict.fromkeys(inline(module, lambda name: name.startswith(annotation.PREFIX)))
         editing.erase_unused_functions(module, used)
         header = annotation.header_of(module)
         if header is not None:
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
             header = dataclasses.replace(header, target=target.name, notes=(*header.notes, *notes))
             module.attributes[annotation.REPORT] = attributes.encode(header)
-
-
-def _inline(module: Any) -> set[str]:
-    """Puts what functions of srjit do in place of the calls, in these functions first; which."""
-    known = operations.functions(module)
-    inlined: set[str] = set()
-    done: dict[str, bool] = {}  # False: while it is being done, as of one that calls itself
-
-    def flatten(name: str) -> None:
-        done[name] = False
-        calls = [op for op in operations.inside(known[name]) if _calls_ours(op)]
-        for call in calls:
-            called = operations.callee_of(call) or ""
-            if called not in done:
-                flatten(called)
-            if done[called] and not operations.why_closed(known[called]):
-                _inline_one(call, known[called])
-                inlined.add(called)
-        done[name] = True
-
-    for name in known:
-        if name not in done:
-            flatten(name)
-    return inlined
-
-
-def _inline_one(call: Any, callee: Any) -> None:
-    results = editing.inline(call, callee)
-    _pass_on_sites(call, results)
-    call.erase()
-
-
-def _pass_on_sites(call: Any, results: Sequence[Any]) -> None:
-    """Writes what is known about an inlined product onto the operation that makes its result."""
-    op = operations.owner(results[0]) if annotation.SITES in call.attributes else None
-    if op is not None and annotation.SITES not in op.attributes:
-        op.attributes[annotation.SITES] = call.attributes[annotation.SITES]
-
-
-def _calls_ours(op: Any) -> bool:
-    return (operations.callee_of(op) or "").startswith(annotation.PREFIX)

@@ -81,6 +81,11 @@ class Group:
     replaced: dict[Equation, Any] = dataclasses.field(default_factory=dict[Equation, Any])
 
     @property
+    def outside(self) -> int:
+        """The number of loops around it, the same along all chains."""
+        return self.frame.chains[self.chains[0]]
+
+    @property
     def is_main(self) -> bool:
         """Whether it is the function that the module starts with."""
         return self.chains == [()]
@@ -131,26 +136,12 @@ def frames_of(main: Program, op: Any, functions: dict[str, Any]) -> list[Frame]:
                 yield Item(here, eqn, loops, frame_of(read_program(flow.body.program), op))
             else:
                 for region in flow.regions:
-                    inside, part = (
-                        read_program(region.program),
-                        "cond" if region.is_condition else "body",
-                    )
+                    part = "cond" if region.is_condition else "body"
                     around = (*loops, (eqn, part)) if flow.trips else loops
-                    yield from items(inside, (*here, *region.step), around)
+                    yield from items(read_program(region.program), (*here, *region.step), around)
 
     root = frame_of(main, op)
     order.reverse()
-    # A frame that several call stands after the first of them: sort by the longest way from main.
-    depth = {frame: 0 for frame in order}
-    changed = True
-    while changed:
-        changed = False
-        for frame in order:
-            for item in frame.items:
-                if item.callee and depth[item.callee] <= depth[frame]:
-                    depth[item.callee] = depth[frame] + 1
-                    changed = True
-    order.sort(key=depth.__getitem__)
     root.chains[()] = 0
     for frame in order:
         for chain, outside in frame.chains.items():
@@ -194,22 +185,19 @@ def groups_of(
     groups: dict[Frame, list[Group]] = {}
     group_at: dict[tuple[Frame, Path], Group] = {}
     for frame in frames:
-        alike: dict[Hashable, list[Path]] = collections.defaultdict(list)
+        outer, item = frame.within or (None, None)
+        alike: dict[tuple[Hashable, Group | None], list[Path]] = collections.defaultdict(list)
         for chain in sorted(frame.chains, key=_order):
-            around = None
-            if frame.within is not None:  # one operation in each copy of what it stands in
-                outer, item = frame.within
-                around = group_at[outer, chain[: len(chain) - len(item.path)]]
+            # A manual computation is one operation in each copy of what it stands in.
+            around = outer and item and group_at[outer, chain[: len(chain) - len(item.path)]]
             alike[signatures[frame, chain], around].append(chain)
         groups[frame] = []
-        for chains in alike.values():
-            if frame.within is not None:
-                outer, item = frame.within
-                inside = group_at[outer, chains[0][: len(chains[0]) - len(item.path)]]
-                op = inside.op_of(item.eqn)
+        for (signature, around), chains in alike.items():
+            if around and item:
+                op = around.op_of(item.eqn)
             else:
-                changed = signatures[frame, chains[0]] is not None
-                op = copy(frame) if groups[frame] or (frame in fixed and changed) else frame.op
+                is_copied = groups[frame] or (frame in fixed and signature is not None)
+                op = copy(frame) if is_copied else frame.op
             group = Group(frame, chains, op)
             groups[frame].append(group)
             group_at |= {(frame, chain): group for chain in chains}

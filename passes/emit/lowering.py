@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from srjit._mlir import ir
-from srjit.program.stablehlo import products
+from srjit.passes.mlir import editing
+from srjit.program.stablehlo import operations, products
 
 Signature = tuple[tuple[tuple[int, ...], Any], ...]
 
@@ -30,11 +31,15 @@ class Library:
         self.module = module
         self._block = module.regions[0].blocks[0]
         self._symbols: dict[Hashable, tuple[str, list[Any]]] = {}
-        self._taken = {
-            ir.StringAttr(op.attributes["sym_name"]).value
-            for op in self._block.operations
-            if "sym_name" in op.attributes
-        }
+        named = (operations.text(op, "sym_name") for op in operations.top_level(module))
+        self._taken = set(filter(None, named))
+
+    def call(
+        self, name: str, fun: Callable[..., Any], *operands: Any, key: Hashable = None
+    ) -> ir.Value[Any]:
+        """The only result of a new call of a function; ``key`` and ``name`` as of ``lowered``."""
+        symbol, types = self.lowered(name, key, fun, signature_of(operands))
+        return editing.call(symbol, types, operands)[0]
 
     def lowered(
         self,
@@ -75,39 +80,19 @@ class Library:
             module: Any = lowered.compiler_ir()
         text = module.operation.get_asm(enable_debug_info=True)
         inner = ir.Module.parse(text, self.module.context)
-        ops = [op.operation for op in inner.body.operations if op.operation.name == "func.func"]
-        renamed = {
-            old: self.free(name if old == "main" else f"{name}.{old}")
-            for op in ops
-            for old in [ir.StringAttr(op.attributes["sym_name"]).value]
-        }
-        for op in ops:
-            self._adopt(op, renamed)
-        symbol = renamed["main"]
-        main = next(op for op in ops if ir.StringAttr(op.attributes["sym_name"]).value == symbol)
-        kind = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
-        types = list(kind.results)
-        for op in ops:
+        functions = operations.functions(inner.operation)
+        renamed = {old: self.free(name if old == "main" else f"{name}.{old}") for old in functions}
+        for old, op in functions.items():
+            for called in operations.inside(op):
+                if callee := operations.callee_of(called):
+                    called.attributes["callee"] = ir.FlatSymbolRefAttr.get(renamed[callee])
+            for of_jax in ("arg_attrs", "res_attrs"):
+                if of_jax in op.attributes:
+                    del op.attributes[of_jax]
+            op.attributes["sym_name"] = ir.StringAttr.get(renamed[old])
+            op.attributes["sym_visibility"] = ir.StringAttr.get("private")
             self._block.append(op.detach_from_parent())
-        return symbol, types
-
-    def _adopt(self, op: Any, renamed: dict[str, str]) -> None:
-        """Renames a function and what it calls, and takes JAX's attributes off it."""
-        old = ir.StringAttr(op.attributes["sym_name"]).value
-        op.attributes["sym_name"] = ir.StringAttr.get(renamed[old])
-        op.attributes["sym_visibility"] = ir.StringAttr.get("private")
-        for extra in ("arg_attrs", "res_attrs"):
-            if extra in op.attributes:
-                del op.attributes[extra]
-
-        def visit(inner: Any) -> Any:
-            inner = inner.operation
-            if inner.name == "func.call":
-                callee = ir.FlatSymbolRefAttr(inner.attributes["callee"]).value
-                inner.attributes["callee"] = ir.FlatSymbolRefAttr.get(renamed[callee])
-            return ir.WalkResult.ADVANCE
-
-        op.walk(visit)
+        return renamed["main"], operations.types_of(functions["main"])[1]
 
     def free(self, name: str) -> str:
         """A symbol like ``name`` that the module does not have."""

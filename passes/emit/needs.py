@@ -3,61 +3,137 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from srjit._mlir import ir
-from srjit.passes.emit.frames import Group, Item
+from srjit.passes.emit.frames import Group, Item, Local
 from srjit.passes.emit.lowering import type_of
-from srjit.passes.emit.noise import Flips, noises_of, offsets_of, split_flips
-from srjit.passes.emit.states import Slot, history_type, lengths
-from srjit.passes.mlir import annotation, editing
+from srjit.passes.mlir import annotation, attributes, editing
 
 if TYPE_CHECKING:
-    from srjit.passes.emit.noise import Value
+    from srjit.planning.noise import Draw
     from srjit.planning.plan import ProgramPlan
     from srjit.planning.planned_site import PlannedSite
 
 T = TypeVar("T")
+Flips = tuple[bool, ...]
 
 
-@dataclasses.dataclass
-class Needs:
-    """Everything that a group takes from its callers.
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """The key with the trips of the loops outside of a group.
 
     Attributes:
-      keys: for each key, which of the outer loops' trips count the other way round.
-      offsets: for each number, what it is along every chain, less what it is along the first.
-      slots: its operands with delayed scales, whose histories it takes.
+      flips: for each of these loops, whether its trips count the other way round; empty if none do.
     """
 
-    keys: list[Flips] = dataclasses.field(default_factory=list[Flips])
-    offsets: list[tuple[int, ...]] = dataclasses.field(default_factory=list[tuple[int, ...]])
-    slots: list[Slot] = dataclasses.field(default_factory=list[Slot])
-
-    def add_key(self, outer: Flips) -> None:
-        """A key is needed."""
-        if outer not in self.keys:
-            self.keys.append(outer)
-
-    def add_numbers(self, numbers: Sequence[int]) -> None:
-        """A number is needed that is this along the chains."""
-        offsets = offsets_of(numbers)
-        if any(offsets) and offsets not in self.offsets:
-            self.offsets.append(offsets)
+    flips: Flips
 
 
-def needs_of(groups: Sequence[Group], plan: ProgramPlan) -> dict[Group, Needs]:
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number that differs along the chains of a group.
+
+    Attributes:
+      offsets: what it is along every chain, less what it is along the first.
+    """
+
+    offsets: tuple[int, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Slot:
+    """The history of an operand with a delayed scale.
+
+    Attributes:
+      item: the multiplication, or the call inside which it is.
+      place: which operand of the multiplication, or which slot of what is called.
+      names: of its history, along every chain.
+      dims: lengths of the loops inside the group around it.
+    """
+
+    item: Item
+    place: int | Slot
+    names: tuple[str, ...]
+    dims: tuple[int, ...]
+
+
+Need: TypeAlias = Key | Number | Slot
+_ORDER = (Key, Number, Slot)  # of the arguments that functions get
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """The source of one quantization's noise, along every chain of a group.
+
+    Attributes:
+      numbers: of the first site that quantizes the value so, along each chain.
+      slot: which of that site's quantizations it is.
+      flips: for each loop around it, whether its trips count the other way round.
+      axes: mesh axes whose shards have noise of their own.
+    """
+
+    numbers: tuple[int, ...]
+    slot: int
+    flips: Flips
+    axes: tuple[str, ...]
+
+
+def noises_of(sites: Sequence[PlannedSite]) -> list[Noise | None]:
+    """The sources of the noise of a multiplication's operands, and of their signs.
+
+    Args:
+      sites: the multiplication along every chain of a group.
+    """
+
+    def noise(draws: Sequence[Draw], axes: tuple[str, ...] = ()) -> Noise:
+        return Noise(tuple(d.number for d in draws), draws[0].slot, draws[0].flips, axes)
+
+    signs = [s.signs for s in sites if s.signs is not None]
+    return [
+        *(
+            noise([s.operands[side].draw for s in sites], tuple(sorted(operand.varies)))
+            if operand.draws
+            else None
+            for side, operand in enumerate(sites[0].operands)
+        ),
+        noise(signs) if signs else None,
+    ]
+
+
+def split_flips(flips: Flips, outside: int, inside: int) -> tuple[Flips, Flips]:
+    """Flips of the loops outside of a frame (empty if there are none), and inside of it."""
+    padded = (*flips, *(False,) * (outside + inside - len(flips)))
+    outer = padded[:outside]
+    return (outer if any(outer) else ()), padded[outside : outside + inside]
+
+
+def offsets_of(numbers: Sequence[int]) -> tuple[int, ...]:
+    """The differences of numbers along the chains from the first."""
+    return tuple(n - numbers[0] for n in numbers)
+
+
+def lengths(loops: Sequence[Local]) -> tuple[int, ...]:
+    """The lengths of the loops that have a known one."""
+    return tuple(e.loop.length for e, _ in loops if e.loop and e.loop.length is not None)
+
+
+def needs_of(groups: Sequence[Group], plan: ProgramPlan) -> dict[Group, list[Need]]:
     """The needs of all groups; callers come first in ``groups``."""
-    needs: dict[Group, Needs] = {}
+    needs: dict[Group, list[Need]] = {}
     for group in reversed(groups):
-        found = needs[group] = Needs()
-        outside = group.frame.chains[group.chains[0]]
-        for item in group.frame.items:
-            if item in group.calls:
-                _add_call(found, group, item, needs[group.calls[item]], outside)
-            elif sites := sites_of(plan, group, item):
-                _add_sites(found, sites, item, outside)
+        found = dict.fromkeys(
+            need
+            for item in group.frame.items
+            for need in (
+                _passed_on(group, item, needs[group.calls[item]])
+                if item in group.calls
+                else _needs_of_sites(group, item, sites_of(plan, group, item))
+            )
+            if not isinstance(need, Number) or any(need.offsets)
+        )
+        needs[group] = sorted(found, key=lambda need: _ORDER.index(type(need)))
     return needs
 
 
@@ -67,50 +143,65 @@ def sites_of(plan: ProgramPlan, group: Group, item: Item) -> list[PlannedSite]:
     return [plan.rewritten[path] for path in paths if path in plan.rewritten]
 
 
-def along(group: Group, item: Item, values: Sequence[T]) -> list[T]:
+def along(group: Group, item: Item, values: Sequence[T]) -> tuple[T, ...]:
     """Values of the chains that reach a callee, for the chains that reach its call."""
     at = dict(zip(group.calls[item].chains, values, strict=True))
-    return [at[*chain, *item.path] for chain in group.chains]
+    return tuple(at[*chain, *item.path] for chain in group.chains)
 
 
-def _add_call(needs: Needs, group: Group, item: Item, inner: Needs, outside: int) -> None:
-    for flips in inner.keys:
-        needs.add_key(split_flips(flips, outside, len(item.loops))[0])
-    for offsets in inner.offsets:
-        needs.add_numbers(along(group, item, offsets))
-    for place, slot in enumerate(inner.slots):
-        names = tuple(along(group, item, slot.names))
-        needs.slots.append(Slot(item, place, names, lengths(item.loops) + slot.dims))
+def _passed_on(group: Group, item: Item, inner: Sequence[Need]) -> Iterator[Need]:
+    """What a group needs for a call, which needs ``inner``."""
+    for need in inner:
+        match need:
+            case Key(flips):
+                yield Key(split_flips(flips, group.outside, len(item.loops))[0])
+            case Number(offsets):
+                yield Number(offsets_of(along(group, item, offsets)))
+            case Slot():
+                names = along(group, item, need.names)
+                yield Slot(item, need, names, lengths(item.loops) + need.dims)
 
 
-def _add_sites(needs: Needs, sites: Sequence[PlannedSite], item: Item, outside: int) -> None:
-    for noise in noises_of(sites):
+def _needs_of_sites(group: Group, item: Item, sites: Sequence[PlannedSite]) -> Iterator[Need]:
+    for noise in noises_of(sites) if sites else ():
         if noise is not None:
-            needs.add_key(split_flips(noise.flips, outside, len(item.loops))[0])
-            needs.add_numbers(noise.numbers)
+            yield Key(split_flips(noise.flips, group.outside, len(item.loops))[0])
+            yield Number(offsets_of(noise.numbers))
     for side in (0, 1):
         names = tuple(site.operands[side].history or "" for site in sites)
         if any(names):
-            needs.slots.append(Slot(item, side, names, lengths(item.loops)))
+            yield Slot(item, side, names, lengths(item.loops))
 
 
-def add_arguments(group: Group, needs: Needs) -> list[Value]:
-    """Gives a group's function arguments for what it needs: keys, then numbers, then histories."""
+def add_arguments(group: Group, needs: Sequence[Need]) -> dict[Need, ir.Value[Any]]:
+    """Gives a group's function arguments for what it needs."""
+    types = [_type_of(need) for need in needs]
+    if group.op.name != "func.func":
+        block = group.op.regions[0].blocks[0]
+        added = [block.add_argument(t, group.op.location) for t in types]
+    elif not group.is_main:
+        added = editing.add_arguments(group.op, types)
+    else:
+        # A value that is quantized in two places has one history.
+        marks: list[tuple[str, str | bool]] = [
+            (annotation.STATE, need.names[0]) if isinstance(need, Slot) else (annotation.KEY, True)
+            for need in needs
+        ]
+        unique = dict(zip(marks, types, strict=True))
+        encoded = [attributes.encode(dict([mark])) for mark in unique]
+        new = editing.add_arguments(group.op, list(unique.values()), encoded)
+        by_mark = dict(zip(unique, new, strict=True))
+        added = [by_mark[mark] for mark in marks]
+    return dict(zip(needs, added, strict=True))
+
+
+def _type_of(need: Need) -> ir.Type:
     from srjit.planning.noise import HISTORY
 
-    key, number = type_of((2,), "uint32"), type_of((), "uint32")
-    histories = [history_type(slot.dims, HISTORY) for slot in needs.slots]
-    types = [*[key] * len(needs.keys), *[number] * len(needs.offsets), *histories]
-    if group.frame.op.name != "func.func":
-        block = group.op.regions[0].blocks[0]
-        return [block.add_argument(t, group.op.location) for t in types]
-    if not group.is_main:
-        return editing.add_arguments(group.op, types)
-    # A value that is quantized in two places has one history.
-    names = {slot.names[0]: kind for slot, kind in zip(needs.slots, histories, strict=True)}
-    marks = [ir.DictAttr.get({annotation.KEY: ir.BoolAttr.get(True)}) for _ in needs.keys]
-    marks += [ir.DictAttr.get({annotation.STATE: ir.StringAttr.get(n)}) for n in names]
-    types = [*[key] * len(needs.keys), *names.values()]
-    added = editing.add_arguments(group.op, types, marks)
-    by_name = dict(zip(names, added[len(needs.keys) :], strict=True))
-    return [*added[: len(needs.keys)], *(by_name[slot.names[0]] for slot in needs.slots)]
+    match need:
+        case Key():
+            return type_of((2,), "uint32")
+        case Number():
+            return type_of((), "uint32")
+        case Slot():
+            return type_of((*need.dims, HISTORY), "float32")

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from srjit._mlir import ir
-from srjit.passes.driver.registry import PassError
 from srjit.passes.emit.composites import Masked, Quantizer, ScaledDot, composite
 from srjit.passes.emit.frames import Group, Item
-from srjit.passes.emit.lowering import Library, type_of
-from srjit.passes.emit.needs import Needs, along, sites_of
-from srjit.passes.emit.noise import Threads, count_trips, noises_of, split_flips
-from srjit.passes.emit.states import Histories, largest_of_shards, lengths
-from srjit.passes.mlir import annotation, editing
+from srjit.passes.emit.lowering import Library
+from srjit.passes.emit.needs import Need, Slot, noises_of, sites_of
+from srjit.passes.emit.seen import Seen, largest_of_shards, remembered
+from srjit.passes.emit.values import Values, count_trips
+from srjit.passes.mlir import annotation, attributes, editing
 from srjit.program.site_names import scope_of
 from srjit.program.stablehlo import operations
-from srjit.program.stablehlo.meshes import manual_axes_of, with_replicated
+from srjit.program.stablehlo.meshes import Meshes, manual_axes_of, with_replicated
 
 if TYPE_CHECKING:
-    from srjit.passes.emit.noise import Value
     from srjit.planning.plan import ProgramPlan
     from srjit.planning.planned_site import Operand, SiteParams
-
-_FLOAT32 = np.dtype(np.float32)
 
 
 class GroupRewriter:
@@ -34,8 +28,7 @@ class GroupRewriter:
     Args:
       group: the function.
       plan: of the program.
-      needs: of all groups.
-      arguments: what the function has got for its own needs.
+      needs: of all groups, with what their functions have got for them.
       library: the functions that the module calls.
       meshes: sizes of the axes of every mesh.
     """
@@ -44,27 +37,16 @@ class GroupRewriter:
         self,
         group: Group,
         plan: ProgramPlan,
-        needs: Mapping[Group, Needs],
-        arguments: Sequence[Value],
+        needs: Mapping[Group, Mapping[Need, Any]],
         library: Library,
-        meshes: dict[str, dict[str, int]],
+        meshes: Meshes,
     ) -> None:
-        self.group, self.plan, self.needs = group, plan, needs
-        self.library, self.meshes = library, meshes
-        self.outside = group.frame.chains[group.chains[0]]
-        own = needs[group]
-        if own.keys or own.slots:
+        self.group, self.plan, self.needs, self.library = group, plan, needs, library
+        if needs[group]:
             count_trips(group)
-        n, m = len(own.keys), len(own.keys) + len(own.offsets)
-        self.threads = Threads(
-            group,
-            dict(zip(own.keys, arguments[:n], strict=True)),
-            dict(zip(own.offsets, arguments[n:m], strict=True)),
-            library,
-            meshes,
-        )
-        self.histories = Histories(self.threads, dict(zip(own.slots, arguments[m:], strict=True)))
-        self.done: list[ir.Operation] = []
+        self.values = Values(group, needs[group], library, meshes)
+        self.seen = Seen(self.values)
+        self.done: list[Any] = []
 
     def run(self) -> None:
         """Rewrites."""
@@ -73,77 +55,64 @@ class GroupRewriter:
                 self._call(item, self.group.calls[item])
             else:
                 self._site(item)
-        if self.histories.slots:
+        if self.values.slots:
             self._return_seen()
-        for op in (*self.done, *self.histories.done):
+        for op in (*self.done, *self.seen.done):
             op.erase()
 
     def _return_seen(self) -> None:
         """Lets the function return what its delayed scales saw; @main, the new histories."""
         op = self.group.op
-        block = op.regions[0].blocks[0]
-        seen = self.histories.returned()
-        names: list[str] = []
+        block, marks = op.regions[0].blocks[0], list[ir.Attribute]()
+        seen = self.seen.returned()
         with ir.InsertionPoint(operations.terminator(block)), op.location:
             if op.name == "sdy.manual_computation":
                 axes = manual_axes_of(op)
-                seen = [largest_of_shards(v, self.meshes, axes) for v in seen]
+                seen = [largest_of_shards(v, self.values.meshes, axes) for v in seen]
             elif self.group.is_main:
-                names, seen = self._remembered(seen)
-        if op.name != "func.func":
+                named = self._remembered(seen)
+                marks = [attributes.encode({annotation.STATE: name}) for name in named]
+                seen = list(named.values())
+        if op.name == "func.func":
+            editing.add_results(op, seen, marks)
+        else:
             editing.return_more(block, seen)
-            return
-        marks = [ir.DictAttr.get({annotation.STATE: ir.StringAttr.get(n)}) for n in names]
-        editing.add_results(op, seen, marks)
 
-    def _remembered(self, seen: list[Value]) -> tuple[list[str], list[Value]]:
-        """The names of all histories, and what becomes of them."""
-        largest: dict[str, Value] = {}
-        entry: dict[str, Value] = {}
-        for slot, value in zip(self.histories.slots, seen, strict=True):
+    def _remembered(self, seen: list[Any]) -> dict[str, Any]:
+        """The new histories by name."""
+        largest: dict[str, Any] = {}
+        before: dict[str, Any] = {}
+        for slot, value in zip(self.values.slots, seen, strict=True):
             name = slot.names[0]
-            before = largest.get(name)
-            largest[name] = value if before is None else editing.binary("maximum", before, value)
-            entry[name] = self.histories.entry(slot)
-        new = [self.histories.remembered(entry[name], value) for name, value in largest.items()]
-        return list(largest), new
-
-    # ----------------------------------------------------------------------------------- calls
+            before[name] = self.values.entry(slot)
+            known = largest.get(name)
+            largest[name] = value if known is None else editing.binary("maximum", known, value)
+        return {
+            name: self.library.call("srjit.remembered", remembered, before[name], value)
+            for name, value in largest.items()
+        }
 
     def _call(self, item: Item, inner: Group) -> None:
-        wanted = self.needs[inner]
-        old = self.group.op_of(item.eqn)
-        values = [self._key(item, flips) for flips in wanted.keys]
-        for offsets in wanted.offsets:
-            numbers = along(self.group, item, offsets)
-            values.append(self.threads.number(numbers, item.loops))
-        slots = [s for s in self.histories.slots if s.item is item]
+        """Gives a call what the function needs."""
+        wanted, old = self.needs[inner], self.group.op_of(item.eqn)
+        slots = [self.values.slot(item, need) for need in wanted if isinstance(need, Slot)]
         with old.location:
-            values += [self.histories.history(slot) for slot in slots]
-        types = [type_of(s.dims[len(lengths(item.loops)) :], _FLOAT32) for s in slots]
-        operands = [*old.operands, *values]
-        if old.name == "func.call":
-            name = ir.StringAttr(inner.op.attributes["sym_name"]).value
-            symbol = ir.FlatSymbolRefAttr.get(name)
-            if not values:
-                old.attributes["callee"] = symbol
-                return
-            new = editing.remade(old, operands, types, callee=symbol)
-        elif not values:
+            values = [self.values.passed(need, item) for need in wanted]
+        types = [self.seen.type_of(slot, len(item.loops)) for slot in slots]
+        is_call, changed = old.name == "func.call", dict[str, Any]()
+        if is_call:
+            name = operations.text(inner.op, "sym_name")
+            changed["callee"] = old.attributes["callee"] = ir.FlatSymbolRefAttr.get(name)
+        if not values:
             return
-        else:
-            shardings = {
-                "in_shardings": _replicated(old, "in_shardings", [v.type for v in values]),
-                "out_shardings": _replicated(old, "out_shardings", types),
-            }
-            new = inner.op = editing.remade(old, operands, types, **shardings)
+        if not is_call:
+            changed["in_shardings"] = with_replicated(old, "in_shardings", [v.type for v in values])
+            changed["out_shardings"] = with_replicated(old, "out_shardings", types)
+        new = editing.remade(old, [*old.operands, *values], types, **changed)
+        if not is_call:
+            inner.op = new
         self.done.append(old)
-        for slot, seen in zip(slots, list(new.results)[len(old.results) :], strict=True):
-            self.histories.see(slot, seen)
-
-    def _key(self, item: Item, flips: tuple[bool, ...]) -> Value:
-        outer, inside = split_flips(flips, self.outside, len(item.loops))
-        return self.threads.key(outer, item.loops, inside)
+        self.seen.at |= zip(slots, list(new.results)[len(old.results) :], strict=True)
 
     # ----------------------------------------------------------------------------------- sites
 
@@ -158,7 +127,7 @@ class GroupRewriter:
             annotation.write(op, entries)
             return
         noises = noises_of(sites_of(self.plan, self.group, item))
-        *keys, signs = [n and self.threads.key_of(n, item, self.outside) for n in noises]
+        *keys, signs = [noise and self.values.key_of(noise, item) for noise in noises]
         extras = list(op.operands)[2:]
         site = entries[0].site.number  # of those that are this operation, the first
         with ir.InsertionPoint(op):
@@ -175,22 +144,15 @@ class GroupRewriter:
         self.done.append(op)
 
     def _operand(
-        self,
-        item: Item,
-        params: SiteParams,
-        operand: Operand,
-        key: Value | None,
-        signs: Value | None,
-        site: int,
-    ) -> list[Value]:
+        self, item: Item, params: SiteParams, operand: Operand, key: Any, signs: Any, site: int
+    ) -> list[Any]:
         """An operand's values and, if they have one, their scale; itself in high precision."""
         op, side = self.group.op_of(item.eqn), operand.side
         x, extras = op.operands[side], list(op.operands)[2:]
         if operand.shared is None:
             return [x]
         spec, product = operand.shared.spec, params.product
-        here = (s for s in self.histories.slots if s.item is item and s.place == side)
-        slot = next(here, None)
+        slot = self.values.slot(item, side)
         quantizer = Quantizer(
             spec,
             params.rng,
@@ -206,24 +168,16 @@ class GroupRewriter:
                 *(extras if quantizer.masked else ()),
                 *([key] if quantizer.draws else ()),
                 *([signs] if quantizer.flips else ()),
-                *([self.histories.history(slot)] if slot else ()),
+                *([self.values.history(slot)] if slot else ()),
             ]
             new = composite(self.library, quantizer, given, quantizer.described())
             values = list(new.results)
             if slot:
-                self.histories.see(slot, values.pop())
+                self.seen.at[slot] = values.pop()
         return values
 
 
-def _named(op: ir.Operation, name: str, site: int) -> ir.Location:
+def _named(op: Any, name: str, site: int) -> Any:
     """The location of what stands for an operation, with a name that profilers show."""
     scope = scope_of(site)
     return ir.Location.name(f"{scope}/{name}" if scope else name, op.location)
-
-
-def _replicated(op: ir.Operation, which: str, types: list[ir.Type]) -> ir.Attribute:
-    """The shardings of a manual computation with more values, which all devices have."""
-    try:
-        return with_replicated(op, which, [ir.RankedTensorType(t).rank for t in types])
-    except LookupError as error:
-        raise PassError(op, str(error)) from None

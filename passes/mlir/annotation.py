@@ -86,20 +86,9 @@ def annotate(classified: Sequence[Classified]) -> None:
     numbers = {id(c.occurrence): c.number for c in classified}
     found: dict[Any, list[Annotation]] = collections.defaultdict(list)
     for c in classified:
-        found[read_equation(c.occurrence.eqn).op].append(
-            Annotation(
-                number=c.number,
-                noise=c.noise,
-                path=c.path,
-                role=c.role,
-                phase=c.phase,
-                lhs=c.lhs_kind,
-                rhs=c.rhs_kind,
-                why=c.why,
-                partner=numbers.get(id(c.partner)) if c.partner else None,
-                keep=c.keep,
-            )
-        )
+        partner = numbers.get(id(c.partner)) if c.partner else None
+        entry = Annotation(lhs=c.lhs_kind, rhs=c.rhs_kind, partner=partner, **_alike(c))
+        found[read_equation(c.occurrence.eqn).op].append(entry)
     for op, entries in found.items():
         write(op, entries)
 
@@ -131,20 +120,20 @@ def classified(provenance: Provenance) -> list[Classified]:
     return [
         Classified(
             occurrence=o,
-            role=entry.role,
             lhs_kind=entry.lhs,
             rhs_kind=entry.rhs,
-            why=entry.why,
             partner=None if entry.partner is None else forward.get(entry.partner),
-            keep=entry.keep,
-            number=entry.number,
-            noise=entry.noise,
-            path=entry.path,
-            phase=entry.phase,
+            **_alike(entry),
         )
         for o in provenance.occurrences
         for entry in [entries[id(o)]]
     ]
+
+
+def _alike(source: Annotation | Classified) -> dict[str, Any]:
+    """The fields that annotations and classified products have in common."""
+    names = ("number", "noise", "path", "role", "phase", "why", "keep")
+    return {name: getattr(source, name) for name in names}
 
 
 def write(op: Any, entries: Sequence[Any]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
 from srjit.program.stablehlo import operations
@@ -99,6 +98,28 @@ def return_more(block: Any, values: Sequence[Any]) -> None:
     rebuilt(last, [*last.operands, *values], [])
 
 
+def carry_more(
+    loop: Any, initial: Sequence[Any], update: Callable[[list[Any]], Sequence[Any]]
+) -> Any:
+    """A ``stablehlo.while`` that carries some values more, remade as ``remade`` does it.
+
+    Args:
+      loop: the old one.
+      initial: the values on the first trip.
+      update: of these values on one trip, makes those of the next, at the end of the body.
+    """
+    types = [v.type for v in initial]
+    new = remade(loop, [*loop.operands, *initial], types)
+    for region in new.regions:
+        for kind in types:
+            region.blocks[0].add_argument(kind, new.location)
+    body = new.regions[1].blocks[0]
+    with ir.InsertionPoint(operations.terminator(body)), new.location:
+        updated = update(list(body.arguments)[-len(initial) :])
+    return_more(body, updated)
+    return new
+
+
 def add_arguments(
     function: ir.Operation, types: Sequence[ir.Type], attributes: Iterable[ir.Attribute] = ()
 ) -> list[Any]:
@@ -140,18 +161,6 @@ def _lengthen(
     function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, outputs))
     if which in function.attributes or any(len(ir.DictAttr(a)) for a in given):
         function.attributes[which] = ir.ArrayAttr.get(given)
-
-
-def inline(call: ir.Operation, callee: ir.Operation) -> list[ir.Value[Any]]:
-    """Puts what a function computes in place of a call's results, which it returns.
-
-    The call stays, unused.
-    """
-    with ir.InsertionPoint(call):
-        values = _mlir.inlined_func_call(callee, list(call.operands), call.location)
-    for result, value in zip(call.results, values, strict=True):
-        result.replace_all_uses_with(value)
-    return list(values)
 
 
 def erase_unused_functions(module: ir.Operation, names: Iterable[str]) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from srjit._mlir import ir, stablehlo
-from srjit.program.stablehlo.operations import callee_of, constant_integer, owner, terminator
+from srjit.program.stablehlo.operations import (
+    body_of,
+    callee,
+    callee_of,
+    constant_integer,
+    owner,
+    terminator,
+)
 
 
 class Loop:
@@ -43,7 +50,7 @@ class Loop:
                 self.carried.discard(self.counter or 0)
                 self.skipped.append(owner(self.returned[self.counter or 0]))
 
-    def _count(self) -> tuple[int | None, int | None]:
+    def _count(self) -> tuple[int, int] | tuple[None, None]:
         condition = self.op.regions[0].blocks[0]
         compare = owner(terminator(condition).operands[0])
         if compare is None or compare.name != "stablehlo.compare":
@@ -51,13 +58,11 @@ class Loop:
         left, right = compare.operands
         limit = constant_integer(right)
         direction = stablehlo.ComparisonDirectionAttr(compare.attributes["comparison_direction"])
-        if limit is None or not isinstance(left, ir.BlockArgument) or direction.value != "LT":
+        if limit is None or direction.value != "LT" or left.owner != condition:
             return None, None
+        assert isinstance(left, ir.BlockArgument)
         position = left.arg_number
-        if left.owner != condition:
-            return None, None
-        start = constant_integer(self.op.operands[position])
-        step = owner(self.returned[position])
+        start, step = constant_integer(self.op.operands[position]), owner(self.returned[position])
         if start != 0 or step is None or step.name != "stablehlo.add":
             return None, None
         others = [constant_integer(v) for v in step.operands if v != self.arguments[position]]
@@ -79,14 +84,11 @@ class Loop:
                 if op in ignored or op in seen:
                     continue
                 seen.add(op)
-                if op.parent != self.op or not self._only_indexes(op, ignored):
+                if op.parent != self.op or op.name != "stablehlo.subtract":
                     return True
                 todo += list(op.results)
         self.skipped += [op for op in seen if op not in self.skipped]
         return False
-
-    def _only_indexes(self, op: Any, ignored: set[Any]) -> bool:
-        return op.name == "stablehlo.subtract" and bool(list(op.results[0].uses))
 
     def _find_stacks(self, same: set[int]) -> None:
         reads: list[tuple[int, Any, bool]] = []
@@ -136,79 +138,65 @@ class Loop:
         sign = 1 if op.name == "stablehlo.add" else -1
         return left[0] + sign * right[0], left[1] + sign * right[1]
 
-    def _read_index(self, op: Any, stack: Any) -> Any:
+    def _read_index(self, op: ir.Operation, stack: ir.Value[Any]) -> ir.Value[Any] | None:
         """The index of the slice that an operation reads of a stack, or None."""
-        if (name := callee_of(op)) is not None:
-            inner = self._functions.get(name)
-            if inner is None or len(op.operands) != 2 or op.operands[0] != stack:
-                return None
-            is_one = self._is_one(op.results[0], stack) and _reads_one(inner)
-            return op.operands[1] if is_one else None
-        return None
+        if callee_of(op) is None or len(op.operands) != 2 or op.operands[0] != stack:
+            return None
+        is_read = self._is_one(op.results[0], stack) and self._form(op) == _READ
+        return op.operands[1] if is_read else None
 
-    def _is_one(self, value: Any, stack: Any) -> bool:
+    def _write(self, position: int) -> tuple[ir.Operation, ir.Value[Any], bool] | None:
+        """(operation, slice, backwards) of what an iteration writes to a stack, or None."""
+        stack, op = self.arguments[position], owner(self.returned[position])
+        if op is None or callee_of(op) is None or len(op.operands) != 3 or op.operands[0] != stack:
+            return None
+        if any(len(list(value.uses)) != 1 for value in (stack, op.results[0])):
+            return None
+        if not self._is_one(op.operands[1], stack) or self._form(op) not in _WRITES:
+            return None
+        backwards = self._direction(op.operands[2])
+        return None if backwards is None else (op, op.operands[1], backwards)
+
+    def _is_one(self, value: ir.Value[Any], stack: ir.Value[Any]) -> bool:
         """Whether a value is, by its type, one of as many as there are iterations."""
         kinds = (value.type, stack.type)
         if not all(isinstance(k, ir.RankedTensorType) and k.has_static_shape for k in kinds):
             return False
         return [self.length, *kinds[0].shape] == list(kinds[1].shape)
 
-    def _write(self, position: int) -> tuple[Any, Any, bool] | None:
-        """(operation, slice, backwards) of what an iteration writes to a stack, or None."""
-        stack, op = self.arguments[position], owner(self.returned[position])
-        if op is None or len(list(stack.uses)) != 1 or (name := callee_of(op)) is None:
-            return None
-        inner = self._functions.get(name)
-        if inner is None or len(op.operands) != 3 or op.operands[0] != stack:
-            return None
-        if not self._is_one(op.operands[1], stack) or not _writes_one(inner):
-            return None
-        if len(list(op.results[0].uses)) != 1:
-            return None
-        backwards = self._direction(op.operands[2])
-        return None if backwards is None else (op, op.operands[1], backwards)
+    def _form(self, call: ir.Operation) -> tuple[tuple[Any, ...], ...]:
+        """The form of what is called, as in ``_READ``; empty if that is of no one slice."""
+        function = self._functions.get(callee(call))
+        if function is None or len(function.regions[0].blocks) != 1:
+            return ()
+        block = body_of(function)
+        ops = [op.operation for op in block.operations]
+        ops = [op for op in ops if op.name != "stablehlo.constant"]
+        if not len(ops[0].results) or ops[0].results[0].type.shape[:1] != [1]:
+            return ()
+        names: dict[Any, str] = {a: f"argument {i}" for i, a in enumerate(block.arguments)}
+        form: list[tuple[Any, ...]] = []
+        for op in ops:
+            operands = [names.get(v, constant_integer(v)) for v in op.operands]
+            while operands and operands[-1] == 0:  # indices of the other dimensions
+                operands.pop()
+            names |= {result: f"result {len(form)}" for result in op.results}
+            form.append((op.name, *operands))
+        return tuple(form)
 
 
-def _reads_one(function: Any) -> bool:
-    """Whether a function is ``lax.dynamic_index_in_dim(x, i, keepdims=False)``."""
-    ops = _without_constants(function)
-    if [op.name for op in ops] != [
-        "stablehlo.dynamic_slice", "stablehlo.reshape", "func.return",
-    ]:  # fmt: skip
-        return False
-    stack, index = function.regions[0].blocks[0].arguments
-    return (
-        ops[0].operands[0] == stack
-        and ops[0].results[0].type.shape[0] == 1
-        and _first_of(list(ops[0].operands)[1:], index)
-        and list(ops[2].operands) == list(ops[1].results)
+# Operations, but constants, of ``lax.dynamic_index_in_dim(x, i, keepdims=False)`` and of
+# ``lax.dynamic_update_index_in_dim(x, y, i)``, each with its operands.
+_READ = (
+    ("stablehlo.dynamic_slice", "argument 0", "argument 1"),
+    ("stablehlo.reshape", "result 0"),
+    ("func.return", "result 1"),
+)
+_WRITES = tuple(
+    (
+        (widening, "argument 1"),
+        ("stablehlo.dynamic_update_slice", "argument 0", "result 0", "argument 2"),
+        ("func.return", "result 1"),
     )
-
-
-def _writes_one(function: Any) -> bool:
-    """Whether a function is ``lax.dynamic_update_index_in_dim(x, y, i)``."""
-    ops = _without_constants(function)
-    if len(ops) != 3 or ops[1].name != "stablehlo.dynamic_update_slice":
-        return False
-    stack, value, index = function.regions[0].blocks[0].arguments
-    widened = ops[0].name in ("stablehlo.broadcast_in_dim", "stablehlo.reshape")
-    return (
-        widened
-        and ops[0].operands[0] == value
-        and ops[1].operands[0] == stack
-        and ops[1].operands[1] == ops[0].results[0]
-        and ops[0].results[0].type.shape[0] == 1
-        and _first_of(list(ops[1].operands)[2:], index)
-        and list(ops[2].operands) == list(ops[1].results)
-    )
-
-
-def _first_of(indices: list[Any], index: Any) -> bool:
-    return indices[:1] == [index] and all(constant_integer(v) == 0 for v in indices[1:])
-
-
-def _without_constants(function: Any) -> list[Any]:
-    if len(function.regions[0].blocks) != 1:
-        return []
-    ops = [op.operation for op in function.regions[0].blocks[0].operations]
-    return [op for op in ops if op.name != "stablehlo.constant"]
+    for widening in ("stablehlo.broadcast_in_dim", "stablehlo.reshape")
+)

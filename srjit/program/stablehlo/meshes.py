@@ -72,18 +72,13 @@ def axes_of_dimension(dimension: ir.Attribute) -> list[str]:
     return [sdy.AxisRefAttr(axis).name for axis in sdy.DimensionShardingAttr(dimension).axes]
 
 
-def with_replicated(op: ir.Operation, name: str, ranks: Sequence[int]) -> ir.Attribute:
-    """The shardings of a manual computation with more values, of which every device has a copy.
-
-    Raises:
-      LookupError: it names no mesh.
-    """
+def with_replicated(op: ir.Operation, name: str, types: Sequence[ir.Type]) -> ir.Attribute:
+    """The shardings of a manual computation with more values, of which every device has a copy."""
     given = shardings_of(op, name)
-    mesh = [*given, *shardings_of(op, "in_shardings"), *shardings_of(op, "out_shardings")]
-    if not mesh:
-        raise LookupError("a manual computation without a mesh")
+    mesh = [*given, *shardings_of(op, "in_shardings"), *shardings_of(op, "out_shardings")][0]
     whole = sdy.DimensionShardingAttr.get([], is_closed=True)
-    more = [sdy.TensorShardingAttr.get(mesh[0].mesh_or_ref, [whole] * rank) for rank in ranks]
+    ranks = (ir.RankedTensorType(kind).rank for kind in types)
+    more = [sdy.TensorShardingAttr.get(mesh.mesh_or_ref, [whole] * rank) for rank in ranks]
     return sdy.TensorShardingPerValueAttr.get([*given, *more])
 
 

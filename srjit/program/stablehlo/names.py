@@ -37,6 +37,14 @@ class Names:
     scopes: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()
 
+    def within(self, around: Names) -> Names:
+        """What it says beyond the name stack of an operation around, if it repeats that."""
+        n, m = len(around.scopes), len(around.transforms)
+        return Names(
+            self.scopes[n if self.scopes[:n] == around.scopes else 0 :],
+            self.transforms[m if self.transforms[:m] == around.transforms else 0 :],
+        )
+
 
 def name_of(location: ir.Location) -> str:
     """The name that JAX gave an operation; of inlined code, the innermost one."""

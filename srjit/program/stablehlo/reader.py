@@ -7,7 +7,6 @@ result is never evaluated: it is what provenance, roles and plans are computed f
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -21,7 +20,7 @@ from srjit.program.stablehlo.multiplications import Multiplications
 from srjit.program.stablehlo.names import Names
 from srjit.program.stablehlo.operations import (
     MalformedProgram,
-    callee_of,
+    callee,
     functions,
     is_dense,
     is_effectful,
@@ -75,14 +74,11 @@ class Raiser:
         self.meshes = meshes.meshes_of(module)
         self.notes: dict[str, None] = {}
         self.products: dict[Any, products.Equation | str] = {}
-        self.name_of = functools.cache(names.name_of)  # operations of one primitive share it
+        # Operations of one primitive share a location.
+        self.name_of: Callable[[ir.Location], str] = functools.cache(names.name_of)
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
         self.multiplications = Multiplications(self.functions)
-
-    def note(self, text: str) -> None:
-        """Something that a report has to say, once."""
-        self.notes[text] = None
 
     def main(self, module: Any) -> Program:
         """The program that the module starts with."""
@@ -160,44 +156,36 @@ class _BlockReader:
                 self._operation(op)
         return Program(invars, [], self.eqns, self.constvars, self.consts)
 
-    def names_of(self, op: Any, is_leaf: bool = True) -> Names:
+    def names_of(self, op: ir.Operation, is_leaf: bool = True) -> Names:
         """The names of an operation, relative to the operation that this block belongs to."""
         name = self.raiser.name_of(op.location)
         if RAGGED in name and op.name != "stablehlo.composite":
-            self.raiser.note(_RAGGED_NOTE)
-        found = names.read(name, is_leaf)
-        scopes, transforms = self.inside.scopes, self.inside.transforms
-        if found.scopes[: len(scopes)] == scopes:
-            found = dataclasses.replace(found, scopes=found.scopes[len(scopes) :])
-        if found.transforms[: len(transforms)] == transforms:
-            found = dataclasses.replace(found, transforms=found.transforms[len(transforms) :])
-        return found
+            self.raiser.notes[_RAGGED_NOTE] = None
+        return names.read(name, is_leaf).within(self.inside)
 
     def add(
-        self, primitive: Any, op: Any, invars: Iterable[Var], outs: Iterable[Any], **params: Any
+        self,
+        primitive: Any,
+        op: ir.Operation,
+        inputs: Iterable[ir.Value[Any]],
+        outs: Iterable[ir.Value[Any]],
+        **params: Any,
     ) -> Equation:
         """A new equation for an operation."""
-        eqn = Equation(
-            primitive,
-            list(invars),
-            [self.define(v) for v in outs],
-            params,
-            op,
-            self.names_of(op, is_leaf=primitive.name not in FLOWS),
-        )
-        self.eqns.append(eqn)
-        return eqn
+        invars = [self.value(v) for v in inputs]
+        outvars = [self.define(v) for v in outs]
+        name = self.names_of(op, is_leaf=primitive.name not in FLOWS)
+        self.eqns.append(Equation(primitive, invars, outvars, params, op, name))
+        return self.eqns[-1]
 
     # ------------------------------------------------------------------- one rule an operation
 
-    def _operation(self, op: Any) -> None:
-        rule = self._rules.get(op.name)
-        if rule is None or not rule(self, op):
-            self._simple(op)
+    def _operation(self, op: ir.Operation) -> None:
+        self._rules.get(op.name, _BlockReader._simple)(self, op)
 
-    def _simple(self, op: Any) -> None:
-        """An operation without a rule."""
-        region = free_values(op) if len(op.regions) else []
+    def _simple(self, op: ir.Operation, opaque: str | None = None) -> Equation:
+        """An operation without a rule; ``opaque`` if that is known."""
+        region = free_values(op)
         name = _NAMES.get(op.name, op.name)
         if op.name == "stablehlo.scatter" and not adds(op):
             name = op.name
@@ -211,117 +199,102 @@ class _BlockReader:
             params["regions"] = structure(op, {v: i for i, v in enumerate(region)})
         if op.name in meshes.COLLECTIVES:
             params["axes"] = meshes.axes_of_collective(op, self.raiser.meshes)
-        inputs = [self.value(v) for v in (*op.operands, *region)]
-        eqn = self.add(Primitive(str(name)), op, inputs, op.results, **params)
+        eqn = self.add(Primitive(name), op, (*op.operands, *region), op.results, **params)
         eqn.effects = is_effectful(op)
-        eqn.opaque = self.raiser.multiplications.why_opaque(op)
+        eqn.opaque = self.raiser.multiplications.why_opaque(op) if opaque is None else opaque
+        return eqn
 
-    def _remainder(self, op: Any) -> bool:
+    def _remainder(self, op: ir.Operation) -> None:
         """The place of a device along one axis of its mesh, as JAX computes it."""
-        axis = meshes.axis_of_index(op, self.raiser.meshes)
-        if axis:
+        if axis := meshes.axis_of_index(op, self.raiser.meshes):
             self.add(Primitive("axis_index"), op, [], op.results, axes=(axis,))
-        return bool(axis)
-
-    def _constant(self, op: Any) -> bool:
-        aval = aval_of(op.results[0])
-        value = ir.DenseElementsAttr(op.attributes["value"]) if is_dense(op) else None
-        splat = value is None or value.is_splat
-        if aval.ndim < 2 or splat or getattr(aval.dtype, "kind", "") != "f":
-            return False
-        self.constvars.append(self.define(op.results[0]))
-        self.consts.append(aval)
-        return True
-
-    def _call(self, op: Any) -> bool:
-        name = callee_of(op)
-        assert name is not None
-        if name.startswith("threefry2x32"):
-            self.add(Primitive("threefry2x32"), op, map(self.value, op.operands), op.results)
-            return True
-        if why := self.raiser.why_closed(name):
+        else:
             self._simple(op)
-            self.eqns[-1].opaque, self.eqns[-1].effects = why, True
-            return True
+
+    def _constant(self, op: ir.Operation) -> None:
+        aval = aval_of(op.results[0])
+        is_tensor = aval.ndim >= 2 and getattr(aval.dtype, "kind", "") == "f"
+        if is_tensor and is_dense(op) and not ir.DenseElementsAttr(op.attributes["value"]).is_splat:
+            self.constvars.append(self.define(op.results[0]))
+            self.consts.append(aval)
+        else:
+            self._simple(op)
+
+    def _call(self, op: ir.Operation) -> None:
+        name = callee(op)
+        if name.startswith("threefry2x32"):
+            self.add(Primitive("threefry2x32"), op, op.operands, op.results)
+            return
+        if why := self.raiser.why_closed(name):
+            self._simple(op, why).effects = True
+            return
         program = self.raiser.function(name)
-        operands = map(self.value, op.operands)
-        self.add(Primitive("closed_call"), op, operands, op.results, call_jaxpr=program, name=name)
+        called = Primitive("closed_call")
+        self.add(called, op, op.operands, op.results, call_jaxpr=program, name=name)
         # JAX calls the body of a scan so, once unless it was unrolled.
         if name.startswith("closed_call") and name in self.bodies and multiplies(program):
-            self.raiser.note(
-                f"a loop at {names.line_of(op.location) or 'an unknown place'} was unrolled, as by "
-                "scan(unroll=...): its noise is not that of the decorator's jaxpr"
-            )
+            where = names.line_of(op.location) or "an unknown place"
+            note = f"a loop at {where} was unrolled, as by scan(unroll=...): its noise is not that "
+            self.raiser.notes[f"{note}of the decorator's jaxpr"] = None
         self.bodies.add(name)
-        return True
 
-    def _composite(self, op: Any) -> bool:
+    def _composite(self, op: ir.Operation) -> None:
         """A composite is what its decomposition computes, unless it is a product of ours."""
         name = text(op, "name")
-        if kinds.of_operation(name) is not None:
-            found = products.equation_of(op)
-            if isinstance(found, str):
-                self._simple(op)
-                self.eqns[-1].opaque = found
-                return True
-            primitive, params = found
-            self.add(primitive, op, map(self.value, op.operands), op.results, **params)
-            return True
         called = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
-        if name.startswith("srjit.") or self.raiser.why_closed(called):
-            return False
-        program = self.raiser.function(called)
-        operands = map(self.value, op.operands)
-        eqn = self.add(Primitive("closed_call"), op, operands, op.results, call_jaxpr=program)
-        if multiplies(program):
-            eqn.primitive = Primitive(name)
-            eqn.params = {}
-            eqn.opaque = "srjit does not look inside composites"
-        return True
+        if kinds.of_operation(name) is not None:
+            self._equation(op, products.equation_of(op))
+        elif name.startswith("srjit.") or self.raiser.why_closed(called):
+            self._simple(op)
+        else:
+            program = self.raiser.function(called)
+            call = Primitive("closed_call")
+            eqn = self.add(call, op, op.operands, op.results, call_jaxpr=program)
+            if multiplies(program):
+                eqn.primitive, eqn.params = Primitive(name), {}
+                eqn.opaque = "srjit does not look inside composites"
 
-    def _product(self, op: Any) -> bool:
+    def _product(self, op: ir.Operation) -> None:
         key = (op.name, attributes(op), tuple(v.type for v in (*op.operands, *op.results)))
         if key not in self.raiser.products:
             self.raiser.products[key] = products.equation_of(op)
-        found = self.raiser.products[key]
-        if isinstance(found, str):
-            self._simple(op)
-            self.eqns[-1].opaque = found
-            return True
-        primitive, params = found
-        self.add(primitive, op, map(self.value, op.operands[:2]), op.results, **params)
-        return True
+        self._equation(op, self.raiser.products[key])
 
-    def _case(self, op: Any) -> bool:
+    def _equation(self, op: ir.Operation, found: products.Equation | str) -> None:
+        """A product as JAX's own; opaque, for this reason, where JAX has none."""
+        if isinstance(found, str):
+            self._simple(op, found)
+        else:
+            primitive, params = found
+            self.add(primitive, op, op.operands, op.results, **params)
+
+    def _case(self, op: ir.Operation) -> None:
         regions = list(op.regions)
         if op.name == "stablehlo.if":
             regions.reverse()  # a conditional's branch 1 is what an if does
-        readers = [_BlockReader(self.raiser, self, self._inside(op)) for _ in regions]
+        readers = [self._reader_inside(op) for _ in regions]
         programs = [
-            reader.read(region.blocks[0], [])
-            for reader, region in zip(readers, regions, strict=True)
+            r.read(region.blocks[0], []) for r, region in zip(readers, regions, strict=True)
         ]
         captured = list(dict.fromkeys(v for reader in readers for v in reader.captured))
         for reader, program in zip(readers, programs, strict=True):
             program.invars = [reader.captured.get(v) or Var(aval_of(v)) for v in captured]
-        inputs = [self.value(v) for v in (op.operands[0], *captured)]
+        inputs = (op.operands[0], *captured)
         self.add(Primitive("cond"), op, inputs, op.results, branches=tuple(programs))
-        return True
 
-    def _manual(self, op: Any) -> bool:
+    def _manual(self, op: ir.Operation) -> None:
         """A ``shard_map``; its types do not tell what varies along which axes."""
         block = op.regions[0].blocks[0]
         if why := self._why_not_manual(op):
-            self._simple(op)
-            self.eqns[-1].opaque = why if self.raiser.multiplications.inside(op) else ""
-            return True
+            self._simple(op, why if self.raiser.multiplications.inside(op) else "")
+            return
         reader = _BlockReader(self.raiser, self, Names())
         program = reader.read(block, list(block.arguments))
         program.invars += reader.captured.values()
         self.add(
             Primitive("shard_map"),
             op,
-            map(self.value, (*op.operands, *reader.captured)),
+            (*op.operands, *reader.captured),
             op.results,
             jaxpr=program,
             check_vma=False,
@@ -329,9 +302,8 @@ class _BlockReader:
             out_specs=meshes.specs_of(op, "out_shardings"),
             newly_manual_axes=meshes.manual_axes_of(op),
         )
-        return True
 
-    def _why_not_manual(self, op: Any) -> str:
+    def _why_not_manual(self, op: ir.Operation) -> str:
         """Why a manual computation is left alone; nothing if it is not."""
         shardings = [
             s for n in ("in_shardings", "out_shardings") for s in meshes.shardings_of(op, n)
@@ -343,81 +315,59 @@ class _BlockReader:
             return "a manual computation over a mesh with devices in an order of its own"
         return ""
 
-    def _inside(self, op: Any) -> Names:
-        """The names around the regions of an operation."""
-        return names.read(self.raiser.name_of(op.location), is_leaf=False)
+    def _reader_inside(self, op: ir.Operation) -> _BlockReader:
+        """The reader of one of an operation's regions."""
+        around = names.read(self.raiser.name_of(op.location), is_leaf=False)
+        return _BlockReader(self.raiser, self, around)
 
-    def _while(self, op: Any) -> bool:
+    def _while(self, op: ir.Operation) -> None:
         loop = Loop(op, self.raiser.functions)
-        inside = self._inside(op)
-        body = _BlockReader(self.raiser, self, inside)
-        arguments = list(loop.body.arguments)
-        carried = [a for i, a in enumerate(arguments) if i in loop.carried]
-        inputs = [*carried, *loop.slices.values()]
+        carried, stacks = sorted(loop.carried), sorted(loop.stacks)
+        body = self._reader_inside(op)
+        inputs = [*(loop.arguments[i] for i in carried), *loop.slices.values()]
         program = body.read_but(loop.body, inputs, loop.skipped)
-        outs = [body.value(loop.returned[i]) for i in sorted(loop.carried)]
-        stacked = [body.value(loop.stacks[i]) for i in sorted(loop.stacks)]
-        constants: dict[Any, Any] = {}  # a value of the body: what it is outside
-        for i, a in enumerate(arguments):
-            if i not in loop.carried and i not in loop.stacks and a in body.captured:
-                constants[a] = op.operands[i]
-        captures = {v: v for v in body.captured if v not in constants}
-        constants |= captures
-        consts = [body.captured[v] for v in constants]
-        given = [self.value(outside) for outside in constants.values()]
-        carry = [self.value(op.operands[i]) for i in sorted(loop.carried)]
-        program.invars = [*consts, *program.invars]
-        program.outvars = [*outs, *stacked]
-        results = [op.results[i] for i in (*sorted(loop.carried), *sorted(loop.stacks))]
+        outs = [*(loop.returned[i] for i in carried), *(loop.stacks[i] for i in stacks)]
+        program.outvars = [body.value(v) for v in outs]
+        given = body.captured_from(op, loop.body)
+        program.invars[:0] = body.captured.values()
+        operands = [*given, *(op.operands[i] for i in (*carried, *(i for i, _ in loop.slices)))]
         if loop.length is None:
-            before, test = self._condition(op, loop, inside)
-            eqn = self.add(
-                Primitive("while"),
-                op,
-                [*before, *given, *carry],
-                results,
-                cond_nconsts=len(before),
-                cond_jaxpr=test,
-                body_nconsts=len(consts),
-                body_jaxpr=program,
-            )
+            block = op.regions[0].blocks[0]
+            condition = self._reader_inside(op)
+            test = condition.read(block, [block.arguments[i] for i in carried])
+            tested = condition.captured_from(op, block)
+            test.invars[:0] = condition.captured.values()
+            operands[:0] = tested
+            params: dict[str, Any] = {
+                "cond_nconsts": len(tested),
+                "cond_jaxpr": test,
+                "body_nconsts": len(given),
+                "body_jaxpr": program,
+            }
         else:
-            eqn = self.add(
-                Primitive("scan"),
-                op,
-                [*given, *carry, *(self.value(op.operands[i]) for i, _ in loop.slices)],
-                results,
-                jaxpr=program,
-                num_consts=len(consts),
-                num_carry=len(carried),
-                length=loop.length,
-                reverse=loop.reverse,
-                unroll=1,
-            )
-        eqn.loop = loop
-        self._finish_loop(op, loop)
-        return True
-
-    def _condition(self, op: Any, loop: Loop, inside: Names) -> tuple[list[Var], Program]:
-        """A loop's condition, and what it reads beside what the loop carries."""
-        reader = _BlockReader(self.raiser, self, inside)
-        arguments = list(op.regions[0].blocks[0].arguments)
-        carried = [a for i, a in enumerate(arguments) if i in loop.carried]
-        test = reader.read(op.regions[0].blocks[0], carried)
-        fixed = {a: op.operands[i] for i, a in enumerate(arguments) if i not in loop.carried}
-        test.invars = [*reader.captured.values(), *test.invars]
-        return [self.value(fixed.get(v, v)) for v in reader.captured], test
-
-    def _finish_loop(self, op: Any, loop: Loop) -> None:
-        """What a loop returns as it was given, and its counter."""
+            params = {
+                "jaxpr": program,
+                "num_consts": len(given),
+                "num_carry": len(carried),
+                "length": loop.length,
+                "reverse": loop.reverse,
+                "unroll": 1,
+            }
+        primitive = Primitive("while" if loop.length is None else "scan")
+        results = [op.results[i] for i in (*carried, *stacks)]
+        self.add(primitive, op, operands, results, **params).loop = loop
         for i, result in enumerate(op.results):
-            if result not in self.env:
-                if i == loop.counter:
-                    self.add(Primitive("trip_count"), op, [], [result], length=loop.length)
-                else:
-                    self.env[result] = self.value(op.operands[i])
+            if i == loop.counter and result not in self.env:
+                self.add(Primitive("trip_count"), op, [], [result], length=loop.length)
+            elif result not in self.env:  # it is what it was
+                self.env[result] = self.value(op.operands[i])
 
-    _rules: ClassVar[dict[str, Callable[..., bool]]] = {
+    def captured_from(self, loop: ir.Operation, block: ir.Block) -> list[ir.Value[Any]]:
+        """The values around a loop that those are which its block has captured."""
+        outside: dict[Any, Any] = dict(zip(block.arguments, loop.operands, strict=True))
+        return [outside.get(v, v) for v in self.captured]
+
+    _rules: ClassVar[dict[str, Callable[..., Any]]] = {
         "stablehlo.constant": _constant,
         "func.call": _call,
         "stablehlo.composite": _composite,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from srjit._mlir import ir
@@ -14,7 +14,6 @@ from srjit.program.stablehlo.operations import (
     callee,
     inside,
     terminator,
-    walk,
 )
 
 
@@ -126,37 +125,29 @@ _FLOWS: dict[str, Callable[[ir.Operation, OperationFlows], ControlFlow | None]] 
 # ----------------------------------------------------------------- regions without control flow
 
 
+def arguments(op: ir.Operation) -> list[ir.Value[Any]]:
+    """The arguments of the blocks of an operation."""
+    return [a for region in op.regions for block in region.blocks for a in block.arguments]
+
+
 def free_values(op: ir.Operation) -> list[ir.Value[Any]]:
     """Values of enclosing blocks that the regions of an operation use, in order."""
-    defined: set[Any] = set()
-    used: dict[Any, None] = {}
-    for inner in walk(op):
-        if inner is not op:
-            used.update(dict.fromkeys(inner.operands))
-            defined.update(inner.results)
-        for region in inner.regions:
-            for block in region.blocks:
-                defined.update(block.arguments)
-    return [v for v in used if v not in defined]
+    inner = list(inside(op))
+    defined: set[ir.Value[Any]] = {v for o in inner for v in o.results}
+    defined.update(a for o in (op, *inner) for a in arguments(o))
+    return [v for v in dict.fromkeys(v for o in inner for v in o.operands) if v not in defined]
 
 
-def structure(op: ir.Operation, known: dict[Any, int]) -> tuple[Any, ...]:
+def structure(op: ir.Operation, known: dict[ir.Value[Any], int]) -> tuple[Any, ...]:
     """The regions of an operation, equal for equal ones: values by number."""
 
-    def number(value: Any) -> int:
-        return known.setdefault(value, len(known))
+    def numbers(values: Iterable[ir.Value[Any]]) -> tuple[tuple[int, ir.Type], ...]:
+        return tuple((known.setdefault(v, len(known)), v.type) for v in values)
 
-    found: list[Any] = []
-    for region in op.regions:
-        for block in region.blocks:
-            found.append(tuple((number(a), a.type) for a in block.arguments))
-            for inner in block.operations:
-                inner = inner.operation
-                operands = tuple(number(v) for v in inner.operands)
-                results = tuple((number(v), v.type) for v in inner.results)
-                nested = structure(inner, known)
-                found.append((inner.name, attributes(inner), operands, results, nested))
-    return tuple(found)
+    return numbers(arguments(op)), *(
+        (o.name, attributes(o), *map(numbers, (o.operands, o.results, arguments(o))))
+        for o in inside(op)
+    )
 
 
 def attributes(op: ir.Operation) -> tuple[tuple[str, Any], ...]:
