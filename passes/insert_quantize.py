@@ -67,7 +67,7 @@ class InsertQuantize(Pass):
         """Inserts."""
         from srjit.planning.plan import Settings
         from srjit.planning.planner import plan_of
-        from srjit.targets.portable import PORTABLE
+        from srjit.targets.target import PORTABLE
 
         if annotation.REPORT in module.attributes:
             raise PassError(None, "the module is quantized already: one recipe for one module")

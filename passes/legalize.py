@@ -42,7 +42,7 @@ class Legalize(Pass):
     def run(self, module: ir.Operation) -> None:
         """Legalizes."""
         from srjit import targets
-        from srjit.targets.portable import PORTABLE
+        from srjit.targets.target import PORTABLE
 
         try:
             target = targets.get(self.target)  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def stochastic_rounding(
 
 
 def _rounded(key: Key, param: Any, update: Any, rng: Rng) -> jax.Array:
-    """What is to be added to a parameter in float32, and makes a number of its own dtype."""
+    """The float32 to add to a parameter so that the sum is a number of its own dtype."""
     dtype = jnp.result_type(param)
     if dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(

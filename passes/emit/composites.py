@@ -36,7 +36,7 @@ def composite(
       operands: values.
       described: its attributes.
     """
-    from srjit.targets.portable import PORTABLE
+    from srjit.targets.target import PORTABLE
 
     signature = signature_of(operands)
     symbol, types = library.lowered(what.label, what, what.on(PORTABLE), signature)

@@ -52,8 +52,7 @@ class TargetCalls:
 
     def _read(self, op: Any) -> Quantizer | ScaledDot | None:
         """What a composite is; None: the target has nothing of its own for it."""
-        from srjit.targets.portable import PORTABLE
-        from srjit.targets.target import emulate
+        from srjit.targets.target import PORTABLE, emulate
 
         name = operations.text(op, "name")
         emulates = name == QUANTIZE and self.target.quantize is emulate

@@ -1,4 +1,4 @@
-"""What an optimized program shows: what became of each site, its cost, kernels, collectives."""
+"""Optimized programs: the products and costs of each site, kernels, collectives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Multiplication:
 
     @property
     def kind(self) -> tuple[str, str, str]:
-        """What its rate depends on: element types and order."""
+        """Element types and order, on which its rate depends."""
         return self.lhs.dtype, self.rhs.dtype, self.order
 
     @property
@@ -50,7 +50,7 @@ class Multiplication:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SiteCost:
-    """What became of one site.
+    """The products and costs of one site.
 
     Attributes:
       products: those found, at most one an instruction.
@@ -96,7 +96,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What a program needs of one device's memory, in bytes, as the compiler reports it."""
+    """Memory that a program needs on one device, in bytes, as the compiler reports it."""
 
     arguments: int
     outputs: int
@@ -107,7 +107,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledProgram:
-    """What a compiler made of a program.
+    """A compiled program.
 
     Attributes:
       cycles: estimates of all instructions added up, loops counted, without kernels, without what
@@ -132,7 +132,7 @@ class CompiledProgram:
 
 
 def program_of(module: Module, analysis: Any) -> CompiledProgram:
-    """What an optimized module shows.
+    """Reads an optimized module.
 
     Args:
       module: the module.
@@ -165,7 +165,7 @@ def _is_rare(module: Module, instruction: Instruction) -> bool:
 
 
 def _cycles(e: Executed) -> int | None:
-    """What an instruction adds to the program's cycles."""
+    """Cycles that an instruction adds to the program's."""
     cycles = None if e.is_beside else e.instruction.cycles
     return None if cycles is None else cycles * e.times
 

@@ -34,7 +34,7 @@ _LIBTPU_ENVIRONMENT = {
 
 
 class MissingCompilerError(ImportError):
-    """What compiles for a target is not installed; the message says how to install it."""
+    """The compiler for a target is not installed; the message says how to install it."""
 
 
 def devices_of(target: Target, count: int = 1) -> Sequence[Any]:
@@ -118,7 +118,7 @@ def _note_rounding(ptx: str, found: dict[str, tuple[str, ...]]) -> None:
 
 @contextlib.contextmanager
 def _silenced() -> Generator[None]:
-    """What libraries write to stderr goes nowhere: it looks as if something had crashed."""
+    """Discards what libraries write to stderr: it looks as if something had crashed."""
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

@@ -57,7 +57,8 @@ class Instruction:
     @functools.cached_property
     def attributes(self) -> dict[str, str]:
         """Its attributes by name, as text: ``{"kind": "kLoop", "calls": "%fused", ...}``."""
-        return dict(_attribute(part) for part in _parts(self.rest) if "=" in part)
+        parts = (part.partition("=") for part in _parts(self.rest))
+        return {name: value for name, equals, value in parts if equals}
 
     @functools.cached_property
     def op_name(self) -> str:
@@ -83,12 +84,12 @@ class Instruction:
 
     @property
     def target(self) -> str:
-        """What a custom call calls; empty for other instructions."""
+        """The function that a custom call calls; empty for other instructions."""
         return self.attributes.get("custom_call_target", "").strip('"')
 
     @property
     def kernel(self) -> str:
-        """What a custom call names its kernel, for XLA to compile; empty for other instructions."""
+        """The name of the kernel that a custom call has XLA compile; empty for others."""
         found = _KERNEL.search(self.attributes.get("backend_config", ""))
         return found.group(1) if found else ""
 
@@ -115,12 +116,12 @@ class Computation:
 
     @functools.cached_property
     def root(self) -> Instruction:
-        """What it returns."""
+        """The instruction whose result it returns."""
         instructions = list(self.instructions.values())
         return next((i for i in instructions if i.is_root), instructions[-1])
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
-        """What an instruction of this computation reads."""
+        """Returns the instructions that one of this computation reads."""
         return [self.instructions[name] for name in instruction.operands]
 
     def __iter__(self) -> Generator[Instruction]:
@@ -134,14 +135,12 @@ class Executed:
     Attributes:
       instruction, computation: which, and where it stands.
       times: product of the trip counts of the loops around it; an unknown one counts once.
-      is_known: whether all of them are known.
       is_beside: whether it runs beside the rest, on another unit: inside of an ``async-start``.
     """
 
     instruction: Instruction
     computation: Computation
     times: int = 1
-    is_known: bool = True
     is_beside: bool = False
 
 
@@ -176,7 +175,6 @@ class Module:
             inner = dataclasses.replace(
                 here,
                 times=place.times * (trips or 1),
-                is_known=place.is_known and trips is not None,
                 is_beside=place.is_beside or instruction.opcode == "async-start",
             )
             for name in instruction.calls:
@@ -333,7 +331,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _parts(text: str) -> Generator[str]:
-    """What commas outside of brackets and strings separate."""
+    """Yields parts that commas outside of brackets and strings separate."""
     depth = start = 0
     for mark in _BRACKETS.finditer(text):
         depth += (mark[0] in "({[") - (mark[0] in ")}]")
@@ -341,11 +339,6 @@ def _parts(text: str) -> Generator[str]:
             yield text[start : mark.start()].strip()
             start = mark.end()
     yield text[start:].strip()
-
-
-def _attribute(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    return name, value
 
 
 def _integer(config: Any, name: str) -> int | None:

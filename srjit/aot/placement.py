@@ -38,9 +38,9 @@ class Placement:
 
     @classmethod
     def of(cls, target: Target, mesh: Any, *shardings: Any) -> Placement:
-        """Of a mesh as ``mesh_of`` takes it.
+        """Makes the placement on a mesh, given as ``mesh_of`` takes it.
 
-        Without one, of the mesh that ``shardings`` name, or else of the one in use.
+        Without one, it is the mesh that ``shardings`` name, or else the one in use.
         """
         if mesh is None:
             named = [s.mesh for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding)]
@@ -70,7 +70,7 @@ class Placement:
             raise
 
     def sharding(self, given: Any) -> Any:
-        """What stands here for a sharding, a PartitionSpec, or None.
+        """Returns the sharding here for a sharding, a PartitionSpec, or None.
 
         Raises:
           ValueError: it names axes that the mesh lacks.

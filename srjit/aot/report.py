@@ -1,4 +1,4 @@
-"""What a compiler made of a program and its sites, beside the program that is not rewritten."""
+"""Reports of compiled programs and their sites, beside the program that is not rewritten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledSite:
-    """What became of one site.
+    """One site as it was planned and compiled.
 
     Attributes:
       plan: the site, and what srjit planned.
@@ -54,7 +54,7 @@ class CompiledSite:
         return "native" if min(rates) > FASTER else "narrow"
 
     def became(self) -> str:
-        """What is multiplied, in which order, at which rate: ``s8 x s8 NN 2.0x``."""
+        """Returns its products, their orders and rates: ``s8 x s8 NN 2.0x``."""
         parts: dict[str, None] = {}
         for product in self.cost.products:
             rate = self.rates.get(product.kind)
@@ -65,7 +65,7 @@ class CompiledSite:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledReport(Documented):
-    """What ``aot`` returns.
+    """The report that ``aot`` returns.
 
     Attributes:
       sites: in execution order.

@@ -16,12 +16,12 @@ from srjit import recipes, targets
 from srjit.calling.signature import name_of, parameters_of
 from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watch.stream import Record
-from srjit.numerics.formats import unknown_name
 from srjit.numerics.random_bits import Rng
 from srjit.planning.plan import Settings
 from srjit.planning.planner import recipe_of
 from srjit.recipes import Recipe
 from srjit.targets import Target
+from srjit.unknown_name import unknown_name
 
 Mode = Literal["train", "inference"]
 Layer = Literal["jaxpr", "stablehlo"]

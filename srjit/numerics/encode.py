@@ -123,13 +123,9 @@ def encoded(
     x = prepared(x, spec)
     view = spec.view(x.shape)
     known = jnp.asarray(spec.amax, x.dtype) if spec.scaling == "static" else before
-    draw = functools.partial(_drawn, key, rng)
+    draw = functools.partial(random_bits.random_bits, key, rng=rng) if key else None
     how = Request(view, fmt.element, spec.scale_rounding, known, draw, subnormal)
     return *fmt.scales.encode(x, how), view
-
-
-def _drawn(key: Key | None, rng: Rng, like: jax.Array) -> jax.Array | None:
-    return None if key is None else random_bits.random_bits(key, like, rng)
 
 
 def prepared(x: jax.Array, spec: Quantization) -> jax.Array:

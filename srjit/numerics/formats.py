@@ -7,8 +7,6 @@ formats asks the objects in it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ from srjit.numerics.elements import Element
 from srjit.numerics.scale_layouts import E8M0, FLOAT32, NO_SCALES, NVFP4, ScaleLayout
 from srjit.numerics.scaling import ScaleRounding
 from srjit.numerics.storage import STORAGES, Storage
+from srjit.unknown_name import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +57,6 @@ FORMATS: dict[str, Format] = {
         Format("bf16", STORAGES["bfloat16"], NO_SCALES, "tensor", 1),
     )
 }
-
-
-def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """The error for a name that a table lacks, with the nearest names that it has."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return ValueError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}")
 
 
 def get_format(name: str) -> Format:

@@ -8,9 +8,10 @@ from typing import Literal, get_args
 
 from srjit.numerics import hadamard
 from srjit.numerics.blocks import BlockView, Granularity
-from srjit.numerics.formats import formats_with, get_format, unknown_name
+from srjit.numerics.formats import formats_with, get_format
 from srjit.numerics.scale_layouts import EDEN_ROTATION
 from srjit.numerics.scaling import ScaleRounding
+from srjit.unknown_name import unknown_name
 
 Rounding = Literal["nearest", "stochastic", "none"]
 Scaling = Literal["dynamic", "delayed", "static"]
@@ -73,7 +74,8 @@ class Quantization:
                 f"granularity {self.granularity!r} does not fit format {self.format!r}, "
                 f"{fmt.scales.says}; use {fitting}"
             )
-        if self.block is not None and not self._has_blocks_of(self.block):
+        is_count = isinstance(self.block, int) and self.block > 0
+        if self.block is not None and not (is_count and self.is_blocked):
             raise ValueError(
                 f"block={self.block!r} does not fit granularity {self.shared!r} of format "
                 f"{self.format!r}: a block is a positive number of elements of a blocked format"
@@ -128,18 +130,10 @@ class Quantization:
 
     @property
     def unrotated(self) -> Quantization:
-        """As near as it gets without a Hadamard transform; as unbiased as with it."""
+        """The nearest quantization without a Hadamard transform; as unbiased as with it."""
         is_eden = self.scale_rounding == "eden"
         rounding = "up" if is_eden else self.scale_rounding
         return dataclasses.replace(self, hadamard=False, scale_rounding=rounding)
-
-    def _has_blocks_of(self, size: object) -> bool:
-        return isinstance(size, int) and size > 0 and self.shared in ("block", "square")
-
-    @property
-    def is_oriented(self) -> bool:
-        """Whether the codes depend on which dimensions a product contracts."""
-        return self.shared in ("channel", "block") or self.hadamard
 
     @property
     def is_hoistable(self) -> bool:
@@ -158,7 +152,7 @@ class Quantization:
             raise ValueError(f"axis {self.axis} is out of range for {ndim} dimensions")
         if self.hadamard and not ndim:
             raise ValueError("hadamard=True needs a dimension to run along; got a scalar")
-        if ndim and not axes and (self.hadamard or self.shared in ("block", "square")):
+        if ndim and not axes and (self.hadamard or self.is_blocked):
             raise ValueError(f"axis={self.axis} names no dimension for blocks to run along")
         return tuple(a % ndim for a in axes) if ndim else ()
 

@@ -23,7 +23,7 @@ from jax.extend.random import threefry2x32_p
 from jax.interpreters import batching, mlir
 
 from srjit import _compat
-from srjit.numerics.formats import unknown_name
+from srjit.unknown_name import unknown_name
 
 Key = tuple[jax.Array, jax.Array]
 Rng = Literal["hash", "threefry"]

@@ -1,4 +1,4 @@
-"""What the scales of a format are: an object for each layout, which formats share."""
+"""Layouts of scales: an object for each, which formats share."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Request:
     element: Element
     rounding: ScaleRounding
     known: jax.Array | None
-    draw: Callable[[jax.Array], jax.Array | None]
+    draw: Callable[[jax.Array], jax.Array] | None
     subnormal: bool
 
 
 class ScaleLayout:
-    """What scales are, how they are made, and what they do.
+    """A kind of scale: its dtype, how it is made, and what it does.
 
     Attributes:
       says: the layout in words, for messages.
@@ -71,10 +71,10 @@ class ScaleLayout:
 
     def encode(self, x: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
         """Codes of x, split as its view does, and the scales."""
-        bits, view = how.draw(x), how.view
+        view = how.view
+        noise = how.draw and view.split(how.draw(x))
         blocks = view.split(x)
         scales = self.scales(blocks, how)
-        noise = None if bits is None else view.split(bits)
         return round_to_grid(on_grid(blocks, view, scales), how.element, noise), scales
 
     def decode(
@@ -111,7 +111,7 @@ class _NoScales(ScaleLayout):
     def encode(self, x: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
         """See the base class; NaN and Inf stay."""
         one = jnp.ones((), x.dtype)
-        rounded = round_to_grid(x, how.element, how.draw(x))
+        rounded = round_to_grid(x, how.element, how.draw and how.draw(x))
         return keep_visible(x, rounded), Scales(one, one)
 
     def decode(
@@ -202,17 +202,22 @@ def _two_levels(blocks: jax.Array, view: BlockView) -> tuple[jax.Array, jax.Arra
 
 
 def _four_over_six(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
-    """Codes to nearest and scales, of both that there are those with the smaller squared error."""
-    view = how.view
-    six, four = scaling.four_over_six_scales(*_two_levels(blocks, view), how.subnormal)
+    """Codes to nearest, a block's largest to 6 or to 4, whichever has the smaller squared error.
 
-    def rounded(scales: Scales) -> tuple[jax.Array, jax.Array]:
+    The tensor's scale leaves room for that: S = 1536/A, with 1536 = 6 * 256, so that E4M3 has
+    b * S / 4 (arXiv 2512.02010).
+    """
+    view = how.view
+    levels = _two_levels(blocks, view)
+
+    def rounded(largest: int) -> tuple[Scales, jax.Array, jax.Array]:
+        scales = scaling.nvfp4_scales(*levels, "standard", how.subnormal, 1536, largest)
         y = on_grid(blocks, view, scales)
         codes = round_to_grid(y, how.element)
         off = (codes - y) * view.spread(scales.scale.astype(y.dtype))  # in one unit for both
-        return codes, jnp.sum(off * off, axis=view.shared)
+        return scales, codes, jnp.sum(off * off, axis=view.shared)
 
-    (codes_six, error_six), (codes_four, error_four) = rounded(six), rounded(four)
+    (six, codes_six, error_six), (four, codes_four, error_four) = rounded(6), rounded(4)
     better = error_four < error_six
     scales = jax.tree.map(lambda a, b: jnp.where(better, a, b) if a.ndim else a, four, six)
     return jnp.where(view.spread(better), codes_four, codes_six), scales
@@ -221,7 +226,11 @@ def _four_over_six(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
 def _eden(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
     """Codes to nearest, and scales that make up for what that lost, stochastically rounded."""
     view = how.view
-    scales = scaling.eden_scales(*_two_levels(blocks, view), how.subnormal)
+    # A block's largest element goes to 6 / (0.93 * 17/16) = 6.07, with the least error after a
+    # rotation, and the tensor's to 256 times that: so E4M3 has up to 1.75 times of every scale
+    # (arXiv 2601.22813, and its authors' kernels).
+    levels = _two_levels(blocks, view)
+    scales = scaling.nvfp4_scales(*levels, "standard", how.subnormal, 1554, 1554 / 256)
     y = on_grid(blocks, view, scales)
     codes = round_to_grid(y, how.element)
     sf = scales.scale.astype(jnp.float32)
@@ -232,9 +241,14 @@ def _eden(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
         per_block = jnp.sum(exact * values, axis=view.shared)
         return view.over_groups(per_block, EDEN_ROTATION // view.block)
 
-    bits = how.draw(sf)
-    corrected = scaling.eden_scale(sf, with_exact(exact), with_exact(codes * size), bits)
-    return codes, scales._replace(scale=corrected)
+    # With <x, x> / <x, q> of the groups that are rotated together, q has the length along x that x
+    # has: on average over rotations of x there is no error (S. Vargaftik et al., "EDEN", 2022).
+    of_squares, of_products = with_exact(exact), with_exact(codes * size)
+    correction = of_squares / jnp.where(of_products == 0, of_squares, of_products)
+    correction = jnp.where(of_products == 0, jnp.ones_like(correction), correction)
+    corrected = sf * correction.astype(sf.dtype)
+    rounded = round_to_grid(corrected, ELEMENTS["float8_e4m3fn"], how.draw and how.draw(sf))
+    return codes, scales._replace(scale=rounded)
 
 
 def on_grid(blocks: jax.Array, view: BlockView, scales: Scales) -> jax.Array:

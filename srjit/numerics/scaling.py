@@ -6,7 +6,6 @@ by a broadcast scalar would be turned into a multiplication by its reciprocal, w
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -129,45 +128,6 @@ def lifted_e8m0(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     lift = word < 64
     power = lax.bitcast_convert_type((word + 64 * lift) << 23, jnp.float32)
     return jnp.where(word == 255, jnp.nan, power), _lift_where(lift)
-
-
-def four_over_six_scales(
-    block: jax.Array, tensor: jax.Array, subnormal: bool
-) -> tuple[Scales, Scales]:
-    """``nvfp4_scales`` that take a block's largest element to 6, and to 4 (arXiv 2512.02010).
-
-    The tensor's scale leaves room for that: S = 1536/A, with 1536 = 6 * 256, so that E4M3 has
-    b * S / 4.
-    """
-    scales = functools.partial(nvfp4_scales, block, tensor, "standard", subnormal, 1536)
-    return scales(6), scales(4)
-
-
-def eden_scales(block: jax.Array, tensor: jax.Array, subnormal: bool) -> Scales:
-    """``nvfp4_scales`` that leave room for EDEN's correction: E4M3 has up to 1.75 times of them.
-
-    A block's largest element goes to 6 / (0.93 * 17/16) = 6.07, with the least error after a
-    rotation, and A to 256 times that (arXiv 2601.22813, and its authors' kernels).
-    """
-    return nvfp4_scales(block, tensor, "standard", subnormal, 1554, 1554 / 256)
-
-
-def eden_scale(
-    scale: jax.Array, of_squares: jax.Array, of_products: jax.Array, bits: jax.Array | None
-) -> jax.Array:
-    """Scales of blocks times <x, x> / <x, q>, stochastically rounded to E4M3; 1 if <x, q> is 0.
-
-    With it, q has the length along x that x has, so that on average over rotations of x there is
-    no error (S. Vargaftik et al., "EDEN", 2022), and none is made by rounding.
-
-    Args:
-      scale: E4M3 values.
-      of_squares, of_products: <x, x> and <x, q> of the groups that are rotated together.
-      bits: uint32 noise of scale's shape; None rounds to nearest.
-    """
-    correction = of_squares / jnp.where(of_products == 0, of_squares, of_products)
-    correction = jnp.where(of_products == 0, jnp.ones_like(correction), correction)
-    return round_to_grid(scale * correction.astype(scale.dtype), _E4M3, bits)
 
 
 def nvfp4_scales(

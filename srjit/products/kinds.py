@@ -42,7 +42,7 @@ class Rules:
     primitive: Any = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of product.
 
@@ -60,49 +60,27 @@ class Kind:
 
     @property
     def rules(self) -> Rules:
-        """What its file defines."""
+        """The ``RULES`` of its file."""
         return importlib.import_module(self.file).RULES
 
 
-KINDS: dict[str, Kind] = {}
-_BY_OPERATION: dict[str, Kind] = {}
-
-
-def register(kind: Kind) -> None:
-    """Adds a kind of product to the table."""
-    KINDS[kind.primitive] = kind
-    _BY_OPERATION.update(dict.fromkeys(kind.operations, kind))
-
-
-register(
-    Kind(
-        primitive="dot_general",
-        label="dot",
-        file="srjit.products.dot",
-        operations=("stablehlo.dot_general", "stablehlo.dot"),
+KINDS: dict[str, Kind] = {
+    kind.primitive: kind
+    for kind in (
+        Kind(
+            "dot_general", "dot", "srjit.products.dot", ("stablehlo.dot_general", "stablehlo.dot")
+        ),
+        Kind(
+            "conv_general_dilated", "conv", "srjit.products.convolution", ("stablehlo.convolution",)
+        ),
+        Kind("ragged_dot_general", "ragged", "srjit.products.ragged_dot", ("srjit.ragged_dot",)),
     )
-)
-register(
-    Kind(
-        primitive="conv_general_dilated",
-        label="conv",
-        file="srjit.products.convolution",
-        operations=("stablehlo.convolution",),
-    )
-)
-register(
-    Kind(
-        primitive="ragged_dot_general",
-        label="ragged",
-        file="srjit.products.ragged_dot",
-        operations=("srjit.ragged_dot",),
-    )
-)
+}
 
 
 def of_operation(name: str) -> Kind | None:
     """The kind of product that an operation of a module, or a composite, computes."""
-    return _BY_OPERATION.get(name)
+    return next((kind for kind in KINDS.values() if name in kind.operations), None)
 
 
 def label_of(primitive: str) -> str:

@@ -49,7 +49,7 @@ def multiply_values(product: Product, lhs: Operand, rhs: Operand, *extras: jax.A
 
 
 def values_of(operand: Operand) -> jax.Array:
-    """What is multiplied, as one array."""
+    """The values that are multiplied, as one array."""
     return operand.merged if isinstance(operand, ScaledValues) else operand
 
 
@@ -85,7 +85,7 @@ def scaled_dot(
 
 
 def _factored(product: Product, side: int, operand: Operand) -> tuple[Operand, jax.Array | None]:
-    """What to multiply, and the scale of the result: a scalar, or of the result's rank."""
+    """The operand to multiply, and a factor of the result: a scalar, or of the result's rank."""
     if not isinstance(operand, ScaledValues) or operand.scale is None:
         return operand, None
     scale = aligned(operand.scale, operand.values.ndim)

@@ -89,7 +89,7 @@ def emulated(
 
 
 def as_held(q: QuantizedArray, like: ScaledValues) -> ScaledValues:
-    """What quantizing an operand in a program gives, of codes and scales that are there already.
+    """An operand as a program quantizes it, made of codes and scales that are there already.
 
     Args:
       q: what ``encode(..., subnormal=False)`` gives of the operand, codes in its working dtype.

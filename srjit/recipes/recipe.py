@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from srjit.numerics.formats import unknown_name
 from srjit.numerics.quantization import Quantization, Rounding
 from srjit.recipes import toml
 from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule, check_types
 from srjit.targets.target import Target
+from srjit.unknown_name import unknown_name
 
 WriteBackRounding = Literal["stochastic"]
 _WRITTEN = ("weights", "moments", "casts")
@@ -61,7 +61,7 @@ class Recipe:
             raise RecipeError(message, ("moments",))
 
     def name_of(self, rule: Rule) -> str:
-        """What messages call one of the rules: ``rule 2 (path '*/attn/*')``."""
+        """The name of a rule in messages: ``rule 2 (path '*/attn/*')``."""
         shown = [
             f"{f} {value!r}"
             for f in ("path", "op", "role", "operands", "min_size")

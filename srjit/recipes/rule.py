@@ -7,8 +7,8 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from srjit.numerics.formats import unknown_name
 from srjit.numerics.quantization import Quantization
+from srjit.unknown_name import unknown_name
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 Kind = Literal["activation", "weight", "gradient"]
@@ -37,7 +37,7 @@ class RecipeError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operands:
-    """What the operands of one role become; None leaves an operand in high precision."""
+    """The quantizations of one role's operands; None leaves an operand in high precision."""
 
     activation: Quantization | None = None
     weight: Quantization | None = None
@@ -46,7 +46,7 @@ class Operands:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What happens to the sites that it matches.
+    """A pattern of sites, and how their operands are quantized.
 
     Attributes:
       path: glob over the site's name-scope path (``*/attn/*``).

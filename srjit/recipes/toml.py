@@ -8,10 +8,9 @@ import tomllib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from srjit.numerics.formats import unknown_name
 from srjit.numerics.quantization import Quantization
 from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule
-from srjit.recipes.toml_lines import TomlLines
+from srjit.unknown_name import unknown_name
 
 # A recipe's fields beside its rules, in the order in which they are written.
 _FIELDS = (
@@ -59,8 +58,34 @@ def read(text: str, make: Callable[..., _Recipe]) -> _Recipe:
     try:
         return make(**_fields(data))
     except RecipeError as error:
-        line = TomlLines(text).find(error.where)
-        raise RecipeError(f"line {line}: {error}", error.where) from None
+        raise RecipeError(f"line {_line_of(text, error.where)}: {error}", error.where) from None
+
+
+def _line_of(text: str, where: tuple[str, ...]) -> int:
+    """The line of the key at ``where``, or of what it would stand in: the parser does not tell.
+
+    It is the first line up to which the text has as much of ``where`` as the whole of it has.
+    """
+    best, lines = (0, 1), text.split("\n")
+    for number in range(1, len(lines) + 1):
+        for closing in ("", "]", '"""', "'''"):  # of what goes on below
+            try:
+                found = tomllib.loads("\n".join([*lines[:number], closing]))
+            except tomllib.TOMLDecodeError:
+                continue
+            best = max(best, (_depth(found, where), number), key=lambda entry: entry[0])
+            break
+    return best[1]
+
+
+def _depth(found: Any, where: tuple[str, ...]) -> int:
+    """How many of the keys there are, each in what is at the one before."""
+    for depth, key in enumerate(where):
+        items = {str(i): v for i, v in enumerate(found)} if isinstance(found, list) else found
+        if not isinstance(items, dict) or key not in items:
+            return depth
+        found = items[key]
+    return len(where)
 
 
 def _toml(value: Any) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 
-from srjit.numerics.formats import unknown_name
-from srjit.targets import cpu, gpu, portable, tpu
-from srjit.targets.target import Target
+from srjit.targets import cpu, gpu, tpu
+from srjit.targets.target import PORTABLE, Target
+from srjit.unknown_name import unknown_name
 
 __all__ = ["Target", "get", "names", "register"]
 
@@ -19,9 +19,8 @@ def register(target: Target) -> Target:
     return target
 
 
-for _family in (tpu, gpu, cpu, portable):
-    for _target in _family.TARGETS:
-        register(_target)
+for _target in (*tpu.TARGETS, *gpu.TARGETS, *cpu.TARGETS, PORTABLE):
+    register(_target)
 
 
 def names() -> tuple[str, ...]:

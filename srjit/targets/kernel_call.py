@@ -23,7 +23,7 @@ _allowed = contextvars.ContextVar("allowed", default=True)
 
 @contextlib.contextmanager
 def without_kernels() -> Generator[None]:
-    """What is lowered here has no kernels, as if it were a part of a program on several devices."""
+    """Lowers programs without kernels, as if they were parts of programs on several devices."""
     token = _allowed.set(False)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a target is."""
+"""Targets as objects: what a chip multiplies, how it quantizes, what compiles for it."""
 
 from __future__ import annotations
 
@@ -73,29 +73,9 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 Specs = tuple[Quantization | None, Quantization | None]
 
 
-def turns_nothing(product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
-    """Every order is as good as any other."""
-    return False, False
-
-
-def says_nothing(spec: Quantization) -> str:
-    """Noise is the emulation's."""
-    return ""
-
-
-def as_emulated(spec: Quantization) -> int:
-    """Noise is the emulation's."""
-    return NOISE_BITS
-
-
-def never(product: Product, shapes: Shapes, specs: Specs) -> bool:
-    """No product has a rate of its own."""
-    return False
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiler:
-    """What compiles for a target without its hardware.
+    """A compiler that needs no hardware of the target.
 
     Attributes:
       platform: as JAX calls it.
@@ -113,7 +93,7 @@ class Compiler:
 
 
 class Estimates(Protocol):
-    """What products and quantizations cost on a chip, by a rule of thumb."""
+    """Costs of products and quantizations on a chip, by a rule of thumb."""
 
     @property
     def name(self) -> str:
@@ -125,12 +105,7 @@ class Estimates(Protocol):
         """Cycles in which its memory moves a byte, at its peak."""
         ...
 
-    def product(
-        self,
-        product: Product,
-        shapes: Shapes,
-        specs: Specs,
-    ) -> tuple[float, float | None]:
+    def product(self, product: Product, shapes: Shapes, specs: Specs) -> tuple[float, float | None]:
         """Cycles of a product in bfloat16, and of its codes; None: of which nothing is known.
 
         Args:
@@ -175,13 +150,13 @@ class Target:
     name: str
     kinds: tuple[str, ...]
     recipe: str
-    native: Callable[[Product, Shapes, Specs], bool] = never
+    native: Callable[[Product, Shapes, Specs], bool] = lambda *_: False
     multiply: Multiply = multiply_values
     quantize: Quantize = emulate
     quantize_together: QuantizeTogether | None = None
-    turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turns_nothing
-    noise_bits: Callable[[Quantization], int] = as_emulated
-    remark: Callable[[Quantization], str] = says_nothing
+    turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = lambda *_: (False, False)
+    noise_bits: Callable[[Quantization], int] = lambda _: NOISE_BITS
+    remark: Callable[[Quantization], str] = lambda _: ""
     integers: str = "int8"
     compiler: Compiler | None = None
     peak: Callable[[str, str], float | None] | None = None
@@ -224,3 +199,7 @@ class Target:
         if fmt.element.is_integer:
             return jnp.dtype(jnp.int8 if demand.in_loop else self.integers)
         return fmt.storage.dtype
+
+
+# No chip in particular: every format as plain operations that any backend runs.
+PORTABLE = Target(name="portable", kinds=(), recipe="int8")

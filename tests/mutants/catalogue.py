@@ -306,15 +306,15 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # MS-EDEN
     "eden without its correction": Mutant(
-        module=SCALING,
-        old="return round_to_grid(scale * correction.astype(scale.dtype), _E4M3, bits)",
-        new="return round_to_grid(scale, _E4M3, bits)",
+        module=LAYOUTS,
+        old="corrected = sf * correction.astype(sf.dtype)",
+        new="corrected = sf",
         killed_by=(EDEN + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
     ),
     "eden with its scales rounded to nearest": Mutant(
         module=LAYOUTS,
-        old="bits = how.draw(sf)",
-        new="bits = None",
+        old='ELEMENTS["float8_e4m3fn"], how.draw and how.draw(sf))',
+        new='ELEMENTS["float8_e4m3fn"], None)',
         killed_by=(EDEN + "test_eden_is_the_published_algorithm_given_its_noise[gaussian]",),
     ),
     "eden's blocks are corrected one by one": Mutant(

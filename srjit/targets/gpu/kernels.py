@@ -24,16 +24,8 @@ from srjit.numerics.elements import ELEMENTS
 from srjit.targets.codes import float_code, word_of
 from srjit.targets.gpu.noise import Noise, Places, noise_of
 from srjit.targets.gpu.ptx import MODEL, PTX, SHARING, Machine, packed, signed
-from srjit.targets.gpu.scales import scales_of, shared, spread
-from srjit.targets.gpu.task import Task
-from srjit.targets.gpu.tiles import (
-    TILE,
-    Tile,
-    grid_of,
-    store_scales,
-    store_words,
-    tile_call,
-)
+from srjit.targets.gpu.task import Task, scales_of, shared, spread
+from srjit.targets.gpu.tiles import TILE, Tile, grid_of, store_scales, store_words, tile_call
 
 _BF16 = ELEMENTS["bfloat16"]
 

@@ -57,19 +57,17 @@ class Want:
 
 @dataclasses.dataclass(frozen=True)
 class _Written:
-    """What a kernel writes for a want.
+    """Results that a kernel writes for a want.
 
     Attributes:
       task: for the kernel.
       dim: which dimension of the tensor blocks run along.
       order: the tensor's dimensions as the codes have them in memory.
-      is_copy: whether these are turned codes: the scales are another's.
     """
 
     task: Task
     dim: int
     order: tuple[int, ...]
-    is_copy: bool = False
 
     @property
     def split(self) -> int:
@@ -78,12 +76,12 @@ class _Written:
 
     @property
     def multiple(self) -> int:
-        """What has to stay together along the blocked dimension."""
+        """Elements that have to stay together along the blocked dimension."""
         return math.lcm(self.task.block, hadamard.SIZE if self.task.spec.hadamard else 1)
 
     @property
     def kind(self) -> str:
-        """What amax is needed of: as of ``amax_matrix``."""
+        """The kind of amax that it needs: as of ``amax_matrix``."""
         if not self.task.spec.hadamard:
             return "plain"
         return "columns" if self.task.down else "rows"
@@ -124,7 +122,7 @@ class _Written:
         return found + [()] * (len(self.types(shape)) - len(found))
 
     def read(self, outs: list[jax.Array], shape: Sequence[int]) -> list[jax.Array]:
-        """What was written, its dimensions as the tensor has them."""
+        """Returns results with their dimensions as the tensor has them."""
         orders = [self.order, *[self._scales_order] * self.task.spec.is_blocked]
         found = [
             lax.transpose(out, [order.index(d) for d in range(len(order))])
@@ -165,7 +163,7 @@ def _written(want: Want, shape: tuple[int, ...]) -> list[_Written]:
     if dim == ndim - 1:
         found = [_Written(task(down=False), dim, tuple(range(ndim)))]
         if want.can_turn(shape):
-            found.append(_Written(task(down=True), 0, (1, 0), is_copy=True))
+            found.append(_Written(task(down=True), 0, (1, 0)))
         return found
     above, below = tuple(range(dim)), tuple(range(dim + 1, ndim))
     if set(above) <= set(axes):  # they are summed too: rows first

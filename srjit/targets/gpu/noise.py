@@ -27,7 +27,7 @@ class Places:
 
     @classmethod
     def of(cls, shape: Sequence[int], counted: Sequence[int], split: int) -> Places:
-        """Of a part of an array, seen as a matrix.
+        """Makes the places of a part of an array, seen as a matrix.
 
         Args:
           shape: of the part.

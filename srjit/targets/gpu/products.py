@@ -132,12 +132,7 @@ def _matrix_product(
 
 
 def _shards_of_matrices(mesh: Any, args: Any, result: Any) -> Any:
-    """Every device multiplies what it has; where it has a part of the contraction, sums are left.
-
-    Args:
-      mesh: of devices.
-      args, result: shapes and shardings of what ``_matrix_product`` takes and returns.
-    """
+    """Every device multiplies what it has; sums over parts of the contraction are left."""
     (batch, rows, left), (_, columns, right) = (_padded(arg.sharding.spec) for arg in args[:2])
     summed = _axes(left) if left == right else ()
     count = math.prod(mesh.shape[axis] for axis in summed)
@@ -180,13 +175,7 @@ _matrix_product.def_partition(
 def _as_matrices(
     operand: ScaledValues, labels: tuple[int, ...], groups: tuple[list[int], list[int], list[int]]
 ) -> tuple[jax.Array, jax.Array]:
-    """Codes as (batch, rows, contraction), and a scale for every row and block of the contraction.
-
-    Args:
-      operand: with scales of blocks.
-      labels: of its dimensions.
-      groups: labels of the batch's dimensions, of the rows', and of the contraction's.
-    """
+    """Codes as (batch, rows, contraction), and a scale for every row and block of it."""
     assert operand.blocks is not None
     order = [labels.index(d) for group in groups for d in group]
     last = order[-1]

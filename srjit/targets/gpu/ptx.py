@@ -33,7 +33,7 @@ SHARING = 4  # values that one word of noise is for
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What values become.
+    """The codes that values become.
 
     Attributes:
       element: the grid that they are rounded to.
@@ -45,7 +45,7 @@ class Conversion:
 
     @property
     def bits(self) -> int:
-        """Of a code."""
+        """Bits of a code."""
         return _BITS[self.carrier.name]
 
     @property
@@ -55,7 +55,7 @@ class Conversion:
 
 
 class Machine(NamedTuple):
-    """What kernels ask of a chip, beyond what their compiler offers.
+    """Operations that kernels need and their compiler does not offer.
 
     Attributes:
       divide: of float32, as IEEE 754 has it; the compilers of GPUs approximate.

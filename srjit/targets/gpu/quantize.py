@@ -50,7 +50,7 @@ def quantize(
 
 
 def want_of(gpu: Gpu, spec: Quantization, turned: bool = False) -> Want | None:
-    """What kernels have to make for a product to read the codes as they are; None if none does."""
+    """The codes that a product reads as they are, to be made by kernels; None if none does."""
     if spec.rounding == "none":
         return None
     element = get_format(spec.format).element

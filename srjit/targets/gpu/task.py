@@ -1,28 +1,33 @@
-"""What a kernel makes of a matrix."""
+"""Tasks of kernels: codes and scales of a matrix."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from srjit.numerics import hadamard
+from srjit.numerics import hadamard, scaling
 from srjit.numerics.elements import ELEMENTS
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.scale_layouts import E8M0, NVFP4, ScaleLayout
-from srjit.targets.gpu.ptx import Conversion
+from srjit.numerics.scale_layouts import E8M0, FLOAT32, NVFP4, ScaleLayout
+from srjit.targets.gpu.ptx import Conversion, Machine
 
+_FLT_MAX = np.float32(np.finfo(np.float32).max)
+_E4M3 = ELEMENTS["float8_e4m3fn"]
 # The dtypes in which kernels write the scales of blocks.
 _WRITTEN: dict[ScaleLayout, Any] = {E8M0: jnp.uint8, NVFP4: jnp.float8_e4m3fn}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a kernel makes of a matrix (R, C).
+    """A quantization that a kernel makes of a matrix (R, C).
 
     Attributes:
       spec: the quantization; its axis does not matter.
@@ -47,12 +52,12 @@ class Task:
 
     @property
     def conversion(self) -> Conversion:
-        """What values become."""
+        """The grid, and how its codes are held."""
         return Conversion(get_format(self.spec.format).element, ELEMENTS[self.carrier])
 
     @property
     def scales(self) -> ScaleLayout:
-        """What scales are."""
+        """The layout of the scales."""
         return get_format(self.spec.format).scales
 
     @property
@@ -62,7 +67,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What tells its kernel from others that round otherwise."""
+        """A part of the kernel's name, for profiles."""
         return f"{self.spec.format}_{self.spec.rounding}"
 
     def sizes(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -83,3 +88,86 @@ class Task:
         if self.has_tensor_scale:
             found.append(((1,), jnp.float32))
         return [jax.ShapeDtypeStruct(s, d) for s, d in found]
+
+
+# ------------------------------------------------------------------------------------------- scales
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Scales as kernels have them: see ``scaling.Scales``."""
+
+    encode: jax.Array
+    block: jax.Array | None = None
+    tensor: jax.Array | None = None
+
+
+def shared(task: Task, largest: jax.Array) -> jax.Array:
+    """amax of what shares a scale: of blocks, or of squares of them."""
+    if task.spec.shared != "square":
+        return largest
+    rows, columns = largest.shape
+    if task.down:
+        return jnp.max(largest.reshape(rows, columns // task.block, task.block), axis=2)
+    return jnp.max(largest.reshape(rows // task.block, task.block, columns), axis=1)
+
+
+def spread(task: Task, encode: jax.Array) -> jax.Array:
+    """One factor for every block."""
+    if task.spec.shared != "square":
+        return encode
+    rows, columns = encode.shape
+    if task.down:
+        wide = jnp.broadcast_to(encode[:, :, None], (rows, columns, task.block))
+        return wide.reshape(rows, columns * task.block)
+    wide = jnp.broadcast_to(encode[:, None, :], (rows, task.block, columns))
+    return wide.reshape(rows * task.block, columns)
+
+
+def scales_of(
+    task: Task, largest: jax.Array | None, amax: jax.Array | None, machine: Machine
+) -> Scales:
+    """The formulas of ``numerics.scaling``, by operations that keep NaN and all compilers have."""
+    block = None if largest is None else lax.bitcast_convert_type(largest, jnp.float32)
+    tensor = None if amax is None else lax.bitcast_convert_type(jnp.full((1, 1), amax), jnp.float32)
+    return _SCALES[task.scales](task, block, tensor, machine)
+
+
+def _e8m0_scales(task: Task, block: Any, a: Any, machine: Machine) -> Scales:
+    element, rounding = task.conversion.element, task.spec.scale_rounding
+    exponent, code = scaling.e8m0_codes(block, element, rounding, subnormal=False)
+    encode = lax.bitcast_convert_type(254 - exponent << 23, jnp.float32)
+    return Scales(encode, code.astype(jnp.uint8))
+
+
+def _float_scales(task: Task, block: Any, a: Any, machine: Machine) -> Scales:
+    most = jnp.full_like(a, task.conversion.element.max)
+    quotient, inverse = machine.divide(a, most), machine.divide(most, a)
+    encode = jnp.where(inverse > 2.0**126, jnp.float32(2.0**126), inverse)
+    scale = jnp.where(quotient < 2.0**-126, jnp.float32(2.0**-126), quotient)
+    one = jnp.ones_like(a)
+    return Scales(jnp.where(a == 0, one, encode), None, jnp.where(a == 0, one, scale))
+
+
+def _nvfp4_scales(task: Task, block: Any, a: Any, machine: Machine) -> Scales:
+    """``scaling.nvfp4_scales``, which says what this is, without subnormal numbers."""
+    top, one = jnp.full_like(a, 2688), jnp.ones_like(block)
+    tensor = machine.divide(a, top)
+    a = jnp.where(a == jnp.inf, top, jnp.where(a < 2.0**-112, jnp.float32(2.0**-112), a))
+    s = machine.divide(top, a)
+    s = jnp.where(s > _FLT_MAX, _FLT_MAX, s)
+    target = block * (s * np.float32(1 / 6))
+    target = jnp.where(target > _E4M3.max, jnp.float32(_E4M3.max), target)
+    sf = machine.narrow(target, _E4M3)
+    if task.spec.scale_rounding == "up":
+        sf = jnp.where(sf < target, scaling.next_up(sf), sf)
+    encode = machine.divide(one, sf * machine.divide(jnp.ones_like(a), s))
+    encode = jnp.where(encode > _FLT_MAX, _FLT_MAX, encode)
+    return Scales(encode, sf.astype(jnp.float8_e4m3fn), tensor)
+
+
+_SCALES: dict[ScaleLayout, Callable[..., Scales]] = {
+    E8M0: _e8m0_scales,
+    FLOAT32: _float_scales,
+    NVFP4: _nvfp4_scales,
+}

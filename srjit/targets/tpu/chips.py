@@ -118,7 +118,7 @@ class Chip:
 
 
 def elements_of(specs: Specs) -> set[str]:
-    """What the codes of both operands are of; ``float32`` where one of them is no codes alone."""
+    """Element types of both operands' codes; ``float32`` where one of them is no codes alone."""
     return {
         "float32"
         if q is None or q.is_blocked or q.rounding == "none"

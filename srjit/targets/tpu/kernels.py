@@ -222,16 +222,7 @@ def _quantize_kernel(
 
 
 def _hash_bits(key: Key, shape: tuple[int, int], origin: jax.Array, stride: int) -> jax.Array:
-    """``random_bits.hash_bits`` of a part of a matrix.
-
-    An index is a row's part plus a column's: factor and term are taken of those first.
-
-    Args:
-      key: as there.
-      shape: of the part.
-      origin: int32 index of its first element.
-      stride: from row to row.
-    """
+    """``random_bits.hash_bits`` from an int32 origin: an index is a row's part plus a column's."""
     factor, term = random_bits.line(key)
     rows = lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0) * stride + origin
     left = lax.bitcast_convert_type(rows, jnp.uint32) * factor + term
@@ -281,7 +272,7 @@ def converted(
 
 
 def stochastic_round(y: jax.Array, bits: jax.Array, element: Element) -> jax.Array:
-    """What ``pltpu.stochastic_round`` is taken to compute, bit for bit, in integer arithmetic.
+    """``pltpu.stochastic_round``, as it is understood, bit for bit, in integer arithmetic.
 
     The upper bits of the noise, as many as y has below the last one that is kept, are added there
     to |y|, whatever carries into those that are kept stays, and the rest is cut off. Nothing that
@@ -355,14 +346,7 @@ def _start_amax(largest_ref: Any) -> None:
 def _add_to_amax(
     largest_ref: Any, x: jax.Array, left: tuple[Any, Any], overhangs: tuple[bool, bool]
 ) -> None:
-    """Adds a strip of float32.
-
-    Args:
-      largest_ref: to this.
-      x: the strip.
-      left: how many of its rows and columns are in the array, where a tile hangs over its edge.
-      overhangs: whether the last tile does, along both dimensions.
-    """
+    """Adds a strip, of which ``left`` rows and columns are in the array if a tile overhangs."""
     word = word_of(x) & jnp.int32(0x7FFFFFFF)
     for d, limit in enumerate(left):
         if overhangs[d]:

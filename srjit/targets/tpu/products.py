@@ -100,13 +100,7 @@ def _swapped(pair: tuple[T, T]) -> tuple[T, T]:
 def _sides_to_turn(
     chip: Chip, product: DotProduct, shapes: Shapes, costs: Sequence[float]
 ) -> list[int]:
-    """The operands of which a copy is multiplied faster, its cycles included.
-
-    Args:
-      chip, product: what is multiplied where.
-      shapes: of the operands.
-      costs: cycles of a copy of either.
-    """
+    """The operands of which a copy, at these ``costs`` in cycles, is multiplied faster."""
     order = order_of(product)
     if order is None:
         return []
@@ -133,12 +127,7 @@ def _multiply_fastest(
 ) -> jax.Array:
     """The product, of copies of operands where that takes fewer cycles.
 
-    Args:
-      chip, product: what is multiplied where.
-      dtype: of the result.
-      kernels: whether they make the copies; where they do not, those given were not made either.
-      lhs, rhs: the operands.
-      turned: copies of them with the last dimension first, as far as they are there.
+    Without ``kernels`` that make copies, those in ``turned`` were not made either.
     """
     from srjit.targets.tpu import (
         kernels as tpu_kernels,  # Pallas takes a tenth of a second to import
