@@ -78,15 +78,17 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     transformation = Transformation(fun, options, _stands_for_array)
     jit_options = _for_packed(fun, given.jit_options, position, len(args))
     structs, named = fn.seen(_structs_of, args, kwargs)
-    program = _Function(transformation, position, structs[position])
-    layout = program.layout(structs, named)
+    function = _Function(transformation, position, structs[position])
+    program = function.traced(structs, named)
+    transformation.complain(Report.of(program.plan))
+    layout = _Layout.of(program)
     leaves = Arguments.of((args[position],), {}).leaves  # in the order in which programs take them
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
-        packed = layout.shapes
-    else:
-        made = jax.jit(layout.pack)(leaves)
-        packed = {name: made.get(name, layout.given(name, leaves)) for name in layout.shapes}
-    run = called_as(fun, functools.partial(program.call, layout.shapes))
+    packed: Arrays = dict(layout.shapes)
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        packed |= jax.jit(layout.pack)(leaves)
+        kept = {name: leaves[i] for name, i in layout.names.items()}
+        packed |= {n: x if hasattr(x, "dtype") else jnp.asarray(x) for n, x in kept.items()}
+    run = called_as(fun, functools.partial(function.call, layout.shapes))
     return packed, jax.jit(run, **jit_options)
 
 
@@ -123,7 +125,7 @@ def _for_packed(
     called = parameters[position : position + 1]
 
     def others(option: str) -> tuple[Any, ...]:
-        """What an option says of the other arguments."""
+        """Returns an option without the position and the name of the parameters."""
         given = as_tuple(options.get(option))
         return tuple(x for x in given if x not in (position, position - count, *called))
 
@@ -134,16 +136,14 @@ def _for_packed(
     return {**options, **donated}
 
 
-def _structs_of(args: Any, kwargs: Any) -> Any:
-    """Returns the arguments with shapes and dtypes in place of all that fun is traced with."""
-    return jax.tree.map(_struct_of, (args, kwargs))
+def _structs_of(*arguments: Any) -> Any:
+    """Returns arguments with shapes and dtypes in place of all that fun is traced with."""
 
+    def struct(x: Any) -> Any:
+        weak = getattr(jax.typeof(x), "weak_type", False)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
-def _struct_of(x: Any) -> Any:
-    if not is_traced(x):
-        return x
-    weak = getattr(jax.typeof(x), "weak_type", False)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
+    return jax.tree.map(lambda x: struct(x) if is_traced(x) else x, arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +166,35 @@ class _Layout:
     inputs: list[int]
     count: int
 
+    @classmethod
+    def of(cls, program: Program) -> _Layout:
+        """How the parameters of a program are packed."""
+        is_parameter = [label == PARAMETER for label in program.labels]
+        made = with_packed_weights(program.closed, program.plan, is_parameter)
+        inputs = [i for i, own in enumerate(is_parameter) if own]
+        names = {i: _plain(program.names[i]) for i in inputs}
+        shapes: list[tuple[str, jax.ShapeDtypeStruct]] = []
+        kept: dict[str, int] = {}
+        for n, i in enumerate(inputs):
+            if i in made.kept:
+                leaf = program.leaves[i]
+                shapes.append((names[i], jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)))
+                kept[names[i]] = n
+        weights: list[dict[str, str]] = []
+        stems: list[str] = []
+        for weight in made.weights:
+            stem = "+".join(names[i] for i in weight.sources)
+            again = stems.count(stem)  # as of the parts of a fused projection
+            stems.append(stem)
+            stem += f".{again}" * bool(again)
+            weights.append({kind: f"{stem}.{kind}" for kind in weight.parts})
+            shapes += [(f"{stem}.{kind}", part) for kind, part in weight.parts.items()]
+        ordered = dict(sorted(shapes, key=lambda item: item[0]))
+        if len(ordered) < len(shapes):
+            name, _ = collections.Counter(name for name, _ in shapes).most_common(1)[0]
+            raise ValueError(f"several packed arrays would be called {name!r}: rename parameters")
+        return cls(ordered, made, weights, kept, inputs, len(program.labels))
+
     def pack(self, leaves: Sequence[Any]) -> Arrays:
         """The parts of every weight, by name, made of the leaves of the parameters."""
         inputs: list[Any] = [None] * self.count
@@ -177,13 +206,6 @@ class _Layout:
             for names, parts in zip(self.weights, made, strict=True)
             for kind in names
         }
-
-    def given(self, name: str, leaves: Sequence[Any]) -> Any:
-        """A parameter that is kept; None for the part of a weight."""
-        if name not in self.names:
-            return None
-        leaf = leaves[self.names[name]]
-        return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +222,8 @@ class _Function:
     position: int
     structs: Any
 
-    def layout(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Layout:
-        """How the parameters are packed for these arguments; complains as a call would."""
-        program = self._traced(args, kwargs)
-        self.transformation.complain(Report.of(program.plan))
-        return _layout(program)
-
     def call(self, shapes: dict[str, Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """What the function returns.
+        """Calls the function.
 
         Args:
           shapes: of the packed arrays.
@@ -217,8 +233,8 @@ class _Function:
         if self.position >= len(args):
             raise TypeError(f"{name} takes its packed parameters as argument {self.position}")
         packed = _checked(name, args[self.position], shapes)
-        program = self._traced(args, kwargs)
-        layout = _layout(program)
+        program = self.traced(args, kwargs)
+        layout = _Layout.of(program)
         if layout.shapes != shapes:
             other = sorted({*layout.shapes.items()} ^ {*shapes.items()}, key=str)
             raise ValueError(
@@ -228,9 +244,7 @@ class _Function:
         leaves = list(program.leaves)
         kept = {layout.inputs[i]: packed[name] for name, i in layout.names.items()}
         for i in layout.inputs:
-            leaves[i] = kept.get(i, leaves[i])
-            if isinstance(leaves[i], jax.ShapeDtypeStruct):
-                leaves[i] = _absent(leaves[i])
+            leaves[i] = kept[i] if i in kept else _absent(leaves[i])
         stored = [{kind: packed[n] for kind, n in names.items()} for names in layout.weights]
         out, changes = program.unflatten(layout.program.run(leaves, stored))
         if changes is not None:
@@ -240,7 +254,8 @@ class _Function:
             )
         return out
 
-    def _traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Program:
+    def traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Program:
+        """The function with its own parameters, traced for the other arguments."""
         args = [*args[: self.position], self.structs, *args[self.position + 1 :]]
         return self.transformation.traced(args, kwargs)
 
@@ -249,34 +264,6 @@ def _absent(struct: Any) -> jax.Array:
     """In place of a parameter that nothing reads; if anything did, NaN would show it."""
     is_float = jnp.issubdtype(struct.dtype, jnp.inexact)
     return jnp.full(struct.shape, jnp.nan if is_float else 0, struct.dtype)
-
-
-def _layout(program: Program) -> _Layout:
-    is_parameter = [label == PARAMETER for label in program.labels]
-    made = with_packed_weights(program.closed, program.plan, is_parameter)
-    inputs = [i for i, own in enumerate(is_parameter) if own]
-    names = {i: _plain(program.names[i]) for i in inputs}
-    shapes: list[tuple[str, jax.ShapeDtypeStruct]] = []
-    kept: dict[str, int] = {}
-    for n, i in enumerate(inputs):
-        if i in made.kept:
-            leaf = program.leaves[i]
-            shapes.append((names[i], jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)))
-            kept[names[i]] = n
-    weights: list[dict[str, str]] = []
-    stems: list[str] = []
-    for weight in made.weights:
-        stem = "+".join(names[i] for i in weight.sources)
-        again = stems.count(stem)  # as of the parts of a fused projection
-        stems.append(stem)
-        stem += f".{again}" * bool(again)
-        weights.append({kind: f"{stem}.{kind}" for kind in weight.parts})
-        shapes += [(f"{stem}.{kind}", part) for kind, part in weight.parts.items()]
-    ordered = dict(sorted(shapes, key=lambda item: item[0]))
-    if len(ordered) < len(shapes):
-        name, _ = collections.Counter(name for name, _ in shapes).most_common(1)[0]
-        raise ValueError(f"several packed arrays would be called {name!r}: rename parameters")
-    return _Layout(ordered, made, weights, kept, inputs, len(program.labels))
 
 
 def _plain(name: str) -> str:

@@ -11,11 +11,7 @@ from srjit import aot, targets
 from srjit.api.jitted import Jitted
 from srjit.api.options import JIT, NOT_GIVEN, UNDONATED, Options, takes
 from srjit.api.transformation import Onlookers
-from srjit.calling.keys import (
-    Stateful,
-    as_words,
-    key_words,
-)
+from srjit.calling.keys import Stateful, as_words, key_words
 from srjit.diagnostics.replay import Replayed, replayed
 from srjit.diagnostics.verify.capture import Capture
 from srjit.diagnostics.verify.certificate import Certificate
@@ -24,6 +20,7 @@ from srjit.diagnostics.watch.diagnosis import Diagnosis, diagnosed
 from srjit.diagnostics.watch.stream import Record, Watch, Watched
 from srjit.program.site_names import naming_sites
 from srjit.recipes import Recipe
+from srjit.report.report import Report
 from srjit.targets import Target
 
 
@@ -115,7 +112,7 @@ class SrjitFunction(Jitted):
         """
         seen = Capture()
         program = self._program(Onlookers(observer=seen.observe), args, kwargs, sr_key, sr_state)
-        report = self.seen(self._transformation.report, args, kwargs)
+        report = Report.of(self.planned(args, kwargs))
         return certify(program, self._settings.recipe, self._settings.target, seen, report, draws)
 
     def diagnose(
@@ -189,7 +186,7 @@ class SrjitFunction(Jitted):
             if self._last is None:
                 raise ValueError(f"{self.name} was not called yet: replay needs its arguments")
             args, kwargs = self._last
-        plan = self.seen(self._transformation.traced, args, kwargs).plan
+        plan = self.planned(args, kwargs)
         key = as_words(step) if self._base is None else self._counted(step)
         root = None if self._settings.mode == "inference" else key_words(key)
         return replayed(plan, root, site, operand, trips, shards or {})

@@ -1,4 +1,4 @@
-"""A jitted function whose matrix multiplications are quantized: how it is called and looked at."""
+"""``Jitted``: calls a function whose matrix multiplications are quantized, and looks at it."""
 
 from __future__ import annotations
 
@@ -11,35 +11,28 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from srjit import _compat
 from srjit.api.options import Options, Resolved
-from srjit.api.transformation import Onlookers, Transformation, is_traced
+from srjit.api.transformation import Onlookers, Transformation, is_traced, no_histories
 from srjit.calling import jit as jitting
 from srjit.calling.arguments import Changed
 from srjit.calling.jit import KeyedJit
-from srjit.calling.keys import (
-    Counted,
-    IfNeeded,
-    Stateful,
-    Undifferentiated,
-    as_argument,
-    as_words,
-)
+from srjit.calling.keys import Counted, IfNeeded, Stateful, as_argument, as_words
 from srjit.calling.signature import name_of, signature_with_key
 from srjit.calling.stages import Lowered, Traced
 from srjit.diagnostics.watch.stream import Watch, Watched
 from srjit.numerics.random_bits import as_key
 from srjit.passes import PassWarning
 from srjit.passes.report import report_of
+from srjit.planning.plan import ProgramPlan
 from srjit.report.report import Report
 
 
 class Jitted:
-    """A jitted function whose matrix multiplications are quantized: how it is called and looked at.
+    """A jitted function whose matrix multiplications are quantized.
 
     Attributes:
       name: what messages call it.
@@ -129,7 +122,7 @@ class Jitted:
         return out.handed_back(args, kwargs) if type(out) is Changed else out
 
     def _delivered(self, watched: Watched) -> Any:
-        """What the function returned; what was measured is on its way."""
+        """Sends off what was measured, and returns what the function returned."""
         assert self.watch is not None
         if isinstance(watched.measured, Tracer):  # it runs when what is around it runs
             jax.debug.callback(self.watch.take, watched.measured)
@@ -138,10 +131,10 @@ class Jitted:
         return watched.out
 
     def _own_key(self) -> Any:
-        """What a call without ``sr_key`` takes."""
+        """The key of a call without ``sr_key``."""
         if self._settings.mode == "inference" or _compat.inside_transformation():
             return None
-        return Undifferentiated() if self._base is None else self._next_key()
+        return IfNeeded(None) if self._base is None else self._next_key()
 
     def _next_key(self) -> Counted:
         with self._counting:
@@ -170,7 +163,7 @@ class Jitted:
         return KeyedJit(self._fun, self._remembering(run), options)
 
     def _remembering(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """As ``run``; of what was traced last, shapes are kept."""
+        """Makes ``run`` keep the shapes of the arguments that it was traced with last."""
 
         def remembering(key: Any, args: Any, kwargs: Any) -> Any:
             self._last = jax.tree.map(_shape_of, (args, kwargs))
@@ -183,14 +176,14 @@ class Jitted:
     def explain(
         self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
     ) -> Report:
-        """What becomes of every site, and why; nothing runs, nothing is warned of.
+        """Reports what becomes of every site, and why; nothing runs, nothing is warned of.
 
         Args:
           *args, **kwargs: fun's own; ``jax.ShapeDtypeStruct`` will do in place of arrays.
           sr_key, sr_state: as of a call; not needed.
         """
         del sr_key, sr_state  # the plan does not depend on them
-        planned: Report = self.seen(self._transformation.report, args, kwargs)
+        planned = Report.of(self.planned(args, kwargs))
         if self._options.layer == "jaxpr":
             return planned
         done = self._report_of_module(args, kwargs)
@@ -199,7 +192,7 @@ class Jitted:
         return dataclasses.replace(done, notes=tuple(notes), write_backs=planned.write_backs)
 
     def _report_of_module(self, args: Any, kwargs: Any) -> Report:
-        """What the passes say that they have done."""
+        """The report that the passes leave in the module."""
         modules: list[Any] = []
         onlookers = Onlookers(module=lambda _, module: modules.append(module))
         copy = self.copy(onlookers, strict=False)
@@ -207,6 +200,10 @@ class Jitted:
             warnings.simplefilter("ignore", PassWarning)
             copy.lower(*args, **kwargs)
         return report_of(modules[-1].operation)
+
+    def planned(self, args: Any, kwargs: Any) -> ProgramPlan:
+        """Returns the plan of the program for these arguments."""
+        return self.seen(self._transformation.traced, args, kwargs).plan
 
     def seen(self, look: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Returns what ``look`` returns of the arguments while the function is traced."""
@@ -231,8 +228,7 @@ class Jitted:
           sr_key, sr_state: as of a call; not needed.
         """
         del sr_key, sr_state  # shapes do not depend on them
-        shapes = self.seen(self._transformation.init_state, args, kwargs)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return no_histories(self.planned(args, kwargs))
 
     def rewritten(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
         """The rewritten program.
@@ -246,7 +242,7 @@ class Jitted:
         return self.trace(*args, sr_key=sr_key, sr_state=sr_state, **kwargs).jaxpr
 
     def trace(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Traced:
-        """As of ``jax.jit``: the rewritten program, traced."""
+        """Traces the rewritten program, as ``jax.jit`` does."""
         key = self._key_to_look_with(sr_key)
         if sr_state is None and self._settings.recipe.has_delayed_scales:
             sr_state = self.init_state(*args, **kwargs)
@@ -255,7 +251,7 @@ class Jitted:
         return Traced(self._jit.of(args).trace(key, *args, **kwargs), key, self._next_key)
 
     def lower(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Lowered:
-        """As of ``jax.jit``; the result compiles to something that is called as the function is.
+        """Lowers it, as ``jax.jit`` does; the result compiles to what is called as the function is.
 
         Without ``sr_key`` and without a base key, the compiled program takes a typed PRNG key.
         """
@@ -264,7 +260,7 @@ class Jitted:
     def eval_shape(
         self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any
     ) -> Any:
-        """As of ``jax.jit``: shapes and dtypes of the outputs."""
+        """Returns shapes and dtypes of the outputs, as ``jax.jit`` does."""
         key = self._key_to_look_with(sr_key)
         if sr_state is not None:
             key = Stateful(key, sr_state)
@@ -272,7 +268,7 @@ class Jitted:
         return out.out if type(out) is Changed else out
 
     def _key_to_look_with(self, sr_key: Any) -> Any:
-        """What stands for a call's key where nothing runs; it does not count as a call."""
+        """A key in place of a call's, where nothing runs; it does not count as a call."""
         if sr_key is not None:
             return as_words(sr_key)
         if self._settings.mode == "inference":
@@ -297,7 +293,7 @@ class Jitted:
         return self._fun, self._given
 
     def clear_cache(self) -> None:
-        """As of ``jax.jit``."""
+        """Clears the compiled programs, as ``jax.jit`` does."""
         for jitted in (self._jit, self._watched):
             if jitted is not None:
                 jitted.clear_cache()

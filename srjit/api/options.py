@@ -114,7 +114,7 @@ JIT = frozenset(f.name for f in dataclasses.fields(Options) if f.default is NOT_
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """What options come to for one function.
+    """Options of one function, with all that their names stand for.
 
     Attributes:
       settings: the recipe, the target, mode and generator, of which plans are made.

@@ -1,9 +1,10 @@
-"""Which recipe a training step can take: tries them, on the user's own program."""
+"""``recommend``: tries recipes on a training step, and names the cheapest that learns as well."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import time
@@ -96,30 +97,23 @@ class Recommendation(Documented):
     def document(self) -> Document:
         """Returns the evidence as data: a row for each recipe."""
         best = self.trials[0].loss
-
-        def gap(trial: Trial) -> str:
-            return _gap(trial.loss, best)
-
-        columns = (*_COLUMNS[:2], Column("to best", gap, align="right"), *_COLUMNS[2:])
-        return Document(
-            title="recommendation", lead=self.reason, tables=[Table(columns, self.trials)]
-        )
+        shown: dict[str, Callable[[Trial], str]] = {
+            "loss": lambda t: f"{t.loss:.5g}",
+            "to best": lambda t: _gap(t.loss, best),
+            "cost": lambda t: f"{t.cost:.2f}",
+            "bits": lambda t: f"{t.bits:.1f}",
+            "quantized": lambda t: f"{100 * t.coverage:.0f} %",
+            "s/step": lambda t: f"{t.seconds:.3g}",
+        }
+        columns = [Column(name, cell, align="right") for name, cell in shown.items()]
+        table = Table([Column("recipe", lambda t: t.recipe), *columns], self.trials)
+        return Document(title="recommendation", lead=self.reason, tables=[table])
 
     def to_json(self) -> str:
         """The evidence as JSON text; infinite and undefined losses are null."""
         trials = [dataclasses.asdict(t) for t in self.trials]
         name = None if self.recipe is None else self.recipe.name
         return as_json({"recipe": name, "reason": self.reason, "trials": trials})
-
-
-_COLUMNS: tuple[Column[Trial], ...] = (
-    Column("recipe", lambda t: t.recipe),
-    Column("loss", lambda t: f"{t.loss:.5g}", align="right"),
-    Column("cost", lambda t: f"{t.cost:.2f}", align="right"),
-    Column("bits", lambda t: f"{t.bits:.1f}", align="right"),
-    Column("quantized", lambda t: f"{100 * t.coverage:.0f} %", align="right"),
-    Column("s/step", lambda t: f"{t.seconds:.3g}", align="right"),
-)
 
 
 def _gap(loss: float, other: float) -> str:
@@ -183,8 +177,8 @@ def recommend(
         if is_wrong:
             raise ValueError(said)
     decorated = fn if isinstance(fn, SrjitFunction) else srjit(fn)
-    chosen = {"target": target, "params_argnums": params_argnums}
-    changed = {name: value for name, value in chosen.items() if value is not None}
+    own = {"target": target, "params_argnums": params_argnums}
+    changed = {name: value for name, value in own.items() if value is not None}
     function = decorated.copy(strict=False, **UNDONATED, **changed)
     fun, options = function.made_of()
     measure = loss or _last_output
@@ -202,14 +196,14 @@ def recommend(
 
     plain = jax.jit(fun, **options.jit_options)
     trials = {HIGH_PRECISION: _trial(None, *run(lambda _, given: plain(*given, **kwargs)), None)}
-    found: dict[str, Recipe] = {}
+    found = {recipe.name: recipe for recipe in tried}
+    key = None if options.mode == "inference" else jax.random.key(seed)
     for recipe in tried:
-        found[recipe.name] = recipe
         function = function.copy(recipe=recipe)
         report = function.explain(*args, **kwargs)
-        key = None if options.mode == "inference" else jax.random.key(seed)
-        runner = _Runner(function, key, kwargs, recipe.has_delayed_scales)
-        trials[recipe.name] = _trial(recipe, *run(runner.step), report)
+        state = function.init_state(*args, **kwargs) if recipe.has_delayed_scales else None
+        steps = _steps(function, key, kwargs, state)
+        trials[recipe.name] = _trial(recipe, *run(steps), report)
     return _recommended(trials, found, within, tolerance, budget, function.target.name)
 
 
@@ -220,25 +214,20 @@ def _recipes_of(given: Named | Iterable[Named] | None) -> list[Recipe]:
     return [known_recipes.get(name) for name in names]
 
 
-class _Runner:
-    """Steps of one recipe, with the state of its delayed scales."""
+def _steps(
+    function: SrjitFunction, key: Any, kwargs: dict[str, Any], state: Any
+) -> Callable[[int, tuple[Any, ...]], Any]:
+    """Steps of one recipe, with the state of its delayed scales, or None."""
 
-    def __init__(
-        self, function: SrjitFunction, key: Any, kwargs: dict[str, Any], is_delayed: bool
-    ) -> None:
-        self.function, self.kwargs, self.is_delayed = function, kwargs, is_delayed
-        self.key = key
-        self.state: Any = None
-
-    def step(self, number: int, args: tuple[Any, ...]) -> Any:
-        """What step ``number`` returns."""
-        key = None if self.key is None else jax.random.fold_in(self.key, number)
-        if not self.is_delayed:
-            return self.function(*args, sr_key=key, **self.kwargs)
-        if self.state is None:
-            self.state = self.function.init_state(*args, **self.kwargs)
-        out, self.state = self.function(*args, sr_key=key, sr_state=self.state, **self.kwargs)
+    def step(number: int, args: tuple[Any, ...]) -> Any:
+        nonlocal state
+        given = None if key is None else jax.random.fold_in(key, number)
+        out = function(*args, sr_key=given, sr_state=state, **kwargs)
+        if state is not None:
+            out, state = out
         return out
+
+    return step
 
 
 def _trial(
@@ -262,7 +251,7 @@ _HIGH = 16.0  # bits of what is not quantized, for this comparison
 
 
 def _cost(report: Report) -> tuple[float, float]:
-    """Of the products on the report's target, and the mean of their operands' bits."""
+    """Returns the cost of the products on the report's target, and the mean of their bits."""
     total = cost = bits = 0.0
     for s in report.with_gradients:
         work = s.site.flops * s.site.trips
@@ -282,10 +271,10 @@ def _recommended(
     target: str,
 ) -> Recommendation:
     ordered = tuple(sorted(trials.values(), key=lambda t: t.loss))
-    tried = [t for t in ordered if t.recipe in found and math.isfinite(t.loss)]
+    learned = [t for t in ordered if t.recipe in found and math.isfinite(t.loss)]
     recipe = None
-    if tried and tried[0].loss <= _limit(trials[HIGH_PRECISION].loss, tolerance):
-        good = [t for t in tried if t.loss <= _limit(tried[0].loss, within)]
+    if learned and learned[0].loss <= _limit(trials[HIGH_PRECISION].loss, tolerance):
+        good = [t for t in learned if t.loss <= _limit(learned[0].loss, within)]
         recipe = found[min(good, key=lambda t: (t.cost, t.bits, t.loss)).recipe]
     return Recommendation(recipe, ordered, within, tolerance, budget, target)
 
@@ -311,9 +300,8 @@ def _replacing(has_loss: bool, number: int, args: tuple[Any, ...], out: Any) -> 
     del number
     outs = list(out) if isinstance(out, (tuple, list)) else [out]
     outs = outs[: len(outs) - has_loss]
-    count = 0
-    while count < min(len(args), len(outs)) and _alike(args[count], outs[count]):
-        count += 1
+    pairs = zip(args, outs, strict=False)
+    count = len(list(itertools.takewhile(lambda pair: _kind(pair[0]) == _kind(pair[1]), pairs)))
     if not count:
         raise ValueError(
             "the first output of the step is not like its first argument, so it is not its new "
@@ -322,11 +310,11 @@ def _replacing(has_loss: bool, number: int, args: tuple[Any, ...], out: Any) -> 
     return (*outs[:count], *args[count:])
 
 
-def _alike(a: Any, b: Any) -> bool:
-    same = jax.tree.structure(a) == jax.tree.structure(b)
-    return same and jax.tree.map(_shape, a) == jax.tree.map(_shape, b)
+def _kind(tree: Any) -> Any:
+    """Structure and shapes; leaves that are neither arrays nor numbers have none."""
 
+    def shape(x: Any) -> Any:
+        return np.shape(x) if hasattr(x, "shape") or isinstance(x, (int, float, complex)) else None
 
-def _shape(x: Any) -> Any:
-    """None of what is neither an array nor a number, as static arguments may be."""
-    return np.shape(x) if hasattr(x, "shape") or isinstance(x, (int, float, complex)) else None
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, list(map(shape, leaves))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +16,7 @@ from jax.core import Tracer
 from srjit import _compat
 from srjit.api.options import Resolved, TransformOptions, check_position, takes
 from srjit.calling.arguments import Arguments, Changed
-from srjit.calling.keys import (
-    IfNeeded,
-    MissingKeyError,
-    Stateful,
-    Undifferentiated,
-    as_argument,
-    key_words,
-)
+from srjit.calling.keys import IfNeeded, MissingKeyError, Stateful, as_argument, key_words
 from srjit.calling.signature import name_of, parameters_of, signature_with_key
 from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watch.stream import Watch, Watched
@@ -120,9 +113,9 @@ class Transformation:
         self._warned = onlookers.module is not None or onlookers.observer is not None
 
     def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """What the rewritten function returns; ``Changed`` if it changed objects in place.
+        """Returns what the rewritten function does: in ``Changed`` if it changed objects in place.
 
-        In ``Watched``, if it is streamed.
+        In ``Watched`` if it is streamed.
 
         Args:
           key: a type of ``srjit.calling.keys``, or None inside another transformation.
@@ -185,11 +178,6 @@ class Transformation:
 
         return jax.make_jaxpr(fun)(words, program.leaves)
 
-    def init_state(self, args: Sequence[Any], kwargs: dict[str, Any]) -> State:
-        """Histories that remember nothing, one for each delayed scale."""
-        shapes = self.traced(args, kwargs).plan.histories
-        return {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
-
     def _histories(self, state: Any, plan: ProgramPlan) -> State:
         if state is None and plan.histories:
             raise TypeError(
@@ -205,10 +193,6 @@ class Transformation:
                 "it with init_state(...) of the same arguments"
             )
         return state or {}
-
-    def report(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Report:
-        """What would become of every site."""
-        return Report.of(self.traced(args, kwargs).plan)
 
     # --------------------------------------------------------------------------------- tracing
 
@@ -227,11 +211,8 @@ class Transformation:
             out = self.fun(*new_args, **new_kwargs)
             results, tree = jax.tree.flatten((out, objects.changes(self.name)))
             traced = [is_array(r) or isinstance(r, (bool, int, float, complex)) for r in results]
-            output[:] = (
-                tree,
-                [None if t else r for r, t in zip(results, traced, strict=True)],
-                traced,
-            )
+            others = [None if t else r for r, t in zip(results, traced, strict=True)]
+            output[:] = tree, others, traced
             return [r for r, t in zip(results, traced, strict=True) if t]
 
         original = jax.make_jaxpr(flat)(*dynamic)
@@ -246,7 +227,7 @@ class Transformation:
         closed = without_dead_code(original)
         names = self._names(given, numbers)
         plan = make_plan(closed, labels, self.settings, names)
-        notes = (*plan.notes, *self._notes(labels, dynamic), *self._layer_notes(plan))
+        notes = (*plan.notes, *self._notes(labels, dynamic, plan))
         plan = dataclasses.replace(plan, notes=notes)
         stream = self._onlookers.stream
         shown = Shown.of(plan, self._onlookers.observer, stream.kinds if stream else ())
@@ -264,7 +245,7 @@ class Transformation:
         return [PARAMETER if owner in chosen else DATA for owner in owners]
 
     def _names(self, given: Arguments, numbers: Sequence[int]) -> list[str]:
-        """What leaves of the arguments are called: ``params['w']``."""
+        """Names of leaves of the arguments: ``params['w']``."""
         parameters = [p.name for p in parameters_of(self.fun) or ()]
 
         def owner(of: int | str) -> str:
@@ -274,44 +255,39 @@ class Transformation:
 
         return [owner(given.owners[i]) + given.paths[i] for i in numbers]
 
-    def _notes(self, labels: Sequence[str], leaves: Sequence[Any]) -> list[str]:
+    def _notes(
+        self, labels: Sequence[str], leaves: Sequence[Any], plan: ProgramPlan
+    ) -> Iterator[str]:
         parameters = [x for x, la in zip(leaves, labels, strict=True) if la == PARAMETER]
-        if any(_compat.is_float(x.dtype) for x in parameters):
-            return []
-        numbers = ", ".join(map(str, self.options.params_argnums)) or "none"
-        return [
-            f"params_argnums ({numbers}): no floating-point arrays there; weights are looked for "
-            "among the arrays that the function captures"
-        ]
-
-    def _layer_notes(self, plan: ProgramPlan) -> list[str]:
-        if self.options.layer != "stablehlo" or not plan.provenance.unrolled:
-            return []
-        places = ", ".join(plan.provenance.unrolled)
-        return [
-            f"scan(unroll=...) at {places}: JAX lowers it to several copies of its body, which "
-            "have noise of their own: not the bits of layer='jaxpr'"
-        ]
+        if not any(_compat.is_float(x.dtype) for x in parameters):
+            numbers = ", ".join(map(str, self.options.params_argnums)) or "none"
+            yield (
+                f"params_argnums ({numbers}): no floating-point arrays there; weights are looked "
+                "for among the arrays that the function captures"
+            )
+        if self.options.layer == "stablehlo" and plan.provenance.unrolled:
+            places = ", ".join(plan.provenance.unrolled)
+            yield (
+                f"scan(unroll=...) at {places}: JAX lowers it to several copies of its body, which "
+                "have noise of their own: not the bits of layer='jaxpr'"
+            )
 
     # ------------------------------------------------------------------------------------ keys
 
     def _key_words(self, key: Any, plan: ProgramPlan) -> Key | None:
+        alone = isinstance(key, IfNeeded)
+        key = key.key if isinstance(key, IfNeeded) else key
         if self.settings.mode == "inference":
-            if key is None or isinstance(key, Undifferentiated):
-                return None
-            raise TypeError("mode='inference' rounds to nearest everywhere and takes no sr_key")
-        alone = isinstance(key, (Undifferentiated, IfNeeded)) or self.options.layer == "stablehlo"
+            if key is not None:
+                raise TypeError("mode='inference' rounds to nearest everywhere and takes no sr_key")
+            return None
+        alone = alone or self.options.layer == "stablehlo"
         draws = plan.draws_forward or (plan.draws_backward and not alone)
-        if isinstance(key, IfNeeded):
-            key = key.key
-        if key is None or isinstance(key, Undifferentiated):
-            if draws:
-                raise MissingKeyError.of(self.name)
-            return None
-        if not draws:
+        if key is None and draws:
+            raise MissingKeyError.of(self.name)
+        if key is not None and not draws:
             jax.eval_shape(key_words, key)  # a wrong key is wrong, needed or not
-            return None
-        return key_words(key)
+        return key_words(key) if draws else None
 
     # --------------------------------------------------------------------------------- telling
 
@@ -352,6 +328,11 @@ class Transformation:
         dump.write("rewritten.jaxpr", str(rewritten))
 
 
+def no_histories(plan: ProgramPlan) -> State:
+    """Histories that remember nothing, one for each delayed scale."""
+    return {name: jnp.zeros(shape, jnp.float32) for name, shape in plan.histories.items()}
+
+
 def _is_missing(planned: SitePlan | WriteBack) -> bool:
     """Whether a recipe asked for what is not done."""
     return planned.asked and planned.status == "kept"
@@ -382,12 +363,12 @@ def transform(fun: Callable[..., Any], options: TransformOptions) -> Callable[..
     @functools.wraps(fun)
     def transformed(*args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
         if sr_key is None:
-            key = None if _compat.inside_transformation() else Undifferentiated()
+            key = None if _compat.inside_transformation() else IfNeeded(None)
         else:
             key = as_argument(sr_key)
         out = transformation(key if sr_state is None else Stateful(key, sr_state), args, kwargs)
         return out.handed_back(args, kwargs) if isinstance(out, Changed) else out
 
     transformed.__signature__ = signature_with_key(fun)  # type: ignore[attr-defined]
-    transformed.init_state = lambda *a, **k: transformation.init_state(a, k)  # type: ignore[attr-defined]
+    transformed.init_state = lambda *a, **k: no_histories(transformation.traced(a, k).plan)  # type: ignore[attr-defined]
     return transformed

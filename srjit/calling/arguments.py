@@ -16,7 +16,7 @@ import jax
 
 
 class Changed(NamedTuple):
-    """What a function returned, and the state that its arguments' objects have afterwards."""
+    """A function's result, and the state that its arguments' objects have afterwards."""
 
     out: Any
     state: Any

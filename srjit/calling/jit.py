@@ -44,7 +44,7 @@ class KeyedJit:
         return self._jits[count]
 
     def in_shardings(self, count: int) -> tuple[Any, ...]:
-        """What the options say of each of ``count`` positional arguments; None of static ones."""
+        """The sharding of each of ``count`` positional arguments; None for static ones."""
         given = self._options.get("in_shardings")
         if not isinstance(given, (tuple, list)):
             return (given,) * count
@@ -52,7 +52,7 @@ class KeyedJit:
         return tuple(None if i in static else next(rest, None) for i in range(count))
 
     def clear_cache(self) -> None:
-        """As of ``jax.jit``."""
+        """Clears the compiled programs, as ``jax.jit`` does."""
         for jitted in self._jits.values():
             jitted.clear_cache()
 
@@ -70,7 +70,7 @@ class KeyedJit:
 
 
 def static_only(options: dict[str, Any]) -> dict[str, Any]:
-    """Of options of ``jax.jit``, those that tracing depends on."""
+    """Returns the options of ``jax.jit`` that tracing depends on."""
     return {name: value for name, value in options.items() if name in _STATIC}
 
 

@@ -1,4 +1,4 @@
-"""What stands for ``sr_key`` between a call and the program that it runs.
+"""The forms of ``sr_key`` between a call and the program that it runs.
 
 A typed key or a small integer goes into the jitted function as it is, because that is the fast way.
 What cannot go in as it is, or means something else than "this is the key", gets a type of its own.
@@ -25,12 +25,8 @@ class Counted(NamedTuple):
     number: Any
 
 
-class Undifferentiated(NamedTuple):
-    """No key, outside of all transformations: nothing can differentiate the call."""
-
-
 class IfNeeded(NamedTuple):
-    """A key for what the program itself draws, where nothing can differentiate it."""
+    """A key, if there is one, of a call that nothing can differentiate."""
 
     key: Any
 

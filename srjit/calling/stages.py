@@ -1,4 +1,4 @@
-"""What ``lower`` and ``compile`` return: as of ``jax.stages``, called as the function is."""
+"""The stages that ``lower`` and ``compile`` return, as ``jax.stages`` has them, but for the key."""
 
 from __future__ import annotations
 
@@ -11,55 +11,51 @@ from srjit.calling.arguments import Changed
 from srjit.calling.keys import Counted, IfNeeded, Stateful, as_words
 
 
-class Traced:
-    """A traced program; ``jax.stages.Traced`` but for the key."""
+class _Stage:
+    """A stage of ``jax.stages``, whose attributes it has, and the key that it was made with."""
 
-    def __init__(self, traced: Any, key: Any, next_key: Callable[[], Any]) -> None:
-        self._traced, self._key, self._next_key = traced, key, next_key
+    def __init__(
+        self, stage: Any, key: Any, next_key: Callable[[], Any], key_is_optional: bool = False
+    ) -> None:
+        self._stage, self._next_key, self._key_is_optional = stage, next_key, key_is_optional
+        self._is_stateful = isinstance(key, Stateful)
+        self._key = key.key if isinstance(key, Stateful) else key
+        self._made_with = key, next_key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+
+class Traced(_Stage):
+    """A traced program; ``jax.stages.Traced`` but for the key."""
 
     def lower(self, **options: Any) -> Lowered:
         """Lowers; options as of ``jax.stages.Traced.lower``."""
-        key = self._key.key if isinstance(self._key, Stateful) else self._key
-        optional = isinstance(key, IfNeeded) and not _reads_first_input(self._traced)
-        lowered = self._traced.lower(**options)
-        return Lowered(lowered, self._key, self._next_key, optional)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._traced, name)
+        jaxpr, is_optional = self._stage.jaxpr.jaxpr, False
+        if isinstance(self._key, IfNeeded):
+            read = [*jaxpr.outvars, *(v for eqn in jaxpr.eqns for v in eqn.invars)]
+            is_optional = not any(v is jaxpr.invars[0] for v in read)
+        return Lowered(self._stage.lower(**options), *self._made_with, is_optional)
 
 
-class Lowered:
+class Lowered(_Stage):
     """A lowered program; ``jax.stages.Lowered`` but for the key."""
-
-    def __init__(
-        self, lowered: Any, key: Any, next_key: Callable[[], Any], key_is_optional: bool
-    ) -> None:
-        self._lowered, self._key, self._next_key = lowered, key, next_key
-        self._key_is_optional = key_is_optional
 
     def compile(self, *args: Any, **kwargs: Any) -> Compiled:
         """Compiles; options as of ``jax.stages.Lowered.compile``."""
-        compiled = self._lowered.compile(*args, **kwargs)
-        return self.around(compiled)
+        return self.around(self._stage.compile(*args, **kwargs))
 
     def around(self, compiled: Callable[..., Any]) -> Compiled:
         """``compiled``, which takes a key first, called as the function is, with ``sr_key=``."""
-        return Compiled(compiled, self._key, self._next_key, self._key_is_optional)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._lowered, name)
+        return Compiled(compiled, *self._made_with, self._key_is_optional)
 
 
-class Compiled:
+class Compiled(_Stage):
     """A compiled program; ``jax.stages.Compiled``, called as the function is, with ``sr_key=``."""
 
-    def __init__(
-        self, compiled: Any, key: Any, next_key: Callable[[], Any], key_is_optional: bool
-    ) -> None:
-        self._stateful = isinstance(key, Stateful)
-        self._key = key.key if isinstance(key, Stateful) else key
-        self._compiled, self._next_key = compiled, next_key
-        self._unused_key = IfNeeded(jax.random.key(0)) if key_is_optional else None
+    def __init__(self, *made: Any) -> None:
+        super().__init__(*made)
+        self._unused_key = IfNeeded(jax.random.key(0)) if self._key_is_optional else None
 
     def __call__(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
         """Runs the program.
@@ -71,15 +67,15 @@ class Compiled:
           TypeError: ``sr_key`` is missing, or of another kind than at lowering; so for
             ``sr_state``.
         """
-        if self._stateful != (sr_state is not None):
+        if self._is_stateful != (sr_state is not None):
             had = (
                 "delayed scales: call it with"
-                if self._stateful
+                if self._is_stateful
                 else "no delayed scales and takes no"
             )
             raise TypeError(f"this program has {had} sr_state")
         key = self._key_for(sr_key)
-        out = self._compiled(Stateful(key, sr_state) if self._stateful else key, *args, **kwargs)
+        out = self._stage(Stateful(key, sr_state) if self._is_stateful else key, *args, **kwargs)
         return out.handed_back(args, kwargs) if isinstance(out, Changed) else out
 
     def _key_for(self, sr_key: Any) -> Any:
@@ -109,13 +105,3 @@ class Compiled:
                 "such an sr_key"
             )
         return key
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._compiled, name)
-
-
-def _reads_first_input(traced: Any) -> bool:
-    """Whether a traced program reads its first input, or returns it."""
-    jaxpr = traced.jaxpr.jaxpr
-    first = jaxpr.invars[0]
-    return any(v is first for eqn in jaxpr.eqns for v in eqn.invars) or first in jaxpr.outvars

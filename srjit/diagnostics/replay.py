@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from srjit.jaxprs.evaluator import Evaluator, Trip
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, random_bits
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.planned_site import Operand, PlannedSite
+from srjit.planning.planned_site import PlannedSite
 
 _WRITTEN = "noise of write-backs and casts is not replayed"
 
@@ -60,7 +61,8 @@ def replayed(
     if operand not in (None, "lhs", "rhs"):
         raise ValueError(f"operand={operand!r}: it is 'lhs' or 'rhs', or None for both")
     written = bool(plan.write_backs.writes)
-    if written and root is not None and not _any_site_draws(plan):
+    site_draws = any(o.draws for s in plan.sites.values() for o in s.operands)
+    if written and root is not None and not site_draws:
         raise ValueError(f"no site of this program draws noise, and {_WRITTEN}")
     chosen = [s for s in plan.sites.values() if _is(s, site)]
     if not chosen:
@@ -77,8 +79,13 @@ def replayed(
             if spec.scale_rounding == "eden":
                 raise ValueError("MS-EDEN rounds elements to nearest: they have no noise to replay")
             for where in _places(planned.loops, trips):
-                key = _key(root, o, where, planned.loops, shards)
+                numbers = zip(where, planned.loops, strict=True)
+                around = tuple(Trip(jnp.uint32(n), length) for n, (length, _) in numbers)
+                key = Evaluator(plan, root, planned.path, around, {}).drawn(o.draw)
                 places = tuple(shards.get(axis, 0) for axis in sorted(o.varies))
+                for place in places:
+                    key = mix(key, jnp.uint32(place))
+                like = jnp.zeros(_counted_shape(o.shape, spec))
                 found.append(
                     Replayed(
                         site=planned.row.site.number,
@@ -88,16 +95,10 @@ def replayed(
                         where=(*where, *places),
                         format=spec.format,
                         key=(int(key[0]), int(key[1])),
-                        noise=random_bits(
-                            key, jnp.zeros(_counted_shape(o.shape, spec)), plan.settings.rng
-                        ),
+                        noise=random_bits(key, like, plan.settings.rng),
                     )
                 )
     return found
-
-
-def _any_site_draws(plan: ProgramPlan) -> bool:
-    return any(o.draws for site in plan.sites.values() for o in site.operands)
 
 
 def _is(planned: PlannedSite, site: int | str) -> bool:
@@ -117,24 +118,6 @@ def _places(
     if any(length is None for length, _ in loops):
         raise ValueError("a loop around the site has no fixed length: say which trip, trips=(...)")
     return itertools.product(*(range(length or 0) for length, _ in loops))
-
-
-def _key(
-    root: Key,
-    operand: Operand,
-    where: Sequence[int],
-    loops: Sequence[tuple[int | None, bool]],
-    shards: Mapping[str, int],
-) -> Key:
-    """The key that the rewritten program derives from trips, quantization and shard."""
-    draw, key = operand.draw, root
-    for trip, (length, _), flip in itertools.zip_longest(where, loops, draw.flips):
-        number = length - 1 - trip if flip and length is not None else trip
-        key = mix(key, jnp.uint32(number))
-    key = mix(mix(key, draw.number), draw.slot)
-    for axis in sorted(operand.varies):
-        key = mix(key, jnp.uint32(shards.get(axis, 0)))
-    return key
 
 
 def _counted_shape(shape: Sequence[int], spec: Quantization) -> tuple[int, ...]:

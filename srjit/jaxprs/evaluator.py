@@ -187,7 +187,7 @@ class Evaluator:
         """The key of an operand's noise; None if it draws none."""
         if not operand.draws or self.root is None:
             return None
-        return of_shards(self._drawn(operand.draw), operand.varies)
+        return of_shards(self.drawn(operand.draw), operand.varies)
 
     def _quantized_alone(
         self, shared: Shared, operand: Operand, x: jax.Array, key: Key | None
@@ -208,7 +208,7 @@ class Evaluator:
         """The key of random signs, the same for all shards, since it is one contraction."""
         if operand.signs is None or self.root is None:
             return None
-        return self._drawn(operand.signs)
+        return self.drawn(operand.signs)
 
     def _before(self, operand: Operand) -> jax.Array | None:
         """The largest amax of earlier steps, for a delayed scale."""
@@ -253,7 +253,8 @@ class Evaluator:
         """The amax of every delayed scale inside the scope at ``path``."""
         return {n: self.observed.get(n, unseen(self.histories[n])) for n in self.states(path)}
 
-    def _drawn(self, draw: Draw) -> Key:
+    def drawn(self, draw: Draw) -> Key:
+        """The key of a draw in this scope."""
         return mix(mix(self._key(draw.flips), draw.number), draw.slot)
 
     def _key(self, flips: tuple[bool, ...]) -> Key:

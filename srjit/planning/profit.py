@@ -11,49 +11,28 @@ import dataclasses
 import math
 from collections.abc import Hashable, Sequence
 
-from srjit.numerics.quantization import Quantization
 from srjit.planning.planned_site import oriented
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified
 from srjit.planning.site import SitePlan
-from srjit.products.product import Product
 from srjit.targets.target import Estimates
 
 MARGIN = 0.1  # of the cycles in high precision, to be gained at least: they are estimates
 
 
 @dataclasses.dataclass(frozen=True)
-class Codes:
-    """One operand of a candidate, quantized.
-
-    Attributes:
-      key: equal for operands that share codes.
-      spec: how it is quantized.
-      size: its elements.
-      in_memory: whether nothing in the program makes it.
-    """
-
-    key: Hashable
-    spec: Quantization
-    size: int
-    in_memory: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A product that a recipe wants to quantize.
+    """A product that a recipe wants to quantize, and its estimated cycles.
 
     Attributes:
-      product: what is multiplied.
-      shapes: of its operands.
-      codes: of its operands; None: in high precision.
-      trips: how often it runs.
+      plain: in high precision.
+      quantized: multiplied as codes; None where nothing is known of such a product.
+      codes: to quantize its operands, by what is equal for operands that share codes.
     """
 
-    product: Product
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    codes: tuple[Codes | None, Codes | None]
-    trips: int
+    plain: float
+    quantized: float | None
+    codes: dict[Hashable, float]
 
 
 def paying(
@@ -71,8 +50,8 @@ def paying(
         for side, part in zip((None, 0, 1), row.with_gradients, strict=False)
         if part.status != "kept"
     ]
-    candidates = [_candidate(c, part, side, provenance) for c, part, side in parts]
-    found = not_worth(candidates, estimates)
+    candidates = [_candidate(c, part, side, provenance, estimates) for c, part, side in parts]
+    found = not_worth(candidates, estimates.name)
     reasons = {id(part): why for (_, part, _), why in zip(parts, found, strict=True)}
 
     def kept(row: SitePlan) -> SitePlan:
@@ -88,49 +67,40 @@ def paying(
 
 
 def _candidate(
-    c: Classified, row: SitePlan, differentiated: int | None, provenance: Provenance
+    c: Classified,
+    row: SitePlan,
+    differentiated: int | None,
+    provenance: Provenance,
+    estimates: Estimates,
 ) -> Candidate:
     """A site, or the gradient of one of its operands."""
     product = c.product if differentiated is None else c.gradient(differentiated)
     assert product is not None
-    shapes = row.site.lhs_shape, row.site.rhs_shape
+    shapes, trips = (row.site.lhs_shape, row.site.rhs_shape), row.site.trips
+    lhs, rhs = (
+        spec and oriented(spec, product, side, shapes[side])
+        for side, spec in enumerate((row.lhs, row.rhs))
+    )
+    codes: dict[Hashable, float] = {}
+    for side, spec in enumerate((lhs, rhs)):
+        if spec is not None:
+            key, in_memory = ("cotangent", c.occurrence.path, spec), False
+            if side != differentiated:
+                key = c.token(side, provenance), spec
+                in_memory = c.occurrence.operands[side].origin in provenance.given
+            codes[key] = trips * estimates.quantization(math.prod(shapes[side]), spec, in_memory)
+    plain, quantized = estimates.product(product, shapes, (lhs, rhs))
+    return Candidate(plain * trips, None if quantized is None else quantized * trips, codes)
 
-    def codes(side: int, spec: Quantization | None) -> Codes | None:
-        if spec is None:
-            return None
-        spec, size = oriented(spec, product, side, shapes[side]), math.prod(shapes[side])
-        if side == differentiated:
-            return Codes(("cotangent", c.occurrence.path, spec), spec, size, in_memory=False)
-        in_memory = c.occurrence.operands[side].origin in provenance.given
-        return Codes((c.token(side, provenance), spec), spec, size, in_memory)
 
-    return Candidate(product, shapes, (codes(0, row.lhs), codes(1, row.rhs)), row.site.trips)
-
-
-def not_worth(candidates: Sequence[Candidate], estimates: Estimates) -> list[str | None]:
+def not_worth(candidates: Sequence[Candidate], chip: str) -> list[str | None]:
     """For every candidate, why it is better left in high precision; None: it is not."""
-    weighed = [_Weighed(c, estimates) for c in candidates]
     reasons: list[str | None] = [None] * len(candidates)
     for group in _sharing(candidates):
-        for members, reason in _left_out({i: weighed[i] for i in group}, estimates.name):
+        for members, reason in _left_out({i: candidates[i] for i in group}, chip):
             for i in members:
                 reasons[i] = reason
     return reasons
-
-
-class _Weighed:
-    """A candidate, and its cycles: in high precision, multiplied as codes, and for the codes."""
-
-    def __init__(self, candidate: Candidate, estimates: Estimates) -> None:
-        lhs, rhs = (c and c.spec for c in candidate.codes)
-        plain, quantized = estimates.product(candidate.product, candidate.shapes, (lhs, rhs))
-        self.plain = plain * candidate.trips
-        self.quantized = None if quantized is None else quantized * candidate.trips
-        self.codes = {
-            c.key: estimates.quantization(c.size, c.spec, c.in_memory) * candidate.trips
-            for c in candidate.codes
-            if c
-        }
 
 
 def _sharing(candidates: Sequence[Candidate]) -> list[list[int]]:
@@ -145,16 +115,15 @@ def _sharing(candidates: Sequence[Candidate]) -> list[list[int]]:
 
     first: dict[Hashable, int] = {}
     for i, candidate in enumerate(candidates):
-        for codes in candidate.codes:
-            if codes:
-                group[root(i)] = root(first.setdefault(codes.key, i))
+        for key in candidate.codes:
+            group[root(i)] = root(first.setdefault(key, i))
     found: dict[int, list[int]] = collections.defaultdict(list)
     for i in range(len(candidates)):
         found[root(i)].append(i)
     return list(found.values())
 
 
-def _left_out(members: dict[int, _Weighed], chip: str) -> list[tuple[set[int], str]]:
+def _left_out(members: dict[int, Candidate], chip: str) -> list[tuple[set[int], str]]:
     """The members to leave in high precision, set by set, each with the reason.
 
     Sets are left out as long as that gains anything; then all, if what is left gains too little.

@@ -11,12 +11,7 @@ import pytest
 
 import srjit
 from srjit import recipes, targets
-from srjit.numerics.quantization import Quantization
-from srjit.planning.profit import Candidate, Codes, not_worth
-from srjit.products.dot import DotProduct
-
-PRODUCT = DotProduct((0, 1), (1, 2), (0, 2))
-SPEC = Quantization(format="int8")
+from srjit.planning.profit import Candidate, not_worth
 
 
 def layer(w: Any, x: Any, ct: Any) -> Any:
@@ -58,58 +53,37 @@ def test_gradients_of_a_function_are_weighed_with_it():
         assert [s.status == "kept" for s in report.with_gradients] == [kept] * 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Prices:
-    """Estimates that say what they are told to."""
-
-    plain: float
-    quantized: float | None
-    codes: float
-    name: str = "somewhere"
-    cycles_per_byte: float = 1.0
-
-    def product(self, product: Any, shapes: Any, specs: Any) -> tuple[float, float | None]:
-        return self.plain, self.quantized
-
-    def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
-        return self.codes
+Operand = tuple[str, float]  # by what it is shared, cycles to quantize it
 
 
-def candidates(*pairs: tuple[str, str]) -> list[Candidate]:
-    codes = [tuple(Codes(key, SPEC, 64, False) for key in pair) for pair in pairs]
-    return [Candidate(PRODUCT, ((8, 8), (8, 8)), (a, b), 1) for a, b in codes]
+def weighed(plain: float, quantized: float | None, *products: tuple[Operand, ...]) -> Any:
+    return not_worth([Candidate(plain, quantized, dict(p)) for p in products], "somewhere")
 
 
 def test_what_shares_codes_is_weighed_together():
-    triangle = candidates(("x", "w"), ("g", "w"), ("x", "g"))
+    a, b, g, w, x = ((name, 4.0) for name in "abgwx")
     # By itself each loses 2 * 4 to gain 6; together they lose 3 * 4 to gain 18.
-    assert not_worth(triangle, Prices(10, 4, 4)) == [None] * 3
-    assert all(not_worth(candidates(("x", "w")), Prices(10, 4, 4)))
-    assert all(not_worth(candidates(("a", "b"), ("c", "d")), Prices(10, 4, 4)))
+    assert weighed(10, 4, (x, w), (g, w), (x, g)) == [None] * 3
+    assert all(weighed(10, 4, (x, w)))
+    assert all(weighed(10, 4, (a, b), (g, w)))
 
 
 def test_a_branch_that_costs_more_than_it_gains_is_cut_off():
     # The fourth shares x, and needs codes of its own that cost more than it gains.
-    class Dear(Prices):
-        def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
-            return 100.0 if size == 65 else 4.0
-
-    *three, fourth = candidates(("x", "w"), ("g", "w"), ("x", "g"), ("x", "big"))
-    dear = Codes("big", SPEC, 65, False)
-    four = [*three, dataclasses.replace(fourth, codes=(fourth.codes[0], dear))]
-    reasons = not_worth(four, Dear(10, 4, 4))
+    g, w, x = ((name, 4.0) for name in "gwx")
+    reasons = weighed(10, 4, (x, w), (g, w), (x, g), (x, ("big", 100.0)))
     assert reasons[:3] == [None] * 3 and reasons[3] is not None
     assert "somewhere" in reasons[3] and "100 to quantize" in reasons[3]
 
 
 def test_products_of_which_nothing_is_known_stay():
-    (reason,) = not_worth(candidates(("x", "w")), Prices(10, None, 1))
+    (reason,) = weighed(10, None, (("x", 1.0), ("w", 1.0)))
     assert reason is not None and "nothing is known" in reason
 
 
 def test_a_gain_within_the_margin_is_none():
     for quantized, kept in ((91.0, True), (89.0, False)):
-        (reason,) = not_worth(candidates(("x", "w")), Prices(100, quantized, 0))
+        (reason,) = weighed(100, quantized, (("x", 0.0), ("w", 0.0)))
         assert (reason is not None) == kept
 
 

@@ -133,14 +133,10 @@ class Certificate(Documented):
         ]
         return as_json(
             {
+                **vars(self),
                 "passed": self.passed,
                 "verdict": self.verdict,
-                "recipe": self.recipe,
-                "target": self.target,
-                "draws": self.draws,
-                "tests": self.tests,
                 "false_alarm": FALSE_ALARM,
-                "notes": self.notes,
                 "outputs": {name: found.to_dict() for name, found in self.outputs.items()},
                 "operands": operands,
             }

@@ -59,9 +59,7 @@ class Grid:
           scale: float array that broadcasts against it: what codes are multiplied by.
           element: the grid of the codes.
         """
-        values = np.asarray(expected, np.float64)
-        scales = np.broadcast_to(np.asarray(scale, np.float64), values.shape).ravel()
-        x, scales = _finite(values.ravel(), scales)
+        x, scales, shape = _finite(expected, scale)
         with np.errstate(divide="ignore", invalid="ignore"):
             y = np.where(scales > 0, np.abs(x) / scales, 0.0)
         # Of a finite number frexp is exact: y = m * 2^e with 1/2 <= m < 1.
@@ -72,17 +70,15 @@ class Grid:
         step = np.ldexp(1.0, power) * scales
         # Rounding of the scale itself may put a block's maximum a little beyond the largest value.
         clipped = y > element.max * (1 + ARITHMETIC)
-        return cls(x, step, binade, element.min_exponent, clipped, values.shape)
+        return cls(x, step, binade, element.min_exponent, clipped, shape)
 
     @classmethod
     def of_steps(cls, expected: Any, step: Any) -> Grid:
         """A grid whose values are multiples of ``step``, which broadcasts against ``expected``."""
-        values = np.asarray(expected, np.float64)
-        steps = np.broadcast_to(np.asarray(step, np.float64), values.shape).ravel()
-        x, steps = _finite(values.ravel(), steps)
+        x, steps, shape = _finite(expected, step)
         t = np.abs(x) / np.where(steps > 0, steps, 1)
         binade = np.where(t >= 1, np.frexp(t)[1] - 1, -1)
-        return cls(x, steps, binade, 0, np.zeros(x.shape, bool), values.shape)
+        return cls(x, steps, binade, 0, np.zeros(x.shape, bool), shape)
 
     @property
     def position(self) -> Floats:
@@ -121,10 +117,12 @@ class Grid:
         return float(np.mean(small)) if small.size else 0.0
 
 
-def _finite(x: Floats, steps: Floats) -> tuple[Floats, Floats]:
-    """Both with 0 where either is not finite."""
-    told = np.isfinite(x) & np.isfinite(steps)
-    return np.where(told, x, 0.0), np.where(told, steps, 0.0)
+def _finite(expected: Any, steps: Any) -> tuple[Floats, Floats, tuple[int, ...]]:
+    """Both, flat, with 0 where either is not finite; and the shape."""
+    x = np.asarray(expected, np.float64)
+    size = np.broadcast_to(np.asarray(steps, np.float64), x.shape)
+    told = np.isfinite(x) & np.isfinite(size)
+    return np.where(told, x, 0.0).ravel(), np.where(told, size, 0.0).ravel(), x.shape
 
 
 def _disjoint_neighbours(shape: tuple[int, ...], axis: int, rng: Any) -> np.ndarray[Any, Any]:
