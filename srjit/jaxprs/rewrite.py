@@ -102,7 +102,7 @@ class Rewriter(Evaluator):
     # Codes are by what they are of, histories and what delayed scales saw by name.
 
     def sliced(self, path: Path, body: Region) -> dict[Any, Any]:
-        """What is sliced."""
+        """Codes and histories that the loop slices."""
         codes = self.entering(path, body.inputs_by("slice"), stacked=True)
         histories = {name: self.histories[name] for name in self.states(path)}
         return {s: self.stacked[s] for s in codes} | histories
@@ -113,7 +113,7 @@ class Rewriter(Evaluator):
         self.codes |= {k: v for k, v in slices.items() if not isinstance(k, str)}
 
     def made_by(self, body: Evaluator, path: Path, sliced: Mapping[Any, Any]) -> dict[Any, Any]:
-        """What is stacked, of one trip."""
+        """Codes and amaxes of one trip that the loop stacks."""
         codes = [s for s in self.leaving(body, path)[0] if s not in sliced]
         return {s: body.codes[s].alone for s in codes} | body.seen(path)
 

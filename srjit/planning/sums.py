@@ -17,7 +17,7 @@ Kind = tuple[tuple[int, ...], str]  # shape and dtype
 
 
 class Search(Protocol):
-    """What a sum has to know of the program."""
+    """A program, as far as a sum has to know it."""
 
     @property
     def inputs(self) -> Sequence[Kind]:
@@ -83,7 +83,7 @@ class Sum:
             self._known[place] = found
 
     def _terms(self, place: Place) -> list[tuple[Place, float]]:
-        """What a place adds up, and how often."""
+        """The places that one adds up, and how often."""
         if place != self._value and self._search.is_output(place):
             return []  # what is returned itself is rounded there
         if self._is_wide and (same := place.same or _widened(place)):
@@ -104,7 +104,7 @@ class Sum:
 
 
 def _widened(place: Place) -> list[Place]:
-    """What a conversion between floats converts."""
+    """The operand of a conversion between floats."""
     if place.operation != "convert_element_type":
         return []
     (value,) = place.operands

@@ -244,7 +244,7 @@ class _Search:
         return "parameter" if is_parameter else "moment"
 
     def _elsewhere(self, sources: Mapping[int, Sequence[_Source]]) -> list[WriteBack]:
-        """What is written of other arguments, by a program that returns no parameter's kind."""
+        """Write-backs of other arguments, in a program that returns no parameter's kind."""
         return [
             WriteBack(
                 path=self.names[i],

@@ -1,1 +1,1 @@
-"""What both doors see of a program."""
+"""A program as both doors see it."""

@@ -156,7 +156,7 @@ class ControlFlow:
 
     @property
     def carried(self) -> dict[int, int]:
-        """What a loop carries: for the operand that it starts with, the result that it ends as."""
+        """The result that each operand which a loop carries ends as."""
         operands = [i.operand for i in self.body.inputs if i.way == "carried"]
         results = [o.result or 0 for o in self.body.outputs if o.way == "carried"]
         return dict(zip(operands, results, strict=True))

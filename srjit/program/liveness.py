@@ -44,7 +44,7 @@ class Liveness:
         return _variables(eqn.invars[i] for i in operands) | outside
 
     def flow(self, flow: ControlFlow, read: Iterable[int]) -> tuple[set[int], set[int], set[Any]]:
-        """What the results at some positions need.
+        """Finds the values that the results at some positions need.
 
         Returns:
           Positions of results: those, and what a loop carries for them; positions of operands; and

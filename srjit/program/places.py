@@ -72,12 +72,12 @@ class Place:
 
     @property
     def path(self) -> Path:
-        """Of the equation that makes it."""
+        """The path of the equation that makes it."""
         return (*self.scope.path, self.made[0])
 
     @property
     def outside(self) -> Place | int | None:
-        """What an input of a jaxpr is outside; the number of an input of the program."""
+        """The value outside that an input of a jaxpr is; the number of an input of the program."""
         return None if self.is_literal else self.scope.given.get(self.var)
 
     @property

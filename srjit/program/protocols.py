@@ -77,17 +77,17 @@ class Equation(Protocol):
 
     @property
     def invars(self) -> Sequence[Variable]:
-        """What it reads."""
+        """The values that it reads."""
         ...
 
     @property
     def outvars(self) -> Sequence[Variable]:
-        """What it makes."""
+        """The values that it makes."""
         ...
 
     @property
     def params(self) -> dict[str, Any]:
-        """What else its primitive has to know."""
+        """Parameters of its primitive."""
         ...
 
     @property

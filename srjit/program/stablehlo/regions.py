@@ -30,7 +30,7 @@ class Block:
 
     @property
     def outvars(self) -> list[Any]:
-        """What it returns."""
+        """The values that it returns."""
         return list(terminator(self.block).operands)
 
     @property
@@ -50,7 +50,7 @@ class Step:
 
     @property
     def invars(self) -> list[Any]:
-        """What it reads; also in its regions, unless control flow states what they read."""
+        """The values that it reads; also in its regions, unless control flow states those."""
         if self.op.name in _FLOWS:
             return list(self.op.operands)
         return [*self.op.operands, *(v for inner in inside(self.op) for v in inner.operands)]
