@@ -95,7 +95,8 @@ def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:
             found = set(range(first, last + 1)) if last < len(names) else set[int]()
             what = f"@main has {len(names)} arguments"
         else:
-            found = {i for i, name in enumerate(names) if _matches(name, text)}
+            pattern = text.replace("[", "[[]")  # names of arguments are full of brackets
+            found = {i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)}
             what = (
                 f"@main's arguments are called {', '.join(repr(n) for n in names[:8]) or 'nothing'}"
             )
@@ -103,8 +104,3 @@ def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:
             raise PassError(main, f"params={text} is no argument: {what}")
         chosen |= found
     return chosen
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """A glob in which brackets are what they are: names of arguments are full of them."""
-    return fnmatch.fnmatchcase(name, pattern.replace("[", "[[]"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence, Sized
+from collections.abc import Sequence
+from itertools import compress
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
@@ -12,16 +13,7 @@ from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.mlir import editing
 from srjit.program.liveness import Liveness
 from srjit.program.stablehlo import operations
-from srjit.program.stablehlo.operations import (
-    MalformedProgram,
-    callee_of,
-    functions,
-    is_effectful,
-    main_of,
-    terminator,
-    types_of,
-    why_closed,
-)
+from srjit.program.stablehlo.operations import terminator, types_of
 from srjit.program.stablehlo.regions import Block, OperationFlows
 
 Mask = Sequence[bool]
@@ -48,10 +40,10 @@ class EliminateDeadCode(Pass):
     def run(self, module: ir.Operation) -> None:
         """Eliminates."""
         try:
-            main = main_of(module)
-        except MalformedProgram as error:
+            main = operations.main_of(module)
+        except operations.MalformedProgram as error:
             raise PassError(error.op, str(error)) from None
-        if why := why_closed(main):
+        if why := operations.why_closed(main):
             emit_remark(main, f"its dead code stays: @main {why}")
             return
         _Elimination(module).run(main)
@@ -62,8 +54,8 @@ class _Elimination:
 
     def __init__(self, module: ir.Operation) -> None:
         self.module = module
-        known = functions(module)
-        self.functions = {name: op for name, op in known.items() if not why_closed(op)}
+        known = operations.functions(module)
+        self.functions = {name: op for name, op in known.items() if not operations.why_closed(op)}
         self._taken = set(known)
         self._uncalled: dict[str, None] = {}  # functions that some call does not call any more
         self._effectful: dict[str, bool] = {}
@@ -73,7 +65,7 @@ class _Elimination:
 
     def is_effectful(self, op: ir.Operation) -> bool:
         """Whether an operation, what it calls or what is in its regions does more than compute."""
-        name = callee_of(op)
+        name = operations.callee_of(op)
         if name is not None:
             if name not in self.functions:
                 return True
@@ -81,17 +73,12 @@ class _Elimination:
                 self._effectful[name] = True  # while it is being found out: recursion
                 self._effectful[name] = self._any_effect(self.functions[name])
             return self._effectful[name]
-        if is_effectful(op):
+        if operations.is_effectful(op):
             return not op.name.endswith(".return")
         return self._any_effect(op)
 
     def _any_effect(self, op: ir.Operation) -> bool:
-        return any(
-            self.is_effectful(inner.operation)
-            for region in op.regions
-            for block in region.blocks
-            for inner in block.operations
-        )
+        return any(map(self.is_effectful, operations.inside(op)))
 
     def run(self, main: Any) -> None:
         """Removes the dead code of what @main reaches."""
@@ -112,10 +99,12 @@ class _Elimination:
                 self._uncalled |= dict.fromkeys(operations.used(op))
                 op.erase()
             elif flow is not None:
-                results, arguments, _ = self.liveness.flow(flow, _positions(used))
-                kept = _mask(results, op.results), _mask(arguments, op.operands)
+                live_results = [i for i, is_used in enumerate(used) if is_used]
+                results, arguments, _ = self.liveness.flow(flow, live_results)
+                kept = [i in results for i in range(len(op.results))]
+                wanted = [i in arguments for i in range(len(op.operands))]
                 edit = {"call": self._call, "loop": self._while, "branches": self._branches}
-                edit[flow.kind](op, *kept)
+                edit[flow.kind](op, kept, wanted)
             elif op.name == "sdy.manual_computation":
                 self._block(operations.body_of(op))
 
@@ -125,15 +114,10 @@ class _Elimination:
         if version == name:
             return
         self._uncalled[name] = None
-        operands = [v for v, w in zip(op.operands, wanted, strict=True) if w]
-        with ir.InsertionPoint(op), op.location:
-            types = [r.type for r, u in zip(op.results, used, strict=True) if u]
-            callee: Any = ir.FlatSymbolRefAttr.get(version)
-            attributes = editing.attributes_of(op) | {"callee": callee}
-            new = ir.Operation.create(
-                "func.call", results=types, operands=operands, attributes=attributes
-            )
-        _replace(op, used, new)
+        types = (r.type for r in compress(op.results, used))
+        callee = ir.FlatSymbolRefAttr.get(version)
+        operands = compress(op.operands, wanted)
+        _replace(op, used, editing.recreated(op, operands, types, callee=callee))
 
     def _version(self, name: str, used: Mask, wanted: Mask) -> str:
         """The function with only those results and arguments; itself if that is all of them."""
@@ -145,24 +129,15 @@ class _Elimination:
             self._versions[key] = name
             self.function(op)
             return name
-        with ir.InsertionPoint(op):
-            new = op.clone()
-        version = self._free(name)
+        version = editing.free_symbol(f"{name}_live", self._taken)
         self._versions[key] = version
-        new.attributes["sym_name"] = ir.StringAttr.get(version)
-        new.attributes["sym_visibility"] = ir.StringAttr.get("private")
-        _keep_results(new, used)
-        self._block(new.regions[0].blocks[0])
-        _keep_arguments(new, wanted)
-        self.functions[version] = new
-        return version
-
-    def _free(self, name: str) -> str:
-        version, number = f"{name}_live", 0
-        while version in self._taken:
-            number += 1
-            version = f"{name}_live_{number}"
-        self._taken.add(version)
+        self.functions[version] = new = editing.clone_function(op, version)
+        block = operations.body_of(new)
+        _keep(new, "res_attrs", used)
+        _return_only(block, used)
+        self._block(block)
+        _keep(new, "arg_attrs", wanted)
+        _erase_arguments(block, wanted)
         return version
 
     def _while(self, op: ir.Operation, carried: Mask, _: Mask) -> None:
@@ -175,50 +150,28 @@ class _Elimination:
             return
         for block in (condition, body):
             _erase_arguments(block, carried)
-        _replace(op, carried, _with_fewer(op, carried, operands=carried))
+        types = (r.type for r in compress(op.results, carried))
+        operands = compress(op.operands, carried)
+        _replace(op, carried, editing.recreated(op, operands, types))
 
     def _branches(self, op: ir.Operation, used: Mask, _: Mask) -> None:
         for region in op.regions:
             if not all(used):
                 _return_only(region.blocks[0], used)
             self._block(region.blocks[0])
-        if all(used):
-            return
-        _replace(op, used, _with_fewer(op, used))
-
-
-def _with_fewer(op: ir.Operation, results: Mask, operands: Mask | None = None) -> Any:
-    """A copy of an operation with some of its results and operands, and with its regions."""
-    given = list(op.operands)
-    if operands is not None:
-        given = [v for v, o in zip(given, operands, strict=True) if o]
-    with ir.InsertionPoint(op), op.location:
-        new = ir.Operation.create(
-            op.name,
-            results=[r.type for r, wanted in zip(op.results, results, strict=True) if wanted],
-            operands=given,
-            attributes=editing.attributes_of(op),
-            regions=len(op.regions),
-        )
-    for old_region, new_region in zip(op.regions, new.regions, strict=True):
-        old_region.blocks[0].append_to(new_region)
-    return new
+        if not all(used):
+            types = (r.type for r in compress(op.results, used))
+            _replace(op, used, editing.recreated(op, op.operands, types))
 
 
 def _replace(op: ir.Operation, kept: Mask, new: ir.Operation) -> None:
-    remaining = iter(new.results)
-    for result, keep in zip(op.results, kept, strict=True):
-        if keep:
-            result.replace_all_uses_with(next(remaining))
+    for result, value in zip(compress(op.results, kept), new.results, strict=True):
+        result.replace_all_uses_with(value)
     op.erase()
 
 
 def _return_only(block: ir.Block, kept: Mask) -> None:
-    last = terminator(block)
-    with ir.InsertionPoint(last), last.location:
-        operands = [v for v, k in zip(last.operands, kept, strict=True) if k]
-        ir.Operation.create(last.name, operands=operands, attributes=editing.attributes_of(last))
-    last.erase()
+    editing.return_instead(block, compress(terminator(block).operands, kept))
 
 
 def _erase_arguments(block: ir.Block, kept: Mask) -> None:
@@ -227,34 +180,13 @@ def _erase_arguments(block: ir.Block, kept: Mask) -> None:
             block.erase_argument(i)
 
 
-def _keep_arguments(function: ir.Operation, kept: Mask) -> None:
+def _keep(function: ir.Operation, which: str, kept: Mask) -> None:
     inputs, results = types_of(function)
-    inputs = [t for t, k in zip(inputs, kept, strict=True) if k]
-    _set_type(function, inputs, results, "arg_attrs", kept)
-    _erase_arguments(function.regions[0].blocks[0], kept)
-
-
-def _keep_results(function: ir.Operation, kept: Mask) -> None:
-    inputs, results = types_of(function)
-    results = [t for t, k in zip(results, kept, strict=True) if k]
-    _set_type(function, inputs, results, "res_attrs", kept)
-    _return_only(function.regions[0].blocks[0], kept)
-
-
-def _set_type(
-    function: ir.Operation, inputs: list[Any], results: list[Any], extras: str, kept: Mask
-) -> None:
+    if which == "arg_attrs":
+        inputs = list(compress(inputs, kept))
+    else:
+        results = list(compress(results, kept))
     function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, results))
-    if extras in function.attributes:
-        old = ir.ArrayAttr(function.attributes[extras])
-        function.attributes[extras] = ir.ArrayAttr.get(
-            [a for a, k in zip(old, kept, strict=True) if k]
-        )
-
-
-def _positions(mask: Mask) -> list[int]:
-    return [i for i, chosen in enumerate(mask) if chosen]
-
-
-def _mask(positions: Collection[int], values: Sized) -> list[bool]:
-    return [i in positions for i in range(len(values))]
+    if which in function.attributes:
+        remaining = compress(ir.ArrayAttr(function.attributes[which]), kept)
+        function.attributes[which] = ir.ArrayAttr.get(list(remaining))

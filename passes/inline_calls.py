@@ -86,12 +86,10 @@ def inline(module: ir.Operation, is_meant: Callable[[str], bool]) -> set[str]:
                 values = _mlir.inlined_func_call(
                     functions[callee], list(call.operands), call.location
                 )
-            for result, value in zip(call.results, values, strict=True):
-                result.replace_all_uses_with(value)
             op = operations.owner(values[0]) if annotation.SITES in call.attributes else None
             if op is not None and annotation.SITES not in op.attributes:
                 op.attributes[annotation.SITES] = call.attributes[annotation.SITES]
-            call.erase()
+            editing.replace(call, values)
             inlined.add(callee)
     return inlined
 

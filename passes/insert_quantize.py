@@ -14,7 +14,7 @@ from srjit.passes.emit import frames
 from srjit.passes.emit.lowering import Library
 from srjit.passes.emit.needs import add_arguments, needs_of, split_flips
 from srjit.passes.emit.rewriter import GroupRewriter
-from srjit.passes.mlir import annotation, attributes
+from srjit.passes.mlir import annotation, attributes, editing
 from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.meshes import meshes_of
 
@@ -160,8 +160,8 @@ class _Insertion:
         return planned.params, tuple(noise), tuple(o.varies for o in planned.operands)
 
     def _copy(self, frame: Frame) -> ir.Operation:
-        name = ir.StringAttr(frame.op.attributes["sym_name"]).value
-        return frames.clone_function(frame, self.library.free(f"{name}_srjit"))
+        name = operations.text(frame.op, "sym_name")
+        return editing.clone_function(frame.op, self.library.free(f"{name}_srjit"))
 
     def _fixed(self) -> set[Frame]:
         """Functions that others use than what @main reaches: they keep theirs."""
@@ -192,7 +192,7 @@ class _Insertion:
             message = f"@main cannot be quantized: {other[0].name} uses it, and would get another"
             raise PassError(other[0], message)
         name = self.library.free("main_srjit")
-        original = frames.clone_function(main, name)
+        original = editing.clone_function(main.op, name)
         annotation.erase(original)
         inside = [op for op in operations.inside(original) if operations.callee_of(op) == "main"]
         for op in (*users, *inside):

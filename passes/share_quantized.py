@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, register
 from srjit.passes.emit.composites import QUANTIZE
-from srjit.passes.mlir import annotation
+from srjit.passes.mlir import annotation, editing
 from srjit.program.stablehlo import operations
 
 # Regions that values of the enclosing block can be used in.
@@ -54,9 +54,7 @@ def _share(block: Any, known: dict[Hashable, Any], same: dict[Any, Any]) -> None
             )
             first = known.setdefault(key, op)
             if first != op:
-                for old, new in zip(op.results, first.results, strict=True):
-                    old.replace_all_uses_with(new)
-                op.erase()
+                editing.replace(op, first.results)
                 continue
         is_open = op.name in _OPEN
         inside = {**same, **(_invariants(op, same) if op.name == "stablehlo.while" else {})}

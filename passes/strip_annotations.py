@@ -37,17 +37,13 @@ class StripAnnotations(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Removes them from operations, arguments and results."""
-
-        def strip(op: ir.Operation) -> ir.WalkResult:
+        for op in operations.walk(module):
             for name in [named for named in op.attributes if named.startswith(annotation.PREFIX)]:
                 del op.attributes[name]
             for name in _OF_ARGUMENTS:
                 given = operations.attribute_of(op, name) if name in op.attributes else None
                 if isinstance(given, ir.ArrayAttr):
                     op.attributes[name] = ir.ArrayAttr.get([self._kept(each) for each in given])
-            return ir.WalkResult.ADVANCE
-
-        module.walk(strip)
 
     def _kept(self, attributes: ir.Attribute) -> ir.Attribute:
         entries = operations.entries(attributes)

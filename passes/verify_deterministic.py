@@ -89,28 +89,20 @@ def _reached(module: ir.Operation) -> Iterator[tuple[tuple[str, ...], ir.Operati
 
 def _generators(function: ir.Operation) -> Iterator[tuple[ir.Operation, str]]:
     """Operations of a function that generate random bits, with what to call them."""
-    found: list[tuple[ir.Operation, str]] = []
-    if any(annotation.KEY in attributes for attributes in _arguments(function)):
-        found.append((function, "what the argument srjit.key is the key of"))
-
+    if "arg_attrs" in function.attributes:
+        arguments = ir.ArrayAttr(function.attributes["arg_attrs"])
+        if any(annotation.KEY in ir.DictAttr(each) for each in arguments):
+            yield function, "what the argument srjit.key is the key of"
     lowered: set[str] = set()
-
-    def look(op: ir.Operation) -> ir.WalkResult:
+    for op in operations.walk(function):
+        target = operations.text(op, "call_target_name")
         if what := _generator(op):
-            # Many operations are one quantization.
-            if what not in lowered:
-                found.append((op, what))
+            if what not in lowered:  # many operations are one quantization
+                yield op, what
             if what.startswith("what "):
                 lowered.add(what)
-        elif op.name.endswith(".custom_call") and _OPAQUE.search(
-            operations.text(op, "call_target_name")
-        ):
-            target = operations.text(op, "call_target_name")
+        elif op.name.endswith(".custom_call") and _OPAQUE.search(target):
             emit_warning(op, f"whether the kernel {target!r} generates random bits cannot be seen")
-        return ir.WalkResult.ADVANCE
-
-    function.walk(look, ir.WalkOrder.PRE_ORDER)
-    return iter(found)
 
 
 def _generator(op: ir.Operation) -> str:
@@ -133,9 +125,3 @@ def _generator(op: ir.Operation) -> str:
         return f"what {ours[0]} was lowered to"
     primitive = path.rpartition("/")[2]
     return f"{op.name}, part of {primitive}" if primitive in _PRIMITIVES else ""
-
-
-def _arguments(function: ir.Operation) -> list[ir.DictAttr]:
-    if "arg_attrs" not in function.attributes:
-        return []
-    return [ir.DictAttr(each) for each in ir.ArrayAttr(function.attributes["arg_attrs"])]

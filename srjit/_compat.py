@@ -43,22 +43,14 @@ def typed_axes(aval: Any) -> frozenset[str]:
 
 def result_types(fun: Any, *avals: Any) -> Sequence[Any]:
     """The avals of ``fun``'s results, with their sharding and the mesh axes they vary over."""
-    structs = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=_typed_sharding(a), **_vma(a))
-        for a in avals
-    ]
-    return jax.make_jaxpr(fun)(*structs).out_avals
 
+    def struct(aval: Any) -> jax.ShapeDtypeStruct:
+        sharding = None if aval.sharding.mesh.empty else aval.sharding  # of an explicit mesh
+        manual = aval.manual_axis_type
+        varying: dict[str, Any] = {} if manual.empty else {"manual_axis_type": manual}
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding, **varying)
 
-def _typed_sharding(aval: Any) -> Any:
-    """An aval's sharding where an explicit mesh gives it one."""
-    mesh = aval.sharding.mesh
-    return None if mesh.empty else aval.sharding
-
-
-def _vma(aval: Any) -> dict[str, Any]:
-    manual = aval.manual_axis_type
-    return {} if manual.empty else {"manual_axis_type": manual}
+    return jax.make_jaxpr(fun)(*map(struct, avals)).out_avals
 
 
 def explicit_sharding(aval: Any) -> Any:
@@ -283,7 +275,8 @@ def with_more_arguments(
       NotImplementedError: JAX passes what the program mutates behind its last argument.
     """
     old = lowered._lowering
-    if getattr(lowered, "_in_types", None) and _has_high_types(lowered):
+    types = [getattr(lowered, name, None) for name in ("_in_types", "_out_types")]
+    if all(types) and any(t.is_high for _, avals in types for t in avals):
         raise NotImplementedError("arguments or results of high-level (hijax) types")
     given: dict[str, Any] = dict(old.compile_args)
     mutated = given.get("mut")
@@ -294,13 +287,11 @@ def with_more_arguments(
     replicated = _replicated(old, given)
     kept = len(old.const_args) + lowered.in_tree.num_leaves
     avals = list(arguments.values())
-    given["global_in_avals"] = (*given["global_in_avals"], *avals)
-    given["in_shardings"] = (*given["in_shardings"], *[replicated] * len(arguments))
-    given["in_layouts"] = (*given["in_layouts"], *[None] * len(arguments))
+    for way, more in (("in", avals), ("out", results)):
+        given[f"global_{way}_avals"] = (*given[f"global_{way}_avals"], *more)
+        given[f"{way}_shardings"] = (*given[f"{way}_shardings"], *[replicated] * len(more))
+        given[f"{way}_layouts"] = (*given[f"{way}_layouts"], *[None] * len(more))
     given["kept_var_idx"] = {*given["kept_var_idx"], *range(kept, kept + len(arguments))}
-    given["global_out_avals"] = (*given["global_out_avals"], *results)
-    given["out_shardings"] = (*given["out_shardings"], *[replicated] * len(results))
-    given["out_layouts"] = (*given["out_layouts"], *[None] * len(results))
     if mutated is not None:
         given["mut"] = mutated._replace(out_mut=[*mutated.out_mut, *[None] * len(results)])
     info = given.get("all_args_info")
@@ -328,11 +319,6 @@ def with_more_arguments(
     trees = [lowered.out_tree, registry.flatten([0] * len(results))[1]]
     out_tree = _pytree.treedef_tuple(registry, trees)
     return _stages.Lowered(computation, ((args, kwargs, more), {}), out_tree)
-
-
-def _has_high_types(lowered: Any) -> bool:
-    types = (lowered._in_types, lowered._out_types)
-    return all(types) and any(t.is_high for _, avals in types for t in avals)
 
 
 def _replicated(lowering: Any, given: dict[str, Any]) -> Any:

@@ -13,12 +13,6 @@ from srjit._mlir import ir
 from srjit.program.stablehlo.names import place_of
 
 Severity = Literal["error", "warning", "remark", "note"]
-_SEVERITIES: dict[Any, Severity] = {
-    ir.DiagnosticSeverity.ERROR: "error",
-    ir.DiagnosticSeverity.WARNING: "warning",
-    ir.DiagnosticSeverity.REMARK: "remark",
-    ir.DiagnosticSeverity.NOTE: "note",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +104,9 @@ def going_to(sink: Sink, context: ir.Context) -> Generator[None]:
 
 
 def _from_mlir(diagnostic: ir.Diagnostic) -> Diagnostic:
-    notes = tuple(_from_mlir(note) for note in diagnostic.notes)
-    made = _diagnostic(_SEVERITIES[diagnostic.severity], diagnostic.message, diagnostic.location)
-    return dataclasses.replace(made, notes=notes)
+    severity: Any = diagnostic.severity.name.lower()
+    made = _diagnostic(severity, diagnostic.message, diagnostic.location)
+    return dataclasses.replace(made, notes=tuple(map(_from_mlir, diagnostic.notes)))
 
 
 def _diagnostic(severity: Severity, message: str, location: ir.Location) -> Diagnostic:

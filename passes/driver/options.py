@@ -125,18 +125,23 @@ def _items(raw: str) -> list[str]:
         raw = raw[1:-1].strip()
     if not raw:
         return []
-    items, start, pos = list[str](), 0, 0
-    while pos <= len(raw):
-        c = raw[pos : pos + 1]
-        if c in ("", ","):
-            items.append(_unquoted(raw[start:pos].strip()))
-            start = pos + 1
-        elif c in "'\"":
-            pos = raw.index(c, pos + 1)
-        elif c == "{":
-            pos = closing(raw, pos, "{}")
-        pos += 1
+    items, start = list[str](), 0
+    while start <= len(raw):
+        end = end_of(raw, start, ",")
+        items.append(_unquoted(raw[start:end].strip()))
+        start = end + 1
     return items
+
+
+def end_of(text: str, start: int, stops: str) -> int:
+    """The position of the first character of ``stops`` that is not in quotes or braces."""
+    while start < len(text) and text[start] not in stops:
+        if text[start] in "'\"":
+            start = text.index(text[start], start + 1)
+        elif text[start] == "{":
+            start = closing(text, start, "{}")
+        start += 1
+    return start
 
 
 def closing(text: str, opened: int, pair: str) -> int:

@@ -17,13 +17,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import string
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, Unpack, overload
 
 from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver import registry, running
-from srjit.passes.driver.options import closing, nearest, options_of, text_of_value, value_of
+from srjit.passes.driver.options import (
+    closing,
+    end_of,
+    nearest,
+    options_of,
+    text_of_value,
+    value_of,
+)
 from srjit.passes.driver.registry import Pass
 from srjit.passes.mlir import serialization
 
@@ -148,28 +156,23 @@ class Pipeline:
         if isinstance(module, (str, bytes)):
             module = serialization.parse(module)
         is_by_name = options.get("printing", running.NOTHING).is_by_name
-        steps = [running.Step(path, part) for path, part in self._steps(is_by_name)]
+        steps = [step for e in self.elements for step in _steps(e, one_by_one=is_by_name)]
         running.run(steps, module.operation, **options)
         return module
 
-    def _steps(self, one_by_one: bool) -> Iterator[tuple[tuple[str, ...], Pass | str]]:
-        """What to add to a pass manager, with the operations that it is nested under."""
-        for element in self.elements:
-            if isinstance(element, Pass) or not one_by_one:
-                yield (), element if isinstance(element, Pass) else str(element)
-            else:
-                yield from _leaves(element, ())
 
+def _steps(
+    element: Element, path: tuple[str, ...] = (), *, one_by_one: bool
+) -> Iterator[running.Step]:
+    """The steps that an element is.
 
-def _leaves(
-    element: MlirPass | Nested, path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each pass on its own: passes under one operation do not see the others of its kind."""
-    if isinstance(element, Nested):
+    If one by one, passes under one operation do not see the others of its kind.
+    """
+    if one_by_one and isinstance(element, Nested):
         for inner in element.elements:
-            yield from _leaves(inner, (*path, element.anchor))
+            yield from _steps(inner, (*path, element.anchor), one_by_one=True)
     else:
-        yield path, str(element)
+        yield running.Step(path, element if isinstance(element, Pass) else str(element))
 
 
 def text_of(element: Element) -> str:
@@ -296,23 +299,11 @@ class _Parser:
             raw, raw_at = None, self.pos
             if self.peek() == "=":
                 self.pos += 1
-                raw_at = self.pos
-                raw = self.raw_value(closed)
+                raw_at, self.pos = self.pos, end_of(self.text, self.pos, string.whitespace + "}")
+                raw = self.text[raw_at : self.pos]
             given.append(_Given(key, key_at, raw, raw_at))
         self.pos = closed + 1
         return given
-
-    def raw_value(self, closed: int) -> str:
-        """A value with its quotes or braces; spaces end it elsewhere."""
-        start = self.pos
-        while self.pos < closed and not self.text[self.pos].isspace():
-            c = self.text[self.pos]
-            if c in "'\"":
-                self.pos = self.text.index(c, self.pos + 1)
-            elif c == "{":
-                self.pos = closing(self.text, self.pos, "{}")
-            self.pos += 1
-        return self.text[start : self.pos]
 
     def ours(self, name: str, at: int, given: list[_Given], path: tuple[str, ...]) -> Pass:
         if path:
@@ -355,12 +346,9 @@ class _Parser:
 
         Not of the whole text at once: MLIR's own errors then do not tell where.
         """
-        text = str(mlir_pass)
-        for anchor in reversed(path):
-            text = f"{anchor}({text})"
         manager = _mlir.passmanager.PassManager(_ROOT, context=_parsing_context())
         try:
-            manager.add(text)
+            manager.add(running.Step(path, str(mlir_pass)).text)
         except ValueError as error:
             if "does not refer to a registered pass" in str(error):
                 near = nearest(mlir_pass.name, [*registry.names(), *_MLIR_PASSES])

@@ -132,7 +132,6 @@ def builtin_names() -> list[str]:
 
 @functools.cache
 def _builtin_modules() -> Mapping[str, str]:
-    """Names of srjit's own passes, and the modules that they are in."""
     passes = Path(__file__).parents[1]
     stems = sorted(path.stem for path in passes.glob("[!_]*.py"))
     return {_PREFIX + stem.replace("_", "-"): f"srjit.passes.{stem}" for stem in stems}
@@ -144,7 +143,6 @@ def _entry_points() -> Mapping[str, importlib.metadata.EntryPoint]:
 
 
 def _load(entry: importlib.metadata.EntryPoint) -> None:
-    """Imports what an entry point names: a pass, or a module that registers it."""
     owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "a distribution"
     origin = f"entry point {entry.name} = {entry.value!r} of {owner} in group {ENTRY_POINTS}"
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -38,8 +38,8 @@ class Printing:
     after_all: bool = False
     after_change: bool = False
     after_failure: bool = False
-    before: frozenset[str] = frozenset()
-    after: frozenset[str] = frozenset()
+    before: Collection[str] = ()
+    after: Collection[str] = ()
     module_scope: bool = False
     generic: bool = False
     debuginfo: bool = False
@@ -83,6 +83,11 @@ class Step:
     def name(self) -> str:
         """The pass's name, if it is one pass."""
         return self.what.name if isinstance(self.what, Pass) else self.what.partition("{")[0]
+
+    @property
+    def text(self) -> str:
+        """The text of MLIR's pass with what it is nested under."""
+        return "".join(f"{anchor}(" for anchor in self.path) + f"{self.what}{')' * len(self.path)}"
 
 
 class Options(TypedDict, total=False):
@@ -168,10 +173,7 @@ def _add(
             description=(type(step.what).__doc__ or "").partition("\n")[0],
         )
     else:
-        text = step.what
-        for anchor in reversed(step.path):
-            text = f"{anchor}({text})"
-        manager.add(text)
+        manager.add(step.text)
     if printing.prints(step.name, "after"):
         manager.add(printer.after, name="PrintAfter", argument="print-after")
 
@@ -238,11 +240,10 @@ class _Printer:
                 self._write("After", op, text)
 
     def _ops(self, module: ir.Operation) -> list[ir.Operation]:
-        """The operations that the pass runs on."""
         ops = [module]
         for anchor in self.step.path:
-            inside = [inner for op in ops for inner in _children(op)]
-            ops = [op for op in inside if anchor in ("any", op.name)]
+            inside = (o for op in ops for region in op.regions for block in region for o in block)
+            ops = [o.operation for o in inside if anchor in ("any", o.operation.name)]
         return ops
 
     def _text(self, module: ir.Operation, op: ir.Operation) -> str:
@@ -267,10 +268,3 @@ class _Printer:
             path.write_text(f"{header}\n{text.rstrip()}\n", encoding="utf-8")
         else:
             print(f"{header}\n{text.rstrip()}\n", file=sys.stderr, flush=True)
-
-
-def _children(op: ir.Operation) -> Iterator[ir.Operation]:
-    for region in op.regions:
-        for block in region:
-            for inner in block:
-                yield inner.operation

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Any
 
-from srjit._mlir import ir
 from srjit.program.control_flow import flow_of, programs_of
 from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.program import Equation, Program, read_program
@@ -214,13 +213,3 @@ def _order(path: Path) -> tuple[tuple[int, str], ...]:
     return tuple(
         (step, "") if isinstance(step, int) else (int(step == "body"), str(step)) for step in path
     )
-
-
-def clone_function(frame: Frame, name: str) -> Any:
-    """A private copy of a function behind it."""
-    with ir.InsertionPoint(frame.op):
-        new = frame.op.clone().operation  # of a function's view, `name` is the symbol
-    new.move_after(frame.op)
-    new.attributes["sym_name"] = ir.StringAttr.get(name)
-    new.attributes["sym_visibility"] = ir.StringAttr.get("private")
-    return new

@@ -96,9 +96,4 @@ class Library:
 
     def free(self, name: str) -> str:
         """A symbol like ``name`` that the module does not have."""
-        found, number = name, 0
-        while found in self._taken:
-            number += 1
-            found = f"{name}_{number}"
-        self._taken.add(found)
-        return found
+        return editing.free_symbol(name, self._taken)

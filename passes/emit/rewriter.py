@@ -79,7 +79,6 @@ class GroupRewriter:
             editing.return_more(block, seen)
 
     def _remembered(self, seen: list[Any]) -> dict[str, Any]:
-        """The new histories by name."""
         largest: dict[str, Any] = {}
         before: dict[str, Any] = {}
         for slot, value in zip(self.values.slots, seen, strict=True):
@@ -93,7 +92,6 @@ class GroupRewriter:
         }
 
     def _call(self, item: Item, inner: Group) -> None:
-        """Gives a call what the function needs."""
         wanted, old = self.needs[inner], self.group.op_of(item.eqn)
         slots = [self.values.slot(item, need) for need in wanted if isinstance(need, Slot)]
         with old.location:

@@ -71,7 +71,7 @@ class TargetCalls:
         operands = list(op.operands)
         if found is None:
             symbol = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
-            _replace(op, _called(op, symbol, [r.type for r in op.results], operands))
+            editing.replace(op, _called(op, symbol, [r.type for r in op.results], operands))
         elif isinstance(found, ScaledDot):
             self._replace_product(op, found)
         else:
@@ -81,7 +81,7 @@ class TargetCalls:
         """Replaces a quantization by its results, which may have scales of blocks among them."""
         if len(results) > len(op.results):
             self.blocks[results[0]] = results.pop(1)
-        _replace(op, results)
+        editing.replace(op, results)
 
     def _replace_product(self, op: Any, found: ScaledDot) -> None:
         values = list(op.operands)
@@ -99,7 +99,7 @@ class TargetCalls:
         )
         if as_planned and self.target.native(found.product, (shapes[0], shapes[1]), specs):
             _say_native(op)
-        _replace(op, _called(op, *self._lowered(found, operands), operands))
+        editing.replace(op, _called(op, *self._lowered(found, operands), operands))
 
     def _lowered(
         self, found: Quantizer | ScaledDot | Together, operands: list[Any]
@@ -190,18 +190,11 @@ def _say_native(op: Any) -> None:
 
 
 def _called(op: Any, symbol: str, types: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-    """The results of a call in place of a composite."""
     attributes: dict[str, Any] = {"callee": ir.FlatSymbolRefAttr.get(symbol)}
     if annotation.SITES in op.attributes:
         attributes[annotation.SITES] = op.attributes[annotation.SITES]
     with ir.InsertionPoint(op), op.location:
         return editing.create("func.call", types, operands, attributes)
-
-
-def _replace(op: Any, results: Sequence[Any]) -> None:
-    for old, new in zip(op.results, results, strict=True):
-        old.replace_all_uses_with(new)
-    op.erase()
 
 
 def _runs_alone(module: Any) -> bool:

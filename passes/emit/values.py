@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ from srjit.passes.emit.needs import (
     split_flips,
 )
 from srjit.passes.mlir import editing
-from srjit.program.stablehlo.meshes import Meshes
+from srjit.program.stablehlo.meshes import Meshes, stride_of
 from srjit.program.stablehlo.program import Equation
 
 Loops = tuple[Local, ...]
@@ -164,7 +163,6 @@ class Values:
         return self.group.op_of(eqn).regions[int(part == "body")].blocks[0]
 
     def _at(self, block: ir.Block) -> contextlib.AbstractContextManager[Any]:
-        """An insertion point at the block's beginning, behind what was inserted there before."""
         if block not in self._anchors:
             self._anchors[block] = block.operations[0].operation
         return ir.InsertionPoint(self._anchors[block])
@@ -182,9 +180,8 @@ class Values:
     def _axis_index(self, axis: str) -> Any:
         """``lax.axis_index`` of a mesh axis, as JAX lowers it."""
         axes = next(axes for axes in self.meshes.values() if axis in axes)
-        stride = math.prod(list(axes.values())[list(axes).index(axis) + 1 :])
         where = editing.create("stablehlo.partition_id", [type_of((), "uint32")], [])[0]
-        where = editing.binary("divide", where, editing.constant(stride))
+        where = editing.binary("divide", where, editing.constant(stride_of(axes, axis)))
         return editing.binary("remainder", where, editing.constant(axes[axis]))
 
 

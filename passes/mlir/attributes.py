@@ -6,12 +6,19 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from srjit._mlir import ir
 from srjit.program.stablehlo import operations
 
 T = TypeVar("T")
+_SCALARS: dict[type, Callable[[Any], ir.Attribute]] = {
+    bool: ir.BoolAttr.get,
+    int: lambda value: ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value),
+    float: ir.FloatAttr.get_f64,
+    str: ir.StringAttr.get,
+}
 
 
 def encode(value: Any) -> Any:
@@ -20,14 +27,9 @@ def encode(value: Any) -> Any:
     Args:
       value: a string, a number, a tuple of integers or of such values, or a dataclass of them.
     """
-    if isinstance(value, bool):
-        return ir.BoolAttr.get(value)
-    if isinstance(value, int):
-        return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
-    if isinstance(value, float):
-        return ir.FloatAttr.get_f64(value)
-    if isinstance(value, str):
-        return ir.StringAttr.get(value)
+    for kind, attribute_of in _SCALARS.items():
+        if isinstance(value, kind):
+            return attribute_of(value)
     if isinstance(value, tuple) and all(type(v) is int for v in value):
         return ir.DenseI64ArrayAttr.get(value)
     if isinstance(value, (tuple, list)):
@@ -87,7 +89,15 @@ def _has_default(field: Any) -> bool:
 def _decode(hint: Any, attribute: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        return _decode_any(typing.get_args(hint), attribute)
+        wrong: list[str] = []
+        for one in typing.get_args(hint):
+            if one is type(None) or (one is int and isinstance(attribute, ir.DenseI64ArrayAttr)):
+                continue
+            try:
+                return _decode(one, attribute)
+            except ValueError as error:
+                wrong.append(str(error))
+        raise ValueError("; ".join(wrong))
     if origin is tuple:
         element = typing.get_args(hint)[0]
         if isinstance(attribute, ir.DenseI64ArrayAttr):
@@ -100,17 +110,3 @@ def _decode(hint: Any, attribute: Any) -> Any:
     if isinstance(attribute, (ir.StringAttr, ir.IntegerAttr, ir.BoolAttr, ir.FloatAttr)):
         return attribute.value
     raise ValueError(f"unexpected {attribute}")
-
-
-def _decode_any(hints: tuple[Any, ...], attribute: Any) -> Any:
-    wrong: list[str] = []
-    for hint in hints:
-        if hint is type(None):
-            continue
-        if hint is int and isinstance(attribute, ir.DenseI64ArrayAttr):
-            continue
-        try:
-            return _decode(hint, attribute)
-        except ValueError as error:
-            wrong.append(str(error))
-    raise ValueError("; ".join(wrong))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -58,28 +59,24 @@ def attributes_of(op: Any) -> dict[str, Any]:
     return found
 
 
-def rebuilt(op: Any, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
-    """An operation in place of ``op`` with more operands, results or other attributes.
-
-    Its regions move over, its first results are those of ``op``, which is erased.
+def recreated(
+    op: ir.Operation,
+    operands: Iterable[ir.Value[Any]],
+    results: Iterable[ir.Type],
+    **attributes: ir.Attribute,
+) -> ir.Operation:
+    """A new operation before ``op`` with its name, attributes and regions, which move over.
 
     Args:
-      op: the old operation.
-      operands: all of the new one.
-      results: types of the results that ``op`` does not have.
+      op: the old operation, which stays.
+      operands: of the new one.
+      results: types of its results.
       **attributes: that change.
     """
-    new = remade(op, operands, results, **attributes)
-    op.erase()
-    return new
-
-
-def remade(op: Any, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
-    """As ``rebuilt``, but ``op`` stays, without uses and regions, for its place in the block."""
     with ir.InsertionPoint(op), op.location:
         new = ir.Operation.create(
             op.name,
-            results=[*(r.type for r in op.results), *results],
+            results=list(results),
             operands=list(operands),
             attributes=attributes_of(op) | attributes,
             regions=len(op.regions),
@@ -87,15 +84,57 @@ def remade(op: Any, operands: Sequence[Any], results: Sequence[Any], **attribute
     for old_region, new_region in zip(op.regions, new.regions, strict=True):
         for block in list(old_region.blocks):
             block.append_to(new_region)
+    return new
+
+
+def remade(
+    op: ir.Operation,
+    operands: Iterable[ir.Value[Any]],
+    results: Iterable[ir.Type],
+    **attributes: ir.Attribute,
+) -> ir.Operation:
+    """As ``recreated``, with ``results`` after those of ``op``, which are not used any more."""
+    new = recreated(op, operands, [*(r.type for r in op.results), *results], **attributes)
     for old, result in zip(op.results, new.results, strict=False):
         old.replace_all_uses_with(result)
     return new
 
 
-def return_more(block: Any, values: Sequence[Any]) -> None:
-    """Lets a block return some values more."""
+def replace(op: ir.Operation, values: Iterable[ir.Value[Any]]) -> None:
+    """Erases an operation, in place of whose results others are used."""
+    for result, value in zip(op.results, values, strict=True):
+        result.replace_all_uses_with(value)
+    op.erase()
+
+
+def return_instead(block: ir.Block, values: Iterable[ir.Value[Any]]) -> None:
+    """Lets a block return other values."""
     last = operations.terminator(block)
-    rebuilt(last, [*last.operands, *values], [])
+    recreated(last, values, [])
+    last.erase()
+
+
+def return_more(block: ir.Block, values: Sequence[ir.Value[Any]]) -> None:
+    """Lets a block return some values more."""
+    return_instead(block, [*operations.terminator(block).operands, *values])
+
+
+def free_symbol(name: str, taken: set[str]) -> str:
+    """A symbol like ``name`` that is not taken, and now is."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    found = next(symbol for symbol in itertools.chain([name], numbered) if symbol not in taken)
+    taken.add(found)
+    return found
+
+
+def clone_function(function: ir.Operation, name: str) -> ir.Operation:
+    """A private copy of a function behind it."""
+    with ir.InsertionPoint(function):
+        new = function.clone().operation  # of a function's view, `name` is the symbol
+    new.move_after(function)
+    new.attributes["sym_name"] = ir.StringAttr.get(name)
+    new.attributes["sym_visibility"] = ir.StringAttr.get("private")
+    return new
 
 
 def carry_more(

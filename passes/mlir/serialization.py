@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import tempfile
+import shutil
+import uuid
 from pathlib import Path
 
 from srjit import _mlir
@@ -79,19 +79,11 @@ def replace_file(path: Path, data: bytes) -> None:
     if not os.access(path.parent, os.W_OK):
         path.write_bytes(data)
         return
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as new:
-        try:
-            new.write(data)
-            new.close()
-            os.chmod(new.name, path.stat().st_mode & 0o7777 if path.exists() else _default_mode())
-            os.replace(new.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(new.name)
-            raise
-
-
-def _default_mode() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        new.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, new)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)

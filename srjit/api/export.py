@@ -265,11 +265,11 @@ class Exported:
         with _explaining(self.name):
             program = self.exported.serialize(vjp_order=0)
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(buffer, "w") as archive:
             header = json.dumps(dataclasses.asdict(self._header), indent=1)
             # No dates, so that the same program is the same file.
             for name, content in ((_HEADER, header.encode()), (_PROGRAM, bytes(program))):
-                archive.writestr(_entry(name), content)
+                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -309,9 +309,3 @@ def load(source: str | os.PathLike[str] | bytes) -> Exported:
     with _explaining(given["name"]):
         exported = jax.export.deserialize(bytearray(program))
     return Exported(Calling(**given), exported)
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name)
-    entry.compress_type = zipfile.ZIP_DEFLATED
-    return entry

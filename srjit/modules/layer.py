@@ -241,7 +241,6 @@ def _rename_tokens(ctx: Any, renamed: dict[Any, Any]) -> None:
 
 
 def _last_call(before: set[str]) -> Any:
-    """The call of a new function that was just emitted."""
     point: Any = ir.InsertionPoint.current
     calls = [op.operation for op in point.block.operations if op.operation.name == "func.call"]
     for op in reversed(calls):

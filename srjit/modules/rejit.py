@@ -107,7 +107,12 @@ def _rejit_lowered(lowered: Any, pipeline: SupportsRun) -> Rejitted:
 def _rejit_module(module: ir.Module, name: str, pipeline: SupportsRun) -> Rejitted:
     # What an earlier rewriting appended counts as appended, so that its modules run too.
     taken, returned = (marks.count({}) for marks in marks_of(module))
-    source.check_runs_here(module, name)
+    if found := source.called_back(module):
+        raise ValueError(
+            f"{name} calls Python functions of the process that lowered it ({', '.join(found)}), "
+            "which a module does not contain: give srjit.rejit what .lower(...) returned, in that "
+            "process, or lower the program without jax.debug.print, pure_callback and io_callback"
+        )
     _run(pipeline, module)
     interface = Interface.of(module, taken, returned)
     inputs, outputs = types_of(main_of(module.operation))

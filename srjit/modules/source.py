@@ -12,7 +12,7 @@ from srjit._mlir import ir
 from srjit.passes import PipelineError
 from srjit.passes.mlir import serialization
 from srjit.program.stablehlo.operations import inside, text
-from srjit.program.stablehlo.program import aval_of_type
+from srjit.program.stablehlo.program import aval_of
 
 # Custom calls whose callback is a Python function of the process that lowered the module.
 _CALLBACKS = ("python_cpu_callback", "python_gpu_callback", "python_tpu_callback")
@@ -74,21 +74,6 @@ def called_back(module: ir.Module) -> list[str]:
     return [t for t in targets_of(module) if t.endswith(_CALLBACKS) or t in _TRANSFERS]
 
 
-def check_runs_here(module: ir.Module, name: str) -> None:
-    """Checks that a module needs nothing of the process that lowered it.
-
-    Raises:
-      ValueError: it calls Python functions of that process.
-    """
-    found = called_back(module)
-    if found:
-        raise ValueError(
-            f"{name} calls Python functions of the process that lowered it ({', '.join(found)}), "
-            "which a module does not contain: give srjit.rejit what .lower(...) returned, in that "
-            "process, or lower the program without jax.debug.print, pure_callback and io_callback"
-        )
-
-
 def partitions_of(module: ir.Module, name: str) -> int:
     """How many devices a module is for.
 
@@ -111,7 +96,7 @@ def avals_of(types: list[ir.Type], name: str, what: str) -> list[ShapedArray]:
     Raises:
       ValueError: JAX has no arrays of one of them.
     """
-    avals = [aval_of_type(kind) for kind in types]
+    avals = [aval_of(kind) for kind in types]
     for number, (kind, aval) in enumerate(zip(types, avals, strict=True)):
         if isinstance(aval.dtype, str):
             raise ValueError(

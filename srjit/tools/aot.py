@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Sequence
@@ -50,10 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     try:
-        with Output(options.output) as output:
-            report = _report(options)
-            output.write(_FORMS[options.form](report).encode())
-            output.keep()
+        output = Output(options.output)
+        output.write(_FORMS[options.form](_report(options)).encode())
+        output.keep()
     except (Failure, MissingCompilerError, UnsupportedSiteError) as error:
         print(f"srjit-aot: {error}", file=sys.stderr)
         return 1
@@ -122,23 +122,17 @@ def _report(options: argparse.Namespace) -> CompiledReport:
 
 
 def _found(name: str) -> Any:
-    """What MODULE:NAME names."""
     module, colon, attribute = name.partition(":")
     if not colon or not attribute:
         raise Failure(f"{name!r} is not of the form MODULE:FUNCTION")
     try:
-        value = importlib.import_module(module)
+        return pkgutil.resolve_name(name)
     except ModuleNotFoundError as error:
         raise Failure(f"{name!r} cannot be imported: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            raise Failure(str(unknown_name("function", attribute, _functions(value))))
-        value = getattr(value, part)
-    return value
-
-
-def _functions(module: Any) -> list[str]:
-    return [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+    except AttributeError:
+        there = vars(importlib.import_module(module)).items()
+        known = [n for n, v in there if callable(v) and not n.startswith("_")]
+        raise Failure(str(unknown_name("function", attribute, known))) from None
 
 
 def _mesh(text: str) -> dict[str, int]:

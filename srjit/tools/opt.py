@@ -98,22 +98,30 @@ def _parser() -> argparse.ArgumentParser:
     add("--mlir-timing", action="store_true", help="print how long passes took")
     add("--mlir-disable-threading", action="store_true", help="nothing: there are no threads")
     for when in ("before", "after"):
-        add(f"--mlir-print-ir-{when}", action="append", default=[], metavar="PASSES")
-        add(f"--mlir-print-ir-{when}-all", action="store_true")
-    add("--mlir-print-ir-after-change", action="store_true", help="only where something changed")
-    add("--mlir-print-ir-after-failure", action="store_true", help="only after a pass that failed")
-    add("--mlir-print-ir-module-scope", action="store_true", help="print the whole module")
-    add("--mlir-print-ir-tree-dir", default="", metavar="DIR", help="print into files")
-    add("--mlir-print-op-generic", action="store_true", help="print in the generic form")
-    add("--mlir-print-debuginfo", action="store_true", help="print locations")
+        name = f"--mlir-print-ir-{when}"
+        add(name, dest=when, action="extend", type=_names, default=[], metavar="PASSES")
+        add(f"{name}-all", dest=f"{when}_all", action="store_true")
+    for name, field, meaning in (
+        ("ir-after-change", "after_change", "only where something changed"),
+        ("ir-after-failure", "after_failure", "only after a pass that failed"),
+        ("ir-module-scope", "module_scope", "print the whole module"),
+        ("op-generic", "generic", "print in the generic form"),
+        ("debuginfo", "debuginfo", "print locations"),
+    ):
+        add(f"--mlir-print-{name}", dest=field, action="store_true", help=meaning)
+    add("--mlir-print-ir-tree-dir", dest="tree_dir", default="", metavar="DIR", help="into files")
     add("--mlir-print-local-scope", action="store_true", help="print without aliases")
-    add("--mlir-elide-elementsattrs-if-larger", type=int, metavar="N", help="elide constants")
+    elided = "--mlir-elide-elementsattrs-if-larger"
+    add(elided, dest="elide_above", type=int, metavar="N", help="elide constants")
     add("--version", action="store_true", help="print versions")
     return parser
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments that are known, and flags that have to be passes."""
     given: list[str] = []
     for argument in argv:
         # MLIR's tools take -long-names too.
@@ -213,7 +221,6 @@ class _Part:
         return {"-", self.file, *([self.path] if self.path else [])}
 
     def line(self, number: int) -> str:
-        """One line of its text."""
         if isinstance(self.source, bytes):
             return ""
         lines = self.source.split("\n")
@@ -226,19 +233,19 @@ def _optimize(args: argparse.Namespace, passes: pipeline.Pipeline) -> bool:
     if args.dump_pass_pipeline:
         print(f"Pass Manager with {len(passes)} passes:\n{passes}\n", file=sys.stderr)
     parts = _read(args.input, args.split_input_file)
-    with Output(args.output) as output:
-        context = _mlir.new_context()
-        context.allow_unregistered_dialects = args.allow_unregistered_dialect
-        succeeded = True
-        for number, part in enumerate(parts):
-            if number:
-                output.separate(f"{args.split_input_file}\n".encode())
-            written, is_fine = _treat(part, context, passes, args)
-            succeeded = succeeded and is_fine
-            if written is not None:
-                output.write(written)
-        if succeeded:
-            output.keep()
+    output = Output(args.output)
+    context = _mlir.new_context()
+    context.allow_unregistered_dialects = args.allow_unregistered_dialect
+    succeeded = True
+    for number, part in enumerate(parts):
+        if number:
+            output.write(f"{args.split_input_file}\n".encode())
+        written, is_fine = _treat(part, context, passes, args)
+        succeeded = succeeded and is_fine
+        if written is not None:
+            output.write(written)
+    if succeeded:
+        output.keep()
     return succeeded
 
 
@@ -282,12 +289,14 @@ def _treat(
         module = _parse(part, context)
     written = None
     if module is not None:
+        fields = dataclasses.fields(running.Printing)
+        printing = running.Printing(**{f.name: getattr(args, f.name) for f in fields})
         try:
             passes.run(
                 module,
                 verify_each=_BOOL[args.verify_each],
                 timing=args.mlir_timing,
-                printing=_printing(args),
+                printing=printing,
                 sink=sink,
             )
             with diagnostics.going_to(sink, context):
@@ -308,25 +317,6 @@ def _parse(part: _Part, context: ir.Context) -> ir.Module | None:
     return serialization.parse_in(context, source)
 
 
-def _printing(args: argparse.Namespace) -> running.Printing:
-    def names(given: list[str]) -> frozenset[str]:
-        return frozenset(name for one in given for name in one.split(",") if name)
-
-    return running.Printing(
-        before_all=args.mlir_print_ir_before_all,
-        after_all=args.mlir_print_ir_after_all,
-        after_change=args.mlir_print_ir_after_change,
-        after_failure=args.mlir_print_ir_after_failure,
-        before=names(args.mlir_print_ir_before),
-        after=names(args.mlir_print_ir_after),
-        module_scope=args.mlir_print_ir_module_scope,
-        generic=args.mlir_print_op_generic,
-        debuginfo=args.mlir_print_debuginfo,
-        elide_above=args.mlir_elide_elementsattrs_if_larger,
-        tree_dir=args.mlir_print_ir_tree_dir,
-    )
-
-
 def _serialized(module: ir.Module, args: argparse.Namespace) -> bytes:
     if args.emit_portable_artifact:
         version = args.emit_portable_artifact
@@ -339,10 +329,10 @@ def _serialized(module: ir.Module, args: argparse.Namespace) -> bytes:
     if args.emit_bytecode:
         return serialization.bytecode_of(module)
     text = module.operation.get_asm(
-        enable_debug_info=args.mlir_print_debuginfo,
-        print_generic_op_form=args.mlir_print_op_generic,
+        enable_debug_info=args.debuginfo,
+        print_generic_op_form=args.generic,
         use_local_scope=args.mlir_print_local_scope,
-        large_elements_limit=args.mlir_elide_elementsattrs_if_larger,
+        large_elements_limit=args.elide_above,
     )
     return f"{str(text).rstrip()}\n".encode()
 

@@ -28,8 +28,6 @@ class Output:
 
     def __init__(self, name: str) -> None:
         self.name, self.parts = name, list[bytes]()
-
-    def __enter__(self) -> Output:
         # Before the work rather than after it.
         if self.name != "-":
             path = Path(self.name)
@@ -40,14 +38,6 @@ class Output:
                 self._refuse(f"there is no folder {str(folder)!r}")
             if not os.access(path if path.exists() else folder, os.W_OK):
                 self._refuse("permission denied")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def separate(self, mark: bytes) -> None:
-        """Puts a mark between two results."""
-        self.write(mark)
 
     def write(self, data: bytes) -> None:
         """Adds to the output."""

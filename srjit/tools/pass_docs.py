@@ -47,7 +47,6 @@ def _section(cls: type[registry.Pass]) -> str:
 
 
 def _described(section: str) -> dict[str, str]:
-    """What the section says of each field."""
     text = textwrap.dedent(section)
     entries = re.split(r"^(\w+): ", text, flags=re.MULTILINE)[1:]
     pairs = zip(entries[::2], entries[1::2], strict=True)

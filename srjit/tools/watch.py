@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.html:
-            with Output(options.html) as output:
-                output.write(diagnosed(sinks.read(options.file)).to_html().encode())
-                output.keep()
+            output = Output(options.html)
+            output.write(diagnosed(sinks.read(options.file)).to_html().encode())
+            output.keep()
         while True:
             diagnosis = diagnosed(sinks.read(options.file))
             text = str(diagnosis) if diagnosis.findings else f"{options.file}: no records yet"

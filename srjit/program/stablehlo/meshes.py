@@ -60,16 +60,15 @@ def specs_of(op: ir.Operation, name: str) -> tuple[Spec, ...]:
     manual = set(manual_axes_of(op))
     return tuple(
         tuple(
-            tuple(axis for axis in axes_of_dimension(dimension) if axis in manual)
+            tuple(
+                name
+                for axis in sdy.DimensionShardingAttr(dimension).axes
+                if (name := sdy.AxisRefAttr(axis).name) in manual
+            )
             for dimension in sharding.dimension_shardings
         )
         for sharding in shardings_of(op, name)
     )
-
-
-def axes_of_dimension(dimension: ir.Attribute) -> list[str]:
-    """The names of the axes that shard a dimension."""
-    return [sdy.AxisRefAttr(axis).name for axis in sdy.DimensionShardingAttr(dimension).axes]
 
 
 def with_replicated(op: ir.Operation, name: str, types: Sequence[ir.Type]) -> ir.Attribute:
@@ -131,11 +130,15 @@ def axis_of_index(op: Any, meshes: Meshes) -> str:
     number, stride = owner(quotient.operands[0]), constant_integer(quotient.operands[1])
     if number is None or number.name != "stablehlo.partition_id":
         return ""
-    found: set[str] = set()
-    for axes in meshes.values():
-        step = math.prod(axes.values())
-        for name, extent in axes.items():
-            step //= extent
-            if (step, extent) == (stride, size):
-                found.add(name)
+    found = {
+        name
+        for axes in meshes.values()
+        for name, extent in axes.items()
+        if (stride_of(axes, name), extent) == (stride, size)
+    }
     return found.pop() if len(found) == 1 else ""
+
+
+def stride_of(axes: dict[str, int], axis: str) -> int:
+    """The difference of the numbers of devices that are neighbours along an axis."""
+    return math.prod(list(axes.values())[list(axes).index(axis) + 1 :])

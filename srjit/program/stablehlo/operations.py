@@ -181,14 +181,7 @@ def constant_integer(value: ir.Value[Any]) -> int | None:
 
 def used(op: ir.Operation) -> list[str]:
     """Symbols that an operation and those inside of it mention in any attribute, in order."""
-    found: dict[str, None] = {}
-
-    def look(inner: ir.Operation) -> ir.WalkResult:
-        found.update(dict.fromkeys(mentioned(inner)))
-        return ir.WalkResult.ADVANCE
-
-    op.walk(look, ir.WalkOrder.PRE_ORDER)
-    return list(found)
+    return list(dict.fromkeys(symbol for inner in walk(op) for symbol in mentioned(inner)))
 
 
 def mentioned(op: ir.Operation) -> list[str]:

@@ -121,13 +121,6 @@ _CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 )
 
 
-def name_of(op: Any) -> str:
-    """The name of an operation; of a composite, its own."""
-    if op.name != "stablehlo.composite":
-        return op.name
-    return operations.text(op, "name")
-
-
 def equation_of(op: Any) -> Equation | str:
     """The JAX primitive and parameters of a multiplication, or why there is none.
 
@@ -146,8 +139,9 @@ def equation_of(op: Any) -> Equation | str:
             return f"{kind}: tensors with an encoding are left alone"
     operands = tuple((tuple(v.type.shape), dtype_of(v.type.element_type)) for v in op.operands)
     dtype = dtype_of(op.results[0].type.element_type)
+    name = operations.text(op, "name") if op.name == "stablehlo.composite" else op.name
     try:
-        return equation_from(name_of(op), Attributes(op.attributes), operands, dtype)
+        return equation_from(name, Attributes(op.attributes), operands, dtype)
     except (TypeError, ValueError, LookupError) as error:
         return f"JAX has no such product: {str(error).partition(chr(10))[0]}"
 

@@ -34,13 +34,11 @@ class Aval:
         return math.prod(self.shape)
 
 
+@dataclasses.dataclass(eq=False, slots=True)
 class Var:
     """A value of a program."""
 
-    __slots__ = ("aval",)
-
-    def __init__(self, aval: Aval) -> None:
-        self.aval = aval
+    aval: Aval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +100,7 @@ class ModuleSourceInfo:
         return eqn.opaque
 
 
-def aval_of(value: Any) -> Aval:
-    """Shape and dtype of a value; text in place of a dtype that JAX has no arrays of."""
-    return aval_of_type(value.type)
-
-
-def aval_of_type(kind: ir.Type) -> Aval:
+def aval_of(kind: ir.Type) -> Aval:
     """Shape and dtype of the values of a type; its text in place of a dtype if JAX has none."""
     if not isinstance(kind, ir.RankedTensorType) or not kind.has_static_shape:
         return Aval((), str(kind))

@@ -75,7 +75,7 @@ class Raiser:
         self.notes: dict[str, None] = {}
         self.products: dict[Any, products.Equation | str] = {}
         # Operations of one primitive share a location.
-        self.name_of: Callable[[ir.Location], str] = functools.cache(names.name_of)
+        self.name_of: Callable[[Any], str] = functools.cache(names.name_of)
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
         self.multiplications = Multiplications(self.functions)
@@ -86,7 +86,7 @@ class Raiser:
         why = self.why_closed("main")
         if not why:
             return self.function("main")
-        inputs = [Var(aval_of(a)) for a in main.regions[0].blocks[0].arguments]
+        inputs = [Var(aval_of(a.type)) for a in main.regions[0].blocks[0].arguments]
         eqn = Equation(Primitive(main.name), [], [], {}, main, Names(), effects=True)
         eqn.opaque = why
         return Program(inputs, [], [eqn], [], [])
@@ -127,22 +127,19 @@ class _BlockReader:
         self.bodies: set[str] = set()  # functions that were called
 
     def value(self, v: Any) -> Var:
-        """The variable of a value."""
         if v in self.env:
             return self.env[v]
         if self.outer is None:
             raise MalformedProgram(None, f"a value is used before it is defined: {v}")
         if v not in self.captured:
-            self.captured[v] = Var(aval_of(v))
+            self.captured[v] = Var(aval_of(v.type))
         return self.captured[v]
 
     def define(self, v: Any) -> Var:
-        """A new variable for a value of this block."""
-        self.env[v] = Var(aval_of(v))
+        self.env[v] = Var(aval_of(v.type))
         return self.env[v]
 
     def read(self, block: Any, inputs: Sequence[Any]) -> Program:
-        """The program of a block whose inputs are these of its values."""
         program = self.read_but(block, inputs, ())
         program.outvars = [self.value(v) for v in terminator(block).operands]
         return program
@@ -157,7 +154,6 @@ class _BlockReader:
         return Program(invars, [], self.eqns, self.constvars, self.consts)
 
     def names_of(self, op: ir.Operation, is_leaf: bool = True) -> Names:
-        """The names of an operation, relative to the operation that this block belongs to."""
         name = self.raiser.name_of(op.location)
         if RAGGED in name and op.name != "stablehlo.composite":
             self.raiser.notes[_RAGGED_NOTE] = None
@@ -171,7 +167,6 @@ class _BlockReader:
         outs: Iterable[ir.Value[Any]],
         **params: Any,
     ) -> Equation:
-        """A new equation for an operation."""
         invars = [self.value(v) for v in inputs]
         outvars = [self.define(v) for v in outs]
         name = self.names_of(op, is_leaf=primitive.name not in FLOWS)
@@ -212,7 +207,7 @@ class _BlockReader:
             self._simple(op)
 
     def _constant(self, op: ir.Operation) -> None:
-        aval = aval_of(op.results[0])
+        aval = aval_of(op.results[0].type)
         is_tensor = aval.ndim >= 2 and getattr(aval.dtype, "kind", "") == "f"
         if is_tensor and is_dense(op) and not ir.DenseElementsAttr(op.attributes["value"]).is_splat:
             self.constvars.append(self.define(op.results[0]))
@@ -278,7 +273,7 @@ class _BlockReader:
         ]
         captured = list(dict.fromkeys(v for reader in readers for v in reader.captured))
         for reader, program in zip(readers, programs, strict=True):
-            program.invars = [reader.captured.get(v) or Var(aval_of(v)) for v in captured]
+            program.invars = [reader.captured.get(v) or Var(aval_of(v.type)) for v in captured]
         inputs = (op.operands[0], *captured)
         self.add(Primitive("cond"), op, inputs, op.results, branches=tuple(programs))
 
