@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from srjit.numerics.quantization import Quantization
     from srjit.numerics.random_bits import Rng
     from srjit.products.product import Product
-    from srjit.products.scaled_values import ScaledValues
+    from srjit.products.scaled_dot import ScaledValues
     from srjit.targets import Target
 
 QUANTIZE, SCALED_DOT = "srjit.quantize", "srjit.scaled_dot"
@@ -306,7 +306,7 @@ class ScaledDot:
 def _operand(
     values: Sequence[Any], spec: Quantization | None, is_blocked: bool
 ) -> ScaledValues | Any:
-    from srjit.products.scaled_values import ScaledValues
+    from srjit.products.scaled_dot import ScaledValues
 
     if spec is None:
         return values[0]

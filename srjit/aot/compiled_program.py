@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import re
@@ -239,30 +238,24 @@ def _minor(shape: Shape) -> int:
 
 
 def _sites(module: Module, executed: Sequence[Executed]) -> dict[int, SiteCost]:
-    costs: dict[int, SiteCost] = collections.defaultdict(SiteCost)
+    costs: dict[int, SiteCost] = {}
     for e in executed:
-        i = e.instruction
+        i, cycles = e.instruction, _cycles(e) or 0
         products = products_of(module, e)
         site = next((s for _, s in products if s is not None), None)
-        if site is not None:
-            cost = costs[site]
-            found = tuple(p for p, s in products if s == site)
-            costs[site] = dataclasses.replace(
-                cost,
-                products=(*cost.products, *found),
-                cycles=cost.cycles + (_cycles(e) or 0),
-            )
+        found = tuple(p for p, s in products if s == site) if site is not None else ()
+        if site is None and (cycles or i.profiled_cycles):
+            site = site_of(i.op_name) if i.op_name else _site_inside(module, i)
+        if site is None:
             continue
-        site = site_of(i.op_name) if i.op_name else _site_inside(module, i)
-        if site is None or not (_cycles(e) or i.profiled_cycles):
-            continue
-        cost = costs[site]
-        costs[site] = dataclasses.replace(
-            cost,
-            around=cost.around + (_cycles(e) or 0),
-            kernels=cost.kernels + (i.profiled_cycles or 0) * e.times,
+        cost = costs.get(site, SiteCost())
+        costs[site] = SiteCost(
+            products=cost.products + found,
+            cycles=cost.cycles + (cycles if found else 0),
+            around=cost.around + (0 if found else cycles),
+            kernels=cost.kernels + (0 if found else (i.profiled_cycles or 0) * e.times),
         )
-    return dict(costs)
+    return costs
 
 
 def _site_inside(module: Module, instruction: Instruction) -> int | None:

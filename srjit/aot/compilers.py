@@ -22,14 +22,17 @@ from srjit import targets
 from srjit.aot import hlo
 from srjit.targets.target import Compiler, Target
 
-# What libtpu reads when it is loaded: neither to look for a TPU of this machine, nor to lock it,
-# nor to ask a metadata server what it is, nor to keep a log.
-_LIBTPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_LOG_DIR": "disabled",
+_ENVIRONMENTS = {
+    # What libtpu reads when it is loaded: neither to look for a TPU of this machine, nor to lock
+    # it, nor to ask a metadata server what it is, nor to keep a log.
+    "tpu": {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_LOG_DIR": "disabled",
+    },
+    "cuda": {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
 }
 
 
@@ -155,7 +158,9 @@ def _cuda(name: str, compiler: Compiler, count: int) -> Sequence[Any]:
             "about 0.7 GB): pip install 'srjit[aot]'"
         )
     try:
-        return _described(compiler.description, _slice(name, compiler, count)).devices
+        topology = _slice(name, compiler, count)
+        described = {"target_config": compiler.description, "topology": topology}
+        return _topology("cuda", "", **described).devices
     except NotImplementedError as error:  # JAX has looked for its plugins already
         raise MissingCompilerError(
             f"compiling for {name} needs JAX's plugin for CUDA, which was not loaded when JAX "
@@ -175,17 +180,9 @@ _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 
 
 @functools.cache
-def _topology(platform: str, name: str) -> Any:
-    with _environment(_LIBTPU_ENVIRONMENT):
-        return topologies.get_topology_desc(platform=platform, topology_name=name)
-
-
-@functools.cache
-def _described(description: str, topology: str) -> Any:
-    with _environment({"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}):
-        return topologies.get_topology_desc(
-            platform="cuda", target_config=description, topology=topology
-        )
+def _topology(platform: str, name: str, **description: str) -> Any:
+    with _environment(_ENVIRONMENTS[platform]):
+        return topologies.get_topology_desc(name, platform, **description)
 
 
 @contextlib.contextmanager

@@ -36,8 +36,7 @@ from srjit.planning.planned_site import (
 )
 from srjit.planning.provenance import REWRITTEN
 from srjit.products.product import Product
-from srjit.products.scaled_dot import scaled_dot
-from srjit.products.scaled_values import ScaledValues
+from srjit.products.scaled_dot import ScaledValues, scaled_dot
 from srjit.targets.operand import quantize_operand, quantize_together
 from srjit.targets.target import Demand
 

@@ -16,6 +16,7 @@ from srjit.numerics.elements import ELEMENTS, Element
 from srjit.numerics.rounding import round_to_grid
 from srjit.numerics.scaling import ScaleRounding, Scales
 
+Expand = Callable[[jax.Array], jax.Array]
 EDEN_ROTATION = 128  # elements that are rotated, and corrected, together
 
 
@@ -78,11 +79,7 @@ class ScaleLayout:
         return round_to_grid(on_grid(blocks, view, scales), how.element, noise), scales
 
     def decode(
-        self,
-        codes: jax.Array,
-        scale: jax.Array,
-        tensor_scale: jax.Array | None,
-        expand: Callable[[jax.Array], jax.Array],
+        self, codes: jax.Array, scale: jax.Array, tensor_scale: jax.Array | None, expand: Expand
     ) -> jax.Array:
         """codes * scale * tensor_scale.
 
@@ -115,11 +112,7 @@ class _NoScales(ScaleLayout):
         return keep_visible(x, rounded), Scales(one, one)
 
     def decode(
-        self,
-        codes: jax.Array,
-        scale: jax.Array,
-        tensor_scale: jax.Array | None,
-        expand: Callable[[jax.Array], jax.Array],
+        self, codes: jax.Array, scale: jax.Array, tensor_scale: jax.Array | None, expand: Expand
     ) -> jax.Array:
         """See the base class."""
         return codes
@@ -149,11 +142,7 @@ class _E8M0(ScaleLayout):
         return scaling.e8m0_scales(how.view.amax(blocks), how.element, how.rounding, how.subnormal)
 
     def decode(
-        self,
-        codes: jax.Array,
-        scale: jax.Array,
-        tensor_scale: jax.Array | None,
-        expand: Callable[[jax.Array], jax.Array],
+        self, codes: jax.Array, scale: jax.Array, tensor_scale: jax.Array | None, expand: Expand
     ) -> jax.Array:
         """See the base class; scales may be subnormal."""
         power, lift = map(expand, scaling.lifted_e8m0(scale))

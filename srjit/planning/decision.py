@@ -10,7 +10,7 @@ from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import Settings
 from srjit.planning.roles import Classified
 from srjit.planning.site import Site, SitePlan
-from srjit.products.kinds import extents_of
+from srjit.products.kinds import rules_of
 from srjit.products.product import Product
 from srjit.recipes import Operands, Recipe, Rule
 
@@ -142,7 +142,7 @@ def _ends(classified: Sequence[Classified], recipe: Recipe) -> set[int]:
 
 
 def _size(c: Classified) -> int:
-    return min((n for n in extents_of(c.occurrence.eqn) if n), default=0)
+    return min((n for n in rules_of(c.occurrence.eqn).extents(c.occurrence.eqn) if n), default=0)
 
 
 def _wanted(rule: Rule, site: Site) -> tuple[Quantization | None, Quantization | None] | None:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import Site
 from srjit.products.dot import DotProduct
-from srjit.products.kinds import flops_of, product_of
+from srjit.products.kinds import product_of, rules_of
 from srjit.products.product import Product
 from srjit.program.protocols import Variable
 from srjit.program.values import BACKWARD, CAPTURED, DATA, PARAMETER, Occurrence, Value, visible
@@ -109,7 +109,7 @@ class Classified:
             rhs_shape=rhs.shape,
             out_shape=out.shape,
             dtype=str(out.dtype),
-            flops=flops_of(eqn),
+            flops=rules_of(eqn).flops(eqn),
             trips=math.prod(n for n, _ in o.scope.loops if n),
             location=o.location,
             why=self.why,

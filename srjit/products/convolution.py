@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,40 +39,19 @@ def _equation(attributes: Mapping[str, Any], operands: Operands, dtype: Any) -> 
         raise ValueError("a reversed window")
     ones = (1,) * window
     padding = attributes.get("padding", (0,) * 2 * window)
-    return _bound(
+    return bound(
+        lax.conv_general_dilated,
         tuple((shape, dtype) for shape, _ in operands),
-        attributes.get("window_strides", ones),
-        tuple(zip(padding[::2], padding[1::2], strict=True)),
-        attributes.get("lhs_dilation", ones),
-        attributes.get("rhs_dilation", ones),
-        attributes["dimension_numbers"],
-        attributes["feature_group_count"],
-        attributes["batch_group_count"],
-        precision_of(attributes),
-        dtype,
+        window_strides=attributes.get("window_strides", ones),
+        padding=tuple(zip(padding[::2], padding[1::2], strict=True)),
+        lhs_dilation=attributes.get("lhs_dilation", ones),
+        rhs_dilation=attributes.get("rhs_dilation", ones),
+        dimension_numbers=lax.ConvDimensionNumbers(*attributes["dimension_numbers"]),
+        feature_group_count=attributes["feature_group_count"],
+        batch_group_count=attributes["batch_group_count"],
+        precision=precision_of(attributes),
+        preferred_element_type=dtype,
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _bound(
-    operands: Operands,
-    strides: tuple[int, ...],
-    padding: tuple[tuple[int, int], ...],
-    lhs_dilation: tuple[int, ...],
-    rhs_dilation: tuple[int, ...],
-    numbers: tuple[tuple[int, ...], ...],
-    feature_groups: int,
-    batch_groups: int,
-    precision: Any,
-    dtype: Any,
-) -> Equation:
-    def convolution(x: Any, w: Any) -> Any:
-        return lax.conv_general_dilated(
-            x, w, strides, padding, lhs_dilation, rhs_dilation,
-            lax.ConvDimensionNumbers(*numbers), feature_groups, batch_groups, precision, dtype,
-        )  # fmt: skip
-
-    return bound(convolution, operands)
 
 
 RULES = Rules(product=_product, flops=_flops, extents=_extents, equation=_equation)

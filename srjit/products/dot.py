@@ -94,6 +94,13 @@ class DotProduct(Product):
         )
         return order, numbers
 
+    def groups(self, side: int) -> tuple[Labels, Labels, Labels]:
+        """An operand's labels: those of a batch, those free, and those contracted."""
+        labels, other = (self.lhs, self.rhs) if side == _LHS else (self.rhs, self.lhs)
+        batch = tuple(d for d in labels if d in other and d in self.out)
+        free = tuple(d for d in labels if d not in other and d in self.out)
+        return batch, free, tuple(d for d in labels if d not in self.out)
+
     def shape(self, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> tuple[int, ...]:
         """The result's shape, of operands' shapes."""
         sizes = dict(zip(self.lhs + self.rhs, lhs + rhs, strict=True))

@@ -25,8 +25,10 @@ class Rules:
     Attributes:
       product: the product of a primitive with its parameters, for operands of these ranks; None
         where srjit has no rule for such parameters.
-      flops: multiplications and additions of one execution of an equation.
-      extents: (rows, columns, contraction) of an equation.
+      flops: multiplications and additions of one execution of an equation; rows past the groups
+        are counted.
+      extents: (rows, columns, contraction) of an equation; of one group of a convolution, of all of
+        a ragged product.
       equation: the equation that an operation of a module was lowered from: of the operation's
         attributes, its operands and the dtype of its result. None: no operation is of this kind.
       attributes: of parameters, the attributes that ``equation`` reads them from, where
@@ -99,11 +101,6 @@ def product_from(primitive: Any, params: Any, ranks: tuple[int, ...]) -> Product
     return KINDS[primitive.name].rules.product(primitive, dict(params), ranks)
 
 
-def flops_of(eqn: Any) -> int:
-    """Multiplications and additions of one execution; rows past the groups are counted."""
-    return KINDS[eqn.primitive.name].rules.flops(eqn)
-
-
-def extents_of(eqn: Any) -> tuple[int, int, int]:
-    """(rows, columns, contraction); of one group of a convolution, of all of a ragged product."""
-    return KINDS[eqn.primitive.name].rules.extents(eqn)
+def rules_of(eqn: Any) -> Rules:
+    """The rules of an equation that computes a product."""
+    return KINDS[eqn.primitive.name].rules

@@ -214,15 +214,21 @@ class VmappedProduct(Product):
         return jax.vmap(functools.partial(self.of.mask, which), in_axes=axes)(x, *extras)
 
 
-def bound(fun: Callable[..., Any], operands: Operands) -> Equation:
+@functools.lru_cache(maxsize=1024)
+def bound(fun: Callable[..., Any], operands: Operands, **options: Any) -> Equation:
     """The primitive that a function binds, with all parameters, those of this JAX version too.
+
+    Args:
+      fun: a function of ``jax.lax``.
+      operands: shapes and dtypes of its arrays.
+      **options: of the function, hashable.
 
     Raises:
       ValueError: it binds more than one.
     """
     with jax.enable_x64(True):
         structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in operands]
-        eqns = jax.make_jaxpr(fun)(*structs).eqns
+        eqns = jax.make_jaxpr(functools.partial(fun, **options))(*structs).eqns
     if len(eqns) != 1:
         raise ValueError("its operands or its result are of other types than JAX's")
     return eqns[0].primitive, dict(eqns[0].params)

@@ -63,18 +63,15 @@ def _attributes(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _equation(attributes: Mapping[str, Any], operands: Operands, dtype: Any) -> Equation:
     given = attributes["composite_attributes"]
     floats = tuple((shape, dtype) for shape, _ in operands[:2])
-    return _bound((*floats, operands[2]), tuple(given[field] for field in _FIELDS), dtype)
-
-
-@functools.lru_cache(maxsize=1024)
-def _bound(operands: Operands, fields: tuple[tuple[int, ...], ...], dtype: Any) -> Equation:
-    lc, rc, lb, rb, ragged, group = fields
-    numbers = lax.RaggedDotDimensionNumbers(((lc, rc), (lb, rb)), ragged, group)
-
-    def product(x: Any, w: Any, sizes: Any) -> Any:
-        return lax.ragged_dot_general(x, w, sizes, numbers, preferred_element_type=dtype)
-
-    return bound(product, operands)
+    lc, rc, lb, rb, ragged, group = (given[field] for field in _FIELDS)
+    return bound(
+        lax.ragged_dot_general,
+        (*floats, operands[2]),
+        ragged_dot_dimension_numbers=lax.RaggedDotDimensionNumbers(
+            ((lc, rc), (lb, rb)), ragged, group
+        ),
+        preferred_element_type=dtype,
+    )
 
 
 RULES = Rules(

@@ -1,4 +1,4 @@
-"""Products of quantized operands: values multiplied, scales applied where they factor out."""
+"""Quantized operands as programs hold them, and their products: scales where they factor out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,119 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.numerics.blocks import aligned
+from srjit.numerics.arrays import QuantizedArray
+from srjit.numerics.blocks import aligned, spread_blocks
+from srjit.numerics.encode import encoded, prepared
+from srjit.numerics.formats import get_format
+from srjit.numerics.quantization import Quantization
+from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.scale_layouts import NO_SCALES
+from srjit.numerics.scaling import tensor_amax
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
-from srjit.products.scaled_values import ScaledValues
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScaledValues:
+    """A quantized operand as programs hold it: what is multiplied, and the factor of the result.
+
+    Attributes:
+      values: codes. Block scales, which do not factor out of a product, are multiplied in unless
+        they are beside them; such values are exact in bfloat16 for MX and NVFP4.
+      scale: the factor that is left (per tensor, or per channel with size-1 dimensions), or None.
+      spec: the Quantization it came from.
+      turned: the values with their last dimension first, where that came with them, or None.
+      blocks: the scales of blocks, as of ``QuantizedArray.scale``, for targets that multiply codes
+        with such scales; or None.
+      seen: of a delayed scale, the operand's own amax, a float32 scalar for its history; or None.
+    """
+
+    values: jax.Array
+    scale: jax.Array | None
+    spec: Quantization = dataclasses.field(metadata={"static": True})
+    turned: jax.Array | None = None
+    blocks: jax.Array | None = None
+    seen: jax.Array | None = None
+
+    @property
+    def merged(self) -> jax.Array:
+        """The values with block scales multiplied in; bfloat16 if they are beside them."""
+        if self.blocks is None:
+            return self.values
+        scale = _spread(self.blocks, self.spec, self.values.shape, jnp.dtype(jnp.float32))
+        return (self.values.astype(jnp.float32) * scale).astype(jnp.bfloat16)
+
+    @property
+    def alone(self) -> ScaledValues:
+        """Without the turned copy, and without what only a history wants."""
+        return dataclasses.replace(self, turned=None, seen=None)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the values are integers to 127, for integer units."""
+        spec = self.spec
+        is_grid = get_format(spec.format).element.is_integer and not spec.is_blocked
+        return is_grid and spec.rounding != "none"
+
+
+def emulated(
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    *,
+    before: jax.Array | None = None,
+    rng: Rng = "hash",
+) -> ScaledValues:
+    """``encode`` with block scales multiplied in; arguments as there.
+
+    NVFP4 tensors below 2^-100 may come out smaller than they are, and MX scales are at least
+    2^-126: see ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
+    """
+    if spec.rounding == "none":
+        values = prepared(x, spec)
+        seen = tensor_amax(values) if spec.scaling == "delayed" else None
+        return ScaledValues(values, None, spec, seen=seen)
+    codes, scales, view = encoded(x, spec, key, before=before, rng=rng, subnormal=False)
+    layout = get_format(spec.format).scales
+    if not spec.is_blocked:
+        left = None if layout is NO_SCALES else scales.scale
+        seen = None if spec.scaling != "delayed" else scales.amax
+        return ScaledValues(view.merge(codes), left, spec, seen=seen)
+    values = codes * view.spread(layout.as_float(scales.scale, codes.dtype))
+    return ScaledValues(view.merge(values), scales.tensor_scale, spec)
+
+
+def as_held(q: QuantizedArray, like: ScaledValues) -> ScaledValues:
+    """An operand as a program quantizes it, made of codes and scales that are there already.
+
+    Args:
+      q: what ``encode(..., subnormal=False)`` gives of the operand, codes in its working dtype.
+      like: the same operand, as the program that is to hold it quantizes it; shapes and dtypes.
+
+    Returns:
+      ``like``'s values, bit for bit, without a turned copy.
+    """
+    values, scale, blocks = q.codes, q.scale, None
+    if like.blocks is not None:
+        scale, blocks = q.tensor_scale, q.scale
+    elif q.spec.is_blocked:
+        values = values * _spread(q.scale, q.spec, values.shape, values.dtype)
+        scale = q.tensor_scale
+    elif get_format(q.spec.format).scales is NO_SCALES:
+        scale = None
+    return ScaledValues(values.astype(like.values.dtype), scale, q.spec, blocks=blocks)
+
+
+def _spread(
+    scale: jax.Array, spec: Quantization, shape: tuple[int, ...], dtype: jnp.dtype
+) -> jax.Array:
+    """Scales of blocks as floats, one for every element."""
+    scale = get_format(spec.format).scales.as_float(scale, dtype)
+    return spread_blocks(scale, spec.block_size, shape, spec.blocked_dims(shape))
+
+
+# ----------------------------------------------------------------------------------------- products
 
 Operand = jax.Array | ScaledValues
 
@@ -102,7 +211,7 @@ def _in_result(product: Product, side: int, scale: jax.Array) -> jax.Array | Non
     if not isinstance(product, DotProduct):
         return None
     labels = product.lhs if side == 0 else product.rhs
-    summed = [d for d, label in enumerate(labels) if label not in product.out]
+    summed = [labels.index(label) for label in product.groups(side)[2]]
     if any(scale.shape[d] != 1 for d in summed):
         return None
     kept = [d for d in range(scale.ndim) if d not in summed]

@@ -59,14 +59,14 @@ def multiply(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -
 
 def _contraction_last(lhs: jax.Array, product: DotProduct) -> tuple[jax.Array, DotProduct]:
     """The left operand with its contracted dimensions last, in memory too."""
-    summed = [label for label in product.lhs if label not in product.out]
-    order = [label for label in product.lhs if label in product.out] + summed
-    if not summed or tuple(order) == product.lhs:
+    summed = product.groups(0)[2]
+    order = (*(label for label in product.lhs if label in product.out), *summed)
+    if not summed or order == product.lhs:
         return lhs, product
     # The barrier keeps the codes that are saved for the backward pass the untransposed ones.
     turned = lax.transpose(lax.optimization_barrier(lhs), [product.lhs.index(d) for d in order])
     pinned = with_layout_constraint(turned, Layout(tuple(range(turned.ndim))))
-    return pinned, dataclasses.replace(product, lhs=tuple(order))
+    return pinned, dataclasses.replace(product, lhs=order)
 
 
 def _cuts(product: DotProduct, lhs: jax.Array, rhs: jax.Array) -> list[tuple[jax.Array, jax.Array]]:

@@ -1,14 +1,15 @@
-"""Copies of operands whose dimensions stand in the order that a chip's multiplications want."""
+"""Layouts of operands in memory and over devices: orders that chips want, axes of meshes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit.products.dot import DotProduct
 
@@ -21,13 +22,9 @@ def order_of(product: DotProduct) -> Order | None:
     """The order of both operands' dimensions; None where the contraction is at neither end."""
     found = ""
     for side, labels in enumerate((product.lhs, product.rhs)):
-        batch = [d for d in labels if d in product.out and d in product.lhs and d in product.rhs]
-        rest = [d for d in labels if d not in batch]
-        summed = [d for d in rest if d not in product.out]
-        if not summed or tuple(batch + rest) != labels:
-            return None
-        ends = rest[-len(summed) :] == summed, rest[: len(summed)] == summed
-        if not any(ends):
+        batch, free, summed = product.groups(side)
+        ends = labels == batch + free + summed, labels == batch + summed + free
+        if not summed or not any(ends):
             return None
         found += "N" if ends[side] else "T"
     return found  # type: ignore[return-value]
@@ -54,11 +51,19 @@ def turn(product: DotProduct, side: int) -> tuple[DotProduct, tuple[int, ...]]:
       The product of a transposed copy, and the permutation that makes the copy.
     """
     labels = product.lhs if side == 0 else product.rhs
-    batch = [d for d in labels if d in product.out and d in product.lhs and d in product.rhs]
-    rest = [d for d in labels if d not in batch]
-    summed = [d for d in rest if d not in product.out]
-    free = [d for d in rest if d in product.out]
-    is_last = rest[len(free) :] == summed
-    order = tuple(batch + (summed + free if is_last else free + summed))
+    batch, free, summed = product.groups(side)
+    is_last = tuple(d for d in labels if d not in batch) == free + summed
+    order = batch + (summed + free if is_last else free + summed)
     turned = dataclasses.replace(product, **{("lhs", "rhs")[side]: order})
     return turned, tuple(labels.index(d) for d in order)
+
+
+def mesh_axes(spec: PartitionSpec, ndim: int) -> list[tuple[str, ...]]:
+    """Names of the mesh axes that shard each dimension."""
+    entries: list[Any] = [*spec, *[None] * (ndim - len(spec))]
+    return [() if e is None else e if isinstance(e, tuple) else (e,) for e in entries]
+
+
+def placed(mesh: Any, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
+    """The sharding of dimensions over these axes of a mesh."""
+    return NamedSharding(mesh, PartitionSpec(*(names or None for names in axes)))

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from srjit import _compat
 from srjit.numerics import hadamard
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
-from srjit.products.scaled_values import ScaledValues
+from srjit.products.scaled_dot import ScaledValues
+from srjit.targets.layouts import mesh_axes, placed
 from srjit.targets.target import Demand, Target, emulate
 
 QUANTIZER = "srjit_quantize_"  # begins the names of the functions that quantize an operand
@@ -77,9 +78,9 @@ def _quantizer(demand: Demand, target: Target) -> Callable[..., ScaledValues]:
         operands = x, key, before, signs
         given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
         # With their mesh: arrays may have one where there is none around (jax.set_mesh).
-        whole = NamedSharding(sharding.mesh, PartitionSpec())
+        whole = placed(sharding.mesh, ())
         sharded = jax.tree.map(lambda _: whole, jax.eval_shape(run, *given))
-        codes = NamedSharding(sharding.mesh, _codes_sharding(x.shape, spec, sharding))
+        codes = _codes_sharding(x.shape, spec, sharding)
         sharded = dataclasses.replace(sharded, values=codes)
         auto = jax.sharding.auto_axes(run, out_sharding=sharded)
         return auto(*operands)  # type: ignore[call-arg]  (its stub knows one argument)
@@ -115,14 +116,12 @@ def _carried(q: ScaledValues, demand: Demand, target: Target) -> ScaledValues:
     )
 
 
-def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -> Any:
+def _codes_sharding(shape: tuple[int, ...], spec: Quantization, sharding: Any) -> NamedSharding:
     """The operand's own sharding, but for a transformed dimension, whose padding has to fit too."""
-    entries = list(sharding.spec) + [None] * (len(shape) - len(sharding.spec))
+    axes = mesh_axes(sharding.spec, len(shape))
     if spec.hadamard:
         padded = spec.axes(len(shape))[-1]
         size = -(-shape[padded] // spec.rotation) * spec.rotation
-        names = entries[padded] or ()
-        names = names if isinstance(names, tuple) else (names,)
-        if size % math.prod(sharding.mesh.shape[n] for n in names):
-            entries[padded] = None
-    return PartitionSpec(*entries)
+        if size % math.prod(sharding.mesh.shape[n] for n in axes[padded]):
+            axes[padded] = ()
+    return placed(sharding.mesh, axes)

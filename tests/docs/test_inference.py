@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
-from srjit.numerics.formats import FORMATS
+from srjit import Quantization, quantize
+from srjit.numerics.arrays import pack
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inference.md").read_text(encoding="utf-8")
 
@@ -21,6 +23,10 @@ def test_the_page_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == printed
 
 
-def test_the_page_has_every_format_of_weights():
-    for name in FORMATS:
-        assert f"`{name}`" in PAGE or name == "bf16"
+def test_formats_are_packed_as_the_page_says():
+    rows = re.findall(r"^\| (`.*?`) \| (\w+).*? \| (\w+)", PAGE, re.MULTILINE)
+    assert rows
+    for names, codes, scale in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            packed = pack(quantize(jnp.ones((32, 32)), Quantization(format=name)))
+            assert (packed["codes"].dtype, packed["scale"].dtype) == (codes, scale), name

@@ -35,7 +35,8 @@ def nearest(recipe: str) -> srjit.Recipe:
 
 def rounded(x: Any, spec: srjit.Quantization, axis: tuple[int, ...]) -> np.ndarray:
     """What the codes of x stand for, in float64."""
-    spec = dataclasses.replace(spec, axis=axis if spec.is_oriented else -1)
+    is_oriented = spec.shared in ("channel", "block") or spec.hadamard
+    spec = dataclasses.replace(spec, axis=axis if is_oriented else -1)
     return np.asarray(srjit.dequantize(srjit.quantize(x, spec)), np.float64)
 
 

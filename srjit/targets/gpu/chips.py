@@ -122,13 +122,7 @@ class Gpu:
 
 
 # What multiplies the types.
-_UNITS = {
-    "bf16": "bf16",
-    "f8e4m3fn": "f8",
-    "f8e5m2": "f8",
-    "s8": "s8",
-    "f4e2m1fn": "f4",
-}
+_UNITS = {"bf16": "bf16", "f8e4m3fn": "f8", "f8e5m2": "f8", "s8": "s8", "f4e2m1fn": "f4"}
 _GIB = 2**30
 
 

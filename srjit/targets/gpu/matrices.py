@@ -18,16 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit.numerics import hadamard, random_bits
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
-from srjit.products.scaled_values import ScaledValues
+from srjit.products.scaled_dot import ScaledValues
 from srjit.targets.gpu.kernels import amax_matrix, quantize_matrix
 from srjit.targets.gpu.noise import Places
 from srjit.targets.gpu.reinterpreted import reinterpreted
 from srjit.targets.gpu.task import Task
+from srjit.targets.layouts import mesh_axes, placed
 
 _INPUTS = ("bfloat16", "float32")
 
@@ -259,10 +259,10 @@ def _amax_call(kinds: tuple[str, ...], split: int, shape: tuple[int, ...], inter
             found = run(x)
             return [lax.pmax(value, everywhere) for value in found] if everywhere else found
 
-        replicated = [_placed(mesh, ())] * len(kinds)
-        return mesh, run_shard, replicated, (_placed(mesh, axes),)
+        replicated = [placed(mesh, ())] * len(kinds)
+        return mesh, run_shard, replicated, (placed(mesh, axes),)
 
-    names = _dimension_names(len(shape))
+    names = [f"d{i}" for i in range(len(shape))]
     call = custom_partitioning(run)
     call.def_partition(
         partition=partition,
@@ -320,9 +320,9 @@ def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...], interp
             origins = [_origin(x.shape, w.counted(shape), axes) for w in written]
             return run(origins if any(axes) else (), x, *scalars)
 
-        places = [_placed(mesh, [axes[d] for d in dims]) for w in written for dims in w.dims(shape)]
-        scalars = [_placed(mesh, ())] * (len(args) - 1)
-        return mesh, run_shard, places, (_placed(mesh, axes), *scalars)
+        places = [placed(mesh, [axes[d] for d in dims]) for w in written for dims in w.dims(shape)]
+        scalars = [placed(mesh, ())] * (len(args) - 1)
+        return mesh, run_shard, places, (placed(mesh, axes), *scalars)
 
     call = custom_partitioning(functools.partial(run, ()))
     rule, sizes = _rule(written, shape, stays)
@@ -338,17 +338,12 @@ def _as_type(words: jax.Array, wanted: Any) -> jax.Array:
 
 def _kept(mesh: Any, arg: Any, stays: dict[int, int]) -> list[tuple[str, ...]]:
     """The mesh axes of every dimension whose shards are equal and cut nothing that stays whole."""
-    spec = (*arg.sharding.spec, *(None,) * (len(arg.shape) - len(arg.sharding.spec)))
-    found = [() if e is None else e if isinstance(e, tuple) else (e,) for e in spec]
+    found = mesh_axes(arg.sharding.spec, len(arg.shape))
     for d, names in enumerate(found):
         count = math.prod(mesh.shape[name] for name in names)
         if arg.shape[d] % (count * stays.get(d, 1)):
             found[d] = ()
     return found
-
-
-def _placed(mesh: Any, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(*(names or None for names in axes)))
 
 
 def _origin(
@@ -366,15 +361,11 @@ def _origin(
     return origin
 
 
-def _dimension_names(count: int) -> list[str]:
-    return [f"d{i}" for i in range(count)]
-
-
 def _rule(
     written: Sequence[_Written], shape: tuple[int, ...], stays: dict[int, int]
 ) -> tuple[str, dict[str, Any]]:
     """How shardings of the tensor and of what is written belong together."""
-    names = _dimension_names(len(shape))
+    names = [f"d{i}" for i in range(len(shape))]
     scaled = {d for w in written for d in w.blocked(len(shape))}
     whole = {d for d in scaled if shape[d] % stays[d] == 0}
     sizes: dict[str, Any] = {f"b{d}": stays[d] for d in whole}

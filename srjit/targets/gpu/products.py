@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
 from srjit import _compat
 from srjit.numerics.blocks import pad_to_multiple, spread_blocks
@@ -26,11 +25,10 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
-from srjit.products.scaled_dot import Operand, multiply_values, values_of
-from srjit.products.scaled_values import ScaledValues
+from srjit.products.scaled_dot import Operand, ScaledValues, multiply_values, values_of
 from srjit.targets.gpu.chips import Gpu
 from srjit.targets.kernel_call import kernel_call
-from srjit.targets.layouts import pinned
+from srjit.targets.layouts import mesh_axes, pinned, placed
 from srjit.targets.target import FASTER, Shapes, Specs
 
 # Codes that come with scales of blocks, as cuDNN takes them: it has no product of E2M1 codes with
@@ -106,10 +104,7 @@ def _block_scaled(product: DotProduct, lhs: ScaledValues, rhs: ScaledValues) -> 
     batch = [d for d in product.out if d in product.lhs and d in product.rhs]
     # In the order of rhs for both: blocks run along the last.
     summed = [d for d in product.rhs if d in product.lhs and d not in product.out]
-    rows, columns = (
-        [d for d in labels if d not in batch and d not in summed]
-        for labels in (product.lhs, product.rhs)
-    )
+    rows, columns = (list(product.groups(side)[1]) for side in (0, 1))
     sizes = dict(zip(product.lhs + product.rhs, lhs.values.shape + rhs.values.shape, strict=True))
     a, a_scales = _as_matrices(lhs, product.lhs, (batch, rows, summed))
     b, b_scales = _as_matrices(rhs, product.rhs, (batch, columns, summed))
@@ -133,36 +128,22 @@ def _matrix_product(
 
 def _shards_of_matrices(mesh: Any, args: Any, result: Any) -> Any:
     """Every device multiplies what it has; sums over parts of the contraction are left."""
-    (batch, rows, left), (_, columns, right) = (_padded(arg.sharding.spec) for arg in args[:2])
-    summed = _axes(left) if left == right else ()
+    (batch, rows, left), (_, columns, right) = (mesh_axes(a.sharding.spec, 3) for a in args[:2])
+    summed = left if left == right else ()
     count = math.prod(mesh.shape[axis] for axis in summed)
     if args[2].shape[2] % count:  # blocks stay whole
         summed = ()
     # An axis shards one dimension of the result.
-    taken = {*_axes(batch), *_axes(rows), *summed}
-    columns = tuple(axis for axis in _axes(columns) if axis not in taken)
-    batch, rows = _axes(batch), tuple(a for a in _axes(rows) if a not in (*_axes(batch), *summed))
-
-    def place(*dims: tuple[str, ...]) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*(d or None for d in dims)))
+    columns = tuple(axis for axis in columns if axis not in {*batch, *rows, *summed})
+    rows = tuple(axis for axis in rows if axis not in {*batch, *summed})
+    place = functools.partial(placed, mesh)
 
     def multiply_shards(*operands: jax.Array) -> jax.Array:
         out = _matrix_product.fun(*operands)
         return lax.psum(out, summed) if summed else out
 
-    lhs, rhs = place(batch, rows, summed), place(batch, columns, summed)
-    return mesh, multiply_shards, place(batch, rows, columns), (lhs, rhs, lhs, rhs)
-
-
-def _padded(spec: PartitionSpec) -> tuple[Any, ...]:
-    return (*spec, *(None,) * (3 - len(spec)))
-
-
-def _axes(entry: Any) -> tuple[str, ...]:
-    """Names of the mesh axes in one entry of a PartitionSpec."""
-    if entry is None:
-        return ()
-    return entry if isinstance(entry, tuple) else (entry,)
+    lhs, rhs = place((batch, rows, summed)), place((batch, columns, summed))
+    return mesh, multiply_shards, place((batch, rows, columns)), (lhs, rhs, lhs, rhs)
 
 
 _matrix_product.def_partition(
@@ -211,14 +192,8 @@ def is_native(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> bool:
         same = all(is_blocked) and len(scales) == 1 and bool(product.contracting(0))
         return same and (gpu.rate(lhs, rhs) or 0) > FASTER
     # A product with a vector is none of a matrix unit's.
-    free = [
-        [n for d, n in zip(labels, shape, strict=True) if d not in other]
-        for labels, other, shape in (
-            (product.lhs, product.rhs, shapes[0]),
-            (product.rhs, product.lhs, shapes[1]),
-        )
-    ]
-    if any(max(sizes, default=1) == 1 for sizes in free):
+    sizes = dict(zip(product.lhs + product.rhs, shapes[0] + shapes[1], strict=True))
+    if any(max((sizes[d] for d in product.groups(side)[1]), default=1) == 1 for side in (0, 1)):
         return False
     return (gpu.rate(lhs, rhs) or 0) > FASTER
 

@@ -22,12 +22,12 @@ from jax.experimental.pallas import triton as plgpu
 
 from srjit.numerics.elements import ELEMENTS, Element
 from srjit.numerics.rounding import round_to_grid
+from srjit.numerics.storage import STORAGES
 from srjit.targets.codes import float_code, word_of
 
 _E2M1, _E4M3, _E5M2 = (ELEMENTS[name] for name in ("float4_e2m1fn", "float8_e4m3fn", "float8_e5m2"))
 _PTX = {_E2M1.name: "e2m1", _E4M3.name: "e4m3", _E5M2.name: "e5m2"}
-_BITS = {_E2M1.name: 4, _E4M3.name: 8, _E5M2.name: 8}
-_NAN_CODES = {_E2M1.name: 0x7, _E4M3.name: 0x7F, _E5M2.name: 0x7F}  # E2M1 has none: it saturates
+_BITS = {name: STORAGES[name].bits for name in _PTX}
 SHARING = 4  # values that one word of noise is for
 
 
@@ -195,7 +195,8 @@ def _model_stochastic(
 
 
 def _or_nan(y: jax.Array, code: jax.Array, element: Element) -> jax.Array:
-    return jnp.where(jnp.isnan(y), _NAN_CODES[element.name], signed(y, code, element))
+    nan = (1 << _BITS[element.name] - 1) - 1  # E2M1 has none: it saturates
+    return jnp.where(jnp.isnan(y), nan, signed(y, code, element))
 
 
 def noise_fields(word: jax.Array, element: Element) -> list[jax.Array]:

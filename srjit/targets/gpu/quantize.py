@@ -15,7 +15,7 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.rounding import NOISE_BITS
-from srjit.products.scaled_values import ScaledValues, emulated
+from srjit.products.scaled_dot import ScaledValues, emulated
 from srjit.targets.gpu import matrices as gpu_quantize
 from srjit.targets.gpu import products as gpu_products
 from srjit.targets.gpu.chips import Gpu
@@ -36,14 +36,19 @@ def quantize(
     want = want_of(gpu, demand.spec, demand.turned)
     if want is None or x.dtype == jnp.float64:
         return emulated(x, demand.spec, key, before=before, rng=rng)
-    formula = functools.partial(_quantize_plainly, want, rng)
     if _is_typed(x) or rng != "hash" or before is not None or not gpu_quantize.fits(x, want):
-        return formula(x, *(key or ()), before=before)
+        return _quantize_plainly(want, rng, x, *(key or ()), before=before)
+    return _by_kernels((want,), x, key or ())[0]
+
+
+def _by_kernels(
+    wants: tuple[Want, ...], x: jax.Array, words: Sequence[jax.Array]
+) -> tuple[ScaledValues, ...]:
     return kernel_call(
         x,
-        *(key or ()),
-        kernel=functools.partial(_quantize_by_kernel, want),
-        formula=formula,
+        *words,
+        kernel=functools.partial(gpu_quantize.quantize_by_kernels, wants),
+        formula=functools.partial(_quantize_all_plainly, wants),
         platform="cuda",
         partitions=True,
     )
@@ -91,24 +96,12 @@ def quantize_together(
     fitting = tuple(w for w in wants if w is not None and gpu_quantize.fits(x, w))
     if len(fitting) < len(wants) or demands[0].rng != "hash" or _is_typed(x):
         return None
-    return kernel_call(
-        x,
-        *(word for key in keys for word in key or ()),
-        kernel=functools.partial(gpu_quantize.quantize_by_kernels, fitting),
-        formula=functools.partial(_quantize_all_plainly, fitting),
-        platform="cuda",
-        partitions=True,
-    )
+    return _by_kernels(fitting, x, [word for key in keys for word in key or ()])
 
 
 def _is_typed(x: jax.Array) -> bool:
     """Whether its type says how it is sharded: none says so of what is cut into blocks."""
     return _compat.explicit_sharding(jax.typeof(x)) is not None
-
-
-def _quantize_by_kernel(want: Want, x: jax.Array, *words: jax.Array) -> ScaledValues:
-    (made,) = gpu_quantize.quantize_by_kernels((want,), x, *words)
-    return made
 
 
 def _quantize_all_plainly(

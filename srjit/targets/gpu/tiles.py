@@ -90,12 +90,7 @@ def _stacked(parts: list[jax.Array]) -> jax.Array:
 
 
 def store_words(
-    task: Task,
-    part: Tile,
-    ref: Any,
-    words: list[jax.Array],
-    row: jax.Array,
-    column: jax.Array,
+    task: Task, part: Tile, ref: Any, words: list[jax.Array], row: jax.Array, column: jax.Array
 ) -> None:
     """Stores the words of blocks whose first elements stand at rows and columns."""
     at, inside = _blocks_in_memory(task, part, row, column)

@@ -89,12 +89,7 @@ class Chip:
         """Whether it multiplies such elements faster than bfloat16, in a good order."""
         return elements <= self.native and ("int8" not in elements or len(elements) == 1)
 
-    def product(
-        self,
-        product: Product,
-        shapes: Shapes,
-        specs: Specs,
-    ) -> tuple[float, float | None]:
+    def product(self, product: Product, shapes: Shapes, specs: Specs) -> tuple[float, float | None]:
         """See target.Estimates."""
         if not isinstance(product, DotProduct):
             return 0.0, None

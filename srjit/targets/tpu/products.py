@@ -19,8 +19,13 @@ from jax import lax
 
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
-from srjit.products.scaled_dot import Operand, are_integers, multiply_values, values_of
-from srjit.products.scaled_values import ScaledValues
+from srjit.products.scaled_dot import (
+    Operand,
+    ScaledValues,
+    are_integers,
+    multiply_values,
+    values_of,
+)
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import Order, order_of, pinned, transposed, turn
 from srjit.targets.target import FASTER, Shapes, Specs
@@ -32,11 +37,7 @@ _GAIN = 0.05  # of a product's cycles, to be gained by an order at least: they a
 
 
 def multiply(
-    chip: Chip,
-    product: Product,
-    lhs: Operand,
-    rhs: Operand,
-    *extras: jax.Array,
+    chip: Chip, product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array
 ) -> jax.Array:
     """See scaled_dot.Multiply."""
     pair = values_of(lhs), values_of(rhs)
