@@ -9,6 +9,7 @@ has another token than the whole, unless it is all of it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ from srjit.program.values import (
 )
 from srjit.targets.operand import QUANTIZER
 
-_PARAMETER = frozenset({PARAMETER})
+_PARAMETER, _BACKWARD = frozenset({PARAMETER}), frozenset({BACKWARD})
+_NONE = frozenset[str]()
 _STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 # What an inner srjit makes of a product.
@@ -126,7 +128,7 @@ class Provenance:
     def _renewed(self, value: Value) -> Value:
         """Another value that the same things flow into."""
         token = next(self._fresh)
-        return dataclasses.replace(value, token=token, origin=token)
+        return value._replace(token=token, origin=token)
 
     # ---------------------------------------------------------------------------- one jaxpr
 
@@ -164,8 +166,8 @@ class Provenance:
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: Equation, values: list[Value], scope: Scope) -> list[Value]:
-        flow = None if _is_quantizer(eqn) else flow_of(eqn)
-        if flow is not None:
+        flow = flow_of(eqn)
+        if flow is not None and not _is_quantizer(eqn):
             return self._flow(eqn, flow, values, scope)
         outs = self._simple(eqn, values, scope)
         if not scope.record:
@@ -177,7 +179,7 @@ class Provenance:
             (lhs, rhs, *extras), location = values, self._source.location(eqn)
             occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
             self.occurrences.append(occurrence)
-        elif not _is_quantizer(eqn) and (why := self._source.opaque(eqn)):
+        elif flow is None and (why := self._source.opaque(eqn)):
             self.opaque.append(Opaque(scope, name, self._source.location(eqn), why))
         elif name == "convert_element_type" and BACKWARD in outs[0].labels and not scope.ruled:
             self.casts.append((scope, eqn))
@@ -191,28 +193,32 @@ class Provenance:
         if name in _IDENTITIES or _is_same_dtype(eqn):
             return values
         view = name in _VIEWS and len(values) >= len(eqn.outvars)
-        try:
-            what = (eqn.primitive, _hashable(eqn.params))
-            hash(what)
-        except TypeError:
-            what = ("unique", next(self._fresh))
-        if eqn.effects or name in _STATEFUL:
-            what = ("unique", next(self._fresh))
+        what = self._operation(eqn)
         labels = self._labels(eqn, values)
         varies = _varying(eqn, values)
-        tokens, origins = (tuple(getattr(v, f) for v in values) for f in ("token", "origin"))
+        tokens, origins = tuple([v.token for v in values]), tuple([v.origin for v in values])
+        is_backward = scope.phase == "backward"
         outs: list[Value] = []
-        for i in range(len(eqn.outvars)):
+        for i, out in enumerate(eqn.outvars):
             token = self.derived(what, tokens, i)
             origin = token if origins == tokens else self.derived(what, origins, i)
-            if scope.phase != "backward":
+            if not is_backward:
                 self._forward.add(token)
             # A constant, a part of what was there and what the forward pass has are no gradients.
             elif values and not view and name not in _SLICES and token not in self._forward:
-                labels |= {BACKWARD}
-            known = varies & (scope.manual | _compat.typed_axes(eqn.outvars[i].aval))
+                labels |= _BACKWARD
+            known = varies and varies & (scope.manual | _compat.typed_axes(out.aval))
             outs.append(Value(labels, token, values[i].origin if view else origin, known))
         return outs
+
+    def _operation(self, eqn: Equation) -> int:
+        """A token for what an equation does to its operands."""
+        if eqn.effects or eqn.primitive.name in _STATEFUL:
+            return next(self._fresh)
+        try:
+            return self.derived(eqn.primitive, _hashable(eqn.params))
+        except TypeError:
+            return next(self._fresh)
 
     @staticmethod
     def _labels(eqn: Equation, values: list[Value]) -> frozenset[str]:
@@ -225,9 +231,9 @@ class Provenance:
                 updated = any(BACKWARD in o.labels for o in others)
                 if value.labels == _PARAMETER and v.aval.shape == shape and updated:
                     return value.labels  # a parameter and what gradients became: a parameter
-        labels = frozenset[str]().union(*(v.labels for v in flowing))
+        labels = _NONE.union(*[v.labels for v in flowing])
         if name in _SLICES and BACKWARD not in values[0].labels:  # where a slice is makes none
-            labels -= {BACKWARD}
+            labels -= _BACKWARD
         return labels
 
     # ------------------------------------------------------------------------------ control flow
@@ -237,9 +243,9 @@ class Provenance:
     ) -> list[Value]:
         """The results of an equation with regions, by their edges."""
         if flow.has_rule:
-            scope = dataclasses.replace(scope, ruled=True)
+            scope = scope._replace(ruled=True)
         if flow.shards and not flow.shards.is_typed:
-            scope = dataclasses.replace(scope, manual=scope.manual | flow.shards.manual)
+            scope = scope._replace(manual=scope.manual | flow.shards.manual)
         trips = flow.trips
         loop = (trips.length, trips.reverse) if trips else None
         if trips and trips.unroll not in (1, False) and scope.record:
@@ -253,9 +259,7 @@ class Provenance:
         def run(record: bool) -> list[list[Value]]:
             outs: list[list[Value]] = []
             for number, region in enumerate(flow.regions):
-                where = scope.inside(*region.step, loop=loop)
-                if where.record != record:
-                    where = dataclasses.replace(where, record=record)
+                where = scope.inside(*region.step, loop=loop)._replace(record=record)
                 given = [
                     carry.get(i.operand) or self._entering(i, v, flow, number, values)
                     for i, v in zip(region.inputs, region.program.invars, strict=True)
@@ -263,19 +267,18 @@ class Provenance:
                 outs.append(self._run(region.program, region.consts, given, where))
             return outs
 
+        made: list[list[Value]] = []
         while flow.trips:  # until what flows into the carry stays
             made = run(False)
             after = [made[-1][i] for i in flow.body.outputs_by("carried")]
             joined = {
-                operand: dataclasses.replace(
-                    c, labels=c.labels | o.labels, varies=c.varies | o.varies
-                )
+                operand: c._replace(labels=c.labels | o.labels, varies=c.varies | o.varies)
                 for (operand, c), o in zip(carry.items(), after, strict=True)
             }
             if joined == carry:
                 break
             carry = joined
-        outs = run(scope.record)
+        outs = made if flow.trips and not scope.record else run(scope.record)
         carried = (self._renewed(v) for v in carry.values())
         found: list[list[Value]] = [[] for _ in eqn.outvars]
         for region, made in zip(flow.regions, outs, strict=True):
@@ -285,7 +288,7 @@ class Provenance:
                     found[output.result].append(self._leaving(output, v, flow, left))
         if str(eqn.params.get("name", "")).startswith(WRITE_BACK):
             # Noise flows into it too, but what was a parameter is one.
-            found = [[dataclasses.replace(v, labels=values[0].labels) for v in vs] for vs in found]
+            found = [[v._replace(labels=values[0].labels) for v in vs] for vs in found]
         return [
             vs[0] if len(vs) == 1 else self._merged(vs, values[flow.selector or 0]) for vs in found
         ]
@@ -298,9 +301,9 @@ class Provenance:
         if edge.way == "slice":
             return self._sliced(value)
         if edge.way == "shard":
-            axes = frozenset[str]().union(*edge.spec)
+            axes = _NONE.union(*edge.spec)
             crossed = self._crossing("shard", value, edge.spec, v.aval.shape)
-            return dataclasses.replace(crossed, varies=value.varies | axes)
+            return crossed._replace(varies=value.varies | axes)
         if flow.selector is not None:
             return self._chosen(value, values[flow.selector], region, len(flow.regions))
         return value
@@ -311,7 +314,7 @@ class Provenance:
             return self._stacked(value)
         if flow.shards and edge.way == "shard":
             crossed = self._crossing("unshard", value, edge.spec, v.aval.shape)
-            return dataclasses.replace(crossed, varies=value.varies - flow.shards.manual)
+            return crossed._replace(varies=value.varies - flow.shards.manual)
         return value
 
     def _crossing(
@@ -329,12 +332,12 @@ class Provenance:
             token = self.derived(way, how, value.token)
             back = "unshard" if way == "shard" else "shard"
             self._crossed[back, token] = how, value.token
-        return dataclasses.replace(value, token=token)
+        return value._replace(token=token)
 
     def _sliced(self, stacked: Value) -> Value:
         if stacked.token not in self._stacks:
             token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
-            self._stacks[stacked.token] = dataclasses.replace(stacked, token=token, origin=origin)
+            self._stacks[stacked.token] = stacked._replace(token=token, origin=origin)
             if stacked.origin in self.given:
                 self.given[origin] = self.given[stacked.origin]
         return self._stacks[stacked.token]
@@ -342,13 +345,13 @@ class Provenance:
     def _stacked(self, value: Value) -> Value:
         token, origin = (self.derived("stack", t) for t in (value.token, value.origin))
         self._stacks[token] = value
-        return dataclasses.replace(value, token=token, origin=origin)
+        return value._replace(token=token, origin=origin)
 
     def _merged(self, outs: Sequence[Value], chooser: Value) -> Value:
         """One output of a conditional: the same value as a branch's only where all agree."""
         if len({v.token for v in outs}) == 1:
             return outs[0]
-        labels = frozenset[str]().union(*(v.labels for v in outs))
+        labels = _NONE.union(*(v.labels for v in outs))
         varies = chooser.varies.union(*(v.varies for v in outs))
         token, origin = (
             self.derived("cond", chooser.token, *(getattr(v, f) for v in outs))
@@ -365,15 +368,12 @@ class Provenance:
 
 def _turned(jaxpr: Program) -> set[Variable]:
     """The matrices among the values of a jaxpr of which nothing but one transpose is read."""
-    readers: dict[Variable, list[str]] = {v: ["return"] for v in jaxpr.outvars if _is_var(v)}
-    for eqn in jaxpr.eqns:
-        for v in filter(_is_var, eqn.invars):
-            readers.setdefault(v, []).append(eqn.primitive.name)
-    return {v for v, names in readers.items() if names == ["transpose"] and v.aval.ndim == 2}
-
-
-def _is_var(v: Variable) -> bool:
-    return not is_literal(v)
+    transposed = [e.invars[0] for e in jaxpr.eqns if e.primitive.name == "transpose"]
+    if not transposed:
+        return set()
+    reads = itertools.chain(jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
+    times = collections.Counter(v for v in reads if not is_literal(v))
+    return {v for v in transposed if v.aval.ndim == 2 and times[v] == 1}
 
 
 def _multiplies(jaxpr: Any) -> bool:
@@ -398,12 +398,12 @@ def _is_same_dtype(eqn: Equation) -> bool:
 
 def _varying(eqn: Equation, values: list[Value]) -> frozenset[str]:
     """Mesh axes over which the results differ, by the operation that made them."""
-    varies = frozenset[str]().union(*(v.varies for v in values))
-    names = _compat.axis_names(eqn)
-    if eqn.primitive.name in _SPREADING:
-        return varies | names
-    whole = eqn.params.get("axis_index_groups") is None
-    return varies - names if eqn.primitive.name in _COLLECTIVES and whole else varies
+    varies, name = _NONE.union(*[v.varies for v in values]), eqn.primitive.name
+    if name in _SPREADING:
+        return varies | _compat.axis_names(eqn)
+    if name in _COLLECTIVES and eqn.params.get("axis_index_groups") is None:
+        return varies - _compat.axis_names(eqn)
+    return varies
 
 
 def _is_tensor(const: Any) -> bool:
@@ -413,7 +413,7 @@ def _is_tensor(const: Any) -> bool:
 
 
 def _hashable(params: dict[str, Any]) -> Any:
-    return tuple(sorted((k, _freeze(v)) for k, v in params.items()))
+    return tuple(sorted([(k, _freeze(v)) for k, v in params.items()]))
 
 
 def _freeze(value: Any) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from srjit.program.protocols import Equation
 
@@ -24,8 +24,7 @@ BACKWARD = "backward"
 SOURCES = frozenset({PARAMETER, CAPTURED, DATA})
 
 
-@dataclasses.dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """See the module's docstring."""
 
     labels: frozenset[str]
@@ -39,8 +38,7 @@ class Value:
         return self.labels & SOURCES
 
 
-@dataclasses.dataclass(frozen=True)
-class Scope:
+class Scope(NamedTuple):
     """Where an equation stands.
 
     Attributes:
@@ -62,8 +60,7 @@ class Scope:
 
     def at(self, index: Any, names: tuple[str, ...], transforms: tuple[str, ...]) -> Scope:
         """The scope of the equation with that index in this one, by its own name stack."""
-        return dataclasses.replace(
-            self,
+        return self._replace(
             path=(*self.path, index),
             names=self.names + names,
             transforms=self.transforms + transforms,
@@ -74,7 +71,7 @@ class Scope:
         if not step and not loop:
             return self
         loops = (*self.loops, loop) if loop else self.loops
-        return dataclasses.replace(self, path=(*self.path, *step), loops=loops)
+        return self._replace(path=(*self.path, *step), loops=loops)
 
     @property
     def phase(self) -> str:
