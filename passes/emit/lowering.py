@@ -84,8 +84,10 @@ class Library:
         renamed = {old: self.free(name if old == "main" else f"{name}.{old}") for old in functions}
         for old, op in functions.items():
             for called in operations.inside(op):
-                if callee := operations.callee_of(called):
-                    called.attributes["callee"] = ir.FlatSymbolRefAttr.get(renamed[callee])
+                for name_of in ("callee", "decomposition"):  # of a call, of a composite
+                    if name_of in called.attributes:
+                        symbol = ir.FlatSymbolRefAttr(called.attributes[name_of]).value
+                        called.attributes[name_of] = ir.FlatSymbolRefAttr.get(renamed[symbol])
             for of_jax in ("arg_attrs", "res_attrs"):
                 if of_jax in op.attributes:
                     del op.attributes[of_jax]

@@ -35,8 +35,8 @@ def step(w, x):
 def record(**changed):
     fields = {
         "step": 0, "site": 1, "path": "a/b", "role": "wgrad", "operand": "lhs", "kind": "gradient",
-        "where": (2,), "format": "int8", "rounding": "stochastic", "norm": 1.0, "noise": 0.1,
-        "zeros": 0.0, "saturated": 0.0, "amax": 3.0,
+        "where": (2,), "format": "int8", "rounding": "stochastic", **{f.name: 0.0 for f in FIGURES},
+        "norm": 1.0, "noise": 0.1, "amax": 3.0,
     }  # fmt: skip
     return Record.from_dict(fields | changed)
 
@@ -117,9 +117,11 @@ def test_large_operands_are_sampled_by_whole_rows():
 def test_a_sample_is_quantized_with_the_scale_of_its_tensor():
     x = jax.random.normal(jax.random.key(0), (4096, 64)).at[1, 0].set(1000.0)
     spec = Quantization(format="int8", rounding="nearest")
-    norm, noise, zeros, _, amax = measured(x, spec, None, None, False)
-    assert amax == 1000 and norm < 2  # that row is not in the sample
-    assert zeros > 0.999 and abs(noise / norm - 1) < 1e-3  # of steps of 1000 / 127, all is lost
+    figures = measured(x, spec, None, None, False)
+    found = record(**{f.name: float(value) for f, value in zip(FIGURES, figures, strict=True)})
+    assert found.amax == 1000 and found.norm < 2  # that row is not in the sample
+    # Of steps of 1000 / 127, all is lost.
+    assert found.zeros > 0.999 and abs(found.noise / found.norm - 1) < 1e-3
 
 
 def test_a_run_is_written_line_by_line_and_read_again(tmp_path):
