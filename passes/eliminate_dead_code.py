@@ -58,27 +58,10 @@ class _Elimination:
         self.functions = {name: op for name, op in known.items() if not operations.why_closed(op)}
         self._taken = set(known)
         self._uncalled: dict[str, None] = {}  # functions that some call does not call any more
-        self._effectful: dict[str, bool] = {}
         self._versions: dict[tuple[str, tuple[bool, ...]], str] = {}
         self.flow_of = OperationFlows(self.functions)
+        self.is_effectful = operations.Search(self.functions, _is_effectful, otherwise=True)
         self.liveness = Liveness(self.flow_of, lambda step: self.is_effectful(step.op))
-
-    def is_effectful(self, op: ir.Operation) -> bool:
-        """Whether an operation, what it calls or what is in its regions does more than compute."""
-        name = operations.callee_of(op)
-        if name is not None:
-            if name not in self.functions:
-                return True
-            if name not in self._effectful:
-                self._effectful[name] = True  # while it is being found out: recursion
-                self._effectful[name] = self._any_effect(self.functions[name])
-            return self._effectful[name]
-        if operations.is_effectful(op):
-            return not op.name.endswith(".return")
-        return self._any_effect(op)
-
-    def _any_effect(self, op: ir.Operation) -> bool:
-        return any(map(self.is_effectful, operations.inside(op)))
 
     def run(self, main: Any) -> None:
         """Removes the dead code of what @main reaches."""
@@ -162,6 +145,10 @@ class _Elimination:
         if not all(used):
             types = (r.type for r in compress(op.results, used))
             _replace(op, used, editing.recreated(op, op.operands, types))
+
+
+def _is_effectful(op: ir.Operation) -> bool:
+    return operations.is_effectful(op) and not op.name.endswith(".return")
 
 
 def _replace(op: ir.Operation, kept: Mask, new: ir.Operation) -> None:

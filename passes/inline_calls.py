@@ -95,7 +95,7 @@ def inline(module: ir.Operation, is_meant: Callable[[str], bool]) -> set[str]:
 
 
 def _why_not(function: ir.Operation, calls_itself: bool) -> str:
-    """What stands against inlining a function anywhere; nothing if nothing does."""
+    """The reason not to inline a function anywhere; empty if there is none."""
     name = operations.text(function, "sym_name")
     if why := operations.why_closed(function):
         return f"@{name} {why}"

@@ -106,7 +106,7 @@ def _generators(function: ir.Operation) -> Iterator[tuple[ir.Operation, str]]:
 
 
 def _generator(op: ir.Operation) -> str:
-    """What to call an operation that generates random bits; nothing for others."""
+    """The name in errors of an operation that generates random bits; empty for others."""
     dialect, _, name = op.name.partition(".")
     if dialect in _DIALECTS and name in _GENERATORS:
         return op.name

@@ -26,7 +26,6 @@ from jax._src.lib import pytree as _pytree  # trees of the registry that lowered
 from jax._src.named_sharding import UNSPECIFIED  # what jit says of a sharding nobody gave
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
-from jax.interpreters import mlir
 
 ragged_dot_general_p = _lax.ragged_dot_general_p
 
@@ -253,7 +252,7 @@ def module_of(lowered: Any) -> Any:
 
 
 def name_of_module(lowered: Any) -> str:
-    """What a lowered program is called."""
+    """The name of a lowered program."""
     name = str(lowered._lowering._name)
     return name[len("jit(") : -1] if name.startswith("jit(") else name
 
@@ -275,7 +274,7 @@ def with_more_arguments(
       NotImplementedError: JAX passes what the program mutates behind its last argument.
     """
     old = lowered._lowering
-    types = [getattr(lowered, name, None) for name in ("_in_types", "_out_types")]
+    types: list[Any] = [getattr(lowered, name, None) for name in ("_in_types", "_out_types")]
     if all(types) and any(t.is_high for _, avals in types for t in avals):
         raise NotImplementedError("arguments or results of high-level (hijax) types")
     given: dict[str, Any] = dict(old.compile_args)
@@ -350,39 +349,23 @@ def lowered_module(
         raise ValueError(
             f"{name} is for {partitions} devices (mhlo.num_partitions), there are {len(devices)}"
         )
-    devices = devices[:partitions]
+    empty = jax.jit(lambda: None).lower()._lowering
     names = tuple(f"args[{i}]" for i in range(len(arguments)))
+    info = _core.DebugInfo("srjit.rejit", name, names, None)
+    given: dict[str, Any] = {
+        **empty.compile_args,
+        "num_devices": partitions,
+        "committed": partitions > 1,
+        "kept_var_idx": set(range(len(arguments))),
+        "all_args_info": _pxla.AllArgsInfo(tuple(arguments), info),
+    }
+    for way, avals in (("in", arguments), ("out", results)):
+        given[f"global_{way}_avals"] = tuple(avals)
+        given[f"{way}_shardings"] = (UNSPECIFIED,) * len(avals)
+        given[f"{way}_layouts"] = (None,) * len(avals)
+    donated, platforms = (False,) * len(arguments), empty._platforms
     computation = _pxla.MeshComputation(
-        name,
-        module,
-        [],
-        (False,) * len(arguments),
-        (devices[0].platform,),
-        (),
-        tuple(devices),
-        global_in_avals=tuple(arguments),
-        global_out_avals=tuple(results),
-        in_shardings=(UNSPECIFIED,) * len(arguments),
-        out_shardings=(UNSPECIFIED,) * len(results),
-        tuple_args=False,
-        unordered_effects=[],
-        ordered_effects=[],
-        host_callbacks=[],
-        keepalive=[],
-        kept_var_idx=set(range(len(arguments))),
-        mut=None,
-        backend=devices[0].client,
-        num_devices=partitions,
-        committed=partitions > 1,
-        in_layouts=(None,) * len(arguments),
-        out_layouts=(None,) * len(results),
-        shape_poly_state=mlir.ShapePolyLoweringState((), (devices[0].platform,)),
-        all_args_info=_pxla.AllArgsInfo(
-            tuple(arguments), _core.DebugInfo("srjit.rejit", name, names, None)
-        ),
-        pgle_profiler=None,
-        intermediate_shardings=[],
-        context_mesh=None,
+        name, module, [], donated, platforms, (), tuple(devices[:partitions]), **given
     )
     infos = tuple(_stages.ArgInfo(aval, False) for aval in arguments)
     out = 0 if len(results) == 1 else (0,) * len(results)
@@ -400,7 +383,7 @@ def differences(tree: Any, other: Any) -> list[str]:
 
 
 def export_lowered(lowered: Any, name: str, custom_calls: Sequence[str]) -> Any:
-    """What ``jax.export`` makes of a lowered program; publicly it takes functions only.
+    """Exports a lowered program; publicly ``jax.export`` takes functions only.
 
     Args:
       lowered: a ``jax.stages.Lowered``.

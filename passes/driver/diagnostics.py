@@ -1,4 +1,4 @@
-"""What MLIR and the passes say about a program, kept after MLIR has forgotten it."""
+"""Diagnostics of MLIR and of the passes, kept after MLIR has forgotten them."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ class Diagnostic:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.file else "<unknown>:0"
         return "\n".join([f"{place}: {self.severity}: {self.message}", *map(str, self.notes)])
+
+
+def pointed_at(line: str, index: int) -> str:
+    """A line, and below it a caret at a character."""
+    before = "".join("\t" if c == "\t" else " " for c in line[:index])
+    return f"{line}\n{before}^"
 
 
 class PipelineError(RuntimeError):

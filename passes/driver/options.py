@@ -40,7 +40,7 @@ class Option:
 
     @property
     def wants(self) -> str:
-        """What errors say a value has to be."""
+        """The description of its values in errors."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         kind = {
@@ -112,7 +112,7 @@ def _scalar(option: Option, text: str) -> Any:
 
 
 def _unquoted(raw: str) -> str:
-    """Without one layer of quotes or braces; a doubled quote inside of quotes is one."""
+    """Takes off one layer of quotes or braces; a doubled quote inside of quotes is one."""
     if len(raw) >= 2 and raw[0] in "'\"" and raw[-1] == raw[0]:
         return raw[1:-1].replace(raw[0] * 2, raw[0])
     if raw.startswith("{") and closing(raw, 0, "{}") == len(raw) - 1:
@@ -145,7 +145,7 @@ def end_of(text: str, start: int, stops: str) -> int:
 
 
 def closing(text: str, opened: int, pair: str) -> int:
-    """Where the parenthesis or brace at ``opened`` is closed, minding quotes; -1 if nowhere."""
+    """The position at which the parenthesis or brace at ``opened`` is closed; -1 if nowhere."""
     depth, braces, pos = 0, 0, opened
     while pos < len(text):
         c = text[pos]
@@ -169,7 +169,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def text_of_value(option: Option, value: Any) -> str:
-    """What pipelines write for an option's value."""
+    """The text of an option's value in pipelines."""
     if not option.is_list:
         return _quoted(_scalar_text(value), _PLAIN)
     items = [_quoted(_scalar_text(item), _PLAIN_ITEM) for item in value]

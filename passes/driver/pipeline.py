@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, Unpack, overload
 
 from srjit import _mlir
 from srjit._mlir import ir
-from srjit.passes.driver import registry, running
+from srjit.passes.driver import diagnostics, registry, running
 from srjit.passes.driver.options import (
     closing,
     end_of,
@@ -57,9 +57,8 @@ class PipelineSyntaxError(ValueError):
     def __init__(self, reason: str, text: str, position: int) -> None:
         start = text.rfind("\n", 0, position) + 1
         line = text[start:].partition("\n")[0]
-        before = text[start:position]
-        caret = "".join("\t" if c == "\t" else " " for c in before) + "^"
-        super().__init__(f"{reason}\n  {line}\n  {caret}")
+        shown = diagnostics.pointed_at(f"  {line}", position - start + 2)
+        super().__init__(f"{reason}\n{shown}")
         self.text, self.position, self.reason = text, position, reason
 
 
@@ -176,7 +175,7 @@ def _steps(
 
 
 def text_of(element: Element) -> str:
-    """What pipelines write for one element; options that have their defaults are left out."""
+    """The text of one element in pipelines; options that have their defaults are left out."""
     if not isinstance(element, Pass):
         return str(element)
     given = [

@@ -1,4 +1,4 @@
-"""What a pass is, and which ones there are.
+"""Passes, and the registry of all that there are.
 
 A pass of srjit is one file named after it: ``srjit-insert-quantize`` is ``insert_quantize.py``. It
 is imported when its name is first used, so that ``srjit-opt`` starts as fast with thirty passes as

@@ -69,7 +69,7 @@ NOTHING = Printing()
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What is added to a pass manager at once.
+    """A pass, or MLIR's text, that is added to a pass manager at once.
 
     Attributes:
       path: the operations that it is nested under, from the outside.

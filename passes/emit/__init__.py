@@ -1,1 +1,1 @@
-"""What a plan becomes in a module."""
+"""Writes a plan into a module."""

@@ -116,13 +116,13 @@ class Quantizer:
         return fun
 
     def results(self, q: ScaledValues) -> tuple[Any, ...]:
-        """What its functions return of codes."""
+        """The results that its functions return of codes."""
         values = (q.merged,) if q.blocks is None or not self.beside else (q.values, q.blocks)
         return *values, *(v for v in (q.scale, q.seen) if v is not None)
 
     @property
     def label(self) -> str:
-        """What functions of it are called."""
+        """The name of its functions."""
         return f"srjit.quantize_{self.spec.format}_{self.spec.rounding}"
 
     def described(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Together:
 
     @property
     def label(self) -> str:
-        """What functions of it are called."""
+        """The name of its functions."""
         return f"srjit.quantize_{self.quantizers[0].spec.format}_together"
 
 
@@ -243,7 +243,7 @@ class ScaledDot:
 
     @property
     def label(self) -> str:
-        """What functions of it are called."""
+        """The name of its functions."""
         formats = [s.format if s else "high" for s in (self.lhs, self.rhs)]
         return f"srjit.scaled_dot_{formats[0]}_{formats[1]}"
 

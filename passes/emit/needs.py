@@ -150,7 +150,7 @@ def along(group: Group, item: Item, values: Sequence[T]) -> tuple[T, ...]:
 
 
 def _passed_on(group: Group, item: Item, inner: Sequence[Need]) -> Iterator[Need]:
-    """What a group needs for a call, which needs ``inner``."""
+    """The needs that a group has for a call of a function which needs ``inner``."""
     for need in inner:
         match need:
             case Key(flips):

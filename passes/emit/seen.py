@@ -1,4 +1,4 @@
-"""What delayed scales saw, brought back out of loops and branches: the jaxpr door's rules."""
+"""Amaxes that delayed scales saw, brought back out of loops and branches, as in the jaxpr door."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Seen:
         self.done: list[Any] = []
 
     def returned(self) -> list[Any]:
-        """What the group saw, slot by slot, at the end of its block."""
+        """The amaxes that the group saw, slot by slot, at the end of its block."""
         found = self._out(self.group.frame.program, (), 0)
         return [found[slot] for slot in self.values.slots]
 
@@ -44,7 +44,7 @@ class Seen:
         return lowering.type_of(_shape(slot, depth), "float32")
 
     def _out(self, program: Program, path: Path, depth: int) -> dict[Slot, Any]:
-        """What slots inside a program saw, at its end; ``depth``: how many loops are around it."""
+        """The amaxes of slots inside a program, at its end; ``depth`` loops are around it."""
         found: dict[Slot, Any] = {}
         for index, eqn in enumerate(program.eqns):
             here = (*path, index)
@@ -63,7 +63,7 @@ class Seen:
     def _out_of_loop(
         self, eqn: Equation, flow: ControlFlow, path: Path, slots: list[Slot], depth: int
     ) -> dict[Slot, Any]:
-        """What a loop carries and returns more, for every slot: one value a trip if it counts them.
+        """The amaxes that a loop carries and returns: for every slot, one a trip if it counts them.
 
         A loop of unknown length has one value for all its trips, and none of its condition.
         """
@@ -91,7 +91,7 @@ class Seen:
     def _out_of_branches(
         self, eqn: Equation, flow: ControlFlow, path: Path, slots: list[Slot], depth: int
     ) -> dict[Slot, Any]:
-        """What the branch that was taken saw."""
+        """The amaxes of the branch that was taken."""
         old = self.group.op_of(eqn)
         regions = list(old.regions)
         if old.name == "stablehlo.if":
@@ -106,7 +106,7 @@ class Seen:
         return self._remade(eqn, old, editing.remade(old, old.operands, types), slots)
 
     def _remade(self, eqn: Equation, old: Any, new: Any, slots: list[Slot]) -> dict[Slot, Any]:
-        """What an operation in place of an equation's own returns more: what slots saw."""
+        """Puts an operation in place of an equation's own; its last results are what slots saw."""
         self.group.replaced[eqn] = new
         self.done.append(old)
         return dict(zip(slots, list(new.results)[-len(slots) :], strict=True))

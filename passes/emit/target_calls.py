@@ -51,7 +51,7 @@ class TargetCalls:
             self._replace(op, one)
 
     def _read(self, op: Any) -> Quantizer | ScaledDot | None:
-        """What a composite is; None: the target has nothing of its own for it."""
+        """The meaning of a composite; None if the target has nothing of its own for it."""
         from srjit.targets.target import PORTABLE, emulate
 
         name = operations.text(op, "name")

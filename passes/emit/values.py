@@ -149,7 +149,7 @@ class Values:
         )
 
     def _once(self, name: Hashable, loops: Loops, make: Callable[[], Any]) -> Any:
-        """What ``make`` makes at the beginning of what the innermost loop repeats; once a name."""
+        """Calls ``make``, once a name, where the innermost loop's body begins."""
         if name not in self._made:
             with self._at(self._block(loops)):
                 self._made[name] = make()

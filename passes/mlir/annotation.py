@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """What ``srjit-annotate-matmuls`` found out about a multiplication.
+    """The findings of ``srjit-annotate-matmuls`` about a multiplication.
 
     Attributes:
       number: ordinal in execution order.
@@ -68,7 +68,7 @@ class Header:
 
 
 def header_of(module: Any) -> Header | None:
-    """What quantized modules say of themselves.
+    """The header of a quantized module; None of others.
 
     Raises:
       PassError: it is not what srjit writes.

@@ -93,7 +93,7 @@ def remade(
     results: Iterable[ir.Type],
     **attributes: ir.Attribute,
 ) -> ir.Operation:
-    """As ``recreated``, with ``results`` after those of ``op``, which are not used any more."""
+    """Does as ``recreated``; ``results`` follow those of ``op``, which are not used any more."""
     new = recreated(op, operands, [*(r.type for r in op.results), *results], **attributes)
     for old, result in zip(op.results, new.results, strict=False):
         old.replace_all_uses_with(result)

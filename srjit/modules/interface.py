@@ -1,4 +1,4 @@
-"""What a rewritten program takes and returns beyond what the original did: a key, and histories."""
+"""Arguments and results that a rewritten program has beside the original's: a key, histories."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from srjit.targets.target import Target
 
 @dataclasses.dataclass(frozen=True)
 class Rewriting:
-    """What is to become of one traced function.
+    """The rewriting of one traced function.
 
     Attributes:
       name: of the function.
@@ -319,5 +319,5 @@ def _lower_kept(kind: kinds.Kind, ctx: Any, *args: Any, **params: Any) -> Any:
 
 
 def dumping(write: Callable[[str, str], None]) -> Callable[[str, Any], None]:
-    """What writes the module after every stage."""
+    """Returns a function that writes the module after every stage."""
     return lambda stage, module: write(f"{stage}.mlir", text_of(module, debug_info=True))

@@ -29,7 +29,7 @@ _SECOND = 0x52454A54
 
 
 class SupportsRun(Protocol):
-    """What rewrites a module in place: a ``srjit.passes`` pipeline."""
+    """A rewriting of modules in place, such as a ``srjit.passes`` pipeline."""
 
     def run(self, module: Any, /) -> Any:
         """Rewrites."""
@@ -72,7 +72,7 @@ def rejit(program: Any, pipeline: SupportsRun | str) -> Rejitted:
         )
     if isinstance(program, stages.Lowered):
         # The function that lowered it has its own key, which comes first.
-        again = rejit(program._lowered, pipeline)  # pyright: ignore[reportPrivateUsage]
+        again = rejit(program._stage, pipeline)  # pyright: ignore[reportPrivateUsage]
         return _RejitOfSrjit(again, program)
     if isinstance(program, (stages.Traced, jax.stages.Traced, jax.stages.Wrapped)):
         raise TypeError(
@@ -84,48 +84,46 @@ def rejit(program: Any, pipeline: SupportsRun | str) -> Rejitted:
     return _rejit_module(*source.read(program), pipeline)
 
 
-def _run(pipeline: SupportsRun, module: ir.Module) -> None:
-    with module.context, ir.Location.unknown():
-        pipeline.run(module)
-
-
 def _rejit_lowered(lowered: Any, pipeline: SupportsRun) -> Rejitted:
-    name = _compat.name_of_module(lowered)
     module = copy_of(_compat.module_of(lowered))
     inputs, outputs = types_of(main_of(module.operation))
-    _run(pipeline, module)
-    interface = Interface.of(module, len(inputs), len(outputs))
-    try:
-        rewritten = _compat.with_more_arguments(
-            lowered, module, interface.arguments(), interface.results()
-        )
-    except NotImplementedError as error:
-        raise ValueError(f"srjit.rejit cannot run {name}: {error}") from error
-    return Rejitted(name, module, interface, rewritten, pipeline)
+    name = _compat.name_of_module(lowered)
+    return _rewritten(lowered, name, module, pipeline, len(inputs), len(outputs))
 
 
 def _rejit_module(module: ir.Module, name: str, pipeline: SupportsRun) -> Rejitted:
-    # What an earlier rewriting appended counts as appended, so that its modules run too.
-    taken, returned = (marks.count({}) for marks in marks_of(module))
     if found := source.called_back(module):
         raise ValueError(
             f"{name} calls Python functions of the process that lowered it ({', '.join(found)}), "
             "which a module does not contain: give srjit.rejit what .lower(...) returned, in that "
             "process, or lower the program without jax.debug.print, pure_callback and io_callback"
         )
-    _run(pipeline, module)
-    interface = Interface.of(module, taken, returned)
+    # What an earlier rewriting appended counts as appended, so that its modules run too.
+    taken, returned = (marks.count({}) for marks in marks_of(module))
     inputs, outputs = types_of(main_of(module.operation))
-    first = _compat.lowered_module(
+    lowered = _compat.lowered_module(
         module,
         name,
-        source.avals_of(inputs, name, "argument")[:taken],
-        source.avals_of(outputs, name, "result")[:returned],
+        source.avals_of(inputs[:taken], name, "argument"),
+        source.avals_of(outputs[:returned], name, "result"),
         source.partitions_of(module, name),
     )
-    rewritten = _compat.with_more_arguments(
-        first, module, interface.arguments(), interface.results()
-    )
+    return _rewritten(lowered, name, module, pipeline, taken, returned)
+
+
+def _rewritten(
+    lowered: Any, name: str, module: ir.Module, pipeline: SupportsRun, taken: int, returned: int
+) -> Rejitted:
+    """A program whose module, which takes and returns so much, a pipeline rewrites."""
+    with module.context, ir.Location.unknown():
+        pipeline.run(module)
+    interface = Interface.of(module, taken, returned)
+    try:
+        rewritten = _compat.with_more_arguments(
+            lowered, module, interface.arguments(), interface.results()
+        )
+    except NotImplementedError as error:
+        raise ValueError(f"srjit.rejit cannot run {name}: {error}") from error
     return Rejitted(name, module, interface, rewritten, pipeline)
 
 
@@ -178,7 +176,7 @@ class Rejitted:
         return self.call(args, kwargs, words, sr_state)
 
     def call(self, args: Any, kwargs: Any, words: Any, sr_state: Any) -> Any:
-        """As ``__call__``, of a key's two words."""
+        """Calls the program with a key's two words."""
         how = " as the pipeline has rewritten it,"
         self.interface.check(self.name, words is not None, sr_state, how)
         more = [] if words is None else [words]
@@ -248,7 +246,7 @@ class Rejitted:
 
     @property
     def report(self) -> Report | None:
-        """What became of every matrix multiplication; None if the pipeline quantizes nothing."""
+        """The report of every matrix multiplication; None if the pipeline quantizes nothing."""
         with self.module.context, ir.Location.unknown():
             try:
                 return report_of(self.module.operation)
@@ -285,7 +283,7 @@ class _RejitOfSrjit(Rejitted):
         return self._own.around(self._run)
 
     def __call__(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
-        """As of ``Rejitted``; the key is that of both rewritings, which draw from it apart."""
+        """Calls it as a ``Rejitted``; both rewritings draw from the one key, apart."""
         return self._called(*args, sr_key=sr_key, sr_state=sr_state, **kwargs)
 
     def _run(self, key: Any, *args: Any, **kwargs: Any) -> Any:

@@ -41,7 +41,7 @@ class Expected:
 
 
 def expectations(source: str, first_line: int = 1) -> list[Expected]:
-    """What the comments of a file expect.
+    """The diagnostics that the comments of a file expect.
 
     Args:
       source: the file, or a part of it.

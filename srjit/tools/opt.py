@@ -217,7 +217,7 @@ class _Part:
 
     @property
     def names(self) -> set[str]:
-        """What its locations call the file."""
+        """The names of the file in its locations."""
         return {"-", self.file, *([self.path] if self.path else [])}
 
     def line(self, number: int) -> str:
@@ -278,7 +278,7 @@ def _read(name: str, mark: str | None) -> list[_Part]:
 def _treat(
     part: _Part, context: ir.Context, passes: pipeline.Pipeline, args: argparse.Namespace
 ) -> tuple[bytes | None, bool]:
-    """What becomes of one module, if it went through, and whether all is as it should be."""
+    """The output for one module, if it went through, and whether all is as it should be."""
     said: list[Diagnostic] = []
 
     def print_it(diagnostic: Diagnostic) -> None:
@@ -353,8 +353,7 @@ def _shown(diagnostic: Diagnostic, part: _Part) -> str:
         shown = [f"{file}:{line}:{column}: {diagnostic.severity}: {diagnostic.message}"]
         text = part.line(line) if own else linecache.getline(file, line).rstrip("\n")
         if text:
-            before = "".join("\t" if c == "\t" else " " for c in text[: max(column - 1, 0)])
-            shown += [text, f"{before}^"]
+            shown.append(diagnostics.pointed_at(text, max(column - 1, 0)))
     return "\n".join([*shown, *(_shown(note, part) for note in diagnostic.notes)])
 
 

@@ -1,4 +1,4 @@
-"""Where the results of a command line go."""
+"""Outputs of command lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from srjit.passes.mlir.serialization import replace_file
 
 
 class Failure(Exception):
-    """What was asked for cannot be had; the command line says why and fails."""
+    """A request that cannot be met; the command line says why and fails."""
 
 
 class OutputError(Failure):
@@ -20,7 +20,7 @@ class OutputError(Failure):
 
 
 class Output:
-    """Where results go: standard output at once, a file only when everything went well.
+    """An output: standard output at once, a file only when everything went well.
 
     A file's old content stays until then, and if it cannot be written after all, the result goes to
     a temporary file.

@@ -38,7 +38,7 @@ class Names:
     transforms: tuple[str, ...] = ()
 
     def within(self, around: Names) -> Names:
-        """What it says beyond the name stack of an operation around, if it repeats that."""
+        """The rest of a name stack that may begin with that of an operation around."""
         n, m = len(around.scopes), len(around.transforms)
         return Names(
             self.scopes[n if self.scopes[:n] == around.scopes else 0 :],

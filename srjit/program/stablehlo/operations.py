@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from srjit._mlir import ir
@@ -138,6 +138,42 @@ def is_effectful(op: ir.Operation) -> bool:
     return op.name in _EFFECTS or not (op.name.startswith(_PURE) or op.name == "func.call")
 
 
+class Search:
+    """Looks for operations of one kind inside of operations, and in the functions that they call.
+
+    Args:
+      functions: those that are looked into, by name.
+      is_found: whether an operation is of that kind.
+      otherwise: whether calls of other functions, and of functions that call themselves, count.
+    """
+
+    def __init__(
+        self,
+        functions: dict[str, ir.Operation],
+        is_found: Callable[[ir.Operation], bool],
+        otherwise: bool,
+    ) -> None:
+        self.functions, self.is_found, self.otherwise = functions, is_found, otherwise
+        self._called: dict[str, bool] = {}
+
+    def __call__(self, op: ir.Operation) -> bool:
+        """Whether an operation is one, or has one inside."""
+        return self._here(op) or self.inside(op)
+
+    def inside(self, op: ir.Operation) -> bool:
+        """Whether an operation has one inside."""
+        return any(map(self._here, inside(op)))
+
+    def _here(self, op: ir.Operation) -> bool:
+        name = callee_of(op)
+        if name is None or name not in self.functions:
+            return self.is_found(op) if name is None else self.otherwise
+        if name not in self._called:
+            self._called[name] = self.otherwise  # while it is being found out
+            self._called[name] = self.inside(self.functions[name])
+        return self._called[name]
+
+
 # --------------------------------------------------------------------------------------- attributes
 
 
@@ -156,7 +192,7 @@ def text(op: ir.Operation, attribute: str) -> str:
 
 
 def entries(attribute: ir.Attribute) -> dict[str, ir.Attribute] | None:
-    """What is in a dictionary attribute; None if something is that the bindings abort at."""
+    """The entries of a dictionary attribute; None if the bindings would abort at one."""
     if "complex<" in str(attribute):
         return None
     return {named.name: named.attr for named in ir.DictAttr(attribute)}

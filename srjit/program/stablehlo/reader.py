@@ -8,18 +8,18 @@ result is never evaluated: it is what provenance, roles and plans are computed f
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.products import kinds
 from srjit.program.control_flow import FLOWS
-from srjit.program.stablehlo import meshes, names, products
+from srjit.program.stablehlo import meshes, multiplications, names, products
 from srjit.program.stablehlo.loops import Loop
-from srjit.program.stablehlo.multiplications import Multiplications
 from srjit.program.stablehlo.names import Names
 from srjit.program.stablehlo.operations import (
     MalformedProgram,
+    Search,
     callee,
     functions,
     is_dense,
@@ -78,7 +78,7 @@ class Raiser:
         self.name_of: Callable[[Any], str] = functools.cache(names.name_of)
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
-        self.multiplications = Multiplications(self.functions)
+        self.multiplications = Search(self.functions, multiplications.multiplies, otherwise=False)
 
     def main(self, module: Any) -> Program:
         """The program that the module starts with."""
@@ -108,7 +108,7 @@ class Raiser:
         self._open.append(name)
         block = op.regions[0].blocks[0]
         reader = _BlockReader(self, None, Names())
-        program = reader.read(block, list(block.arguments))
+        program = reader.read(block, block.arguments)
         self._open.pop()
         self._programs[name] = program
         return program
@@ -139,19 +139,21 @@ class _BlockReader:
         self.env[v] = Var(aval_of(v.type))
         return self.env[v]
 
-    def read(self, block: Any, inputs: Sequence[Any]) -> Program:
-        program = self.read_but(block, inputs, ())
-        program.outvars = [self.value(v) for v in terminator(block).operands]
-        return program
-
-    def read_but(self, block: Any, inputs: Sequence[Any], skipped: Sequence[Any]) -> Program:
-        """The program of a block but for some operations, without outputs yet."""
+    def read(
+        self,
+        block: ir.Block,
+        inputs: Iterable[ir.Value[Any]],
+        outs: Iterable[ir.Value[Any]] | None = None,
+        skipped: Collection[ir.Operation] = (),
+    ) -> Program:
+        """The program of a block but for some operations; ``outs`` if not what it returns."""
         invars = [self.define(v) for v in inputs]
         for op in block.operations:
             op = op.operation
             if op.name not in _RETURNS and op not in skipped:
-                self._operation(op)
-        return Program(invars, [], self.eqns, self.constvars, self.consts)
+                self._rules.get(op.name, _BlockReader._simple)(self, op)
+        outvars = [self.value(v) for v in (terminator(block).operands if outs is None else outs)]
+        return Program(invars, outvars, self.eqns, self.constvars, self.consts)
 
     def names_of(self, op: ir.Operation, is_leaf: bool = True) -> Names:
         name = self.raiser.name_of(op.location)
@@ -175,9 +177,6 @@ class _BlockReader:
 
     # ------------------------------------------------------------------- one rule an operation
 
-    def _operation(self, op: ir.Operation) -> None:
-        self._rules.get(op.name, _BlockReader._simple)(self, op)
-
     def _simple(self, op: ir.Operation, opaque: str | None = None) -> Equation:
         """An operation without a rule; ``opaque`` if that is known."""
         region = free_values(op)
@@ -196,7 +195,9 @@ class _BlockReader:
             params["axes"] = meshes.axes_of_collective(op, self.raiser.meshes)
         eqn = self.add(Primitive(name), op, (*op.operands, *region), op.results, **params)
         eqn.effects = is_effectful(op)
-        eqn.opaque = self.raiser.multiplications.why_opaque(op) if opaque is None else opaque
+        if opaque is None:
+            opaque = multiplications.why_opaque(op, self.raiser.multiplications.inside)
+        eqn.opaque = opaque
         return eqn
 
     def _remainder(self, op: ir.Operation) -> None:
@@ -284,7 +285,7 @@ class _BlockReader:
             self._simple(op, why if self.raiser.multiplications.inside(op) else "")
             return
         reader = _BlockReader(self.raiser, self, Names())
-        program = reader.read(block, list(block.arguments))
+        program = reader.read(block, block.arguments)
         program.invars += reader.captured.values()
         self.add(
             Primitive("shard_map"),
@@ -320,9 +321,8 @@ class _BlockReader:
         carried, stacks = sorted(loop.carried), sorted(loop.stacks)
         body = self._reader_inside(op)
         inputs = [*(loop.arguments[i] for i in carried), *loop.slices.values()]
-        program = body.read_but(loop.body, inputs, loop.skipped)
         outs = [*(loop.returned[i] for i in carried), *(loop.stacks[i] for i in stacks)]
-        program.outvars = [body.value(v) for v in outs]
+        program = body.read(loop.body, inputs, outs, loop.skipped)
         given = body.captured_from(op, loop.body)
         program.invars[:0] = body.captured.values()
         operands = [*given, *(op.operands[i] for i in (*carried, *(i for i, _ in loop.slices)))]
