@@ -28,9 +28,6 @@ class Shape:
     dims: tuple[int, ...]
     layout: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
-
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
@@ -152,7 +149,6 @@ class Module:
     that round, by the name of a kernel.
     """
 
-    name: str
     computations: Mapping[str, Computation]
     entry: Computation
     assembly: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -246,13 +242,11 @@ def read(text: str) -> Module:
     Raises:
       ValueError: there is no ENTRY computation in it, or a line cannot be read.
     """
-    name, entry = "", None
+    entry = None
     computations: dict[str, Computation] = {}
     current: dict[str, Instruction] = {}
     for line in text.splitlines():
-        if line.startswith("HloModule"):
-            name = line.split()[1].rstrip(",")
-        elif header := _HEADER.match(line):
+        if header := _HEADER.match(line):
             current = {}
             computations[header["name"]] = Computation(header["name"], current)
             entry = header["name"] if header["entry"] else entry
@@ -261,7 +255,7 @@ def read(text: str) -> Module:
             current[instruction.name] = instruction
     if entry is None:
         raise ValueError("this is not a module of HLO: no computation in it is the ENTRY")
-    return Module(name, computations, computations[entry])
+    return Module(computations, computations[entry])
 
 
 # ------------------------------------------------------------------------------------------ reading

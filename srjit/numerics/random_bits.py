@@ -11,7 +11,7 @@ audits (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -125,16 +125,23 @@ def row_stride(columns: int) -> int:
     return columns | 1
 
 
+def strides(shape: Sequence[int]) -> list[int]:
+    """How far apart the indices of neighbours are along each dimension."""
+    *leading, columns = shape
+    stride = row_stride(columns)
+    return [*(math.prod(leading[d + 1 :]) * stride for d in range(len(leading))), 1]
+
+
 def _leading_rows(shape: tuple[int, ...]) -> int:
     """How many leading dimensions to cut off so that 32 bits index what is left."""
     padded = (*shape[:-1], *map(row_stride, shape[-1:]))
     return next(d for d in range(len(shape) + 1) if math.prod(padded[d:]) <= 2**32)
 
 
-def _index(shape: tuple[int, ...], strides: Iterable[int]) -> jax.Array:
-    """Sums of position * stride modulo 2^32, over leading dimensions."""
+def _index(shape: tuple[int, ...], steps: Iterable[int]) -> jax.Array:
+    """Sums of position * step modulo 2^32, over leading dimensions."""
     index = jnp.zeros(shape, jnp.uint32)
-    for d, stride in enumerate(strides):
+    for d, stride in enumerate(steps):
         index = index + lax.broadcasted_iota(jnp.uint32, shape, d) * np.uint32(stride % 2**32)
     return index
 
@@ -146,10 +153,7 @@ def _row_index(shape: tuple[int, ...], rows: int) -> jax.Array:
 
 def _element_index(like: jax.Array) -> jax.Array:
     """Row-major position in an array of rows that are ``row_stride`` long."""
-    *leading, columns = like.shape or (1,)
-    stride = row_stride(columns)
-    strides = [math.prod(leading[d + 1 :]) * stride for d in range(len(leading))]
-    return _index(like.shape, [*strides, 1][: like.ndim])
+    return _index(like.shape, strides(like.shape) if like.shape else ())
 
 
 # A primitive because vmap has to see it: the batch becomes a leading dimension of the index.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -33,11 +32,6 @@ def order_of(product: DotProduct) -> Order | None:
 def pinned(x: jax.Array) -> jax.Array:
     """x with its dimensions in memory in their own order, whatever else XLA would choose."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-
-
-def transposed(x: jax.Array, permutation: Sequence[int]) -> jax.Array:
-    """``lax.transpose``, as a copy in memory."""
-    return pinned(lax.transpose(x, permutation))
 
 
 def turn(product: DotProduct, side: int) -> tuple[DotProduct, tuple[int, ...]]:

@@ -24,6 +24,7 @@ from srjit.targets.gpu.chips import GPUS
 from srjit.targets.gpu.noise import Places
 from srjit.targets.gpu.task import Task
 from srjit.targets.target import Demand
+from targets import instructions
 
 B200, H200 = GPUS["b200"], GPUS["h200"]
 KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))
@@ -43,9 +44,10 @@ def tensor(shape, dtype="float32", seed=0):
     return (x * (1 + jnp.arange(math.prod(shape)).reshape(shape) % 3)).astype(dtype)
 
 
+@instructions.interpreted()
 def by_kernels(wants, x, keys):
     words = [word for key in keys for word in key or ()]
-    run = functools.partial(gpu_quantize.quantize_by_kernels, tuple(wants), interpret=True)
+    run = functools.partial(gpu_quantize.quantize_by_kernels, tuple(wants))
     return jax.jit(run, compiler_options=QUICKLY)(x, *words)
 
 
@@ -147,13 +149,10 @@ def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
     task = Task(spec=spec, carrier="float4_e2m1fn", down=down, by_instruction=by_instruction)
     places = Places.of(x.shape, x.shape, 1)
 
+    @instructions.interpreted()
     def run(tile):
-        (amax,) = gpu_kernels.amax_matrix(
-            x, ["columns" if down else "rows"], tile=tile, interpret=True
-        )
-        return gpu_kernels.quantize_matrix(
-            x, [task], [places], [amax], [KEY], tile=tile, interpret=True
-        )
+        (amax,) = gpu_kernels.amax_matrix(x, ["columns" if down else "rows"], tile=tile)
+        return gpu_kernels.quantize_matrix(x, [task], [places], [amax], [KEY], tile=tile)
 
     for got, expected in zip(
         jax.tree.leaves(run(tile)), jax.tree.leaves(run((16, 16))), strict=True
@@ -183,11 +182,9 @@ def test_an_instruction_takes_a_word_of_four_values(format, axis):
     first = index - (at * step).astype(np.uint32)
     words = np.asarray(random_bits.avalanche(jnp.asarray(first) * factor + term))
     element = get_format(format).element
-    fields = np.stack(
-        [np.asarray(f) for f in ptx.noise_fields(jnp.asarray(words.view(np.int32)), element)]
-    )
+    fields = np.stack(instructions.noise_fields(jnp.asarray(words.view(np.int32)), element))
     field = np.take_along_axis(fields, at[None], 0)[0]
-    code = ptx.signed(y, ptx.carried_code(y, jnp.asarray(field), element), element)
+    code = ptx.signed(y, instructions.carried_code(y, jnp.asarray(field), element), element)
     number = np.asarray(code).astype(np.uint8).view(jnp.dtype(element.name))
     np.testing.assert_array_equal(np.float32(got.values), np.float32(number))
 
@@ -273,10 +270,11 @@ def test_shards_draw_the_noise_of_their_places(spec, shape, by_instruction):
     keys = [KEY, random_bits.mix(KEY, 1)]
     expected = by_kernels(wants, x, keys)
     place = P(*(None,) * (len(shape) - 2), *spec)
-    run = functools.partial(gpu_quantize.quantize_by_kernels, tuple(wants), interpret=True)
+    run = functools.partial(gpu_quantize.quantize_by_kernels, tuple(wants))
     words = [word for key in keys for word in key]
     x = jax.device_put(x, NamedSharding(MESH, place))
-    compiled = jax.jit(run).lower(x, *words).compile()
+    with instructions.interpreted():
+        compiled = jax.jit(run).lower(x, *words).compile()
     assert_same(compiled(x, *words), expected)
     if shape != (72, 80):  # no shard cuts a block
         text = compiled.as_text()

@@ -8,6 +8,7 @@ import pytest
 from srjit.numerics.elements import ELEMENTS
 from srjit.targets.codes import float_code
 from srjit.targets.gpu import ptx
+from targets import instructions
 
 NAMES = ["float4_e2m1fn", "float8_e4m3fn", "float8_e5m2"]
 NOISE = np.arange(2**16, dtype=np.int32)
@@ -49,7 +50,9 @@ def test_every_noise_rounds_up_as_often_as_the_fraction_says(name):
     floor = np.searchsorted(grid, y, side="right") - 1
     fraction = (y - grid[floor]) / (grid[np.minimum(floor + 1, len(grid) - 1)] - grid[floor])
     count = jax.jit(
-        jax.vmap(lambda y: ptx.carried_code(y, jnp.asarray(NOISE), element).sum(dtype=jnp.int32))
+        jax.vmap(
+            lambda y: instructions.carried_code(y, jnp.asarray(NOISE), element).sum(dtype=jnp.int32)
+        )
     )
     ups = (
         np.concatenate(
@@ -65,7 +68,7 @@ def test_more_noise_never_rounds_down(name):
     element = ELEMENTS[name]
     y = jnp.asarray(inputs(element))
     codes = jax.jit(
-        lambda y: ptx.carried_code(y[:, None], jnp.asarray(NOISE[None, ::255]), element)
+        lambda y: instructions.carried_code(y[:, None], jnp.asarray(NOISE[None, ::255]), element)
     )
     assert (np.diff(np.asarray(codes(y)), axis=1) >= 0).all()
 
@@ -79,7 +82,7 @@ def test_ends_are_what_they_are(name, sign):
     y = sign * np.float32([*grid, largest + 0.9 * last, 3 * largest, 3e38, np.inf, 0, 1e-42])
     expected = [*range(len(grid)), *[len(grid) - 1] * 4, 0, 0]
     for noise in (0, 1, 0x8000, 0xFFFF):
-        codes = ptx.carried_code(jnp.asarray(y), jnp.int32(noise), element)
+        codes = instructions.carried_code(jnp.asarray(y), jnp.int32(noise), element)
         np.testing.assert_array_equal(codes, expected)
     signs = np.asarray(ptx.signed(jnp.asarray(y), jnp.zeros(y.shape, jnp.int32), element))
     assert ((signs > 0) == np.signbit(y)).all()
@@ -91,7 +94,7 @@ def test_the_smallest_numbers_round_up_as_rarely_as_they_should(name):
     step = 2.0 ** (element.min_exponent - element.mantissa_bits)
     for power in range(-18, 0):
         y = jnp.float32(1.5 * step * 2.0**power)
-        ups = np.asarray(ptx.carried_code(y, jnp.asarray(NOISE), element)).sum()
+        ups = np.asarray(instructions.carried_code(y, jnp.asarray(NOISE), element)).sum()
         assert ups == int(1.5 * 2.0 ** (power + 16))
 
 
@@ -102,7 +105,7 @@ def test_every_bit_of_a_word_is_for_the_pair_that_is_published(name):
     is_wide = name != "float4_e2m1fn"
     for i, word in enumerate(bits):
         upper_pair = i >= 16 if is_wide else i // 8 % 2 == 1
-        fields = [int(f) for f in ptx.noise_fields(jnp.int32(word), element)]
+        fields = [int(f) for f in instructions.noise_fields(jnp.int32(word), element)]
         taken = fields[2:] if upper_pair else fields[:2]
         assert [f.bit_count() for f in taken] == [1, 1]
         assert sum(fields) == sum(taken)
@@ -117,8 +120,8 @@ def test_words_hold_codes_in_memorys_order(name):
     numbers = np.float32([0, -0.5, 1, -1.5, 2, -3, 4, -6])[: conversion.per_word]
     values = [jnp.float32(n) for n in numbers]
     for word in (
-        ptx.MODEL.nearest(values, conversion),
-        ptx.MODEL.stochastic(values, conversion, [jnp.int32(0x1234567)] * (len(values) // 4)),
+        instructions.nearest(values, conversion),
+        instructions.stochastic(values, conversion, [jnp.int32(0x1234567)] * (len(values) // 4)),
     ):
         codes = np.asarray(word).reshape(1).view(np.uint8)
         if conversion.bits == 4:
@@ -143,5 +146,5 @@ def test_nan_is_what_the_format_has_for_it():
         conversion = ptx.Conversion(element, element)
         values = [jnp.float32(np.nan)] + [jnp.float32(0)] * (conversion.per_word - 1)
         noise = [jnp.int32(-1)] * (conversion.per_word // 4)
-        assert int(ptx.MODEL.nearest(values, conversion)) == code
-        assert int(ptx.MODEL.stochastic(values, conversion, noise)) == code
+        assert int(instructions.nearest(values, conversion)) == code
+        assert int(instructions.stochastic(values, conversion, noise)) == code

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from srjit.numerics import random_bits, rounding, scaling
 from srjit.numerics.elements import ELEMENTS
 from srjit.targets.tpu import kernels
+from targets import instructions
 
 KEY = (jnp.uint32(0xDEADBEEF), jnp.uint32(12345))
 CONVERTED = ["float8_e4m3fn", "float8_e5m2", "bfloat16"]
@@ -31,8 +32,10 @@ def emulated(x, element, encode, key):
     return rounded.astype(kernels.CARRIERS[element.name])
 
 
-STATIC = ("element", "transposed", "with_amax", "converts", "tile", "interpret")
-quantize_kernel = jax.jit(kernels._quantize_kernel, static_argnames=STATIC)
+STATIC = ("element", "transposed", "with_amax", "converts", "tile")
+quantize_kernel = instructions.interpreted()(
+    jax.jit(kernels._quantize_kernel, static_argnames=STATIC)
+)
 quantize_plainly = jax.jit(kernels.quantize_plainly, static_argnames=STATIC[:3])
 
 
@@ -45,7 +48,6 @@ def kernel(x, element, encode, key, tile=TILES[0], transposed=False, converts=Fa
         transposed=transposed,
         converts=converts,
         tile=tile,
-        interpret=True,
     )
 
 
@@ -109,7 +111,7 @@ def test_fractions_at_the_edge_of_the_noise_round_as_the_emulation(name, convert
     y = jnp.asarray(y.astype(np.float32))
     dtype = kernels.CARRIERS[name]
     expected = rounding.round_to_grid(y, element, bits).astype(dtype)
-    of = functools.partial(kernels.converted, reference=True) if converts else kernels._codes
+    of = instructions.interpreted()(kernels.converted) if converts else kernels._codes
     held = jnp.dtype(jnp.int8) if element.is_integer else dtype
     got = of(y, element=element, bits=bits, dtype=held)
     assert_same_bits(got, expected)
@@ -125,14 +127,16 @@ def test_both_orientations_hold_the_same_codes(shape):
 
 def test_transpose_is_a_transposition():
     codes = jax.random.randint(jax.random.key(3), (96, 300), -127, 127, jnp.int8)
-    assert_same_bits(kernels._transpose_kernel(codes, tile=TILES[0], interpret=True), codes.T)
+    with instructions.interpreted():
+        assert_same_bits(kernels._transpose_kernel(codes, tile=TILES[0]), codes.T)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("special", [0.0, 1e-42, -5.0, np.inf, np.nan])
 def test_amax_is_the_emulations(shape, special):
     x = jnp.full(shape, 2.0**-140, jnp.float32).at[(-1,) * len(shape)].set(special)
-    got = kernels._amax_kernel(x, tile=TILES[0], interpret=True)
+    with instructions.interpreted():
+        got = kernels._amax_kernel(x, tile=TILES[0])
     assert_same_bits(got, scaling.amax(x))
 
 
@@ -210,7 +214,7 @@ def test_amax_comes_with_the_codes(shape, name, converts):
     for special in (1.0, -7e4, np.nan, np.inf):
         x = normal.at[(-1,) * len(shape)].set(special)
         *codes, largest = quantize_kernel(
-            x, encode, *KEY, **options, converts=converts, tile=TILES[0], interpret=True
+            x, encode, *KEY, **options, converts=converts, tile=TILES[0]
         )
         *plain_codes, plain = quantize_plainly(x, encode, *KEY, **options)
         np.testing.assert_array_equal(largest, scaling.amax(x.astype(jnp.float32)))

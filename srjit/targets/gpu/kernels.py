@@ -22,8 +22,8 @@ from jax.experimental.pallas import triton as plgpu
 from srjit.numerics import hadamard, random_bits
 from srjit.numerics.elements import ELEMENTS
 from srjit.targets.codes import float_code, word_of
+from srjit.targets.gpu import ptx
 from srjit.targets.gpu.noise import Noise, Places, noise_of
-from srjit.targets.gpu.ptx import MODEL, PTX, SHARING, Machine, packed, signed
 from srjit.targets.gpu.task import Task, scales_of, shared, spread
 from srjit.targets.gpu.tiles import TILE, Tile, grid_of, store_scales, store_words, tile_call
 
@@ -35,7 +35,7 @@ def _largest(parts: Sequence[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.maximum, [word_of(part) & 0x7FFFFFFF for part in parts])
 
 
-def _transformed(parts: list[jax.Array], machine: Machine) -> list[jax.Array]:
+def _transformed(parts: list[jax.Array]) -> list[jax.Array]:
     """``hadamard.transform``, 16 parts at a time."""
     found: list[jax.Array] = []
     for start in range(0, len(parts), hadamard.SIZE):
@@ -45,12 +45,12 @@ def _transformed(parts: list[jax.Array], machine: Machine) -> list[jax.Array]:
         ]
         for half in hadamard.halves():
             x = [x[k ^ half] - x[k] if k & half else x[k] + x[k ^ half] for k in range(len(x))]
-        found += [machine.narrow(part * 0.25, _BF16) for part in x]
+        found += [ptx.narrow(part * 0.25, _BF16) for part in x]
     return found
 
 
 def amax_matrix(
-    x: jax.Array, kinds: Sequence[str], *, tile: tuple[int, int] = TILE, interpret: bool = False
+    x: jax.Array, kinds: Sequence[str], *, tile: tuple[int, int] = TILE
 ) -> list[jax.Array]:
     """max|x| of a matrix and of its transforms, from one read; int32 bits of float32 scalars.
 
@@ -58,9 +58,7 @@ def amax_matrix(
       x: a matrix.
       kinds: ``plain``, or along what the Hadamard transform runs: ``rows`` or ``columns``.
       tile: elements of every program.
-      interpret: whether to run it on any machine.
     """
-    machine = MODEL if interpret else PTX
     grid = grid_of(x.shape, tile)
 
     def kernel(x_ref: Any, *refs: Any) -> None:
@@ -71,7 +69,7 @@ def amax_matrix(
         loaded = {d: part.blocks(hadamard.SIZE, d)[0] for d in down}
         for kind, ref in zip(kinds, refs, strict=True):
             blocks = loaded[kind == "columns" if kind != "plain" else down[0]]
-            largest = _largest(blocks if kind == "plain" else _transformed(blocks, machine))
+            largest = _largest(blocks if kind == "plain" else _transformed(blocks))
             ref[program] = jnp.max(largest)
 
     partial = tile_call(
@@ -79,7 +77,6 @@ def amax_matrix(
         x,
         [jax.ShapeDtypeStruct((math.prod(grid),), jnp.int32) for _ in kinds],
         grid,
-        interpret,
         "srjit_amax",
     )(x.reshape(-1))
     return [jnp.max(p) for p in partial]
@@ -94,7 +91,6 @@ def quantize_matrix(
     origins: Sequence[jax.Array] | None = None,
     *,
     tile: tuple[int, int] = TILE,
-    interpret: bool = False,
 ) -> list[list[jax.Array]]:
     """Codes and scales of all tasks, from one read of a matrix.
 
@@ -106,12 +102,10 @@ def quantize_matrix(
       keys: for each, the key of its noise; None if it is rounded to nearest.
       origins: for each, the noise's index of the first element; None: 0.
       tile: elements of every program: powers of two, whole blocks.
-      interpret: whether to run it on any machine.
 
     Returns:
       For each task arrays of the types of ``Task.results``.
     """
-    machine = MODEL if interpret else PTX
     shape = x.shape[0], x.shape[1]
     types = [task.results(shape) for task in tasks]
     # Every scalar is an operand of its own: to gather them would take a kernel.
@@ -129,12 +123,10 @@ def quantize_matrix(
             key = values[n + 2 * i : n + 2 * i + 2]
             origin = values[3 * n + i] if origins else None
             drawn = (key, origin, places[i]) if keys[i] else None
-            _write(task, part, values[i], drawn, results[i], machine)
+            _write(task, part, values[i], drawn, results[i])
 
     name = "_".join(["srjit_quantize", *dict.fromkeys(task.name for task in tasks)])
-    quantize = tile_call(
-        kernel, x, [t for ts in types for t in ts], grid_of(shape, tile), interpret, name
-    )
+    quantize = tile_call(kernel, x, [t for ts in types for t in ts], grid_of(shape, tile), name)
     flat = quantize(x.reshape(-1), *operands)
     left = iter(flat)
     return [[next(left) for _ in ts] for ts in types]
@@ -146,17 +138,16 @@ def _write(
     amax: jax.Array | None,
     drawn: tuple[Sequence[Any], Any, Places] | None,
     results: list[Any],
-    machine: Machine,
 ) -> None:
     """Quantizes a tile and stores what comes of it; ``drawn`` is what ``noise_of`` takes first."""
     blocks, row, column = part.blocks(task.block, task.down)
     if task.spec.hadamard:
-        blocks = _transformed(blocks, machine)
+        blocks = _transformed(blocks)
     largest = shared(task, _largest(blocks)) if task.spec.is_blocked else None
-    scales = scales_of(task, largest, amax, machine)
+    scales = scales_of(task, largest, amax)
     encode = spread(task, scales.encode)
     noise = None if drawn is None else noise_of(*drawn, (row, column), task.down)
-    words = _rounded(task, [block * encode for block in blocks], noise, machine)
+    words = _rounded(task, [block * encode for block in blocks], noise)
     store_words(task, part, results[0], words, row, column)
     if scales.block is not None:
         store_scales(task, part, results[1], scales.block, row, column)
@@ -166,9 +157,7 @@ def _write(
         plgpu.store(results[-1].at[at], scales.tensor, mask=jnp.broadcast_to(first, at.shape))
 
 
-def _rounded(
-    task: Task, values: list[jax.Array], noise: Noise | None, machine: Machine
-) -> list[jax.Array]:
+def _rounded(task: Task, values: list[jax.Array], noise: Noise | None) -> list[jax.Array]:
     """int32 words of codes, by their position in a block."""
     conversion = task.conversion
     per = conversion.per_word
@@ -177,14 +166,14 @@ def _rounded(
     for start in range(0, len(values), per):
         some = values[start : start + per]
         if noise is None:
-            words.append(machine.nearest(some, conversion))
+            words.append(ptx.nearest(some, conversion))
         elif task.by_instruction:
-            drawn = [noise.word(k) for k in range(start, start + per, SHARING)]
-            words.append(machine.stochastic(some, conversion, drawn))
+            drawn = [noise.word(k) for k in range(start, start + per, ptx.SHARING)]
+            words.append(ptx.stochastic(some, conversion, drawn))
         else:
             codes = [
-                signed(y, float_code(y, element, noise.bits(start + k)), element)
+                ptx.signed(y, float_code(y, element, noise.bits(start + k)), element)
                 for k, y in enumerate(some)
             ]
-            words.append(packed(codes, conversion))
+            words.append(ptx.packed(codes, conversion))
     return words

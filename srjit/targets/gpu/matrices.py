@@ -116,20 +116,20 @@ class _Written:
         is_square = self.task.spec.shared == "square"
         return tuple(range(len(self.order))) if is_square else self.order
 
-    def dims(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    @property
+    def dims(self) -> list[tuple[int, ...]]:
         """The tensor's dimensions that the dimensions of the results are."""
-        found = [self.order, *[self._scales_order] * self.task.spec.is_blocked]
-        return found + [()] * (len(self.types(shape)) - len(found))
+        of_blocks = [self._scales_order] * self.task.spec.is_blocked
+        return [self.order, *of_blocks, *[()] * self.task.has_tensor_scale]
 
     def read(self, outs: list[jax.Array], shape: Sequence[int]) -> list[jax.Array]:
         """Returns results with their dimensions as the tensor has them."""
-        orders = [self.order, *[self._scales_order] * self.task.spec.is_blocked]
         found = [
             lax.transpose(out, [order.index(d) for d in range(len(order))])
-            for out, order in zip(outs, orders, strict=False)
+            for out, order in zip(outs, self.dims, strict=True)
         ]
         found[0] = lax.slice(found[0], [0] * len(shape), self.counted(shape))
-        return found + outs[len(orders) :]
+        return found
 
 
 def fits(x: Any, want: Want) -> bool:
@@ -173,7 +173,7 @@ def _written(want: Want, shape: tuple[int, ...]) -> list[_Written]:
 
 
 def quantize_by_kernels(
-    wants: tuple[Want, ...], x: jax.Array, *words: jax.Array, interpret: bool = False
+    wants: tuple[Want, ...], x: jax.Array, *words: jax.Array
 ) -> tuple[ScaledValues, ...]:
     """All quantizations of a tensor, from one read of it, after one for all of their amaxes.
 
@@ -181,7 +181,6 @@ def quantize_by_kernels(
       wants: that ``fit``.
       x: float32 or bfloat16.
       *words: two uint32 scalars for every want that rounds stochastically.
-      interpret: whether to run kernels on any machine.
     """
     written = [_written(want, x.shape) for want in wants]
     flat = tuple(w for ws in written for w in ws)
@@ -190,7 +189,7 @@ def quantize_by_kernels(
     for want, ws in zip(wants, written, strict=True):
         key = (next(drawn), next(drawn)) if want.spec.rounding == "stochastic" else None
         keys += [key] * len(ws)
-    amaxes = _amaxes(flat, x, interpret)
+    amaxes = _amaxes(flat, x)
     outs: dict[int, list[jax.Array]] = {}
     # One kernel for all that see the tensor as the same matrix.
     for split in sorted({w.split for w in flat}):
@@ -198,7 +197,7 @@ def quantize_by_kernels(
         some = tuple(flat[i] for i in chosen)
         scalars = [amaxes[w] for w in some if w.task.has_tensor_scale]
         scalars += [word for i in chosen for word in keys[i] or ()]
-        found = iter(_quantize_call(some, x.shape, interpret)(x, *scalars))
+        found = iter(_quantize_call(some, x.shape)(x, *scalars))
         for i, w in zip(chosen, some, strict=True):
             outs[i] = w.read([next(found) for _ in w.types(x.shape)], x.shape)
     results: list[ScaledValues] = []
@@ -218,9 +217,7 @@ def _scaled_values(
     return ScaledValues(codes, scales[0] if scales else None, want.spec, turned, blocks)
 
 
-def _amaxes(
-    written: Sequence[_Written], x: jax.Array, interpret: bool
-) -> dict[_Written, jax.Array]:
+def _amaxes(written: Sequence[_Written], x: jax.Array) -> dict[_Written, jax.Array]:
     """For what has scales of the tensor: bits of its amax, each kind of it found once."""
     needed = [w for w in written if w.task.has_tensor_scale]
     # The plain one is the same however the tensor is seen.
@@ -229,7 +226,7 @@ def _amaxes(
     found: dict[Any, jax.Array] = {}
     for split in sorted({split for _, split in groups}):
         kinds = tuple(sorted(kind for kind, s in groups if s == split))
-        values = _amax_call(kinds, split, x.shape, interpret)(x)
+        values = _amax_call(kinds, split, x.shape)(x)
         found.update(zip([(kind, split) for kind in kinds], values, strict=True))
         found.update({kind: found[kind, split] for kind in kinds if kind == "plain"})
     return {w: found["plain" if w.kind == "plain" else (w.kind, w.split)] for w in needed}
@@ -243,13 +240,13 @@ def _as_matrix(x: jax.Array, split: int) -> jax.Array:
 
 
 @functools.cache
-def _amax_call(kinds: tuple[str, ...], split: int, shape: tuple[int, ...], interpret: bool) -> Any:
+def _amax_call(kinds: tuple[str, ...], split: int, shape: tuple[int, ...]) -> Any:
     """A function of a tensor that returns bits of its amaxes, wherever its shards are."""
     along = {"rows": len(shape) - 1, "columns": split - 1}
     stays = {along[kind]: hadamard.SIZE for kind in kinds if kind in along}
 
     def run(x: jax.Array) -> list[jax.Array]:
-        return amax_matrix(_as_matrix(x, split), kinds, interpret=interpret)
+        return amax_matrix(_as_matrix(x, split), kinds)
 
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         axes = _kept(mesh, args[0], stays)
@@ -273,7 +270,7 @@ def _amax_call(kinds: tuple[str, ...], split: int, shape: tuple[int, ...], inter
 
 
 @functools.cache
-def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...], interpret: bool) -> Any:
+def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...]) -> Any:
     """A function of a tensor and its scalars that returns codes and scales, likewise.
 
     Its scalars are amaxes of what has one, and then keys of what is rounded stochastically.
@@ -284,34 +281,19 @@ def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...], interp
         for d in {*w.blocked(len(shape)), w.dim}:
             stays[d] = math.lcm(stays.get(d, 1), w.multiple)
 
-    def run(origins: Sequence[jax.Array], x: jax.Array, *scalars: jax.Array) -> list[jax.Array]:
+    def kernel(x: jax.Array, *scalars: jax.Array) -> list[jax.Array]:
         given = iter(scalars)
         amaxes = [next(given) if w.task.has_tensor_scale else None for w in written]
         stochastic = [w.task.spec.rounding == "stochastic" for w in written]
         keys = [(next(given), next(given)) if drawn else None for drawn in stochastic]
         places = [Places.of(x.shape, w.counted(shape), split) for w in written]
-        starts = list(origins)
-        tensors = [a for a in amaxes if a is not None]
-        words = [word for key in keys for word in key or ()]
+        tasks, origins = [w.task for w in written], list(given) or None
+        outs = quantize_matrix(_as_matrix(x, split), tasks, places, amaxes, keys, origins)
+        return [out for found in outs for out in found]
+
+    def run(origins: Sequence[jax.Array], x: jax.Array, *scalars: jax.Array) -> list[jax.Array]:
         types = [t for w in written for t in w.types(x.shape)]
-
-        def kernel(x: jax.Array, *scalars: jax.Array) -> list[jax.Array]:
-            left = iter(scalars)
-            outs = quantize_matrix(
-                _as_matrix(x, split),
-                [w.task for w in written],
-                places,
-                [None if a is None else next(left) for a in amaxes],
-                [None if key is None else (next(left), next(left)) for key in keys],
-                [next(left) for _ in starts] or None,
-                interpret=interpret,
-            )
-            return [out for found in outs for out in found]
-
-        operands = (x, *tensors, *words, *starts)
-        if not interpret:
-            return reinterpreted(kernel, types, *operands)
-        return [_as_type(out, t) for out, t in zip(kernel(*operands), types, strict=True)]
+        return reinterpreted(kernel, types, x, *scalars, *origins)
 
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         axes = _kept(mesh, args[0], stays)
@@ -320,7 +302,7 @@ def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...], interp
             origins = [_origin(x.shape, w.counted(shape), axes) for w in written]
             return run(origins if any(axes) else (), x, *scalars)
 
-        places = [placed(mesh, [axes[d] for d in dims]) for w in written for dims in w.dims(shape)]
+        places = [placed(mesh, [axes[d] for d in dims]) for w in written for dims in w.dims]
         scalars = [placed(mesh, ())] * (len(args) - 1)
         return mesh, run_shard, places, (placed(mesh, axes), *scalars)
 
@@ -328,12 +310,6 @@ def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...], interp
     rule, sizes = _rule(written, shape, stays)
     call.def_partition(partition=partition, sharding_rule=rule, **sizes)
     return call
-
-
-def _as_type(words: jax.Array, wanted: Any) -> jax.Array:
-    if words.dtype != wanted.dtype:
-        words = lax.bitcast_convert_type(words, wanted.dtype)
-    return words.reshape(wanted.shape)
 
 
 def _kept(mesh: Any, arg: Any, stays: dict[int, int]) -> list[tuple[str, ...]]:
@@ -350,11 +326,8 @@ def _origin(
     shape: Sequence[int], counted: Sequence[int], axes: Sequence[tuple[str, ...]]
 ) -> jax.Array:
     """uint32 index of a shard's first element, as the noise counts them."""
-    *leading, last = counted
-    stride = random_bits.row_stride(last)
-    strides = [math.prod(leading[d + 1 :]) * stride for d in range(len(leading))] + [1]
     origin = jnp.zeros((), jnp.uint32)
-    for size, step, names in zip(shape, strides, axes, strict=True):
+    for size, step, names in zip(shape, random_bits.strides(counted), axes, strict=True):
         if names:
             first = lax.axis_index(names).astype(jnp.uint32) * np.uint32(size)
             origin += first * np.uint32(step % 2**32)
@@ -375,7 +348,7 @@ def _rule(
         # What is padded has dimensions of its own.
         codes = [dims[d] if shape[d] % w.multiple == 0 or d != w.dim else f"p{i}" for d in w.order]
         results.append(" ".join(codes))
-        for few in w.dims(shape)[1:]:
+        for few in w.dims[1:]:
             blocked = w.blocked(len(shape))
             scales = [
                 names[d]

@@ -34,10 +34,7 @@ class Places:
           counted: the shape of the whole, as the noise counts its elements.
           split: how many dimensions make the rows.
         """
-        *leading, last = counted
-        stride = random_bits.row_stride(last)
-        strides = [math.prod(leading[d + 1 :]) * stride for d in range(len(leading))] + [1]
-        dims = list(zip(shape, strides, strict=True))
+        dims = list(zip(shape, random_bits.strides(counted), strict=True))
         return cls(_merged(dims[:split]), _merged(dims[split:]))
 
     @property

@@ -38,12 +38,6 @@ BLOCK_SCALED = {
     "mxfp8": jnp.dtype(jnp.float8_e4m3fn),
     "mxfp4": jnp.dtype(jnp.float8_e4m3fn),
 }
-_HLO = {
-    "float4_e2m1fn": "f4e2m1fn",
-    "float8_e4m3fn": "f8e4m3fn",
-    "float8_e5m2": "f8e5m2",
-    "int8": "s8",
-}
 FP8 = {"float8_e4m3fn", "float8_e5m2"}
 
 
@@ -185,7 +179,7 @@ def is_native(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> bool:
         return False
     if any(q is None or q.rounding == "none" for q in specs):
         return False
-    lhs, rhs = (_HLO.get(_carrier(gpu, q), "") for q in specs if q)
+    lhs, rhs = (_carrier(gpu, q) for q in specs if q)
     is_blocked = [q.is_blocked for q in specs if q]
     if any(is_blocked):
         scales = {get_format(q.format).scales for q in specs if q}
@@ -214,10 +208,12 @@ def turns(gpu: Gpu, product: Product, shapes: Shapes, specs: Specs) -> tuple[boo
 
 
 def _carrier(gpu: Gpu, spec: Quantization) -> str:
-    """The dtype of an operand's codes, as a product reads them."""
+    """HLO's name of the dtype of an operand's codes, as a product reads them."""
     if not spec.is_blocked:
-        return get_format(spec.format).storage.dtype.name
-    return BLOCK_SCALED[spec.format].name if takes_blocks(gpu, spec) else "bfloat16"
+        name = get_format(spec.format).storage.dtype.name
+    else:
+        name = BLOCK_SCALED[spec.format].name if takes_blocks(gpu, spec) else "bfloat16"
+    return {"int8": "s8"}.get(name, name.replace("float", "f").replace("_", ""))
 
 
 def takes_blocks(gpu: Gpu, spec: Quantization) -> bool:

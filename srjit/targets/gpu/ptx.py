@@ -1,4 +1,4 @@
-"""Instructions of NVIDIA's GPUs that kernels use, and models of them for where there are none.
+"""Instructions of NVIDIA's GPUs that kernels use beyond what their compiler offers.
 
 ``cvt.rs.satfinite`` rounds four floats with one 32-bit word of noise. NVIDIA's PTX ISA (9.7.9, cvt)
 says that it adds random bits to the bits of the mantissa that are cut off, and rounds away from
@@ -13,17 +13,16 @@ its upper 8. A chip of which that is not true rounds with the same probabilities
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
 from srjit.numerics.elements import ELEMENTS, Element
-from srjit.numerics.rounding import round_to_grid
 from srjit.numerics.storage import STORAGES
-from srjit.targets.codes import float_code, word_of
+from srjit.targets.codes import word_of
 
 _E2M1, _E4M3, _E5M2 = (ELEMENTS[name] for name in ("float4_e2m1fn", "float8_e4m3fn", "float8_e5m2"))
 _PTX = {_E2M1.name: "e2m1", _E4M3.name: "e4m3", _E5M2.name: "e5m2"}
@@ -54,23 +53,6 @@ class Conversion:
         return 32 // self.bits
 
 
-class Machine(NamedTuple):
-    """Operations that kernels need and their compiler does not offer.
-
-    Attributes:
-      divide: of float32, as IEEE 754 has it; the compilers of GPUs approximate.
-      narrow: float32 to a smaller float dtype to nearest, and back; saturating if it is E4M3.
-      nearest: ``per_word`` float32 arrays, rounded to nearest even, as int32 words of codes; the
-        first stands lowest.
-      stochastic: the same, rounded with int32 words of noise, one for ``SHARING`` values each.
-    """
-
-    divide: Callable[[jax.Array, jax.Array], jax.Array]
-    narrow: Callable[[jax.Array, Element], jax.Array]
-    nearest: Callable[[Sequence[jax.Array], Conversion], jax.Array]
-    stochastic: Callable[[Sequence[jax.Array], Conversion, Sequence[jax.Array]], jax.Array]
-
-
 def packed(codes: Sequence[jax.Array], conversion: Conversion) -> jax.Array:
     """int32 codes of the element, ``per_word`` of them, as words of codes of the carrier."""
     if conversion.carrier != conversion.element:
@@ -96,16 +78,19 @@ def _e4m3_of_e2m1(code: jax.Array) -> jax.Array:
 # --------------------------------------------------------------------------------- the instructions
 
 
-def _divide(a: jax.Array, b: jax.Array) -> jax.Array:
+def divide(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b as IEEE 754 has it; the compilers of GPUs approximate."""
     result = jax.ShapeDtypeStruct(a.shape, jnp.float32)
     return _assembly("div.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], result)
 
 
-def _narrow(x: jax.Array, element: Element) -> jax.Array:
+def narrow(x: jax.Array, element: Element) -> jax.Array:
+    """float32 to a smaller float dtype to nearest, and back; saturating if it is E4M3."""
     return x.astype(element.name).astype(jnp.float32)  # two instructions: Triton keeps both
 
 
-def _convert_nearest(values: Sequence[jax.Array], conversion: Conversion) -> jax.Array:
+def nearest(values: Sequence[jax.Array], conversion: Conversion) -> jax.Array:
+    """``per_word`` float32 arrays, to nearest even, as int32 words of codes; the first lowest."""
     kind = _PTX[conversion.element.name]
     pairs = range(1, len(values), 2)
     if kind == "e2m1":
@@ -119,9 +104,10 @@ def _convert_nearest(values: Sequence[jax.Array], conversion: Conversion) -> jax
     return _words(lines, names, values, [], conversion)
 
 
-def _convert_stochastically(
+def stochastic(
     values: Sequence[jax.Array], conversion: Conversion, noise: Sequence[jax.Array]
 ) -> jax.Array:
+    """The same, rounded with int32 words of noise, one for ``SHARING`` values each."""
     kind, count = _PTX[conversion.element.name], len(values)
     fours = [", ".join(f"${i + k}" for k in (4, 3, 2, 1)) for i in range(0, count, SHARING)]
     rounds = f"cvt.rs.satfinite.{kind}x4.f32"
@@ -164,78 +150,3 @@ def _assembly(text: str, constraints: str, args: Sequence[jax.Array], result: An
         text, args=list(args), constraints=constraints, pack=1, result_shape_dtypes=[result]
     )
     return out
-
-
-PTX = Machine(_divide, _narrow, _convert_nearest, _convert_stochastically)
-
-
-# ------------------------------------------------------------------------------------- their models
-
-
-def _model_divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    return a / jnp.where(jnp.isnan(a), a, b)  # by a constant, XLA would multiply
-
-
-def _model_nearest(values: Sequence[jax.Array], conversion: Conversion) -> jax.Array:
-    element = conversion.element
-    codes = [_or_nan(y, float_code(y, element, None), element) for y in values]
-    return packed(codes, conversion)
-
-
-def _model_stochastic(
-    values: Sequence[jax.Array], conversion: Conversion, noise: Sequence[jax.Array]
-) -> jax.Array:
-    element = conversion.element
-    fields = [field for word in noise for field in noise_fields(word, element)]
-    codes = [
-        _or_nan(y, carried_code(y, field, element), element)
-        for y, field in zip(values, fields, strict=True)
-    ]
-    return packed(codes, conversion)
-
-
-def _or_nan(y: jax.Array, code: jax.Array, element: Element) -> jax.Array:
-    nan = (1 << _BITS[element.name] - 1) - 1  # E2M1 has none: it saturates
-    return jnp.where(jnp.isnan(y), nan, signed(y, code, element))
-
-
-def noise_fields(word: jax.Array, element: Element) -> list[jax.Array]:
-    """The 16 bits that each of four values takes of an int32 word of noise, as int32.
-
-    The values are in the order in which memory has their codes: the reverse of the operands'.
-    """
-    if _BITS[element.name] == 8:
-        low, high = word & 0xFFFF, word >> 16 & 0xFFFF
-    else:
-        low, high = (word >> 8 & 0xFF00 | word & 0xFF), (word >> 16 & 0xFF00 | word >> 8 & 0xFF)
-    return [low, _reversed(low), high, _reversed(high)]
-
-
-def _reversed(field: jax.Array) -> jax.Array:
-    for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
-        field = (field >> shift & mask) | (field & mask) << shift
-    return field
-
-
-def carried_code(y: jax.Array, field: jax.Array, element: Element) -> jax.Array:
-    """The code, without its sign, that 16 bits of noise give: up if adding them carries.
-
-    Args:
-      y: float32; NaN is none of this function's.
-      field: int32.
-      element: the grid.
-    """
-    m = element.mantissa_bits
-    assert m is not None
-    word = word_of(y) & 0x7FFFFFFF
-    smallest = element.min_exponent + 127
-    exponent = word >> 23
-    base = jnp.maximum(exponent, smallest)
-    significand = jnp.where(exponent > 0, word & 0x7FFFFF | 0x800000, 0)
-    units = significand >> jnp.minimum(7 - m + base - exponent, 31)  # of 2^-16 of a step
-    code = (base - smallest << m) + (units + field >> 16)
-    largest = float_code(jnp.float32(element.max), element, None)
-    return jnp.where(exponent >= element.max_exponent + 128, largest, jnp.minimum(code, largest))
-
-
-MODEL = Machine(_model_divide, round_to_grid, _model_nearest, _model_stochastic)

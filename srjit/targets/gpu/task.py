@@ -17,7 +17,7 @@ from srjit.numerics.elements import ELEMENTS
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.scale_layouts import E8M0, FLOAT32, NVFP4, ScaleLayout
-from srjit.targets.gpu.ptx import Conversion, Machine
+from srjit.targets.gpu import ptx
 
 _FLT_MAX = np.float32(np.finfo(np.float32).max)
 _E4M3 = ELEMENTS["float8_e4m3fn"]
@@ -51,9 +51,9 @@ class Task:
         return self.spec.block_size if self.spec.is_blocked else hadamard.SIZE
 
     @property
-    def conversion(self) -> Conversion:
+    def conversion(self) -> ptx.Conversion:
         """The grid, and how its codes are held."""
-        return Conversion(get_format(self.spec.format).element, ELEMENTS[self.carrier])
+        return ptx.Conversion(get_format(self.spec.format).element, ELEMENTS[self.carrier])
 
     @property
     def scales(self) -> ScaleLayout:
@@ -124,44 +124,42 @@ def spread(task: Task, encode: jax.Array) -> jax.Array:
     return wide.reshape(rows * task.block, columns)
 
 
-def scales_of(
-    task: Task, largest: jax.Array | None, amax: jax.Array | None, machine: Machine
-) -> Scales:
+def scales_of(task: Task, largest: jax.Array | None, amax: jax.Array | None) -> Scales:
     """The formulas of ``numerics.scaling``, by operations that keep NaN and all compilers have."""
     block = None if largest is None else lax.bitcast_convert_type(largest, jnp.float32)
     tensor = None if amax is None else lax.bitcast_convert_type(jnp.full((1, 1), amax), jnp.float32)
-    return _SCALES[task.scales](task, block, tensor, machine)
+    return _SCALES[task.scales](task, block, tensor)
 
 
-def _e8m0_scales(task: Task, block: Any, a: Any, machine: Machine) -> Scales:
+def _e8m0_scales(task: Task, block: Any, a: Any) -> Scales:
     element, rounding = task.conversion.element, task.spec.scale_rounding
     exponent, code = scaling.e8m0_codes(block, element, rounding, subnormal=False)
     encode = lax.bitcast_convert_type(254 - exponent << 23, jnp.float32)
     return Scales(encode, code.astype(jnp.uint8))
 
 
-def _float_scales(task: Task, block: Any, a: Any, machine: Machine) -> Scales:
+def _float_scales(task: Task, block: Any, a: Any) -> Scales:
     most = jnp.full_like(a, task.conversion.element.max)
-    quotient, inverse = machine.divide(a, most), machine.divide(most, a)
+    quotient, inverse = ptx.divide(a, most), ptx.divide(most, a)
     encode = jnp.where(inverse > 2.0**126, jnp.float32(2.0**126), inverse)
     scale = jnp.where(quotient < 2.0**-126, jnp.float32(2.0**-126), quotient)
     one = jnp.ones_like(a)
     return Scales(jnp.where(a == 0, one, encode), None, jnp.where(a == 0, one, scale))
 
 
-def _nvfp4_scales(task: Task, block: Any, a: Any, machine: Machine) -> Scales:
+def _nvfp4_scales(task: Task, block: Any, a: Any) -> Scales:
     """``scaling.nvfp4_scales``, which says what this is, without subnormal numbers."""
     top, one = jnp.full_like(a, 2688), jnp.ones_like(block)
-    tensor = machine.divide(a, top)
+    tensor = ptx.divide(a, top)
     a = jnp.where(a == jnp.inf, top, jnp.where(a < 2.0**-112, jnp.float32(2.0**-112), a))
-    s = machine.divide(top, a)
+    s = ptx.divide(top, a)
     s = jnp.where(s > _FLT_MAX, _FLT_MAX, s)
     target = block * (s * np.float32(1 / 6))
     target = jnp.where(target > _E4M3.max, jnp.float32(_E4M3.max), target)
-    sf = machine.narrow(target, _E4M3)
+    sf = ptx.narrow(target, _E4M3)
     if task.spec.scale_rounding == "up":
         sf = jnp.where(sf < target, scaling.next_up(sf), sf)
-    encode = machine.divide(one, sf * machine.divide(jnp.ones_like(a), s))
+    encode = ptx.divide(one, sf * ptx.divide(jnp.ones_like(a), s))
     encode = jnp.where(encode > _FLT_MAX, _FLT_MAX, encode)
     return Scales(encode, sf.astype(jnp.float8_e4m3fn), tensor)
 

@@ -148,7 +148,6 @@ def tile_call(
     like: jax.Array,
     results: list[Any],
     grid: tuple[int, int],
-    interpret: bool,
     name: str,
 ) -> Callable[..., list[jax.Array]]:
     """A function of a matrix like ``like``, flat, and of scalars: a kernel run on every tile."""
@@ -159,7 +158,6 @@ def tile_call(
         out_shape=typed,
         grid=grid,
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
-        interpret=interpret,
         name=name,
     )
 

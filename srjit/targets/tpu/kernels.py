@@ -166,9 +166,8 @@ def _quantize_kernel(
     with_amax: bool = False,
     converts: bool = False,
     tile: tuple[int, int] = _TILE,
-    interpret: bool = False,
 ) -> Any:
-    convert = functools.partial(converted, element=element, reference=interpret)
+    convert = functools.partial(converted, element=element)
     codes_of = convert if converts else functools.partial(_codes, element=element)
     matrix = x.reshape(-1, x.shape[-1])
     rows, columns = matrix.shape
@@ -211,7 +210,6 @@ def _quantize_kernel(
         grid=_grid(block, matrix.shape),
         in_specs=[*(_SCALAR for _ in scalars), pl.BlockSpec(block, at)],
         out_specs=[spec for _, _, spec in outs],
-        interpret=interpret,
     )(*(s.reshape(1) for s in scalars), matrix)
     codes = codes.reshape(x.shape)
     if transposed:
@@ -243,9 +241,7 @@ def _codes(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any
     return lax.bitcast_convert_type(code.astype(jnp.int8), dtype)
 
 
-def converted(
-    y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any, reference: bool = False
-) -> jax.Array:
+def converted(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:
     """``round_to_grid`` as codes, by the chip's own conversion.
 
     It adds its noise and truncates: up if noise + fraction reaches 1, as ``round_to_grid``.
@@ -255,7 +251,6 @@ def converted(
       element: a float format that the chip converts to.
       bits: uint32 noise; None: to nearest even.
       dtype: that holds the codes.
-      reference: whether ``stochastic_round`` stands for the instruction, which no CPU has.
     """
     capped = jnp.clip(y, -element.max, element.max)
     if bits is None and dtype == jnp.bfloat16:
@@ -266,41 +261,10 @@ def converted(
         odd = ((word_of(capped) & 0xFFFF) + 0xFFFF | word_of(capped)) & -0x10000
         narrow = lax.bitcast_convert_type(odd, jnp.float32).astype(jnp.bfloat16)
         return narrow.astype(dtype)
-    if reference:
-        return stochastic_round(capped, bits, element).astype(dtype)
     return pltpu.stochastic_round(capped, bits, target_dtype=dtype)
 
 
-def stochastic_round(y: jax.Array, bits: jax.Array, element: Element) -> jax.Array:
-    """``pltpu.stochastic_round``, as it is understood, bit for bit, in integer arithmetic.
-
-    The upper bits of the noise, as many as y has below the last one that is kept, are added there
-    to |y|, whatever carries into those that are kept stays, and the rest is cut off. Nothing that
-    is published says so: which bits a chip reads decides between equally distributed results.
-
-    Args:
-      y: float32, of a magnitude of ``element.max`` at most.
-      bits: uint32 noise.
-      element: a float format of at least 8 bits.
-    """
-    assert element.mantissa_bits is not None
-    word = word_of(y) & 0x7FFFFFFF
-    dropped = 23 - element.mantissa_bits
-    noise = lax.bitcast_convert_type(bits >> (32 - dropped), jnp.int32)
-    normal = lax.bitcast_convert_type((word + noise) & (-1 << dropped), jnp.float32)
-    # Below the smallest normal number the last bit that is kept stands still; 24 bits below it.
-    step = np.float32(2.0 ** (element.min_exponent - element.mantissa_bits))
-    units = lax.bitcast_convert_type(word, jnp.float32) / step
-    fixed = jnp.ceil(jnp.minimum(units, 2.0**6) * np.float32(2**24)).astype(jnp.int32)
-    carried = fixed + lax.bitcast_convert_type(bits >> 8, jnp.int32) >> 24
-    is_normal = word >= element.min_exponent + 127 << 23
-    magnitude = jnp.where(is_normal, normal, carried.astype(jnp.float32) * step)
-    return jnp.where(word_of(y) < 0, -magnitude, magnitude)
-
-
-def _amax_kernel(
-    x: jax.Array, *, tile: tuple[int, int] = _TILE, interpret: bool = False
-) -> jax.Array:
+def _amax_kernel(x: jax.Array, *, tile: tuple[int, int] = _TILE) -> jax.Array:
     matrix = x.reshape(-1, x.shape[-1])
     block, at = _tiles(tile, matrix.shape)
     over = _overhangs(block, matrix.shape)
@@ -325,7 +289,6 @@ def _amax_kernel(
         grid=_grid(block, matrix.shape),
         in_specs=[pl.BlockSpec(block, at)],
         out_specs=spec,
-        interpret=interpret,
     )(matrix)
     return _largest(largest)
 
@@ -359,9 +322,7 @@ def _largest(words: jax.Array) -> jax.Array:
     return scaling.amax(lax.bitcast_convert_type(words, jnp.float32))
 
 
-def _transpose_kernel(
-    codes: jax.Array, *, tile: tuple[int, int] = _TILE, interpret: bool = False
-) -> jax.Array:
+def _transpose_kernel(codes: jax.Array, *, tile: tuple[int, int] = _TILE) -> jax.Array:
     matrix = codes.reshape(-1, codes.shape[-1])
     block, at = _tiles(tile, matrix.shape)
 
@@ -374,7 +335,6 @@ def _transpose_kernel(
         grid=_grid(block, matrix.shape),
         in_specs=[pl.BlockSpec(block, at)],
         out_specs=pl.BlockSpec(block[::-1], lambda i, j: at(i, j)[::-1]),
-        interpret=interpret,
     )(matrix)
     return turned.reshape(codes.shape[-1], *codes.shape[:-1])
 

@@ -27,7 +27,7 @@ from srjit.products.scaled_dot import (
     values_of,
 )
 from srjit.targets.kernel_call import kernel_call
-from srjit.targets.layouts import Order, order_of, pinned, transposed, turn
+from srjit.targets.layouts import Order, order_of, pinned, turn
 from srjit.targets.target import FASTER, Shapes, Specs
 from srjit.targets.tpu.chips import FP8, Chip, elements_of
 
@@ -146,8 +146,8 @@ def _multiply_fastest(
         elif by_kernel and tpu_kernels.can_transpose(codes):
             copies.append((codes.size * chip.transposing, tpu_kernels.transpose))
         else:
-            make = functools.partial(transposed, permutation=permutation)
-            copies.append((codes.size * chip.turning, make))
+            cost = codes.size * chip.turning
+            copies.append((cost, lambda x, to=permutation: pinned(lax.transpose(x, to))))
     shapes = operands[0].shape, operands[1].shape
     for side in _sides_to_turn(chip, product, shapes, [cycles for cycles, _ in copies]):
         # The barriers keep the codes that are saved for the backward pass the untransposed ones,
