@@ -349,7 +349,8 @@ def lowered_module(
         raise ValueError(
             f"{name} is for {partitions} devices (mhlo.num_partitions), there are {len(devices)}"
         )
-    empty = jax.jit(lambda: None).lower()._lowering
+    lowered: Any = jax.jit(lambda: None).lower()
+    empty = lowered._lowering
     names = tuple(f"args[{i}]" for i in range(len(arguments)))
     info = _core.DebugInfo("srjit.rejit", name, names, None)
     given: dict[str, Any] = {

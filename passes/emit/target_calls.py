@@ -32,7 +32,7 @@ class TargetCalls:
     def __init__(self, target: Target, module: Any) -> None:
         self.target = target
         self.library = Library(module)
-        self.runs_alone = _runs_alone(module)
+        self.runs_alone = operations.device_counts(module) == (1, 1)  # it says so
         self.blocks: dict[Any, Any] = {}  # scales of blocks that stand beside codes
 
     def replace(self, composites: Sequence[Any]) -> None:
@@ -64,7 +64,9 @@ class TargetCalls:
             why = f"a composite {name!r} that srjit did not write: {error}"
             raise PassError(op, why) from None
         if isinstance(found, Quantizer):
-            return dataclasses.replace(found, beside=self.runs_alone and _is_only_multiplied(op))
+            users = [use.owner.operation for use in op.results[0].uses]
+            is_only_multiplied = all(annotation.is_composite(user, SCALED_DOT) for user in users)
+            return dataclasses.replace(found, beside=self.runs_alone and is_only_multiplied)
         return found
 
     def _replace(self, op: Any, found: Quantizer | ScaledDot | None) -> None:
@@ -84,6 +86,8 @@ class TargetCalls:
         editing.replace(op, results)
 
     def _replace_product(self, op: Any, found: ScaledDot) -> None:
+        from srjit.planning.site import SitePlan
+
         values = list(op.operands)
         a, b = found.counts
         shapes = tuple(shape for shape, _ in signature_of([values[0], values[a]]))
@@ -97,8 +101,10 @@ class TargetCalls:
         as_planned = all(
             b or s is None or not s.is_blocked for b, s in zip(blocked, specs, strict=True)
         )
-        if as_planned and self.target.native(found.product, (shapes[0], shapes[1]), specs):
-            _say_native(op)
+        is_native = as_planned and self.target.native(found.product, (shapes[0], shapes[1]), specs)
+        if is_native and annotation.SITES in op.attributes:  # as the decorator's plans say
+            entries = annotation.read(op, SitePlan)
+            annotation.write(op, [dataclasses.replace(e, status="native") for e in entries])
         editing.replace(op, _called(op, *self._lowered(found, operands), operands))
 
     def _lowered(
@@ -173,32 +179,9 @@ def _hoisted(values: Iterable[Any], before: Any) -> bool:
     return True
 
 
-def _is_only_multiplied(op: Any) -> bool:
-    """Whether the values of a quantization go into products of ours, and nowhere else."""
-    return all(
-        annotation.is_composite(use.owner.operation, SCALED_DOT) for use in op.results[0].uses
-    )
-
-
-def _say_native(op: Any) -> None:
-    """Writes onto a product that it runs at the target's own rate, as the decorator's plans say."""
-    from srjit.planning.site import SitePlan
-
-    if annotation.SITES in op.attributes:
-        entries = annotation.read(op, SitePlan)
-        annotation.write(op, [dataclasses.replace(e, status="native") for e in entries])
-
-
 def _called(op: Any, symbol: str, types: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
     attributes: dict[str, Any] = {"callee": ir.FlatSymbolRefAttr.get(symbol)}
     if annotation.SITES in op.attributes:
         attributes[annotation.SITES] = op.attributes[annotation.SITES]
     with ir.InsertionPoint(op), op.location:
         return editing.create("func.call", types, operands, attributes)
-
-
-def _runs_alone(module: Any) -> bool:
-    """Whether a module says that it is of a program on one device."""
-    counts = ("mhlo.num_partitions", "mhlo.num_replicas")
-    given = module.attributes
-    return all(n in given and ir.IntegerAttr(given[n]).value == 1 for n in counts)

@@ -11,7 +11,7 @@ from jax.core import ShapedArray
 from srjit._mlir import ir
 from srjit.passes import PipelineError
 from srjit.passes.mlir import serialization
-from srjit.program.stablehlo.operations import inside, text
+from srjit.program.stablehlo.operations import device_counts, inside, text
 from srjit.program.stablehlo.program import aval_of
 
 # Custom calls whose callback is a Python function of the process that lowered the module.
@@ -80,14 +80,10 @@ def partitions_of(module: ir.Module, name: str) -> int:
     Raises:
       ValueError: it has replicas.
     """
-    given = module.operation.attributes
-    partitions, replicas = (
-        ir.IntegerAttr(given[attribute]).value if attribute in given else 1
-        for attribute in ("mhlo.num_partitions", "mhlo.num_replicas")
-    )
-    if replicas != 1:
+    partitions, replicas = device_counts(module.operation)
+    if replicas not in (None, 1):
         raise ValueError(f"{name} is for {replicas} replicas (mhlo.num_replicas): JAX has one")
-    return partitions
+    return 1 if partitions is None else partitions
 
 
 def avals_of(types: list[ir.Type], name: str, what: str) -> list[ShapedArray]:

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.list_passes:
             _list_passes()
             return 0
-        return 0 if _optimize(args, _pipeline(args, flags)) else 1
+        given = map(_of_flag, flags) if flags else [pipeline.parse(args.pass_pipeline or "")]
+        return 0 if _optimize(args, pipeline.Pipeline(*given)) else 1
     except (Failure, pipeline.PipelineSyntaxError) as error:
         print(f"srjit-opt: {error}", file=sys.stderr)
     except BrokenPipeError:
@@ -147,12 +148,6 @@ def _versions() -> str:
     return (
         f"srjit {metadata.version('srjit')}, jax {metadata.version('jax')}, StableHLO {stablehlo}\n"
     )
-
-
-def _pipeline(args: argparse.Namespace, flags: list[str]) -> pipeline.Pipeline:
-    if not flags:
-        return pipeline.parse(args.pass_pipeline or "")
-    return pipeline.Pipeline(*(_of_flag(flag) for flag in flags))
 
 
 def _of_flag(flag: str) -> pipeline.Pipeline:
@@ -285,8 +280,11 @@ def _treat(
         print(_shown(diagnostic, part), file=sys.stderr)
 
     sink = said.append if args.verify_diagnostics else print_it
+    source = part.source if part.path is None else Path(part.path)
+    if isinstance(source, str):  # so that MLIR counts lines from the beginning of the input
+        source = "\n" * (part.first_line - 1) + source
     with diagnostics.going_to(sink, context):
-        module = _parse(part, context)
+        module = serialization.parse_in(context, source)
     written = None
     if module is not None:
         fields = dataclasses.fields(running.Printing)
@@ -307,14 +305,6 @@ def _treat(
     if not args.verify_diagnostics:
         return written, written is not None
     return written, _are_expected(part, said, args.verify_diagnostics == "only-expected")
-
-
-def _parse(part: _Part, context: ir.Context) -> ir.Module | None:
-    source = part.source if part.path is None else Path(part.path)
-    if isinstance(source, str):
-        # So that MLIR counts lines from the beginning of the input.
-        source = "\n" * (part.first_line - 1) + source
-    return serialization.parse_in(context, source)
 
 
 def _serialized(module: ir.Module, args: argparse.Namespace) -> bytes:

@@ -64,6 +64,12 @@ def main_of(module: ir.Operation) -> ir.Operation:
     return found["main"]
 
 
+def device_counts(module: ir.Operation) -> tuple[int | None, ...]:
+    """How many partitions and replicas a module says that it is for; None where it does not."""
+    names, given = ("mhlo.num_partitions", "mhlo.num_replicas"), module.attributes
+    return tuple(ir.IntegerAttr(given[n]).value if n in given else None for n in names)
+
+
 def body_of(function: ir.Operation) -> ir.Block:
     """The block of a function, or of another operation with one region of one block."""
     return function.regions[0].blocks[0]
