@@ -7,6 +7,7 @@ turned copies of them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -108,17 +109,12 @@ class Evaluator:
 
     def _equation(self, eqn: Equation, path: Path, values: list[Any]) -> Sequence[Any]:
         site = self.plan.sites.get(path)
-        scope = None if site is None else scope_of(site.row.site.number)
-        if scope is None:
-            return self._evaluated(eqn, path, values)
-        with jax.named_scope(scope):
-            return self._evaluated(eqn, path, values)
-
-    def _evaluated(self, eqn: Equation, path: Path, values: list[Any]) -> Sequence[Any]:
-        if path in self.plan.rewritten:
-            return [self._site(path, values)]
-        flow = flow_of(eqn) if path in self.plan.scopes else None
-        return bind(eqn, values) if flow is None else self._flow(eqn, flow, path, values)
+        scope = scope_of(site.row.site.number) if site else None
+        with jax.named_scope(scope) if scope else contextlib.nullcontext():
+            if path in self.plan.rewritten:
+                return [self._site(path, values)]
+            flow = flow_of(eqn) if path in self.plan.scopes else None
+            return bind(eqn, values) if flow is None else self._flow(eqn, flow, path, values)
 
     def _flow(
         self, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]

@@ -75,14 +75,6 @@ class Sample:
         self.off = rounded.dequantize(dtype) - self.values
 
 
-def _norm(sample: Sample) -> jax.Array:
-    return _root_mean_square(sample.part, sample.part.size)
-
-
-def _noise(sample: Sample) -> jax.Array:
-    return _root_mean_square(sample.off, sample.part.size)
-
-
 def _zeros(sample: Sample) -> jax.Array:
     size = jnp.abs(sample.values)  # type: ignore[arg-type]
     lost = (size > 0) & (size <= sample.scale * (sample.element.smallest / 2))
@@ -133,14 +125,14 @@ FIGURES = [
     Figure(
         name="norm",
         about="root mean square of the operand",
-        of=_norm,
+        of=lambda s: _root_mean_square(s.part, s.part.size),
         over_steps=_mean_square,
         column="norm",
     ),
     Figure(
         name="noise",
         about="root mean square of what rounding takes away or adds; 0 where signs are flipped",
-        of=_noise,
+        of=lambda s: _root_mean_square(s.off, s.part.size),
         of_rounding=True,
         over_steps=_mean_square,
     ),
@@ -179,14 +171,10 @@ def measured(
 
 
 def _rotated(x: jax.Array, spec: Quantization) -> jax.Array:
-    """The Hadamard transform as a product: the bits of ``hadamard.transform`` are not needed here.
-
-    Of butterflies, XLA would compute each step again for each sum that is made of the result.
-    """
+    """The Hadamard transform as a product: of butterflies, XLA computes each anew for each sum."""
     axis, size = spec.axes(x.ndim)[-1], spec.rotation
-    rows = jnp.moveaxis(pad_to_multiple(x, axis, size), axis, -1)
-    rotated = rows.reshape(-1, size) @ jnp.asarray(hadamard.matrix(size), x.dtype)
-    return jnp.moveaxis(rotated.reshape(rows.shape), -1, axis)
+    factor = jnp.asarray(hadamard.matrix(size), x.dtype)
+    return hadamard.multiplied(pad_to_multiple(x, axis, size), axis, factor)
 
 
 def _root_mean_square(x: jax.Array, size: int) -> jax.Array:

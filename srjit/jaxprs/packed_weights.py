@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex_core
 
@@ -409,8 +408,6 @@ def _undone(x: jax.Array, spec: Quantization, shape: tuple[int, ...]) -> jax.Arr
     """x, which is as codes are, before a Hadamard transform."""
     if not spec.hadamard:
         return x
-    axis, size = spec.axes(x.ndim)[-1], spec.rotation
-    groups = jnp.moveaxis(x, axis, -1).reshape(-1, size)
-    rotated = jnp.moveaxis(x, axis, -1).shape
-    back = (groups @ hadamard.matrix(size).T).reshape(rotated)
-    return lax.slice(jnp.moveaxis(back, -1, axis), [0] * x.ndim, shape)
+    inverse = hadamard.matrix(spec.rotation).T
+    back = hadamard.multiplied(x, spec.axes(x.ndim)[-1], inverse)
+    return lax.slice(back, [0] * x.ndim, shape)

@@ -62,6 +62,16 @@ def transform(x: jax.Array, axis: int, size: int = SIZE) -> jax.Array:
     return lax.reduce_precision(mixed, exponent_bits=8, mantissa_bits=7)
 
 
+def multiplied(x: jax.Array, axis: int, factor: Any) -> jax.Array:
+    """x with each ``size`` elements along ``axis`` multiplied by a (size, size) matrix.
+
+    With ``matrix()`` it is the transform but for its bits, and with the transposed one the inverse.
+    """
+    rows = jnp.moveaxis(x, axis, -1)
+    mixed = (rows.reshape(-1, len(factor)) @ factor).reshape(rows.shape)
+    return jnp.moveaxis(mixed, -1, axis)
+
+
 def _together(x: jax.Array, axis: int) -> jax.Array:
     """Butterflies of all elements along ``axis``, which compilers fuse."""
     before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]

@@ -88,7 +88,7 @@ def plan_of(
         c.occurrence.path: _planned(c, row, settings, provenance, draws)
         for c, row in zip(classified, rows, strict=True)
     }
-    notes = notes_of(provenance, classified, rows, recipe, decisions.used, settings)
+    notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings))
     return ProgramPlan(sites, provenance, settings, notes=notes)
 
 

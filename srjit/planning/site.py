@@ -121,6 +121,12 @@ class WriteBack:
         return f"{self.kind} {self.path}, {self.dtype} {shape_in_words(self.shape)}"
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """``a, b and 3 more``: names, the first few of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def shape_in_words(shape: Sequence[int]) -> str:
     """``16x32``; ``scalar`` for no dimensions."""
     return "x".join(map(str, shape)) or "scalar"

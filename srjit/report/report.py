@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.site import Site, SitePlan, WriteBack, shape_in_words
+from srjit.planning.site import Site, SitePlan, WriteBack, listed, shape_in_words
 from srjit.products.kinds import label_of
 from srjit.report.document import Column, Document, Documented, Table, as_json
 
@@ -115,7 +115,7 @@ def operand(spec: Quantization | None, shape: Sequence[int], kind: str = "") -> 
     return " ".join(filter(None, words))
 
 
-def _in_full(kind: str, shape: Sequence[int], spec: Quantization | None) -> str:
+def _in_full(spec: Quantization | None, shape: Sequence[int], kind: str) -> str:
     """Returns an operand in words: ``8x64 gradient nvfp4 stochastic block hadamard``."""
     if spec is None:
         return f"{shape_in_words(shape)} {kind} high precision"
@@ -127,6 +127,14 @@ def _in_full(kind: str, shape: Sequence[int], spec: Quantization | None) -> str:
     )
     words = (shape_in_words(shape), kind, spec.format, spec.rounding, *extra)
     return " ".join(filter(None, words))
+
+
+def _operands(said: Callable[..., str]) -> list[tuple[str, Callable[[SitePlan], str]]]:
+    """Names of both operands, and what tells of them by spec, shape and kind."""
+    return [
+        ("lhs", lambda s: said(s.lhs, s.site.lhs_shape, s.site.lhs_kind)),
+        ("rhs", lambda s: said(s.rhs, s.site.rhs_shape, s.site.rhs_kind)),
+    ]
 
 
 def _place(site: Site) -> str:
@@ -146,20 +154,8 @@ SITE: tuple[Column[SitePlan], ...] = (
 )
 _COLUMNS: tuple[Column[SitePlan], ...] = (
     *SITE,
-    Column(
-        "lhs",
-        lambda s: operand(s.lhs, s.site.lhs_shape, s.site.lhs_kind),
-        narrows="middle",
-        only="terminal",
-    ),
-    Column(
-        "rhs",
-        lambda s: operand(s.rhs, s.site.rhs_shape, s.site.rhs_kind),
-        narrows="middle",
-        only="terminal",
-    ),
-    Column("lhs", lambda s: _in_full(s.site.lhs_kind, s.site.lhs_shape, s.lhs), only="page"),
-    Column("rhs", lambda s: _in_full(s.site.rhs_kind, s.site.rhs_shape, s.rhs), only="page"),
+    *(Column(n, f, narrows="middle", only="terminal") for n, f in _operands(operand)),
+    *(Column(n, f, only="page") for n, f in _operands(_in_full)),
     Column("status", lambda s: s.status),
     Column("why", lambda s: s.reason or s.site.why, only="page"),
 )
@@ -184,11 +180,6 @@ def reasons(sites: Sequence[SitePlan]) -> list[str]:
     numbers: dict[str, list[str]] = {}
     for s in sites:
         if s.reason:
-            label = (
-                f"{s.site.number} {s.site.role}" if s.site.phase == "backward" else s.site.number
-            )
-            numbers.setdefault(s.reason, []).append(str(label))
-    return [
-        f"kept: {reason}: {', '.join(n[:8])}{f' and {len(n) - 8} more' if len(n) > 8 else ''}"
-        for reason, n in numbers.items()
-    ]
+            role = f" {s.site.role}" if s.site.phase == "backward" else ""
+            numbers.setdefault(s.reason, []).append(f"{s.site.number}{role}")
+    return [f"kept: {reason}: {listed(n, 8)}" for reason, n in numbers.items()]

@@ -176,17 +176,9 @@ class Residuals:
         allowance = 2.0**-bits + (t + 1) * ARITHMETIC
 
         def summed(where: str, mask: Any, signs: Any) -> Signed:
-            n = int(np.sum(mask)) * self.draws
-            deviations = np.sqrt(p * (1 - p))[mask]
-            return Signed(
-                "bias",
-                where,
-                float(np.sum((self.totals * signs)[mask])),
-                self.draws * float(np.sum(deviations**2)),
-                n,
-                self.draws * float(np.sum(deviations)),
-                self.draws * float(np.sum(allowance[mask])),
-            )
+            total = float(np.sum((self.totals * signs)[mask]))
+            variances = (p * (1 - p))[mask]
+            return _signed("bias", where, total, variances, self.draws, allowance[mask])
 
         clipped = g.clipped[at]
         inside = ~clipped & (sign != 0)
@@ -216,16 +208,15 @@ class Residuals:
             both = variance[first] * variance[second]
             kinds = "as they are", "away from zero"
             for kind, total in zip(kinds, found, strict=True):
-                yield _correlation(
-                    "neighbours", f"dimension {axis}, {kind}", total, both, self.draws
-                )
+                where = f"dimension {axis}, {kind}"
+                yield _signed("neighbours", where, total, both, self.draws)
 
     def steps(self) -> Signed:
         """Products of an element's residuals in one draw and the next, of disjoint pairs."""
         n = self.draws // 2
         total = np.sum(self.head[: 2 * n : 2] * self.head[1 : 2 * n : 2], dtype=np.float64)
         both = self.grid.variance[: self.head.shape[1]] ** 2
-        return _correlation("steps", "one step and the next", float(total), both, n)
+        return _signed("steps", "one step and the next", float(total), both, n)
 
     def with_another(self, other: Residuals, name: str) -> Iterator[Signed]:
         """Products of residuals of two tensors, of elements whose noise has the same index."""
@@ -237,7 +228,7 @@ class Residuals:
         products = np.sum(x * y, axis=0, dtype=np.float64)
         for kind, s in (("as they are", 1.0), ("away from zero", signs)):
             total = float(np.sum(products * s))
-            yield _correlation("sites", f"{name}, {kind}", total, both, self.draws)
+            yield _signed("sites", f"{name}, {kind}", total, both, self.draws)
 
     def _noise_index(self) -> np.ndarray[Any, Any]:
         """The index of each element of ``head`` where noise is drawn: see ``random_bits``."""
@@ -257,17 +248,24 @@ class Residuals:
         return bool(np.all(np.abs(self.head) <= (position + 1) * ARITHMETIC))
 
 
-def _correlation(what: str, where: str, total: float, both: Any, repeats: int) -> Signed:
-    deviations = np.sqrt(both)
+def _signed(
+    what: str,
+    where: str,
+    total: float,
+    variances: Any,
+    repeats: int,
+    # A mean residual of the arithmetic's size in both makes a product of its square.
+    allowance: Any = ARITHMETIC,
+) -> Signed:
+    """A sum of terms that have these variances, ``repeats`` times each."""
     return Signed(
         what,
         where,
         total,
-        repeats * float(np.sum(both)),
-        repeats * int(np.size(both)),
-        repeats * float(np.sum(deviations)),
-        # A mean residual of the arithmetic's size in both makes a product of its square.
-        repeats * int(np.size(both)) * ARITHMETIC,
+        repeats * float(np.sum(variances)),
+        repeats * int(np.size(variances)),
+        repeats * float(np.sum(np.sqrt(variances))),
+        repeats * float(np.sum(np.broadcast_to(allowance, np.shape(variances)))),
     )
 
 

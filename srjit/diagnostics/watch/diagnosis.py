@@ -10,6 +10,7 @@ from typing import Any
 
 from srjit.diagnostics.watch.stream import Record
 from srjit.jaxprs.figures import FIGURES, Figure
+from srjit.planning.site import listed
 from srjit.report.curves import sparkline
 from srjit.report.document import Column, Document, Documented, Table, as_json
 
@@ -72,7 +73,7 @@ class Diagnosis(Documented):
 
     def document(self) -> Document:
         """Returns the diagnosis as data: a row for each quantization, then the advice."""
-        advice = [f"{advice}: {_some(names)}" for advice, names in self.advice.items()]
+        advice = [f"{advice}: {listed(names, 6)}" for advice, names in self.advice.items()]
         if self.findings and not advice:
             advice = ["all gradients that were watched are healthy"]
         return Document(
@@ -145,11 +146,6 @@ def _grows(records: Sequence[Record]) -> bool:
     tenth = max(1, len(records) // 10)
     first, last = (sum(r.norm for r in part) for part in (records[:tenth], records[-tenth:]))
     return len(records) > 1 and 0 < GROWING * first < last
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
 
 
 def _column(figure: Figure) -> Column[Finding]:
