@@ -152,7 +152,7 @@ class _Insertion:
             return None
         outside = frame.chains[chain]
         noise: list[Hashable] = []
-        for operand in planned.quantized:
+        for operand, _ in planned.quantized:
             flips = split_flips(operand.draw.flips, outside, len(item.loops))
             noise.append((operand.draw.slot, *flips) if operand.draws else None)
         if planned.signs is not None:

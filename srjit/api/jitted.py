@@ -131,7 +131,6 @@ class Jitted:
         return watched.out
 
     def _own_key(self) -> Any:
-        """The key of a call without ``sr_key``."""
         if self._settings.mode == "inference" or _compat.inside_transformation():
             return None
         return IfNeeded(None) if self._base is None else self._next_key()
@@ -192,7 +191,6 @@ class Jitted:
         return dataclasses.replace(done, notes=tuple(notes), write_backs=planned.write_backs)
 
     def _report_of_module(self, args: Any, kwargs: Any) -> Report:
-        """The report that the passes leave in the module."""
         modules: list[Any] = []
         onlookers = Onlookers(module=lambda _, module: modules.append(module))
         copy = self.copy(onlookers, strict=False)

@@ -171,7 +171,6 @@ def _check_function(fun: Callable[..., Any]) -> None:
 
 
 def _positions(fun: Callable[..., Any], numbers: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns ``params_argnums`` as a tuple."""
     given = tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
     if not all(type(n) is int for n in given):
         raise TypeError(f"params_argnums is a position or a sequence of them, got {numbers!r}")

@@ -145,7 +145,6 @@ class Transformation:
     def _call_module(
         self, program: Program, words: Key | None, histories: State
     ) -> tuple[list[Any], State]:
-        """The outputs of the program as passes rewrite it, when JAX lowers it."""
         settings, dump, seen = self.settings, self.options.dump, self._onlookers.module
         recipe, closed, first = settings.recipe, program.closed, ()
         if words is not None and program.plan.write_backs.writes:
@@ -234,7 +233,6 @@ class Transformation:
         return Program(original, closed, plan, shown, dynamic, labels, names, unflatten)
 
     def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:
-        """Parameter or data, for the leaves of the arguments ``owners``."""
         numbers, parameters = self.options.params_argnums, parameters_of(self.fun) or []
         if any(p.kind is p.VAR_POSITIONAL for p in parameters):
             for n in numbers:
@@ -245,7 +243,6 @@ class Transformation:
         return [PARAMETER if owner in chosen else DATA for owner in owners]
 
     def _names(self, given: Arguments, numbers: Sequence[int]) -> list[str]:
-        """Names of leaves of the arguments: ``params['w']``."""
         parameters = [p.name for p in parameters_of(self.fun) or ()]
 
         def owner(of: int | str) -> str:

@@ -52,14 +52,12 @@ class Arguments:
     def of(cls, args: Sequence[Any], kwargs: dict[str, Any]) -> Arguments:
         """Takes a call's arguments apart."""
         is_leaf = _is_object if _nnx() else None
-        flat, tree = jax.tree.flatten((tuple(args), kwargs), is_leaf=is_leaf)
-        owners: list[int | str] = []
-        for owner, value in (*enumerate(args), *sorted(kwargs.items())):
-            owners += [owner] * len(jax.tree.leaves(value, is_leaf=is_leaf))
+        keyed, tree = jax.tree_util.tree_flatten_with_path((tuple(args), kwargs), is_leaf=is_leaf)
+        flat = [leaf for _, leaf in keyed]
+        # The first two steps of a path are which argument it is in.
+        owners = [at.idx if hasattr(at, "idx") else at.key for (_, at, *_), _ in keyed]
+        names = [jax.tree_util.keystr(path[2:]) for path, _ in keyed]
         positions = [i for i, leaf in enumerate(flat) if _is_object(leaf)]
-        keyed, _ = jax.tree_util.tree_flatten_with_path((tuple(args), kwargs), is_leaf=is_leaf)
-        steps = [path[2:] for path, _ in keyed]  # the first two are which argument it is in
-        names = list(map(jax.tree_util.keystr, steps))
         if not positions:
             return cls(flat, owners, names, tree, [], None, None)
         definition, state = _nnx().split([flat[i] for i in positions])

@@ -14,7 +14,6 @@ from srjit.jaxprs.evaluator import Evaluator, Trip
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, random_bits
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.planned_site import PlannedSite
 
 _WRITTEN = "noise of write-backs and casts is not replayed"
 
@@ -64,7 +63,12 @@ def replayed(
     site_draws = any(o.draws for s in plan.sites.values() for o in s.operands)
     if written and root is not None and not site_draws:
         raise ValueError(f"no site of this program draws noise, and {_WRITTEN}")
-    chosen = [s for s in plan.sites.values() if _is(s, site)]
+    chosen = [
+        s
+        for s in plan.sites.values()
+        if s.row.site.number == site
+        or (isinstance(site, str) and fnmatch.fnmatchcase(s.row.site.path, site))
+    ]
     if not chosen:
         rows = list(plan.rows[:12])
         names = [f"{row.site.number}: {row.site.path} {row.site.role}" for row in rows]
@@ -99,12 +103,6 @@ def replayed(
                     )
                 )
     return found
-
-
-def _is(planned: PlannedSite, site: int | str) -> bool:
-    if isinstance(site, str):
-        return fnmatch.fnmatchcase(planned.row.site.path, site)
-    return planned.row.site.number == site
 
 
 def _places(

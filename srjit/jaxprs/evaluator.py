@@ -119,11 +119,9 @@ class Evaluator:
     def _flow(
         self, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]
     ) -> Sequence[Any]:
-        """The results of an equation inside which sites or write-backs stand."""
         raise NotImplementedError
 
     def _written(self, wide: jax.Array, path: Path) -> jax.Array:
-        """A parameter as it is written back."""
         write = self.plan.write_backs.writes[path]
         key = mix(self._key(()), _WRITE_BACKS + write.number)
         # A copy on every device is rounded the same way on all of them.
@@ -169,7 +167,6 @@ class Evaluator:
                 made = [self._quantized_alone(shared, missing[shared], x, keys[shared])]
             for s, key in keys.items():
                 self._show(s, missing[s], x, key)
-                self._measure(s, missing[s], x, key)
             self.codes.update(zip(keys, made, strict=True))
         return self.codes[shared]
 
@@ -180,7 +177,6 @@ class Evaluator:
         return self.plan.sharing.together.get((self.path, shared))
 
     def _noise(self, operand: Operand) -> Key | None:
-        """The key of an operand's noise; None if it draws none."""
         if not operand.draws or self.root is None:
             return None
         return of_shards(self.drawn(operand.draw), operand.varies)
@@ -210,15 +206,12 @@ class Evaluator:
         """The largest amax of earlier steps, for a delayed scale."""
         return None if operand.history is None else jnp.max(self.histories[operand.history])
 
-    def _measure(self, shared: Shared, operand: Operand, x: jax.Array, key: Key | None) -> None:
-        """Hands out the figures of a quantization, if they are to be measured."""
+    def _show(self, shared: Shared, operand: Operand, x: Any, key: Key | None) -> None:
+        """Hands out the figures of a quantization; shows the observer noise of single elements."""
         name = self.shown.measured.get(operand)
         if name is not None:
             flips = self._signs(operand) is not None
             self.observe({name: measured(x, shared.spec, key, self._before(operand), flips)})
-
-    def _show(self, shared: Shared, operand: Operand, x: jax.Array, key: Key | None) -> None:
-        """Lets the observer see one quantization, if each element is rounded stochastically."""
         if self.shown.observer is None or key is None or operand.signs is not None:
             return
         target = self.plan.settings.target

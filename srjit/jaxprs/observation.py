@@ -112,7 +112,7 @@ class Shown:
         chosen = [
             (o, site, f"watched: {o.row.site.number}, {o.name}")
             for site in plan.rewritten.values()
-            for o in site.quantized
+            for o, _ in site.quantized
             if o.kind in kinds
         ]
         measured = {o: name for o, _, name in chosen}

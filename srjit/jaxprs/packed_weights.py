@@ -189,12 +189,11 @@ def _candidates(plan: ProgramPlan) -> frozenset[Shared]:
     """Operands that are quantized the same way at every call, and come from parameters alone."""
     found: set[Shared] = set()
     for o in plan.provenance.occurrences:
-        for operand in plan.sites[o.path].quantized:
+        for operand, shared in plan.sites[o.path].quantized:
             masks = plan.sites[o.path].product.masks(operand.side)
             values = [o.operands[operand.side], *(o.extras if masks else ())]
             labels = frozenset[str]().union(*(v.labels for v in values))
-            shared, is_made = operand.shared, PARAMETER in labels and labels <= _SOURCES
-            if shared is not None and shared.spec.is_hoistable and is_made:
+            if shared.spec.is_hoistable and PARAMETER in labels and labels <= _SOURCES:
                 found.add(shared)
     return frozenset(found)
 
@@ -273,14 +272,9 @@ class _Weighing(Rewriter):
         for region in flow.regions:
             if not region.is_condition:
                 self.enter((*path, *region.step), invariants(region, values))
-        scope = self if is_counted else self.without_weights()
+        scope = self if is_counted else copy.copy(self)
+        scope.is_open = self.is_open and is_counted
         return super(_Weighing, scope).before(flow, path, values)
-
-    def without_weights(self) -> Any:
-        """The same scope, with no weights inside what is in it."""
-        scope = copy.copy(self)
-        scope.is_open = False
-        return scope
 
     def weigh(self, shared: Shared, x: Any, use: tuple[Path, int]) -> None:
         """Called before x is quantized."""
@@ -301,9 +295,8 @@ class _Weighing(Rewriter):
     def _site(self, path: Path, values: list[Any]) -> Any:
         site = self.plan.sites[path]
         operands, extras = values[:2], values[2:]
-        for operand in site.quantized:
-            side, shared = operand.side, operand.shared
-            assert shared is not None
+        for operand, shared in site.quantized:
+            side = operand.side
             masked = site.product.mask(side, operands[side], *extras)
             self._weigh(shared, masked, (path, side))
             operands[side] = self.in_place_of(shared, operands[side])

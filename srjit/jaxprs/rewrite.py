@@ -82,7 +82,6 @@ class Rewriter(Evaluator):
     in_place: ClassVar[bool] = False
 
     def _flow(self, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]) -> list[Any]:
-        """The results of an equation with regions."""
         outer = self.before(flow, path, values)
         if flow.kind != "call":
             evaluate = _KINDS[flow.kind]
@@ -243,7 +242,16 @@ def _shards(
 
     histories = {name: outer.histories[name] for name in outer.states(path)}
     scalars = (outer.root, [t.number for t in trips], histories)
-    outs, seen = _bind_shard_map(eqn, run, scalars, values)
+    replicated = jax.sharding.PartitionSpec()  # the scalars are, and so is what was seen
+    mapped = jax.shard_map(
+        run,
+        mesh=eqn.params["mesh"],
+        in_specs=(replicated, *eqn.params["in_specs"]),
+        out_specs=(list(eqn.params["out_specs"]), replicated),
+        axis_names=frozenset(eqn.params["newly_manual_axes"]),
+        check_vma=eqn.params["check_vma"],
+    )
+    outs, seen = mapped(scalars, *values)
     outer.observe(seen)
     return outs
 
@@ -356,20 +364,3 @@ _CALLS = {
     "custom_jvp_call": _custom_jvp,
     "custom_vjp_call": _custom_vjp,
 }
-
-
-def _bind_shard_map(eqn: Any, fun: Any, scalars: Any, values: Sequence[Any]) -> Any:
-    """``fun(scalars, *values)`` under the ``shard_map`` of ``eqn``.
-
-    The scalars are replicated, and so is what ``fun`` returns beside the outputs of ``eqn``.
-    """
-    params = eqn.params
-    replicated = jax.sharding.PartitionSpec()
-    return jax.shard_map(
-        fun,
-        mesh=params["mesh"],
-        in_specs=(replicated, *params["in_specs"]),
-        out_specs=(list(params["out_specs"]), replicated),
-        axis_names=frozenset(params["newly_manual_axes"]),
-        check_vma=params["check_vma"],
-    )(scalars, *values)

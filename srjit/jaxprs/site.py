@@ -24,16 +24,8 @@ from jax.interpreters import ad, batching, mlir
 from srjit import _compat
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, of_typed_shards
-from srjit.planning.planned_site import (
-    CT_DGRAD,
-    CT_WGRAD,
-    GRADIENT_SIGNS,
-    RESIDUAL,
-    Gradient,
-    SiteParams,
-    draw_signs,
-    oriented,
-)
+from srjit.planning import planned_site
+from srjit.planning.planned_site import Gradient, SiteParams, draw_signs, oriented
 from srjit.planning.provenance import REWRITTEN
 from srjit.products.product import Product
 from srjit.products.scaled_dot import ScaledValues, scaled_dot
@@ -118,7 +110,6 @@ def _lin_impl(*args: Any, site: SiteParams, wrt: tuple[bool, bool]) -> jax.Array
 def _linear(
     site: SiteParams, wrt: tuple[bool, bool], x: Any, w: Any, extras: Any, *tangents: Any
 ) -> Any:
-    """The product's tangent, in high precision."""
     remaining = list(tangents)
     terms: list[jax.Array] = []
     with jax.named_scope(f"srjit_{site.label}_tangent"):
@@ -150,15 +141,11 @@ _compat.lowers_for_devices(site_p)  # targets' products may be partitioned by ha
 # --------------------------------------------------------------------------------- differentiation
 
 
-def _zero_like(x: Any) -> Any:
-    return ad.Zero(jax.typeof(x).to_tangent_aval())
-
-
 def _site_jvp(primals: Any, tangents: Any, *, site: SiteParams) -> Any:
     out = site_p.bind(*primals, site=site)
     wrt = tuple(type(t) is not ad.Zero for t in tangents[:2])
     if not any(wrt):
-        return out, _zero_like(out)
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     given = [t for t in tangents[:2] if type(t) is not ad.Zero]
     site, kept = _without_copies(site, len(primals))  # copies are not worth being saved
     return out, lin_p.bind(*given, *(primals[i] for i in kept), site=site, wrt=wrt)
@@ -208,18 +195,17 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
         signs = owner = None
         if key is not None and draw_signs(ct_spec, residual_spec):
             # Codes whose signs are of one product are of no use to the other.
-            signs, owner = mix(key, GRADIENT_SIGNS + side), side
+            signs, owner = mix(key, planned_site.GRADIENT_SIGNS + side), side
         if ct_spec and (ct_spec, owner) not in drawn:
-            slot = CT_DGRAD if side == 0 else CT_WGRAD
+            slot = planned_site.CT_DGRAD if side == 0 else planned_site.CT_WGRAD
             drawn[ct_spec, owner] = _quantize_backward(
                 site, masked, ct_spec, key, slot, signs, ct_spec in turned
             )
         residual = saved[other] if residual_spec else None
         if residual_spec and (residual_spec != kinds[other] or signs is not None):
             kept = site.product.mask(other, floats[other], *extras)
-            residual = _quantize_backward(
-                site, kept, residual_spec, key, RESIDUAL + side, signs, grad.turned[other]
-            )
+            slot, turn = planned_site.RESIDUAL + side, grad.turned[other]
+            residual = _quantize_backward(site, kept, residual_spec, key, slot, signs, turn)
         order = slice(None) if side == 0 else slice(None, None, -1)
         pair = [ct, floats[other]][order]
         codes = [drawn[ct_spec, owner] if ct_spec else None, residual][order]
@@ -240,7 +226,7 @@ def _cotangents_together(
     random = key is not None and any(draw_signs(g.lhs, g.rhs) for g in planned.values())
     if random or (key is not None and key[0].ndim):
         return {}
-    slots = (CT_DGRAD, CT_WGRAD)
+    slots = (planned_site.CT_DGRAD, planned_site.CT_WGRAD)
     keys = [
         None if key is None else of_typed_shards(mix(key, slots[s]), ct) for s in wanted.values()
     ]
@@ -250,7 +236,6 @@ def _cotangents_together(
 
 
 def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
-    """The static part of the product that is the gradient of one operand."""
     product = site.product.transpose(side, jax.typeof(floats[side]))
     wanted = site.backward[side] if site.backward else Gradient("grad", None, None)
     shapes = (ct.shape, floats[1].shape) if side == 0 else (floats[0].shape, ct.shape)

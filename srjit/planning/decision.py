@@ -176,7 +176,6 @@ def _impossible(c: Classified) -> str | None:
 
 
 def _gradient_site(site: Site, side: int) -> Site:
-    """The product that differentiating a forward site makes of the operand on one side."""
     kinds, shapes = [site.lhs_kind, site.rhs_kind], [site.lhs_shape, site.rhs_shape]
     role = "wgrad" if kinds[side] == "weight" else "dgrad"
     # The cotangent stands where the differentiated operand stood.

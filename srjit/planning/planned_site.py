@@ -179,9 +179,9 @@ class PlannedSite:
         return self.params.product
 
     @property
-    def quantized(self) -> list[Operand]:
-        """The operands that are quantized."""
-        return [o for o in self.operands if o.shared is not None]
+    def quantized(self) -> list[tuple[Operand, Shared]]:
+        """The operands that are quantized, and their codes."""
+        return [(o, o.shared) for o in self.operands if o.shared is not None]
 
     @property
     def signs(self) -> Draw | None:

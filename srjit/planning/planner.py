@@ -7,21 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from srjit import recipes, targets
+from srjit.planning import planned_site as planned
 from srjit.planning import write_backs
 from srjit.planning.decision import Decisions
 from srjit.planning.noise import Draw, Draws
 from srjit.planning.notes import notes_of
 from srjit.planning.plan import ProgramPlan, Settings
-from srjit.planning.planned_site import (
-    SIGNS,
-    Gradient,
-    Operand,
-    PlannedSite,
-    Shared,
-    SiteParams,
-    draw_signs,
-    oriented,
-)
 from srjit.planning.profit import paying
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified, classify
@@ -94,28 +85,27 @@ def plan_of(
 
 def _planned(
     c: Classified, row: SitePlan, settings: Settings, provenance: Provenance, draws: Draws
-) -> PlannedSite:
-    """A site with what evaluating it takes."""
+) -> planned.PlannedSite:
     o, product = c.occurrence, c.product
     params, signs = None, None
     if product is not None and any(r.status != "kept" for r in row.with_gradients):
         params = _params(c, row, settings)
-        if draw_signs(params.lhs, params.rhs):
-            signs = draws.draw(o, c.noise, SIGNS, c.noise)
+        if planned.draw_signs(params.lhs, params.rhs):
+            signs = draws.draw(o, c.noise, planned.SIGNS, c.noise)
 
-    def operand(side: int) -> Operand:
+    def operand(side: int) -> planned.Operand:
         spec = params and (params.lhs, params.rhs)[side]
         shared, history, draw = None, None, Draw(c.noise, side, ())
         if spec is not None:
             token = c.token(side, provenance)
             if signs is not None:  # both operands' are those of this product, and no other's
                 token = provenance.derived("flipped", token, signs.number)
-            shared = Shared(token, spec)
+            shared = planned.Shared(token, spec)
             draw = draws.draw(o, c.noise, side, shared)
             if spec.scaling == "delayed":
                 name = f"{c.path or 'site'}#{c.number}.{('lhs', 'rhs')[side]}"
                 history = draws.history(o, shared, name)
-        return Operand(
+        return planned.Operand(
             row=row,
             side=side,
             shared=shared,
@@ -126,7 +116,7 @@ def _planned(
             in_memory=o.operands[side].origin in provenance.given,
         )
 
-    return PlannedSite(
+    return planned.PlannedSite(
         path=o.path,
         row=row,
         loops=o.scope.loops,
@@ -137,19 +127,18 @@ def _planned(
     )
 
 
-def _params(c: Classified, row: SitePlan, settings: Settings) -> SiteParams:
-    """The static part of a site."""
+def _params(c: Classified, row: SitePlan, settings: Settings) -> planned.SiteParams:
     product, eqn = c.product, c.occurrence.eqn
     assert product is not None
     shapes = row.site.lhs_shape, row.site.rhs_shape
-    lhs = row.lhs and oriented(row.lhs, product, 0, shapes[0])
-    rhs = row.rhs and oriented(row.rhs, product, 1, shapes[1])
-    return SiteParams(
+    lhs = row.lhs and planned.oriented(row.lhs, product, 0, shapes[0])
+    rhs = row.rhs and planned.oriented(row.rhs, product, 1, shapes[1])
+    return planned.SiteParams(
         product=product,
         dtype=eqn.outvars[0].aval.dtype,
         lhs=lhs,
         rhs=rhs,
-        backward=tuple(Gradient(g.site.role, g.lhs, g.rhs) for g in row.backward),
+        backward=tuple(planned.Gradient(g.site.role, g.lhs, g.rhs) for g in row.backward),
         target=settings.target,
         rng=settings.rng,
         label=row.site.role,

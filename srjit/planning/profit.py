@@ -73,7 +73,6 @@ def _candidate(
     provenance: Provenance,
     estimates: Estimates,
 ) -> Candidate:
-    """A site, or the gradient of one of its operands."""
     product = c.product if differentiated is None else c.gradient(differentiated)
     assert product is not None
     shapes, trips = (row.site.lhs_shape, row.site.rhs_shape), row.site.trips

@@ -20,7 +20,8 @@ import numpy as np
 from srjit import _compat
 from srjit.products.kinds import KINDS
 from srjit.program.control_flow import ControlFlow, Input, Output, flow_of
-from srjit.program.protocols import Equation, Program, Variable, is_literal
+from srjit.program.places import IDENTITIES
+from srjit.program.protocols import Equation, Program, Variable, is_literal, keeps_dtype
 from srjit.program.values import (
     BACKWARD,
     CAPTURED,
@@ -48,8 +49,6 @@ _VIEWS = {
     "sharding_constraint", "reduce_precision", "reshard", "broadcast_in_dim", "rev",
 }  # fmt: skip
 _SLICES = {"slice", "dynamic_slice", "stablehlo.slice", "stablehlo.dynamic_slice"}
-# What is the same value, whatever it is for; lowering drops all but the barrier.
-_IDENTITIES = {"copy", "copy_p", "name", "optimization_barrier", "pvary"}
 _ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
 # After these a value is the same along their mesh axes.
 _COLLECTIVES = {
@@ -190,7 +189,7 @@ class Provenance:
 
     def _simple(self, eqn: Equation, values: list[Value], scope: Scope) -> list[Value]:
         name = eqn.primitive.name
-        if name in _IDENTITIES or _is_same_dtype(eqn):
+        if name in IDENTITIES or keeps_dtype(eqn):
             return values
         view = name in _VIEWS and len(values) >= len(eqn.outvars)
         what = self._operation(eqn)
@@ -241,7 +240,6 @@ class Provenance:
     def _flow(
         self, eqn: Equation, flow: ControlFlow, values: list[Value], scope: Scope
     ) -> list[Value]:
-        """The results of an equation with regions, by their edges."""
         if flow.has_rule:
             scope = scope._replace(ruled=True)
         if flow.shards and not flow.shards.is_typed:
@@ -296,7 +294,6 @@ class Provenance:
     def _entering(
         self, edge: Input, v: Variable, flow: ControlFlow, region: int, values: list[Value]
     ) -> Value:
-        """An operand as an input of a region."""
         value = values[edge.operand]
         if edge.way == "slice":
             return self._sliced(value)
@@ -309,7 +306,6 @@ class Provenance:
         return value
 
     def _leaving(self, edge: Output, v: Variable, flow: ControlFlow, value: Value) -> Value:
-        """An output of a region as a result."""
         if edge.way == "stack":
             return self._stacked(value)
         if flow.shards and edge.way == "shard":
@@ -387,13 +383,6 @@ def _multiplies(jaxpr: Any) -> bool:
 def _is_quantizer(eqn: Equation) -> bool:
     """Whether a call is an inner srjit's, whose Hadamard transforms are no products of users."""
     return str(eqn.params.get("name", "")).startswith(QUANTIZER)
-
-
-def _is_same_dtype(eqn: Equation) -> bool:
-    """Whether a conversion leaves everything but weak types as it is."""
-    if eqn.primitive.name != "convert_element_type":
-        return False
-    return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
 
 
 def _varying(eqn: Equation, values: list[Value]) -> frozenset[str]:

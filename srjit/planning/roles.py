@@ -167,20 +167,17 @@ def _classify_one(
     if _is_second_derivative(o, twice):
         return Classified(o, *_UNKNOWN, _SECOND, phase=phase)
     if phase != "backward":
-        if differentiated and not _derivatives(o) and _is_update(o):
+        labels = o.lhs.labels | o.rhs.labels
+        is_update = BACKWARD in labels or DATA not in labels
+        if differentiated and not _derivatives(o) and is_update:
             return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE, phase=phase)
         return Classified(o, "fprop", *forward_kinds(o), "forward", phase=phase)
-    return partners.recomputation(o) or _classify_gradient(o, partners)
-
-
-def _classify_gradient(o: Occurrence, partners: _Partners) -> Classified:
-    match = partners.of(o)
-    if match is None and (orphan := partners.orphan(o)) is not None:
-        return orphan
-    if match is None:
-        why = "no operand of this backward product was read by a forward one: say srjit.role(...)"
-        return Classified(o, *_UNKNOWN, why, phase="backward")
-    return Classified(o, match.role, *match.kinds, match.why, match.partner, phase="backward")
+    if (again := partners.recomputation(o)) is not None:
+        return again
+    if (match := partners.of(o)) is not None:
+        return Classified(o, match.role, *match.kinds, match.why, match.partner, phase=phase)
+    why = "no operand of this backward product was read by a forward one: say srjit.role(...)"
+    return partners.orphan(o) or Classified(o, *_UNKNOWN, why, phase=phase)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +217,6 @@ class _Match:
 
 
 class _Partners:
-    """Finds the forward product whose gradient a backward product is."""
-
     def __init__(self, forward: list[Occurrence], provenance: Provenance) -> None:
         shapes = provenance.parameter_shapes
         self.parameters = {tuple(sorted(shape)) for shape in shapes if len(shape) > 1}
@@ -356,11 +351,6 @@ def _rank(value: Value) -> int:
     if value.sources == frozenset({PARAMETER}):
         return 2
     return 1 if value.sources and value.sources <= {PARAMETER, CAPTURED} else 0
-
-
-def _is_update(o: Occurrence) -> bool:
-    labels = o.lhs.labels | o.rhs.labels
-    return BACKWARD in labels or DATA not in labels
 
 
 def _tag(o: Occurrence) -> tuple[str, str, str] | None:

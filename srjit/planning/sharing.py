@@ -25,11 +25,10 @@ class Sharing:
         self._readers: dict[Shared, list[Path]] = collections.defaultdict(list)
         uses: dict[Path, dict[Shared, None]] = collections.defaultdict(dict)
         for path, site in sites.items():
-            for operand in site.quantized:
-                assert operand.shared is not None
-                self._readers[operand.shared].append(path)
+            for _, shared in site.quantized:
+                self._readers[shared].append(path)
                 for n in range(len(path)):
-                    uses[path[:n]][operand.shared] = None
+                    uses[path[:n]][shared] = None
         # For each scope, the codes that its sites read, in order.
         self.uses = {scope: list(found) for scope, found in uses.items()}
 
@@ -41,10 +40,10 @@ class Sharing:
         """
         first: dict[tuple[Path, int], dict[Shared, Operand]] = {}
         for path, site in self._sites.items():
-            for operand in site.quantized:
-                if operand.shared is not None and operand.signs is None:
-                    found = first.setdefault((path[:-1], operand.shared.token), {})
-                    found.setdefault(operand.shared, operand)
+            for operand, shared in site.quantized:
+                if operand.signs is None:
+                    found = first.setdefault((path[:-1], shared.token), {})
+                    found.setdefault(shared, operand)
         return {
             (scope, shared): found
             for (scope, _), found in first.items()
@@ -56,12 +55,11 @@ class Sharing:
     def turned(self) -> frozenset[Shared]:
         """Codes of which a product wants a transposed copy, in the scope where they are made."""
         return frozenset(
-            operand.shared
+            shared
             for path, site in self._sites.items()
-            for operand in site.quantized
-            if operand.shared is not None and site.params is not None
-            if site.params.turned[operand.side]
-            if self._readers[operand.shared][0][:-1] == path[:-1]
+            for operand, shared in site.quantized
+            if site.params is not None and site.params.turned[operand.side]
+            if self._readers[shared][0][:-1] == path[:-1]
         )
 
     def read_outside(self, shared: Shared, scope: Path) -> bool:

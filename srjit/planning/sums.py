@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
@@ -16,23 +15,6 @@ _ABOUT_ONCE = 0.25, 1.75  # how often a parameter is in what it becomes
 Kind = tuple[tuple[int, ...], str]  # shape and dtype
 
 
-class Search(Protocol):
-    """A program, as far as a sum has to know it."""
-
-    @property
-    def inputs(self) -> Sequence[Kind]:
-        """Shapes and dtypes of the program's inputs."""
-        ...
-
-    def origin(self, place: Place) -> int | None:
-        """The program's input that a value is, passed on and nothing else."""
-        ...
-
-    def is_output(self, place: Place) -> bool:
-        """Whether the program returns a value itself."""
-        ...
-
-
 def kind_of(v: Variable) -> Kind:
     """Shape and dtype of a variable."""
     return v.aval.shape, str(v.aval.dtype)
@@ -42,17 +24,26 @@ class Sum:
     """A value as a sum of the program's inputs of a dtype, which the value may be wider than.
 
     Args:
-      search: knows the program.
+      inputs: shapes and dtypes of the program's inputs.
+      origin: tells the input that a value is, passed on and nothing else.
+      is_output: tells whether the program returns a value itself.
       value: the value.
-      dtype: that of the inputs.
+      dtype: that of the inputs that are summed.
 
     Attributes:
       inputs: how often each is in it; what is multiplied by no constant counts once.
       between: the places where narrow values are made on the way, without the value's own.
     """
 
-    def __init__(self, search: Search, value: Place, dtype: str) -> None:
-        self._search, self._value = search, value
+    def __init__(
+        self,
+        inputs: Sequence[Kind],
+        origin: Callable[[Place], int | None],
+        is_output: Callable[[Place], bool],
+        value: Place,
+        dtype: str,
+    ) -> None:
+        self._origin, self._is_output, self._value = origin, is_output, value
         self._is_wide = kind_of(value.var)[1] != dtype
         self._known: dict[Place, dict[int, float]] = {}
         self._find(value)
@@ -60,7 +51,7 @@ class Sum:
         self.inputs = {
             i: f
             for i, f in self._known[value].items()
-            if search.inputs[i][1] == dtype and least <= f <= most
+            if inputs[i][1] == dtype and least <= f <= most
         }
         self.between = tuple(p for p, f in self._known.items() if f and p != value and p.operation)
 
@@ -69,7 +60,7 @@ class Sum:
         left = [value]
         while left:
             place = left[-1]
-            origin = self._search.origin(place)
+            origin = self._origin(place)
             terms = self._terms(place) if origin is None else []
             missing = [p for p, _ in terms if p not in self._known]
             if missing:
@@ -84,7 +75,7 @@ class Sum:
 
     def _terms(self, place: Place) -> list[tuple[Place, float]]:
         """The places that one adds up, and how often."""
-        if place != self._value and self._search.is_output(place):
+        if place != self._value and self._is_output(place):
             return []  # what is returned itself is rounded there
         if self._is_wide and (same := place.same or _widened(place)):
             return [(p, 1.0) for p in same if len(same) == 1 and not p.is_literal]

@@ -14,6 +14,7 @@ n - p, nor 1e-4 * p + g, nor anything that is made of another output is p's next
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections import Counter
@@ -144,8 +145,6 @@ class _Source:
 
 
 class _Search:
-    """Looks for the write-backs of one program."""
-
     def __init__(
         self, closed: Any, labels: Sequence[str], names: Sequence[str], recipe: Recipe
     ) -> None:
@@ -162,6 +161,7 @@ class _Search:
         self.outputs = [Place(self.top, v) for v in jaxpr.outvars]
         self._makers = {self._maker(o) for o in self.outputs if not o.is_literal}
         self._origins: dict[Place, int | None] = {}
+        self._sum = functools.partial(Sum, self.inputs, self.origin, self._makers.__contains__)
 
     def run(self) -> WriteBacks:
         """Looks."""
@@ -227,17 +227,18 @@ class _Search:
         place = sum(kind_of(o.var) == kind for o in self.outputs[:n])
         mates = [i for i, k in enumerate(self.inputs) if k == kind]
         mate = mates[place] if place < len(mates) else None
-        factors = {i: f for s in sources for i, f in s.inputs.items() if self._may(i, kind)}
+        with_moments = self.recipe.moments is not None
+        factors = {
+            i: factor
+            for source in sources
+            for i, factor in source.inputs.items()
+            if self.inputs[i] == kind and (with_moments or self._kind_of(i) == "parameter")
+        }
 
         def unlikely(i: int) -> tuple[bool, bool, float]:
             return self._kind_of(i) != "parameter", i != mate, abs(math.log2(factors[i]))
 
         return sorted(factors, key=unlikely)
-
-    def _may(self, number: int, kind: Kind) -> bool:
-        """Whether the recipe asks for the write-back of an input that an output is of."""
-        is_parameter = self._kind_of(number) == "parameter"
-        return (is_parameter or self.recipe.moments is not None) and self.inputs[number] == kind
 
     def _kind_of(self, number: int) -> WrittenKind:
         is_parameter = self.labels[number] == PARAMETER and _STATE not in self.names[number]
@@ -298,10 +299,6 @@ class _Search:
 
     # ------------------------------------------------------------------------ what a value is
 
-    def is_output(self, place: Place) -> bool:
-        """Whether the program returns a value itself."""
-        return place in self._makers
-
     def origin(self, place: Place) -> int | None:
         """The program's input that a value is, passed on and nothing else."""
         if place.is_literal:
@@ -333,17 +330,18 @@ class _Search:
             yield _Source(why=f"{name or 'a constant'} makes it, no addition and no cast")
 
     def _arithmetic(self, place: Place) -> _Source:
-        found = Sum(self, place, kind_of(place.var)[1])
+        found = self._sum(place, kind_of(place.var)[1])
         if not found.inputs:
             why = f"{place.operation} makes it, of nothing that is a parameter"
             return _Source(why=why)
         return _Source(found.inputs, (place, *found.between))
 
     def _cast(self, place: Place, value: Place) -> _Source:
-        if self._is_kept(value):
+        is_of_inputs = not value.is_literal and kind_of(value.var) in self.inputs
+        if is_of_inputs and self._maker(value) in self._makers:
             why = f"a copy of {value.var.aval.dtype} values that the program returns too"
             return _Source(steps=(place,), why=f"{why}: those lose nothing")
-        inputs = Sum(self, value, kind_of(place.var)[1]).inputs or self._nearest(value, place)
+        inputs = self._sum(value, kind_of(place.var)[1]).inputs or self._nearest(value, place)
         if not inputs:
             return _Source(why="it is cast from float32 values that no parameter was added to")
         return _Source(inputs, (place,))
@@ -365,11 +363,6 @@ class _Search:
             known.update(level)
         return {}
 
-    def _is_kept(self, value: Place) -> bool:
-        """Whether wide values are returned themselves, in place of an input of their kind."""
-        is_of_inputs = not value.is_literal and kind_of(value.var) in self.inputs
-        return is_of_inputs and self.is_output(self._maker(value))
-
     @staticmethod
     def _maker(place: Place) -> Place:
         """The place where a value is made."""
@@ -379,7 +372,6 @@ class _Search:
 
 
 def _reason(sources: Sequence[_Source], dtype: str) -> str:
-    """Why a parameter is not written back stochastically."""
     if any(s.inputs and not s.steps for s in sources):
         return "returned as it came"
     reasons = dict.fromkeys(s.why for s in sources if s.why)

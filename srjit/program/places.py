@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from srjit.program.control_flow import Region, flow_of
-from srjit.program.protocols import Equation, Program, Variable, is_literal
+from srjit.program.protocols import Equation, Program, Variable, is_literal, keeps_dtype
 from srjit.program.values import Path
 
-# What is the same values as the operand in the same position, wherever they then stand.
-_PASSING = {
-    "copy", "copy_p", "name", "optimization_barrier", "pvary", "pcast", "sharding_constraint",
-    "reshard", "reshape", "transpose", "squeeze", "expand_dims",
+# These return what they take; lowering drops all but the barrier.
+IDENTITIES = {"copy", "copy_p", "name", "optimization_barrier", "pvary"}
+# These return the same values, wherever they then stand.
+_PASSING = IDENTITIES | {
+    "pcast", "sharding_constraint", "reshard", "reshape", "transpose", "squeeze", "expand_dims",
 }  # fmt: skip
 
 
@@ -86,7 +87,7 @@ class Place:
         index, eqn, position = self.made
         if eqn is None:
             return [self.outside] if isinstance(self.outside, Place) else []
-        if _passes(eqn):
+        if eqn.primitive.name in _PASSING or keeps_dtype(eqn):
             return [Place(self.scope, eqn.invars[position])]
         return [
             Place(inner, inner.outvars[i])
@@ -107,9 +108,3 @@ class Place:
         """The name of what makes it; empty for inputs, constants and literals."""
         eqn = self.made[1]
         return "" if eqn is None else eqn.primitive.name
-
-
-def _passes(eqn: Equation) -> bool:
-    if eqn.primitive.name == "convert_element_type":
-        return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
-    return eqn.primitive.name in _PASSING

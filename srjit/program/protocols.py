@@ -53,6 +53,13 @@ def is_literal(v: Variable) -> TypeGuard[Literal]:
     return hasattr(v, "val")
 
 
+def keeps_dtype(eqn: Equation) -> bool:
+    """Whether an equation is a conversion that leaves everything but weak types as it is."""
+    if eqn.primitive.name != "convert_element_type":
+        return False
+    return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
+
+
 class Primitive(Protocol):
     """The kind of an equation: a primitive of JAX, or an operation that is none."""
 

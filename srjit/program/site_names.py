@@ -24,9 +24,9 @@ def naming_sites() -> Generator[None]:
         _naming.reset(token)
 
 
-def scope_of(site: int | None) -> str | None:
-    """The scope of the site with that number; None unless sites are named, or if it is None."""
-    return f"srjit.site={site}" if _naming.get() and site is not None else None
+def scope_of(site: int) -> str | None:
+    """The scope of the site with that number; None unless sites are named."""
+    return f"srjit.site={site}" if _naming.get() else None
 
 
 def site_of(op_name: str) -> int | None:

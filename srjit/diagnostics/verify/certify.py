@@ -113,7 +113,6 @@ def _run(run: Callable[[int], Any], seen: Capture, draws: int) -> Iterator[tuple
 def _average_outputs(
     run: Callable[[int], Any], reference: Callable[[int], Any], seen: Capture, draws: int
 ) -> dict[str, Averages]:
-    """Averages of every floating-point output, by its path."""
     exact = {name: np.asarray(x, np.float64) for name, x in _floats(reference(0))}
     sums = {name: np.zeros_like(x) for name, x in exact.items()}
     errors: dict[str, dict[int, Error]] = {name: {} for name in exact}
@@ -134,7 +133,6 @@ def _floats(outputs: Any) -> list[tuple[str, Any]]:
 
 
 def _order(item: tuple[Execution, Captured]) -> tuple[Any, ...]:
-    """Operands by their sites, then what is written."""
     (rounding, where), _ = item
     label = rounding.label
     return not label.operand, label.site, label.operand, where

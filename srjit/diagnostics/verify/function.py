@@ -72,7 +72,6 @@ def verify_function(
 
 
 def _check(drawn: Any, expected: Any, step: Any) -> None:
-    """Raises unless draws can be compared with what is expected."""
     expected, step = np.asarray(expected, np.float64), np.asarray(step, np.float64)
     if drawn.shape != expected.shape:
         raise ValueError(f"draw returns {drawn.shape}, and expected has the shape {expected.shape}")
