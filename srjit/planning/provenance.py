@@ -279,8 +279,9 @@ class Provenance:
         outs = made if flow.trips and not scope.record else run(scope.record)
         carried = (self._renewed(v) for v in carry.values())
         found: list[list[Value]] = [[] for _ in eqn.outvars]
-        for region, made in zip(flow.regions, outs, strict=True):
-            for output, v, out in zip(region.outputs, region.program.outvars, made, strict=True):
+        for region, results in zip(flow.regions, outs, strict=True):
+            edges = zip(region.outputs, region.program.outvars, results, strict=True)
+            for output, v, out in edges:
                 if output.result is not None:
                     left = next(carried) if output.way == "carried" else out
                     found[output.result].append(self._leaving(output, v, flow, left))
