@@ -193,7 +193,7 @@ def call(body: str, *, has_rule: bool = False) -> Entry:
     """
 
     def entry(eqn: Equation) -> ControlFlow:
-        inputs, outputs = _inputs(len(eqn.invars)), _outputs(len(eqn.outvars))
+        inputs, outputs = inputs_of(len(eqn.invars)), outputs_of(len(eqn.outvars))
         return ControlFlow((_region(eqn.params[body], inputs, outputs),), has_rule=has_rule)
 
     return entry
@@ -202,15 +202,15 @@ def call(body: str, *, has_rule: bool = False) -> Entry:
 def _scan(eqn: Equation) -> ControlFlow:
     params = eqn.params
     first, carried = _compat().scan_params(eqn)
-    inputs = _inputs(first, carried, len(eqn.invars) - first - carried)
-    outputs = _outputs(0, carried, len(eqn.outvars) - carried)
+    inputs = inputs_of(first, carried, len(eqn.invars) - first - carried)
+    outputs = outputs_of(0, carried, len(eqn.outvars) - carried)
     trips = Trips(params["length"], params["reverse"], params["unroll"])
     return ControlFlow((_region(eqn.params["jaxpr"], inputs, outputs),), trips)
 
 
 def _while(eqn: Equation) -> ControlFlow:
     c, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    given, results = _inputs(c + b, len(eqn.invars) - c - b), _outputs(0, len(eqn.outvars))
+    given, results = inputs_of(c + b, len(eqn.invars) - c - b), outputs_of(0, len(eqn.outvars))
     condition = (*given[:c], *given[c + b :])
     regions = (
         _region(eqn.params["cond_jaxpr"], condition, [Output(None, "condition")], "cond"),
@@ -220,7 +220,7 @@ def _while(eqn: Equation) -> ControlFlow:
 
 
 def _cond(eqn: Equation) -> ControlFlow:
-    inputs, outputs = _inputs(len(eqn.invars))[1:], _outputs(len(eqn.outvars))
+    inputs, outputs = inputs_of(len(eqn.invars))[1:], outputs_of(len(eqn.outvars))
     branches = enumerate(eqn.params["branches"])
     return ControlFlow(tuple(_region(b, inputs, outputs, i) for i, b in branches), selector=0)
 
@@ -245,7 +245,8 @@ def _axes_of(spec: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
 
 
 @functools.cache
-def _inputs(same: int, carried: int = 0, slices: int = 0) -> tuple[Input, ...]:
+def inputs_of(same: int, carried: int = 0, slices: int = 0) -> tuple[Input, ...]:
+    """The inputs of a region that takes all operands in order, so many in each way."""
     n = itertools.count()
     return (
         *(Input(next(n)) for _ in range(same)),
@@ -255,7 +256,8 @@ def _inputs(same: int, carried: int = 0, slices: int = 0) -> tuple[Input, ...]:
 
 
 @functools.cache
-def _outputs(same: int, carried: int = 0, stacks: int = 0) -> tuple[Output, ...]:
+def outputs_of(same: int, carried: int = 0, stacks: int = 0) -> tuple[Output, ...]:
+    """The outputs of a region that makes all results in order, so many in each way."""
     n = itertools.count()
     return (
         *(Output(next(n)) for _ in range(same)),

@@ -60,11 +60,8 @@ class Scope(NamedTuple):
 
     def at(self, index: Any, names: tuple[str, ...], transforms: tuple[str, ...]) -> Scope:
         """The scope of the equation with that index in this one, by its own name stack."""
-        return self._replace(
-            path=(*self.path, index),
-            names=self.names + names,
-            transforms=self.transforms + transforms,
-        )
+        path, outer, around, *kept = self
+        return Scope((*path, index), outer + names, around + transforms, *kept)
 
     def inside(self, *step: Any, loop: tuple[int | None, bool] | None = None) -> Scope:
         """The scope of a jaxpr of this equation: a branch of it, or the body of a loop."""

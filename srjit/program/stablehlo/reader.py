@@ -179,7 +179,7 @@ class _BlockReader:
 
     def _simple(self, op: ir.Operation, opaque: str | None = None) -> Equation:
         """An operation without a rule; ``opaque`` if that is known."""
-        region = free_values(op)
+        region = free_values(op) if len(op.regions) else []
         name = _NAMES.get(op.name, op.name)
         if op.name == "stablehlo.scatter" and not adds(op):
             name = op.name

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from srjit._mlir import ir
-from srjit.program.control_flow import ControlFlow, Input, Output, Region, Trips
+from srjit.program.control_flow import (
+    ControlFlow,
+    Output,
+    Region,
+    Trips,
+    inputs_of,
+    outputs_of,
+)
 from srjit.program.stablehlo.operations import (
     attribute_of,
     body_of,
@@ -42,7 +49,7 @@ class Block:
     constvars = ()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Step:
     """An operation as an equation."""
 
@@ -92,26 +99,24 @@ def _call(op: ir.Operation, flows: OperationFlows) -> ControlFlow | None:
     name = callee(op)
     if name not in flows.functions:
         return None
-    inputs = tuple(Input(i) for i in range(len(op.operands)))
-    return ControlFlow((Region(flows.body(name), (), inputs, _results(op)),))
+    inputs, results = inputs_of(len(op.operands)), outputs_of(len(op.results))
+    return ControlFlow((Region(flows.body(name), (), inputs, results),))
 
 
 def _while(op: ir.Operation, flows: OperationFlows) -> ControlFlow:
-    inputs = tuple(Input(i, "carried") for i in range(len(op.operands)))
-    results = tuple(Output(i, "carried") for i in range(len(op.results)))
+    inputs, results = inputs_of(0, len(op.operands)), outputs_of(0, len(op.results))
     test, body = (Block(region.blocks[0]) for region in op.regions)
     condition = Region(test, (), inputs, (Output(None, "condition"),), ("cond",))
     return ControlFlow((condition, Region(body, (), inputs, results, ("body",))), Trips(None))
 
 
 def _branches(op: ir.Operation, flows: OperationFlows) -> ControlFlow:
-    blocks = [Block(region.blocks[0]) for region in op.regions]
-    regions = (Region(block, (), (), _results(op), (i,)) for i, block in enumerate(blocks))
+    results, blocks = (
+        outputs_of(len(op.results)),
+        [Block(region.blocks[0]) for region in op.regions],
+    )
+    regions = (Region(block, (), (), results, (i,)) for i, block in enumerate(blocks))
     return ControlFlow(tuple(regions), selector=0)
-
-
-def _results(op: ir.Operation) -> tuple[Output, ...]:
-    return tuple(Output(i) for i in range(len(op.results)))
 
 
 _FLOWS: dict[str, Callable[[ir.Operation, OperationFlows], ControlFlow | None]] = {
@@ -152,8 +157,8 @@ def structure(op: ir.Operation, known: dict[ir.Value[Any], int]) -> tuple[Any, .
 
 def attributes(op: ir.Operation) -> tuple[tuple[str, Any], ...]:
     """The attributes of an operation but for srjit's, to be compared."""
-    found = ((name, attribute_of(op, name)) for name in op.attributes)
-    return tuple((name, value) for name, value in found if not name.startswith("srjit."))
+    names = (name for name in op.attributes if not name.startswith("srjit."))
+    return tuple([(name, attribute_of(op, name)) for name in names])
 
 
 def adds(op: ir.Operation) -> bool:
