@@ -32,13 +32,13 @@ _A, _B = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-def avalanche(h: Any) -> Any:
+def avalanche(h: jax.Array) -> jax.Array:
     """A word all of whose bits depend on all bits of h."""
     h = scrambled(h)
     return h ^ (h >> np.uint32(16))
 
 
-def scrambled(h: Any) -> Any:
+def scrambled(h: jax.Array) -> jax.Array:
     """A word whose upper 24 bits depend on all bits of h, as hard to tell from noise as may be."""
     h = (h ^ (h >> np.uint32(16))) * _A
     return (h ^ (h >> np.uint32(15))) * _B

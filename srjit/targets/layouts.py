@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from srjit.products.dot import DotProduct
 
@@ -58,6 +58,6 @@ def mesh_axes(spec: PartitionSpec, ndim: int) -> list[tuple[str, ...]]:
     return [() if e is None else e if isinstance(e, tuple) else (e,) for e in entries]
 
 
-def placed(mesh: Any, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
+def placed(mesh: Mesh | AbstractMesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
     """The sharding of dimensions over these axes of a mesh."""
     return NamedSharding(mesh, PartitionSpec(*(names or None for names in axes)))

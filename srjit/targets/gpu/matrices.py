@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import Mesh
 
 from srjit.numerics import hadamard, random_bits
 from srjit.numerics.quantization import Quantization
@@ -97,7 +98,7 @@ class _Written:
         size = hadamard.SIZE if self.task.spec.hadamard else 1
         return [n + (-n % size) * (d == self.dim) for d, n in enumerate(shape)]
 
-    def types(self, shape: Sequence[int]) -> list[Any]:
+    def types(self, shape: Sequence[int]) -> list[jax.ShapeDtypeStruct]:
         """Shapes and dtypes of what is written of a tensor, or of a shard of it."""
         block = self.task.block
         whole = [n + (-n % block) * (d == self.dim) for d, n in enumerate(shape)]
@@ -132,7 +133,7 @@ class _Written:
         return found
 
 
-def fits(x: Any, want: Want) -> bool:
+def fits(x: jax.Array, want: Want) -> bool:
     """Whether kernels can make that of a tensor of such a shape and dtype."""
     spec, shape = want.spec, x.shape
     if x.dtype.name not in _INPUTS or not 0 < 2 * math.prod(shape) < 2**31 or not shape:
@@ -223,7 +224,7 @@ def _amaxes(written: Sequence[_Written], x: jax.Array) -> dict[_Written, jax.Arr
     # The plain one is the same however the tensor is seen.
     places = {w.kind: w.split for w in sorted(needed, key=lambda w: w.split)}
     groups = {(w.kind, places[w.kind] if w.kind == "plain" else w.split) for w in needed}
-    found: dict[Any, jax.Array] = {}
+    found: dict[str | tuple[str, int], jax.Array] = {}
     for split in sorted({split for _, split in groups}):
         kinds = tuple(sorted(kind for kind, s in groups if s == split))
         values = _amax_call(kinds, split, x.shape)(x)
@@ -248,7 +249,7 @@ def _amax_call(kinds: tuple[str, ...], split: int, shape: tuple[int, ...]) -> An
     def run(x: jax.Array) -> list[jax.Array]:
         return amax_matrix(_as_matrix(x, split), kinds)
 
-    def partition(mesh: Any, args: Any, results: Any) -> Any:
+    def partition(mesh: Mesh, args: Any, results: Any) -> Any:
         axes = _kept(mesh, args[0], stays)
         everywhere = tuple(name for names in axes for name in names)
 
@@ -295,7 +296,7 @@ def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...]) -> Any
         types = [t for w in written for t in w.types(x.shape)]
         return reinterpreted(kernel, types, x, *scalars, *origins)
 
-    def partition(mesh: Any, args: Any, results: Any) -> Any:
+    def partition(mesh: Mesh, args: Any, results: Any) -> Any:
         axes = _kept(mesh, args[0], stays)
 
         def run_shard(x: jax.Array, *scalars: jax.Array) -> list[jax.Array]:
@@ -312,7 +313,7 @@ def _quantize_call(written: tuple[_Written, ...], shape: tuple[int, ...]) -> Any
     return call
 
 
-def _kept(mesh: Any, arg: Any, stays: dict[int, int]) -> list[tuple[str, ...]]:
+def _kept(mesh: Mesh, arg: Any, stays: dict[int, int]) -> list[tuple[str, ...]]:
     """The mesh axes of every dimension whose shards are equal and cut nothing that stays whole."""
     found = mesh_axes(arg.sharding.spec, len(arg.shape))
     for d, names in enumerate(found):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import Mesh
 
 from srjit import _compat
 from srjit.numerics.blocks import pad_to_multiple, spread_blocks
@@ -120,7 +121,7 @@ def _matrix_product(
     )(lhs, rhs, lhs_scales, rhs_scales)
 
 
-def _shards_of_matrices(mesh: Any, args: Any, result: Any) -> Any:
+def _shards_of_matrices(mesh: Mesh, args: Any, result: Any) -> Any:
     """Every device multiplies what it has; sums over parts of the contraction are left."""
     (batch, rows, left), (_, columns, right) = (mesh_axes(a.sharding.spec, 3) for a in args[:2])
     summed = left if left == right else ()

@@ -76,7 +76,7 @@ class Task:
         rows, columns = (rows * self.lead, columns // self.lead) if self.down else (rows, columns)
         return rows, -(-columns // self.block) * self.block
 
-    def results(self, shape: tuple[int, int]) -> list[Any]:
+    def results(self, shape: tuple[int, int]) -> list[jax.ShapeDtypeStruct]:
         """Types of codes as words, of scales of blocks if there are any, and of the tensor's."""
         rows, columns = self.sizes(shape)
         blocks = rows, columns // self.block

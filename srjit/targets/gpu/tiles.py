@@ -146,7 +146,7 @@ def _blocks_in_memory(
 def tile_call(
     kernel: Callable[..., None],
     like: jax.Array,
-    results: list[Any],
+    results: Sequence[jax.ShapeDtypeStruct],
     grid: tuple[int, int],
     name: str,
 ) -> Callable[..., list[jax.Array]]:
