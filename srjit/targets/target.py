@@ -72,6 +72,27 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 Specs = tuple[Quantization | None, Quantization | None]
 
 
+# Functions with names, so that a target can be pickled.
+def never_native(product: Product, shapes: Shapes, specs: Specs) -> bool:
+    """No product has a rate of its own."""
+    return False
+
+
+def turn_nothing(product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
+    """Every order of dimensions is as good as any other."""
+    return False, False
+
+
+def emulated_noise_bits(spec: Quantization) -> int:
+    """Noise is the emulation's."""
+    return NOISE_BITS
+
+
+def no_remark(spec: Quantization) -> str:
+    """Rounding is the emulation's."""
+    return ""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiler:
     """A compiler that needs no hardware of the target.
@@ -119,9 +140,9 @@ class Estimates(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """One chip, by identity: programs use the very object that they were given.
+    """One chip. Programs use the object that they were given, whatever its name.
 
     Attributes:
       name: what users type.
@@ -149,17 +170,24 @@ class Target:
     name: str
     kinds: tuple[str, ...]
     recipe: str
-    native: Callable[[Product, Shapes, Specs], bool] = lambda *_: False
+    native: Callable[[Product, Shapes, Specs], bool] = never_native
     multiply: Multiply = multiply_values
     quantize: Quantize = emulate
     quantize_together: QuantizeTogether | None = None
-    turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = lambda *_: (False, False)
-    noise_bits: Callable[[Quantization], int] = lambda _: NOISE_BITS
-    remark: Callable[[Quantization], str] = lambda _: ""
+    turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turn_nothing
+    noise_bits: Callable[[Quantization], int] = emulated_noise_bits
+    remark: Callable[[Quantization], str] = no_remark
     integers: str = "int8"
     compiler: Compiler | None = None
     peak: Callable[[str, str], float | None] | None = None
     estimates: Estimates | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # fast, and whatever a user's own functions are
+
+    def __repr__(self) -> str:
+        # The text of a rewritten program has it, and functions' addresses change from run to run.
+        return f"Target(name={self.name!r})"
 
     @property
     def is_attached(self) -> bool:

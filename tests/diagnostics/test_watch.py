@@ -141,6 +141,15 @@ def test_a_run_is_written_line_by_line_and_read_again(tmp_path):
         list(sinks.read(path))
 
 
+def test_a_record_outside_of_named_scopes_has_no_path():
+    assert {r.path for r in watched(step, W, X, recipe="int8")} == {""}
+
+
+def test_a_record_has_no_figure_that_is_not_measured():
+    with pytest.raises(AttributeError, match="'Record' object has no attribute 'items'"):
+        record().items  # noqa: B018
+
+
 def test_what_is_not_finite_is_null_in_the_file_and_read_as_nan(tmp_path):
     path, unknown = tmp_path / "run.jsonl", ("norm", "noise", "amax")
     sinks.JsonLines(path)(record(norm=math.nan, noise=math.inf, amax=-math.inf))

@@ -1,6 +1,7 @@
 """A target that a user made is the one that programs use, whatever it is called."""
 
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -120,3 +121,23 @@ def test_it_needs_no_compiler_to_run():
     with pytest.raises(ValueError, match="cannot compile for mychip"):
         srjit(loss, recipe="int8").aot(W, X, target=bare)
     assert isinstance(CPU.compiler, Compiler)
+
+
+def test_the_text_of_a_rewritten_program_names_it_and_is_the_same_in_every_process():
+    text = str(srjit(jax.grad(loss), recipe="int8", target="cpu").rewritten(W, X, sr_key=0))
+    assert "Target(name='cpu')" in text
+    assert " at 0x" not in text
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_a_copy_of_it_is_equal(name):
+    target = targets.get(name)
+    copy = dataclasses.replace(target)
+    assert copy == target
+    assert hash(copy) == hash(target)
+    assert dataclasses.replace(target, integers="int32") != target
+
+
+@pytest.mark.parametrize("name", ["cpu", "portable"])
+def test_it_can_be_pickled(name):
+    assert pickle.loads(pickle.dumps(targets.get(name))) == targets.get(name)

@@ -56,7 +56,7 @@ class Record(Label):
     def __getattr__(self, name: str) -> float:
         """A figure, by its name."""
         if name == "figures" or name not in self.figures:  # while being copied or unpickled
-            raise AttributeError(name)
+            raise AttributeError(f"'Record' object has no attribute {name!r}", name=name, obj=self)
         return self.figures[name]
 
     @property
@@ -165,7 +165,8 @@ def _record(step: int, operand: Operand, where: tuple[int, ...], values: Sequenc
     assert operand.shared is not None
     spec = operand.shared.spec
     return Record(
-        **vars(Label.of(operand, spec, where)),
+        # Without a location: records of one run are compared with those of another version.
+        **vars(Label.of(operand, spec, where)) | {"path": operand.row.site.path},
         step=step,
         rounding=spec.rounding,
         figures={f.name: value for f, value in zip(FIGURES, values, strict=True)},
