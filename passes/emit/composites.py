@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from srjit.numerics.quantization import Quantization
     from srjit.numerics.random_bits import Rng
     from srjit.products.product import Product
-    from srjit.products.scaled_dot import ScaledValues
+    from srjit.products.quantized import ScaledValues
     from srjit.targets import Target
 
 QUANTIZE, SCALED_DOT = "srjit.quantize", "srjit.scaled_dot"
@@ -225,7 +225,7 @@ class ScaledDot:
         """The JAX function of the operands' values that a target runs."""
 
         def fun(*values: Any) -> tuple[Any]:
-            from srjit.products.scaled_dot import scaled_dot
+            from srjit.products.quantized import scaled_dot
 
             a, b = self.counts
             lhs, rhs = values[:a], values[a : a + b]
@@ -306,7 +306,7 @@ class ScaledDot:
 def _operand(
     values: Sequence[Any], spec: Quantization | None, is_blocked: bool
 ) -> ScaledValues | Any:
-    from srjit.products.scaled_dot import ScaledValues
+    from srjit.products.quantized import ScaledValues
 
     if spec is None:
         return values[0]

@@ -29,7 +29,7 @@ from srjit.numerics.random_bits import Key, mix, of_shards
 from srjit.planning.noise import Draw
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand, Shared
-from srjit.products.scaled_dot import ScaledValues
+from srjit.products.quantized import ScaledValues
 from srjit.program.control_flow import ControlFlow, flow_of
 from srjit.program.protocols import Equation, Program, Variable, is_literal
 from srjit.program.site_names import scope_of

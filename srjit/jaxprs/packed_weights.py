@@ -35,7 +35,7 @@ from srjit.numerics.quantization import Quantization
 from srjit.numerics.rounding import working_dtype
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Shared
-from srjit.products.scaled_dot import as_held
+from srjit.products.quantized import as_held
 from srjit.program.control_flow import ControlFlow, Region
 from srjit.program.dead_code import without_dead_code
 from srjit.program.liveness import needed_inputs

@@ -23,7 +23,7 @@ from srjit.jaxprs.site import site_p
 from srjit.numerics.random_bits import Key
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Shared
-from srjit.products.scaled_dot import ScaledValues
+from srjit.products.quantized import ScaledValues
 from srjit.program.control_flow import ControlFlow, Region
 from srjit.program.protocols import Equation
 from srjit.program.values import Path

@@ -28,7 +28,7 @@ from srjit.planning import planned_site
 from srjit.planning.planned_site import Gradient, SiteParams, draw_signs, oriented
 from srjit.planning.provenance import REWRITTEN
 from srjit.products.product import Product
-from srjit.products.scaled_dot import ScaledValues, scaled_dot
+from srjit.products.quantized import ScaledValues, scaled_dot
 from srjit.targets.operand import quantize_operand, quantize_together
 from srjit.targets.target import Demand
 

@@ -23,7 +23,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
-from srjit.products.scaled_dot import Operand, are_integers, multiply_values, values_of
+from srjit.products.quantized import Operand, are_integers, multiply_values, values_of
 from srjit.targets.target import Compiler, Target
 
 _EXACT = 2**24 // 127**2  # products of int8 codes that float32 adds without rounding

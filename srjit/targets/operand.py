@@ -16,7 +16,7 @@ from srjit import _compat
 from srjit.numerics import hadamard
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
-from srjit.products.scaled_dot import ScaledValues
+from srjit.products.quantized import ScaledValues
 from srjit.targets.layouts import mesh_axes, placed
 from srjit.targets.target import Demand, Target, emulate
 

@@ -16,7 +16,7 @@ from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.products.product import Product
-from srjit.products.scaled_dot import Multiply, ScaledValues, emulated, multiply_values
+from srjit.products.quantized import Multiply, ScaledValues, emulated, multiply_values
 
 
 @dataclasses.dataclass(frozen=True)

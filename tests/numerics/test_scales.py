@@ -17,7 +17,7 @@ from srjit.numerics.encode import quantize
 from srjit.numerics.formats import FORMATS
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.scale_layouts import E8M0, FLOAT32, NVFP4
-from srjit.products.scaled_dot import emulated
+from srjit.products.quantized import emulated
 
 from .support import assert_same_bits
 

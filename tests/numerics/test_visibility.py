@@ -13,7 +13,7 @@ from srjit.numerics.encode import quantize
 from srjit.numerics.formats import FORMATS
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.scale_layouts import FLOAT32, NVFP4
-from srjit.products.scaled_dot import emulated
+from srjit.products.quantized import emulated
 
 LAYOUTS = [(f.name, g) for f in FORMATS.values() for g in f.scales.granularities]
 SEPARATE = [

@@ -16,7 +16,7 @@ from srjit import srjit, targets
 from srjit.numerics.quantization import Quantization
 from srjit.planning.planned_site import oriented
 from srjit.products.dot import DotProduct
-from srjit.products.scaled_dot import ScaledValues, multiply_values
+from srjit.products.quantized import ScaledValues, multiply_values
 from srjit.targets.gpu import products as gpu_products
 from srjit.targets.target import Demand
 

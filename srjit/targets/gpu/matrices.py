@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from srjit.numerics import hadamard, random_bits
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
-from srjit.products.scaled_dot import ScaledValues
+from srjit.products.quantized import ScaledValues
 from srjit.targets.gpu.kernels import amax_matrix, quantize_matrix
 from srjit.targets.gpu.noise import Places
 from srjit.targets.gpu.reinterpreted import reinterpreted

@@ -26,7 +26,7 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
-from srjit.products.scaled_dot import Operand, ScaledValues, multiply_values, values_of
+from srjit.products.quantized import Operand, ScaledValues, multiply_values, values_of
 from srjit.targets.gpu.chips import Gpu
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import mesh_axes, pinned, placed

@@ -15,7 +15,7 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, Rng
 from srjit.numerics.rounding import NOISE_BITS
-from srjit.products.scaled_dot import ScaledValues, emulated
+from srjit.products.quantized import ScaledValues, emulated
 from srjit.targets.gpu import matrices as gpu_quantize
 from srjit.targets.gpu import products as gpu_products
 from srjit.targets.gpu.chips import Gpu

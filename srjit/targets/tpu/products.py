@@ -19,7 +19,7 @@ from jax import lax
 
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
-from srjit.products.scaled_dot import (
+from srjit.products.quantized import (
     Operand,
     ScaledValues,
     are_integers,

@@ -11,7 +11,7 @@ from jax import lax
 from srjit.numerics.formats import get_format
 from srjit.numerics.random_bits import Key
 from srjit.numerics.scaling import float_scales, tensor_amax, tensor_scales
-from srjit.products.scaled_dot import ScaledValues, emulated
+from srjit.products.quantized import ScaledValues, emulated
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.target import WITHOUT_HISTORY, Demand
 from srjit.targets.tpu.chips import Chip
