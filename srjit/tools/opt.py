@@ -110,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
         ("debuginfo", "debuginfo", "print locations"),
     ):
         add(f"--mlir-print-{name}", dest=field, action="store_true", help=meaning)
-    add("--mlir-print-ir-tree-dir", dest="tree_dir", default="", metavar="DIR", help="into files")
+    folder = "--mlir-print-ir-tree-dir"
+    add(folder, dest="tree_dir", default="", metavar="DIR", help="print into files")
     add("--mlir-print-local-scope", action="store_true", help="print without aliases")
     elided = "--mlir-elide-elementsattrs-if-larger"
     add(elided, dest="elide_above", type=int, metavar="N", help="elide constants")
