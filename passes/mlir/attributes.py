@@ -27,9 +27,8 @@ def encode(value: Any) -> Any:
     Args:
       value: a string, a number, a tuple of integers or of such values, or a dataclass of them.
     """
-    for kind, attribute_of in _SCALARS.items():
-        if isinstance(value, kind):
-            return attribute_of(value)
+    if attribute_of := _SCALARS.get(type(value)):
+        return attribute_of(value)
     if isinstance(value, tuple) and all(type(v) is int for v in value):
         return ir.DenseI64ArrayAttr.get(value)
     if isinstance(value, (tuple, list)):
@@ -37,11 +36,17 @@ def encode(value: Any) -> Any:
     if isinstance(value, dict):
         return ir.DictAttr.get({k: encode(v) for k, v in value.items()})
     given = {
-        f.name: encode(v)
-        for f in dataclasses.fields(value)
-        if (v := getattr(value, f.name)) is not None and (not _has_default(f) or v != f.default)
+        name: encode(v)
+        for name, default in _defaults(type(value)).items()
+        if (v := getattr(value, name)) is not None and v != default
     }
     return ir.DictAttr.get(given)
+
+
+@functools.cache
+def _defaults(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass with their defaults; MISSING, which equals no value, if none."""
+    return {f.name: f.default for f in dataclasses.fields(cls)}
 
 
 def decode(cls: type[T], attribute: Any) -> T:

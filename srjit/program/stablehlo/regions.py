@@ -58,7 +58,7 @@ class Step:
     @property
     def invars(self) -> list[Any]:
         """The values that it reads; also in its regions, unless control flow states those."""
-        if self.op.name in _FLOWS:
+        if not len(self.op.regions) or self.op.name in _FLOWS:
             return list(self.op.operands)
         return [*self.op.operands, *(v for inner in inside(self.op) for v in inner.operands)]
 
