@@ -128,12 +128,12 @@ class Pipeline:
         return len(self.elements)
 
     @overload
-    def run(self, module: str | bytes, **options: Unpack[running.Options]) -> ir.Module: ...
+    def run(self, module: str | bytes, **options: Unpack[running.RunOptions]) -> ir.Module: ...
     @overload
     def run(
-        self, module: running.AnyModule, **options: Unpack[running.Options]
+        self, module: running.AnyModule, **options: Unpack[running.RunOptions]
     ) -> running.AnyModule: ...
-    def run(self, module: Any, **options: Unpack[running.Options]) -> Any:
+    def run(self, module: Any, **options: Unpack[running.RunOptions]) -> Any:
         """Runs the passes under MLIR's pass manager.
 
         Args:

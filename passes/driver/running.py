@@ -90,7 +90,7 @@ class Step:
         return "".join(f"{anchor}(" for anchor in self.path) + f"{self.what}{')' * len(self.path)}"
 
 
-class Options(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
     """How a pipeline runs.
 
     Attributes:
@@ -115,7 +115,7 @@ def run(
     printing: Printing = NOTHING,
     sink: diagnostics.Sink | None = None,
 ) -> None:
-    """Runs passes on the operation of a module, in place; keywords as of ``Options``.
+    """Runs passes on the operation of a module, in place; keywords as of ``RunOptions``.
 
     Raises:
       PipelineError: a pass failed.

@@ -21,7 +21,7 @@ Flips = tuple[bool, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class KeyNeed:
     """The key with the trips of the loops outside of a group.
 
     Attributes:
@@ -32,7 +32,7 @@ class Key:
 
 
 @dataclasses.dataclass(frozen=True)
-class Number:
+class NumberNeed:
     """A number that differs along the chains of a group.
 
     Attributes:
@@ -59,12 +59,12 @@ class Slot:
     dims: tuple[int, ...]
 
 
-Need: TypeAlias = Key | Number | Slot
-_ORDER = (Key, Number, Slot)  # of the arguments that functions get
+Need: TypeAlias = KeyNeed | NumberNeed | Slot
+_ORDER = (KeyNeed, NumberNeed, Slot)  # of the arguments that functions get
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class NoiseSource:
     """The source of one quantization's noise, along every chain of a group.
 
     Attributes:
@@ -80,15 +80,15 @@ class Noise:
     axes: tuple[str, ...]
 
 
-def noises_of(sites: Sequence[PlannedSite]) -> list[Noise | None]:
+def noises_of(sites: Sequence[PlannedSite]) -> list[NoiseSource | None]:
     """The sources of the noise of a multiplication's operands, and of their signs.
 
     Args:
       sites: the multiplication along every chain of a group.
     """
 
-    def noise(draws: Sequence[Draw], axes: tuple[str, ...] = ()) -> Noise:
-        return Noise(tuple(d.number for d in draws), draws[0].slot, draws[0].flips, axes)
+    def noise(draws: Sequence[Draw], axes: tuple[str, ...] = ()) -> NoiseSource:
+        return NoiseSource(tuple(d.number for d in draws), draws[0].slot, draws[0].flips, axes)
 
     signs = [s.signs for s in sites if s.signs is not None]
     return [
@@ -131,7 +131,7 @@ def needs_of(groups: Sequence[Group], plan: ProgramPlan) -> dict[Group, list[Nee
                 if item in group.calls
                 else _needs_of_sites(group, item, sites_of(plan, group, item))
             )
-            if not isinstance(need, Number) or any(need.offsets)
+            if not isinstance(need, NumberNeed) or any(need.offsets)
         )
         needs[group] = sorted(found, key=lambda need: _ORDER.index(type(need)))
     return needs
@@ -153,10 +153,10 @@ def _passed_on(group: Group, item: Item, inner: Sequence[Need]) -> Iterator[Need
     """The needs that a group has for a call of a function which needs ``inner``."""
     for need in inner:
         match need:
-            case Key(flips):
-                yield Key(split_flips(flips, group.outside, len(item.loops))[0])
-            case Number(offsets):
-                yield Number(offsets_of(along(group, item, offsets)))
+            case KeyNeed(flips):
+                yield KeyNeed(split_flips(flips, group.outside, len(item.loops))[0])
+            case NumberNeed(offsets):
+                yield NumberNeed(offsets_of(along(group, item, offsets)))
             case Slot():
                 names = along(group, item, need.names)
                 yield Slot(item, need, names, lengths(item.loops) + need.dims)
@@ -165,8 +165,8 @@ def _passed_on(group: Group, item: Item, inner: Sequence[Need]) -> Iterator[Need
 def _needs_of_sites(group: Group, item: Item, sites: Sequence[PlannedSite]) -> Iterator[Need]:
     for noise in noises_of(sites) if sites else ():
         if noise is not None:
-            yield Key(split_flips(noise.flips, group.outside, len(item.loops))[0])
-            yield Number(offsets_of(noise.numbers))
+            yield KeyNeed(split_flips(noise.flips, group.outside, len(item.loops))[0])
+            yield NumberNeed(offsets_of(noise.numbers))
     for side in (0, 1):
         names = tuple(site.operands[side].history or "" for site in sites)
         if any(names):
@@ -199,9 +199,9 @@ def _type_of(need: Need) -> ir.Type:
     from srjit.planning.noise import HISTORY
 
     match need:
-        case Key():
+        case KeyNeed():
             return type_of((2,), "uint32")
-        case Number():
+        case NumberNeed():
             return type_of((), "uint32")
         case Slot():
             return type_of((*need.dims, HISTORY), "float32")

@@ -19,10 +19,10 @@ from srjit.passes.emit.frames import Group, Item, Local
 from srjit.passes.emit.lowering import Library, type_of
 from srjit.passes.emit.needs import (
     Flips,
-    Key,
+    KeyNeed,
     Need,
-    Noise,
-    Number,
+    NoiseSource,
+    NumberNeed,
     Slot,
     along,
     offsets_of,
@@ -56,9 +56,9 @@ class Values:
     def passed(self, need: Need, item: Item) -> Any:
         """The value of something that the function which an item calls needs."""
         match need:
-            case Key(flips):
+            case KeyNeed(flips):
                 return self._key(flips, item)
-            case Number(offsets):
+            case NumberNeed(offsets):
                 return self._number(along(self.group, item, offsets), item.loops)
             case Slot():
                 return self.history(self.slot(item, need))
@@ -67,7 +67,7 @@ class Values:
         """The slot at a place of an item, or None."""
         return next((s for s in self.slots if s.item is item and s.place == place), None)
 
-    def key_of(self, noise: Noise, item: Item) -> Any:
+    def key_of(self, noise: NoiseSource, item: Item) -> Any:
         """The key of one quantization: ``tensor<2xui32>``."""
         number = self._number(noise.numbers, item.loops)
         key = self._key(noise.flips, item)
@@ -113,7 +113,7 @@ class Values:
 
         def inside(loops: Loops) -> Any:
             if not loops:
-                return self._made[Key(outer)]
+                return self._made[KeyNeed(outer)]
             before = inside(loops[:-1])
             is_flipped = inner[len(loops) - 1] and _length(loops) is not None
             name = ("key", outer, loops, inner[: len(loops)])
@@ -128,7 +128,7 @@ class Values:
             first, offsets = editing.constant(numbers[0] % 2**32), offsets_of(numbers)
             if not any(offsets):
                 return first
-            return editing.binary("add", first, self._made[Number(offsets)])
+            return editing.binary("add", first, self._made[NumberNeed(offsets)])
 
         return self._once(("number", tuple(numbers), self._block(loops)), loops, make)
 

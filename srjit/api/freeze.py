@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from srjit.api.function import SrjitFunction
 from srjit.api.options import Resolved
-from srjit.api.transformation import Program, Transformation, is_traced
+from srjit.api.transformation import TracedFunction, Transformation, is_traced
 from srjit.calling.arguments import Arguments
 from srjit.calling.jit import as_tuple
 from srjit.calling.signature import called_as, name_of, parameters_of
@@ -167,7 +167,7 @@ class _Layout:
     count: int
 
     @classmethod
-    def of(cls, program: Program) -> _Layout:
+    def of(cls, program: TracedFunction) -> _Layout:
         """How the parameters of a program are packed."""
         is_parameter = [label == PARAMETER for label in program.labels]
         made = with_packed_weights(program.closed, program.plan, is_parameter)
@@ -254,7 +254,7 @@ class _Function:
             )
         return out
 
-    def traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Program:
+    def traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> TracedFunction:
         """The function with its own parameters, traced for the other arguments."""
         args = [*args[: self.position], self.structs, *args[self.position + 1 :]]
         return self.transformation.traced(args, kwargs)

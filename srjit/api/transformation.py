@@ -48,7 +48,7 @@ def is_traced(x: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class TracedFunction:
     """A traced function, and what is to become of it.
 
     Attributes:
@@ -143,7 +143,7 @@ class Transformation:
         return Watched(out, stream.packed(list(program.shown.measured), watched))
 
     def _call_module(
-        self, program: Program, words: Key | None, histories: State
+        self, program: TracedFunction, words: Key | None, histories: State
     ) -> tuple[list[Any], State]:
         settings, dump, seen = self.settings, self.options.dump, self._onlookers.module
         recipe, closed, first = settings.recipe, program.closed, ()
@@ -165,7 +165,7 @@ class Transformation:
         return hlo_call.call(closed, rewriting, words, histories, [*first, *program.leaves])
 
     @staticmethod
-    def _written_back(program: Program, words: Key) -> Any:
+    def _written_back(program: TracedFunction, words: Key) -> Any:
         """The program, which takes the key words first, with nothing but its write-backs rounded.
 
         They are no products: passes find the same sites in it, with the same numbers.
@@ -195,7 +195,7 @@ class Transformation:
 
     # --------------------------------------------------------------------------------- tracing
 
-    def traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Program:
+    def traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> TracedFunction:
         """The function, traced for these arguments, and planned."""
         given = Arguments.of(args, kwargs)
         numbers = [i for i, leaf in enumerate(given.leaves) if self.is_dynamic(leaf)]
@@ -230,7 +230,7 @@ class Transformation:
         plan = dataclasses.replace(plan, notes=notes)
         stream = self._onlookers.stream
         shown = Shown.of(plan, self._onlookers.observer, stream.kinds if stream else ())
-        return Program(original, closed, plan, shown, dynamic, labels, names, unflatten)
+        return TracedFunction(original, closed, plan, shown, dynamic, labels, names, unflatten)
 
     def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:
         numbers, parameters = self.options.params_argnums, parameters_of(self.fun) or []
@@ -313,7 +313,9 @@ class Transformation:
             lines.append(f"  and {len(missing) - 10} more: see explain()")
         return f"{self.name}: {len(missing)} of {len(given)} {what}:\n" + "\n".join(lines)
 
-    def _dump(self, dump: Dump, program: Program, words: Key | None, histories: State) -> None:
+    def _dump(
+        self, dump: Dump, program: TracedFunction, words: Key | None, histories: State
+    ) -> None:
         dump.write("original.jaxpr", str(program.original))
         dump.write("dead-code-eliminated.jaxpr", str(program.closed))
         report = Report.of(program.plan)

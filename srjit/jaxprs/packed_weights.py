@@ -42,7 +42,9 @@ from srjit.program.liveness import needed_inputs
 from srjit.program.values import CAPTURED, PARAMETER, Path
 from srjit.targets.operand import quantize_operand
 
-Key = tuple[tuple[int, ...], Shared]  # of a weight: lengths of the loops around, and what it is
+WeightKey = tuple[
+    tuple[int, ...], Shared
+]  # of a weight: lengths of the loops around, and what it is
 _SOURCES = frozenset({PARAMETER, CAPTURED})
 
 
@@ -57,7 +59,7 @@ class Weight:
         every loop in front.
     """
 
-    key: Key
+    key: WeightKey
     sources: tuple[int, ...]
     parts: dict[str, jax.ShapeDtypeStruct]
 
@@ -79,11 +81,13 @@ class _Where:
     """
 
     candidates: frozenset[Shared]
-    keys: dict[tuple[Path, int], Key] = dataclasses.field(default_factory=dict)
-    owners: dict[Key, tuple[Path, int]] = dataclasses.field(default_factory=dict)
-    reads: dict[Path, dict[Key, None]] = dataclasses.field(default_factory=dict)
+    keys: dict[tuple[Path, int], WeightKey] = dataclasses.field(default_factory=dict)
+    owners: dict[WeightKey, tuple[Path, int]] = dataclasses.field(default_factory=dict)
+    reads: dict[Path, dict[WeightKey, None]] = dataclasses.field(default_factory=dict)
 
-    def note(self, shared: Shared, use: tuple[Path, int], loops: Sequence[tuple[Path, int]]) -> Key:
+    def note(
+        self, shared: Shared, use: tuple[Path, int], loops: Sequence[tuple[Path, int]]
+    ) -> WeightKey:
         """Returns the weight of a use inside loops (path, length): one in fewer, if there is."""
         lengths = tuple(n for _, n in loops)
         keys = [(lengths[:n], shared) for n in range(len(loops) + 1)]
@@ -165,7 +169,7 @@ def with_packed_weights(closed: Any, plan: ProgramPlan, parameters: Sequence[boo
 
 def _all_weights(closed: Any, plan: ProgramPlan, inputs: Sequence[Any]) -> Frozen:
     where = _Where(_candidates(plan))
-    keys: list[Key] = []
+    keys: list[WeightKey] = []
 
     def made(*values: Any) -> list[Packed]:
         whole = Packing(plan, (), where)
@@ -306,18 +310,20 @@ class _Weighing(Rewriter):
         """Returns a site's operand in high precision, or what stands for it."""
         return x
 
-    def sliced(self, path: Path, body: Region) -> dict[Key, Packed]:
+    def sliced(self, path: Path, body: Region) -> dict[WeightKey, Packed]:
         """See Rewriter."""
         return {}
 
-    def receive(self, slices: Mapping[Key, Packed]) -> None:
+    def receive(self, slices: Mapping[WeightKey, Packed]) -> None:
         """See Rewriter."""
 
-    def made_by(self, body: Any, path: Path, sliced: Mapping[Key, Packed]) -> dict[Key, Packed]:
+    def made_by(
+        self, body: Any, path: Path, sliced: Mapping[WeightKey, Packed]
+    ) -> dict[WeightKey, Packed]:
         """See Rewriter."""
         return {}
 
-    def gather(self, stacked: Mapping[Key, Packed]) -> None:
+    def gather(self, stacked: Mapping[WeightKey, Packed]) -> None:
         """See Rewriter."""
 
 
@@ -326,7 +332,7 @@ class Packing(_Weighing):
 
     def __init__(self, plan: ProgramPlan, path: Path, where: _Where) -> None:
         super().__init__(plan, path, where)
-        self.made: dict[Key, Packed] = {}
+        self.made: dict[WeightKey, Packed] = {}
 
     def inner(self, path: Path, trip: Trip | None = None) -> Any:
         """See Evaluator; what a call makes is made here, and what a loop makes is stacked."""
@@ -344,11 +350,13 @@ class Packing(_Weighing):
         if self.where.owners[key] == use:
             self.made[key] = pack(encode(x, shared[1], None, subnormal=False))
 
-    def made_by(self, body: Packing, path: Path, sliced: Mapping[Key, Packed]) -> dict[Key, Packed]:
+    def made_by(
+        self, body: Packing, path: Path, sliced: Mapping[WeightKey, Packed]
+    ) -> dict[WeightKey, Packed]:
         """See Rewriter."""
         return body.made
 
-    def gather(self, stacked: Mapping[Key, Packed]) -> None:
+    def gather(self, stacked: Mapping[WeightKey, Packed]) -> None:
         """See Rewriter: what was made in a loop was made in the scope around it."""
         self.made.update(stacked)
 
@@ -358,7 +366,7 @@ class Running(_Weighing):
 
     def __init__(self, plan: ProgramPlan, path: Path, where: _Where) -> None:
         super().__init__(plan, path, where)
-        self.store: dict[Key, Packed] = {}
+        self.store: dict[WeightKey, Packed] = {}
         self.floats: dict[Shared, Any] = {}
 
     def inner(self, path: Path, trip: Trip | None = None) -> Any:
@@ -388,11 +396,11 @@ class Running(_Weighing):
         """Returns the value of its codes, which only a derivative reads."""
         return self.floats.get(shared, x)
 
-    def sliced(self, path: Path, body: Region) -> dict[Key, Packed]:
+    def sliced(self, path: Path, body: Region) -> dict[WeightKey, Packed]:
         """See Rewriter: the packed weights that are used in the loop."""
         return {k: self.store[k] for k in self.where.reads.get(path, ()) if k in self.store}
 
-    def receive(self, slices: Mapping[Key, Packed]) -> None:
+    def receive(self, slices: Mapping[WeightKey, Packed]) -> None:
         """See Rewriter: one trip's own weights are there in place of those of all."""
         self.store = {**self.store, **slices}
 

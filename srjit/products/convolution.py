@@ -8,7 +8,7 @@ from typing import Any
 from jax import lax
 
 from srjit.products.dot import precision_of
-from srjit.products.kinds import Equation, Operands, Rules
+from srjit.products.kinds import OperandTypes, PrimitiveCall, Rules
 from srjit.products.product import PrimitiveProduct, bound
 
 
@@ -33,7 +33,7 @@ def _extents(eqn: Any) -> tuple[int, int, int]:
     return eqn.outvars[0].aval.size // features, features // groups, kernel.size // features
 
 
-def _equation(attributes: Mapping[str, Any], operands: Operands, dtype: Any) -> Equation:
+def _equation(attributes: Mapping[str, Any], operands: OperandTypes, dtype: Any) -> PrimitiveCall:
     window = len(operands[0][0]) - 2
     if any(attributes.get("window_reversal", ())):
         raise ValueError("a reversed window")

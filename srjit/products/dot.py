@@ -11,7 +11,7 @@ import jax
 from jax import lax
 
 from srjit import _compat
-from srjit.products.kinds import Equation, Operands, Rules
+from srjit.products.kinds import OperandTypes, PrimitiveCall, Rules
 from srjit.products.product import Product
 
 Labels = tuple[int, ...]
@@ -146,7 +146,7 @@ class DotProduct(Product):
         """See Product."""
         return bool(self.contracting(_LHS))
 
-    def equation(self) -> Equation:
+    def equation(self) -> PrimitiveCall:
         """See Product."""
         return lax.dot_general_p, {
             "dimension_numbers": self.dot_dimensions()[1],
@@ -190,7 +190,7 @@ def precision_of(attributes: Mapping[str, Any]) -> Any:
     return None if set(both) <= {lax.Precision.DEFAULT} else both
 
 
-def _equation(attributes: Mapping[str, Any], operands: Operands, dtype: Any) -> Equation:
+def _equation(attributes: Mapping[str, Any], operands: OperandTypes, dtype: Any) -> PrimitiveCall:
     plain = ((len(operands[0][0]) - 1,), (0,)), ((), ())  # of stablehlo.dot
     return lax.dot_general_p, {
         "dimension_numbers": attributes.get("dot_dimension_numbers", plain),

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from srjit.products.product import Product
 
-Operands = tuple[tuple[tuple[int, ...], Any], ...]  # shapes and dtypes
-Equation = tuple[Any, dict[str, Any]]  # a JAX primitive and its parameters
+OperandTypes = tuple[tuple[tuple[int, ...], Any], ...]  # shapes and dtypes
+PrimitiveCall = tuple[Any, dict[str, Any]]  # a JAX primitive and its parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Rules:
     product: Callable[[Any, dict[str, Any], tuple[int, ...]], Product | None]
     flops: Callable[[Any], int]
     extents: Callable[[Any], tuple[int, int, int]]
-    equation: Callable[[Mapping[str, Any], Operands, Any], Equation] | None = None
+    equation: Callable[[Mapping[str, Any], OperandTypes, Any], PrimitiveCall] | None = None
     attributes: Callable[[dict[str, Any]], dict[str, tuple[int, ...]]] | None = None
     primitive: Any = None
 

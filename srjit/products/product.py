@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from srjit.products.kinds import Equation, Operands
+from srjit.products.kinds import OperandTypes, PrimitiveCall
 
 Pair = tuple[int, int]
 _LHS, _RHS = 0, 1
@@ -33,7 +33,7 @@ class Product(abc.ABC):
         """The product, accumulated and returned in ``dtype``."""
 
     @abc.abstractmethod
-    def equation(self) -> Equation:
+    def equation(self) -> PrimitiveCall:
         """The JAX primitive that computes it, and its parameters."""
 
     def pair(self, transposed: int | None = None) -> Pair:
@@ -113,7 +113,7 @@ class PrimitiveProduct(Product):
             params["preferred_element_type"] = jnp.dtype(dtype)
         return self.primitive.bind(lhs, rhs, *extras, **params).astype(dtype)
 
-    def equation(self) -> Equation:
+    def equation(self) -> PrimitiveCall:
         """See Product."""
         return self.primitive, dict(self.params)
 
@@ -156,7 +156,7 @@ class TransposedProduct(Product):
         transposed = jax.linear_transpose(forward, jax.ShapeDtypeStruct(self.shape, dtype))
         return transposed(ct.astype(dtype))[0]
 
-    def equation(self) -> Equation:
+    def equation(self) -> PrimitiveCall:
         """See Product."""
         return self.of.equation()
 
@@ -185,7 +185,7 @@ class VmappedProduct(Product):
         axes = tuple(0 if m else None for m in self.mapped)
         return jax.vmap(functools.partial(self.of, dtype=dtype), in_axes=axes)(lhs, rhs, *extras)
 
-    def equation(self) -> Equation:
+    def equation(self) -> PrimitiveCall:
         """See Product."""
         return self.of.equation()
 
@@ -215,7 +215,7 @@ class VmappedProduct(Product):
 
 
 @functools.lru_cache(maxsize=1024)
-def bound(fun: Callable[..., Any], operands: Operands, **options: Any) -> Equation:
+def bound(fun: Callable[..., Any], operands: OperandTypes, **options: Any) -> PrimitiveCall:
     """The primitive that a function binds, with all parameters, those of this JAX version too.
 
     Args:

@@ -10,7 +10,7 @@ from jax import lax
 
 from srjit import _compat
 from srjit.products import dot
-from srjit.products.kinds import Equation, Operands, Rules
+from srjit.products.kinds import OperandTypes, PrimitiveCall, Rules
 from srjit.products.product import PrimitiveProduct, bound
 
 _FIELDS = (
@@ -60,7 +60,7 @@ def _attributes(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(map(int, v)) for name, v in zip(_FIELDS, values, strict=True)}
 
 
-def _equation(attributes: Mapping[str, Any], operands: Operands, dtype: Any) -> Equation:
+def _equation(attributes: Mapping[str, Any], operands: OperandTypes, dtype: Any) -> PrimitiveCall:
     given = attributes["composite_attributes"]
     floats = tuple((shape, dtype) for shape, _ in operands[:2])
     lc, rc, lb, rb, ragged, group = (given[field] for field in _FIELDS)

@@ -60,8 +60,15 @@ class Scope(NamedTuple):
 
     def at(self, index: Any, names: tuple[str, ...], transforms: tuple[str, ...]) -> Scope:
         """The scope of the equation with that index in this one, by its own name stack."""
-        path, outer, around, *kept = self
-        return Scope((*path, index), outer + names, around + transforms, *kept)
+        return Scope(
+            (*self.path, index),
+            self.names + names,
+            self.transforms + transforms,
+            self.loops,
+            self.ruled,
+            self.manual,
+            self.record,
+        )
 
     def inside(self, *step: Any, loop: tuple[int | None, bool] | None = None) -> Scope:
         """The scope of a jaxpr of this equation: a branch of it, or the body of a loop."""

@@ -22,7 +22,7 @@ from srjit.aot import CompiledReport, MissingCompilerError
 from srjit.aot.compilers import devices_of, mesh_of
 from srjit.api.function import SrjitFunction, srjit
 from srjit.api.transformation import UnsupportedSiteError
-from srjit.tools.output import Failure, Output
+from srjit.tools.output import Failure, OutputFile
 from srjit.unknown_name import unknown_name
 
 _DTYPES = {
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     try:
-        output = Output(options.output)
+        output = OutputFile(options.output)
         output.write(_FORMS[options.form](_report(options)).encode())
         output.keep()
     except (Failure, MissingCompilerError, UnsupportedSiteError) as error:

@@ -20,7 +20,7 @@ from srjit.passes.driver.diagnostics import Diagnostic, PipelineError
 from srjit.passes.driver.options import nearest, options_of, text_of_value
 from srjit.passes.mlir import serialization
 from srjit.tools import expected_diagnostics
-from srjit.tools.output import Failure, Output
+from srjit.tools.output import Failure, OutputFile
 
 # Flags that may stand without a value, and the value that they then have.
 _IMPLIED = {
@@ -229,7 +229,7 @@ def _optimize(args: argparse.Namespace, passes: pipeline.Pipeline) -> bool:
     if args.dump_pass_pipeline:
         print(f"Pass Manager with {len(passes)} passes:\n{passes}\n", file=sys.stderr)
     parts = _read(args.input, args.split_input_file)
-    output = Output(args.output)
+    output = OutputFile(args.output)
     context = _mlir.new_context()
     context.allow_unregistered_dialects = args.allow_unregistered_dialect
     succeeded = True

@@ -19,7 +19,7 @@ class OutputError(Failure):
     """The output cannot be written; the message says where the result is, if there is one."""
 
 
-class Output:
+class OutputFile:
     """An output: standard output at once, a file only when everything went well.
 
     A file's old content stays until then, and if it cannot be written after all, the result goes to

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from srjit.diagnostics.watch import sinks
 from srjit.diagnostics.watch.diagnosis import diagnosed
-from srjit.tools.output import Failure, Output
+from srjit.tools.output import Failure, OutputFile
 
 _CLEAR = "\x1b[2J\x1b[H"
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.html:
-            output = Output(options.html)
+            output = OutputFile(options.html)
             output.write(diagnosed(sinks.read(options.file)).to_html().encode())
             output.keep()
         while True:

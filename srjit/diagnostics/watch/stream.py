@@ -164,9 +164,10 @@ class Watch:
 def _record(step: int, operand: Operand, where: tuple[int, ...], values: Sequence[float]) -> Record:
     assert operand.shared is not None
     spec = operand.shared.spec
+    # Without a location: records of one run are compared with those of another version.
+    label = dataclasses.replace(Label.of(operand, spec, where), path=operand.row.site.path)
     return Record(
-        # Without a location: records of one run are compared with those of another version.
-        **vars(Label.of(operand, spec, where)) | {"path": operand.row.site.path},
+        **vars(label),
         step=step,
         rounding=spec.rounding,
         figures={f.name: value for f, value in zip(FIGURES, values, strict=True)},

@@ -10,7 +10,7 @@ import numpy as np
 
 from srjit._mlir import ir, stablehlo
 from srjit.products import kinds
-from srjit.products.kinds import Equation, Operands
+from srjit.products.kinds import OperandTypes, PrimitiveCall
 from srjit.program.stablehlo import operations
 
 # Element types by MLIR's text; ml_dtypes has those that NumPy lacks.
@@ -121,7 +121,7 @@ _CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 )
 
 
-def equation_of(op: Any) -> Equation | str:
+def equation_of(op: Any) -> PrimitiveCall | str:
     """The JAX primitive and parameters of a multiplication, or why there is none.
 
     Args:
@@ -147,8 +147,8 @@ def equation_of(op: Any) -> Equation | str:
 
 
 def equation_from(
-    name: str, attributes: Mapping[str, Any], operands: Operands, dtype: Any
-) -> Equation:
+    name: str, attributes: Mapping[str, Any], operands: OperandTypes, dtype: Any
+) -> PrimitiveCall:
     """The JAX primitive and parameters of a multiplication.
 
     Args:

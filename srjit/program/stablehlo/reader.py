@@ -73,7 +73,7 @@ class Raiser:
         self.functions = functions(module)
         self.meshes = meshes.meshes_of(module)
         self.notes: dict[str, None] = {}
-        self.products: dict[Any, products.Equation | str] = {}
+        self.products: dict[Any, products.PrimitiveCall | str] = {}
         # Operations of one primitive share a location.
         self.name_of: Callable[[Any], str] = functools.cache(names.name_of)
         self._programs: dict[str, Program] = {}
@@ -256,7 +256,7 @@ class _BlockReader:
             self.raiser.products[key] = products.equation_of(op)
         self._equation(op, self.raiser.products[key])
 
-    def _equation(self, op: ir.Operation, found: products.Equation | str) -> None:
+    def _equation(self, op: ir.Operation, found: products.PrimitiveCall | str) -> None:
         """A product as JAX's own; opaque, for this reason, where JAX has none."""
         if isinstance(found, str):
             self._simple(op, found)

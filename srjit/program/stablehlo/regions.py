@@ -41,16 +41,16 @@ class Block:
         return list(terminator(self.block).operands)
 
     @property
-    def eqns(self) -> list[Step]:
+    def eqns(self) -> list[OperationEquation]:
         """Its operations, without the return."""
         found = (op.operation for op in self.block.operations)
-        return [Step(op) for op in found if not op.name.endswith(".return")]
+        return [OperationEquation(op) for op in found if not op.name.endswith(".return")]
 
     constvars = ()
 
 
 @dataclasses.dataclass(eq=False)
-class Step:
+class OperationEquation:
     """An operation as an equation."""
 
     op: ir.Operation
@@ -83,7 +83,7 @@ class OperationFlows:
         self.functions = functions
         self._bodies: dict[str, Block] = {}
 
-    def __call__(self, step: Step) -> ControlFlow | None:
+    def __call__(self, step: OperationEquation) -> ControlFlow | None:
         """The control flow of an operation; None if it has none, or calls another function."""
         entry = _FLOWS.get(step.op.name)
         return entry and entry(step.op, self)

@@ -23,7 +23,7 @@ from srjit.numerics import hadamard, random_bits
 from srjit.numerics.elements import ELEMENTS
 from srjit.targets.codes import float_code, word_of
 from srjit.targets.gpu import ptx
-from srjit.targets.gpu.noise import Noise, Places, noise_of
+from srjit.targets.gpu.noise import Places, TileNoise, noise_of
 from srjit.targets.gpu.task import Task, scales_of, shared, spread
 from srjit.targets.gpu.tiles import TILE, Tile, grid_of, store_scales, store_words, tile_call
 
@@ -157,7 +157,7 @@ def _write(
         plgpu.store(results[-1].at[at], scales.tensor, mask=jnp.broadcast_to(first, at.shape))
 
 
-def _rounded(task: Task, values: list[jax.Array], noise: Noise | None) -> list[jax.Array]:
+def _rounded(task: Task, values: list[jax.Array], noise: TileNoise | None) -> list[jax.Array]:
     """int32 words of codes, by their position in a block."""
     conversion = task.conversion
     per = conversion.per_word

@@ -67,7 +67,7 @@ def _counted(position: jax.Array, dims: tuple[tuple[int, int], ...]) -> jax.Arra
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class TileNoise:
     """Words of noise for the elements of blocks.
 
     Attributes:
@@ -94,7 +94,7 @@ def noise_of(
     places: Places,
     first: tuple[jax.Array, jax.Array],
     down: bool,
-) -> Noise:
+) -> TileNoise:
     """The noise of blocks.
 
     Args:
@@ -110,4 +110,4 @@ def noise_of(
     if origin is not None:
         index += lax.bitcast_convert_type(origin, jnp.uint32)
     stride = places.strides[0 if down else 1]
-    return Noise(index * factor + term, factor * np.uint32(stride % 2**32))
+    return TileNoise(index * factor + term, factor * np.uint32(stride % 2**32))

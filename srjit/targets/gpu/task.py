@@ -94,7 +94,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scales:
+class KernelScales:
     """Scales as kernels have them: see ``scaling.Scales``."""
 
     encode: jax.Array
@@ -124,30 +124,30 @@ def spread(task: Task, encode: jax.Array) -> jax.Array:
     return wide.reshape(rows * task.block, columns)
 
 
-def scales_of(task: Task, largest: jax.Array | None, amax: jax.Array | None) -> Scales:
+def scales_of(task: Task, largest: jax.Array | None, amax: jax.Array | None) -> KernelScales:
     """The formulas of ``numerics.scaling``, by operations that keep NaN and all compilers have."""
     block = None if largest is None else lax.bitcast_convert_type(largest, jnp.float32)
     tensor = None if amax is None else lax.bitcast_convert_type(jnp.full((1, 1), amax), jnp.float32)
     return _SCALES[task.scales](task, block, tensor)
 
 
-def _e8m0_scales(task: Task, block: Any, a: Any) -> Scales:
+def _e8m0_scales(task: Task, block: Any, a: Any) -> KernelScales:
     element, rounding = task.conversion.element, task.spec.scale_rounding
     exponent, code = scaling.e8m0_codes(block, element, rounding, subnormal=False)
     encode = lax.bitcast_convert_type(254 - exponent << 23, jnp.float32)
-    return Scales(encode, code.astype(jnp.uint8))
+    return KernelScales(encode, code.astype(jnp.uint8))
 
 
-def _float_scales(task: Task, block: Any, a: Any) -> Scales:
+def _float_scales(task: Task, block: Any, a: Any) -> KernelScales:
     most = jnp.full_like(a, task.conversion.element.max)
     quotient, inverse = ptx.divide(a, most), ptx.divide(most, a)
     encode = jnp.where(inverse > 2.0**126, jnp.float32(2.0**126), inverse)
     scale = jnp.where(quotient < 2.0**-126, jnp.float32(2.0**-126), quotient)
     one = jnp.ones_like(a)
-    return Scales(jnp.where(a == 0, one, encode), None, jnp.where(a == 0, one, scale))
+    return KernelScales(jnp.where(a == 0, one, encode), None, jnp.where(a == 0, one, scale))
 
 
-def _nvfp4_scales(task: Task, block: Any, a: Any) -> Scales:
+def _nvfp4_scales(task: Task, block: Any, a: Any) -> KernelScales:
     """``scaling.nvfp4_scales``, which says what this is, without subnormal numbers."""
     top, one = jnp.full_like(a, 2688), jnp.ones_like(block)
     tensor = ptx.divide(a, top)
@@ -161,10 +161,10 @@ def _nvfp4_scales(task: Task, block: Any, a: Any) -> Scales:
         sf = jnp.where(sf < target, scaling.next_up(sf), sf)
     encode = ptx.divide(one, sf * ptx.divide(jnp.ones_like(a), s))
     encode = jnp.where(encode > _FLT_MAX, _FLT_MAX, encode)
-    return Scales(encode, sf.astype(jnp.float8_e4m3fn), tensor)
+    return KernelScales(encode, sf.astype(jnp.float8_e4m3fn), tensor)
 
 
-_SCALES: dict[ScaleLayout, Callable[..., Scales]] = {
+_SCALES: dict[ScaleLayout, Callable[..., KernelScales]] = {
     E8M0: _e8m0_scales,
     FLOAT32: _float_scales,
     NVFP4: _nvfp4_scales,
