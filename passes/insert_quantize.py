@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from srjit._mlir import ir
+from srjit.choices import Mode, Rng
 from srjit.passes.annotate_matmuls import provenance_of
 from srjit.passes.driver.diagnostics import emit_warning
 from srjit.passes.driver.registry import Pass, PassError, register
@@ -59,8 +60,8 @@ class InsertQuantize(Pass):
 
     name: ClassVar[str] = "srjit-insert-quantize"
     recipe: str | object = "auto"
-    mode: Literal["train", "inference"] = "train"
-    rng: Literal["hash", "threefry"] = "hash"
+    mode: Mode = "train"
+    rng: Rng = "hash"
     strict: bool = False
 
     def run(self, module: ir.Operation) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from srjit.choices import Rng
 from srjit.numerics.encode import round_with
 from srjit.numerics.formats import get_storage
-from srjit.numerics.random_bits import Key, Rng, as_key, mix, of_typed_shards
+from srjit.numerics.random_bits import Key, as_key, mix, of_typed_shards
 
 if TYPE_CHECKING:
     import optax

@@ -12,8 +12,8 @@ from srjit.passes.mlir import attributes, editing
 from srjit.program.stablehlo import products
 
 if TYPE_CHECKING:
+    from srjit.choices import Rng
     from srjit.numerics.quantization import Quantization
-    from srjit.numerics.random_bits import Rng
     from srjit.products.product import Product
     from srjit.products.quantized import ScaledValues
     from srjit.targets import Target

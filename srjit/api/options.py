@@ -14,17 +14,13 @@ import jax
 
 from srjit import recipes, targets
 from srjit.calling.signature import name_of, parameters_of
+from srjit.choices import Layer, Mode, Rng, unknown_name
 from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watch.stream import Record
-from srjit.numerics.random_bits import Rng
 from srjit.planning.plan import Settings
 from srjit.planning.planner import recipe_of
 from srjit.recipes import Recipe
 from srjit.targets import Target
-from srjit.unknown_name import unknown_name
-
-Mode = Literal["train", "inference"]
-Layer = Literal["jaxpr", "stablehlo"]
 
 
 class _NotGiven:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from srjit import recipes
+from srjit.choices import unknown_name
 from srjit.planning.roles import KEEP_SCOPE, role_scope
 from srjit.recipes import Role
-from srjit.unknown_name import unknown_name
 
 
 def keep_high_precision() -> Any:

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from srjit.choices import Rng
 from srjit.numerics.encode import round_with
 from srjit.numerics.formats import get_storage
-from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import working_dtype
 from srjit.planning.provenance import WRITE_BACK
 

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from srjit.choices import Rng
 from srjit.numerics import hadamard, random_bits
 from srjit.numerics.arrays import QuantizedArray
 from srjit.numerics.blocks import BlockView
 from srjit.numerics.formats import get_format, get_storage
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import round_to_grid, working_dtype
 from srjit.numerics.scale_layouts import Request, keep_visible
 from srjit.numerics.scaling import Scales

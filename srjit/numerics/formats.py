@@ -11,12 +11,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from srjit.choices import unknown_name
 from srjit.numerics.blocks import Granularity
 from srjit.numerics.elements import Element
 from srjit.numerics.scale_layouts import E8M0, FLOAT32, NO_SCALES, NVFP4, ScaleLayout
 from srjit.numerics.scaling import ScaleRounding
 from srjit.numerics.storage import STORAGES, Storage
-from srjit.unknown_name import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

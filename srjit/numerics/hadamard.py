@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from srjit.choices import Rng
 from srjit.numerics.blocks import pad_to_multiple
-from srjit.numerics.random_bits import Key, Rng, random_bits
+from srjit.numerics.random_bits import Key, random_bits
 
 SIZE = 16
 SIGNS = np.array([1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1], np.float32)

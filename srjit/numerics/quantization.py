@@ -6,12 +6,12 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+from srjit.choices import unknown_name
 from srjit.numerics import hadamard
 from srjit.numerics.blocks import BlockView, Granularity
 from srjit.numerics.formats import formats_with, get_format
 from srjit.numerics.scale_layouts import EDEN_ROTATION
 from srjit.numerics.scaling import ScaleRounding
-from srjit.unknown_name import unknown_name
 
 Rounding = Literal["nearest", "stochastic", "none"]
 Scaling = Literal["dynamic", "delayed", "static"]

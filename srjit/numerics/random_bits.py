@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,9 @@ from jax.extend.random import threefry2x32_p
 from jax.interpreters import batching, mlir
 
 from srjit import _compat
-from srjit.unknown_name import unknown_name
+from srjit.choices import Rng, unknown_name
 
 Key = tuple[jax.Array, jax.Array]
-Rng = Literal["hash", "threefry"]
 
 _A, _B = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _GOLDEN = np.uint32(0x9E3779B9)

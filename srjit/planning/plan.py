@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from srjit.numerics.random_bits import Rng
+from srjit.choices import Rng
 from srjit.planning.noise import HISTORY
 from srjit.planning.planned_site import PlannedSite
 from srjit.planning.provenance import Provenance

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+from srjit.choices import Rng
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Rng
 from srjit.planning.noise import Draw
 from srjit.planning.site import SitePlan
 from srjit.products.product import Product

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from srjit.choices import Rng
 from srjit.numerics.arrays import QuantizedArray
 from srjit.numerics.blocks import aligned, spread_blocks
 from srjit.numerics.encode import encoded, prepared
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.random_bits import Key
 from srjit.numerics.scale_layouts import NO_SCALES
 from srjit.numerics.scaling import tensor_amax
 from srjit.products.dot import DotProduct

@@ -6,10 +6,10 @@ import dataclasses
 import os
 from typing import Any
 
+from srjit.choices import unknown_name
 from srjit.numerics.quantization import Quantization
 from srjit.recipes.recipe import Recipe
 from srjit.recipes.rule import Operands, Rule
-from srjit.unknown_name import unknown_name
 
 _ATTENTION = Rule(
     operands="activations",

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from srjit.choices import unknown_name
 from srjit.numerics.quantization import Quantization, Rounding
 from srjit.recipes import toml
 from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule, check_types
 from srjit.targets.target import Target
-from srjit.unknown_name import unknown_name
 
 WriteBackRounding = Literal["stochastic"]
 _WRITTEN = ("weights", "moments", "casts")

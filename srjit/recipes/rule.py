@@ -7,8 +7,8 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from srjit.choices import unknown_name
 from srjit.numerics.quantization import Quantization
-from srjit.unknown_name import unknown_name
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 Kind = Literal["activation", "weight", "gradient"]

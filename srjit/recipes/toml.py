@@ -8,9 +8,9 @@ import tomllib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from srjit.choices import unknown_name
 from srjit.numerics.quantization import Quantization
 from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule
-from srjit.unknown_name import unknown_name
 
 # A recipe's fields beside its rules, in the order in which they are written.
 _FIELDS = (

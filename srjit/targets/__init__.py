@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 
+from srjit.choices import unknown_name
 from srjit.targets import cpu, gpu, tpu
 from srjit.targets.target import PORTABLE, Target
-from srjit.unknown_name import unknown_name
 
 __all__ = ["Target", "get", "names", "register"]
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from srjit.choices import Rng
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.products.product import Product
 from srjit.products.quantized import Multiply, ScaledValues, emulated, multiply_values

@@ -22,8 +22,8 @@ from srjit.aot import CompiledReport, MissingCompilerError
 from srjit.aot.compilers import devices_of, mesh_of
 from srjit.api.function import SrjitFunction, srjit
 from srjit.api.transformation import UnsupportedSiteError
+from srjit.choices import unknown_name
 from srjit.tools.output import Failure, OutputFile
-from srjit.unknown_name import unknown_name
 
 _DTYPES = {
     "pred": "bool",

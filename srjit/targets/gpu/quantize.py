@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from srjit import _compat
+from srjit.choices import Rng
 from srjit.numerics.encode import encode
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Key, Rng
+from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.products.quantized import ScaledValues, emulated
 from srjit.targets.gpu import matrices as gpu_quantize

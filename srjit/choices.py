@@ -1,7 +1,15 @@
-"""The error for a name that a table lacks."""
+"""Options that take one of a few words, and the error for a name that a table lacks.
+
+Passes read them too, which import no JAX.
+"""
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
+
+Mode = Literal["train", "inference"]
+Layer = Literal["jaxpr", "stablehlo"]
+Rng = Literal["hash", "threefry"]
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
