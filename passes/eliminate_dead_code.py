@@ -11,10 +11,11 @@ from srjit._mlir import ir
 from srjit.passes.driver.diagnostics import emit_remark
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.mlir import editing
+from srjit.program.control_flow import flow_of
 from srjit.program.liveness import Liveness
 from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.operations import terminator, types_of
-from srjit.program.stablehlo.regions import Block, OperationFlows
+from srjit.program.stablehlo.regions import Block, Bodies
 
 Mask = Sequence[bool]
 
@@ -59,9 +60,9 @@ class _Elimination:
         self._taken = set(known)
         self._uncalled: dict[str, None] = {}  # functions that some call does not call any more
         self._versions: dict[tuple[str, tuple[bool, ...]], str] = {}
-        self.flow_of = OperationFlows(self.functions)
+        self.bodies = Bodies(self.functions)
         self.is_effectful = operations.Search(self.functions, _is_effectful, otherwise=True)
-        self.liveness = Liveness(self.flow_of, lambda step: self.is_effectful(step.op))
+        self.liveness = Liveness(lambda step: self.is_effectful(step.op))
 
     def run(self, main: Any) -> None:
         """Removes the dead code of what @main reaches."""
@@ -73,10 +74,10 @@ class _Elimination:
         self._block(op.regions[0].blocks[0])
 
     def _block(self, block: ir.Block) -> None:
-        program = Block(block)
+        program = Block(block, self.bodies)
         live = self.liveness.values(program, [True] * len(program.outvars))
         for step in reversed(program.eqns):
-            op, flow = step.op, self.flow_of(step)
+            op, flow = step.op, flow_of(step)
             used = [r in live for r in op.results]
             if not any(used) and not self.is_effectful(op):
                 self._uncalled |= dict.fromkeys(operations.used(op))

@@ -18,6 +18,7 @@ from srjit.program.control_flow import ControlFlow, flow_of
 from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.meshes import Meshes
 from srjit.program.stablehlo.program import Equation, Program, read_program
+from srjit.program.stablehlo.regions import branches
 from srjit.program.values import Path
 
 
@@ -93,10 +94,7 @@ class Seen:
     ) -> dict[Slot, Any]:
         """The amaxes of the branch that was taken."""
         old = self.group.op_of(eqn)
-        regions = list(old.regions)
-        if old.name == "stablehlo.if":
-            regions.reverse()
-        for branch, region in zip(flow.regions, regions, strict=True):
+        for branch, region in zip(flow.regions, branches(old), strict=True):
             inner = self._out(read_program(branch.program), (*path, *branch.step), depth)
             block = region.blocks[0]
             with ir.InsertionPoint(operations.terminator(block)), old.location:

@@ -269,7 +269,8 @@ def outputs_of(same: int, carried: int = 0, stacks: int = 0) -> tuple[Output, ..
 def _region(
     closed: Any, inputs: Sequence[Input], outputs: Sequence[Output], *step: int | str
 ) -> Region:
-    program, consts = _compat().open_jaxpr(closed)
+    # A module's blocks are no jaxprs: who looks into them imports no JAX.
+    program, consts = _compat().open_jaxpr(closed) if hasattr(closed, "consts") else (closed, ())
     return Region(program, consts, tuple(inputs), tuple(outputs), step)
 
 

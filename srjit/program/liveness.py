@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from srjit.program import control_flow
-from srjit.program.control_flow import ControlFlow
+from srjit.program.control_flow import ControlFlow, flow_of
 from srjit.program.protocols import Equation, Program, is_literal
 
 
@@ -14,16 +13,11 @@ class Liveness:
     """Liveness in a program and in all that it calls.
 
     Args:
-      flow_of: the control flow of an equation.
       is_effectful: whether an equation does more than compute its results.
     """
 
-    def __init__(
-        self,
-        flow_of: Callable[[Any], ControlFlow | None] = control_flow.flow_of,
-        is_effectful: Callable[[Any], bool] = lambda eqn: bool(eqn.effects),
-    ) -> None:
-        self._flow_of, self._is_effectful = flow_of, is_effectful
+    def __init__(self, is_effectful: Callable[[Any], bool] = lambda eqn: bool(eqn.effects)) -> None:
+        self._is_effectful = is_effectful
         # Of calls: operands that some results need. A program is kept, so that its id stays its.
         self._called: dict[tuple[int, frozenset[int]], tuple[Program, set[int]]] = {}
 
@@ -37,7 +31,7 @@ class Liveness:
         return live
 
     def _needed(self, eqn: Equation, read: Sequence[int]) -> set[Any]:
-        flow = self._flow_of(eqn)
+        flow = flow_of(eqn)
         if flow is None:
             return _variables(eqn.invars)
         _, operands, outside = self.flow(flow, read)

@@ -30,7 +30,7 @@ from srjit.program.stablehlo.operations import (
     why_closed,
 )
 from srjit.program.stablehlo.program import Equation, Primitive, Program, Var, aval_of, multiplies
-from srjit.program.stablehlo.regions import adds, attributes, free_values, structure
+from srjit.program.stablehlo.regions import adds, attributes, branches, free_values, structure
 
 # What provenance knows these operations as.
 _NAMES = {
@@ -265,9 +265,7 @@ class _BlockReader:
             self.add(primitive, op, op.operands, op.results, **params)
 
     def _case(self, op: ir.Operation) -> None:
-        regions = list(op.regions)
-        if op.name == "stablehlo.if":
-            regions.reverse()  # a conditional's branch 1 is what an if does
+        regions = branches(op)
         readers = [self._reader_inside(op) for _ in regions]
         programs = [
             r.read(region.blocks[0], []) for r, region in zip(readers, regions, strict=True)

@@ -1,4 +1,4 @@
-"""Regions of the operations of a module: their control flow, and the values that they use."""
+"""Blocks of a module as programs, and the values that the regions of its operations use."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from srjit._mlir import ir
-from srjit.program.control_flow import (
-    ControlFlow,
-    Output,
-    Region,
-    Trips,
-    inputs_of,
-    outputs_of,
-)
 from srjit.program.stablehlo.operations import (
     attribute_of,
     body_of,
@@ -22,6 +14,7 @@ from srjit.program.stablehlo.operations import (
     inside,
     terminator,
 )
+from srjit.program.stablehlo.program import Primitive
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +22,7 @@ class Block:
     """A block as a program; it may use values of the blocks around it."""
 
     block: ir.Block
+    bodies: Bodies
 
     @property
     def invars(self) -> list[Any]:
@@ -44,16 +38,21 @@ class Block:
     def eqns(self) -> list[OperationEquation]:
         """Its operations, without the return."""
         found = (op.operation for op in self.block.operations)
-        return [OperationEquation(op) for op in found if not op.name.endswith(".return")]
+        return [OperationEquation(op, self.bodies) for op in found if not _returns(op)]
 
     constvars = ()
 
 
-@dataclasses.dataclass(eq=False)
 class OperationEquation:
-    """An operation as an equation."""
+    """An operation as an equation; with control flow, as JAX's primitive of that kind."""
 
-    op: ir.Operation
+    effects: Any = None
+
+    def __init__(self, op: ir.Operation, bodies: Bodies) -> None:
+        self.op = op
+        flow = _FLOWS[op.name](op, bodies) if op.name in _FLOWS else None
+        name, self.params = flow or (op.name, dict[str, Any]())
+        self.primitive = Primitive(name)
 
     @property
     def invars(self) -> list[Any]:
@@ -67,13 +66,9 @@ class OperationEquation:
         """Its results."""
         return list(self.op.results)
 
-    primitive: Any = None
-    params: Any = None
-    effects: Any = None
 
-
-class OperationFlows:
-    """The control flow of the operations of a module.
+class Bodies:
+    """The bodies of functions as programs, the same one at every call.
 
     Args:
       functions: those that are looked into, by name.
@@ -81,50 +76,49 @@ class OperationFlows:
 
     def __init__(self, functions: dict[str, ir.Operation]) -> None:
         self.functions = functions
-        self._bodies: dict[str, Block] = {}
+        self._known: dict[str, Block] = {}
 
-    def __call__(self, step: OperationEquation) -> ControlFlow | None:
-        """The control flow of an operation; None if it has none, or calls another function."""
-        entry = _FLOWS.get(step.op.name)
-        return entry and entry(step.op, self)
-
-    def body(self, name: str) -> Block:
-        """The body of a function, the same one at every call."""
-        if name not in self._bodies:
-            self._bodies[name] = Block(body_of(self.functions[name]))
-        return self._bodies[name]
+    def of(self, name: str) -> Block | None:
+        """The body of a function; None if it is not looked into."""
+        if name not in self._known and name in self.functions:
+            self._known[name] = Block(body_of(self.functions[name]), self)
+        return self._known.get(name)
 
 
-def _call(op: ir.Operation, flows: OperationFlows) -> ControlFlow | None:
-    name = callee(op)
-    if name not in flows.functions:
-        return None
-    inputs, results = inputs_of(len(op.operands)), outputs_of(len(op.results))
-    return ControlFlow((Region(flows.body(name), (), inputs, results),))
+Flow = tuple[str, dict[str, Any]]  # the name of a primitive with control flow, and its parameters
 
 
-def _while(op: ir.Operation, flows: OperationFlows) -> ControlFlow:
-    inputs, results = inputs_of(0, len(op.operands)), outputs_of(0, len(op.results))
-    test, body = (Block(region.blocks[0]) for region in op.regions)
-    condition = Region(test, (), inputs, (Output(None, "condition"),), ("cond",))
-    return ControlFlow((condition, Region(body, (), inputs, results, ("body",))), Trips(None))
+def _call(op: ir.Operation, bodies: Bodies) -> Flow | None:
+    body = bodies.of(callee(op))
+    return body and ("closed_call", {"call_jaxpr": body})
 
 
-def _branches(op: ir.Operation, flows: OperationFlows) -> ControlFlow:
-    results, blocks = (
-        outputs_of(len(op.results)),
-        [Block(region.blocks[0]) for region in op.regions],
-    )
-    regions = (Region(block, (), (), results, (i,)) for i, block in enumerate(blocks))
-    return ControlFlow(tuple(regions), selector=0)
+def _while(op: ir.Operation, bodies: Bodies) -> Flow:
+    test, body = (Block(region.blocks[0], bodies) for region in op.regions)
+    blocks = {"cond_jaxpr": test, "body_jaxpr": body}
+    return "while", {"cond_nconsts": 0, "body_nconsts": 0, **blocks}
 
 
-_FLOWS: dict[str, Callable[[ir.Operation, OperationFlows], ControlFlow | None]] = {
+def _branches(op: ir.Operation, bodies: Bodies) -> Flow:
+    return "cond", {"branches": [Block(region.blocks[0], bodies) for region in branches(op)]}
+
+
+_FLOWS: dict[str, Callable[[ir.Operation, Bodies], Flow | None]] = {
     "func.call": _call,
     "stablehlo.while": _while,
     "stablehlo.case": _branches,
     "stablehlo.if": _branches,
 }
+
+
+def branches(op: ir.Operation) -> list[ir.Region]:
+    """The regions of a case or an if, in the order of a conditional's branches."""
+    regions = list(op.regions)
+    return regions[::-1] if op.name == "stablehlo.if" else regions
+
+
+def _returns(op: ir.Operation) -> bool:
+    return op.name.endswith(".return")
 
 
 # ----------------------------------------------------------------- regions without control flow
