@@ -83,12 +83,7 @@ class Rewriter(Evaluator):
 
     def _flow(self, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]) -> list[Any]:
         outer = self.before(flow, path, values)
-        if flow.kind != "call":
-            evaluate = _KINDS[flow.kind]
-        elif self.in_place:
-            evaluate = _call
-        else:
-            evaluate = _CALLS.get(eqn.primitive.name, _custom_jvp if flow.has_rule else _call)
+        evaluate = _KINDS[flow.kind if self.in_place else flow.means or flow.kind]
         return list(evaluate(outer, eqn, flow, path, values))
 
     def before(self, flow: ControlFlow, path: Path, values: Sequence[Any]) -> Rewriter:
@@ -277,10 +272,7 @@ def _call(
     return body.results(outs)
 
 
-_KINDS = {"loop": _loop, "branches": _branches, "shards": _shards}
-
-
-# ------------------------------------------------------------- calls with a meaning of their own
+# ------------------------------------------------------------- calls that mean more than their body
 
 
 def _bound_anew(
@@ -358,9 +350,12 @@ def _custom_vjp(
     return run(*values)
 
 
-_CALLS = {
+_KINDS = {
+    "loop": _loop,
+    "branches": _branches,
+    "shards": _shards,
+    "call": _call,
     "jit": _bound_anew,
-    "remat2": _bound_anew,
-    "custom_jvp_call": _custom_jvp,
-    "custom_vjp_call": _custom_vjp,
+    "jvp": _custom_jvp,
+    "vjp": _custom_vjp,
 }

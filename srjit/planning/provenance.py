@@ -240,7 +240,7 @@ class Provenance:
     def _flow(
         self, eqn: Equation, flow: ControlFlow, values: list[Value], scope: Scope
     ) -> list[Value]:
-        if flow.has_rule:
+        if flow.means in ("jvp", "vjp"):
             scope = scope._replace(ruled=True)
         if flow.shards and not flow.shards.is_typed:
             scope = scope._replace(manual=scope.manual | flow.shards.manual)

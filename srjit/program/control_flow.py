@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from srjit.program.protocols import Equation, Program
 
+Meaning = Literal["", "jit", "jvp", "vjp"]
 Spec = tuple[tuple[str, ...], ...]  # for each dimension, the mesh axes that shard it
 
 
@@ -136,14 +137,15 @@ class ControlFlow:
       trips: of a loop.
       selector: position of the operand that says which region runs.
       shards: of regions that run on shards.
-      has_rule: whether its derivative rule is its own.
+      means: what a call is beside its body: ``jit``, also of a checkpoint: to be bound again with
+        its own parameters; ``jvp`` or ``vjp``: it has a derivative rule of its own.
     """
 
     regions: tuple[Region, ...]
     trips: Trips | None = None
     selector: int | None = None
     shards: Shards | None = None
-    has_rule: bool = False
+    means: Meaning = ""
 
     @property
     def kind(self) -> Literal["loop", "branches", "shards", "call"]:
@@ -184,17 +186,17 @@ def programs_of(eqn: Equation) -> Iterator[Program]:
 Entry = Callable[[Equation], ControlFlow]
 
 
-def call(body: str, *, has_rule: bool = False) -> Entry:
+def call(body: str, means: Meaning = "") -> Entry:
     """The entry of a primitive that calls a program, on its operands, for its results.
 
     Args:
       body: the parameter that holds the program.
-      has_rule: whether its derivative rule is its own.
+      means: as of ``ControlFlow``.
     """
 
     def entry(eqn: Equation) -> ControlFlow:
         inputs, outputs = inputs_of(len(eqn.invars)), outputs_of(len(eqn.outvars))
-        return ControlFlow((_region(eqn.params[body], inputs, outputs),), has_rule=has_rule)
+        return ControlFlow((_region(eqn.params[body], inputs, outputs),), means=means)
 
     return entry
 
@@ -283,12 +285,12 @@ def _compat() -> Any:
 
 # By the name of the primitive. Modules are read as these, too: a func.call as a closed_call.
 FLOWS: dict[str, Entry] = {
-    "jit": call("jaxpr"),
-    "remat2": call("jaxpr"),
+    "jit": call("jaxpr", "jit"),
+    "remat2": call("jaxpr", "jit"),
     "closed_call": call("call_jaxpr"),
     "eval_jaxpr": call("call_jaxpr"),  # the same, from jax 0.12 on
-    "custom_jvp_call": call("call_jaxpr", has_rule=True),
-    "custom_vjp_call": call("call_jaxpr", has_rule=True),
+    "custom_jvp_call": call("call_jaxpr", "jvp"),
+    "custom_vjp_call": call("call_jaxpr", "vjp"),
     "scan": _scan,
     "while": _while,
     "cond": _cond,
