@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, ClassVar
 
 from srjit._mlir import ir
-from srjit.choices import Mode, Rng
+from srjit.choices import Quantizing
 from srjit.passes.annotate_matmuls import provenance_of
 from srjit.passes.driver.diagnostics import emit_warning
 from srjit.passes.driver.registry import Pass, PassError, register
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
     from srjit.passes.emit.frames import Frame, Item, Path
     from srjit.planning.plan import ProgramPlan
     from srjit.program.stablehlo.program import Program
-    from srjit.recipes import Recipe
 
 
 @register
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InsertQuantize(Pass):
+class InsertQuantize(Quantizing, Pass):
     """Quantizes the operands of the multiplications that a recipe asks for.
 
     In neutral form: composites `srjit.quantize` and `srjit.scaled_dot`, whose decompositions are
@@ -42,13 +41,6 @@ class InsertQuantize(Pass):
     Where noise is drawn, @main gets the key as its last argument (`tensor<2xui32> {srjit.key =
     true}`), which goes, with numbers that tell quantizations apart, through calls and loops: a
     function that is called twice stays one function, unless different things are to be done in it.
-
-    Attributes:
-      recipe: a name, a `.toml` file, or the text of one; `auto` is the attached device's; or a
-        Recipe.
-      mode: `train`, or `inference`: nearest everywhere, no key.
-      rng: what noise is made by, `hash` or `threefry`.
-      strict: whether what the recipe asks for and cannot be had is an error.
 
     Before ==> after:
         %0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0] {srjit.sites = [...]}
@@ -59,20 +51,20 @@ class InsertQuantize(Pass):
     """
 
     name: ClassVar[str] = "srjit-insert-quantize"
-    recipe: str | object = "auto"
-    mode: Mode = "train"
-    rng: Rng = "hash"
-    strict: bool = False
 
     def run(self, module: ir.Operation) -> None:
         """Inserts."""
         from srjit.planning.plan import Settings
-        from srjit.planning.planner import plan_of
+        from srjit.planning.planner import plan_of, recipe_of
         from srjit.targets.target import PORTABLE
 
         if annotation.REPORT in module.attributes:
             raise PassError(None, "the module is quantized already: one recipe for one module")
-        settings = Settings(self._recipe(), PORTABLE, self.mode, self.rng)
+        try:
+            recipe = recipe_of(self.recipe, "auto")
+        except (ValueError, OSError) as error:
+            raise PassError(None, str(error)) from None
+        settings = Settings(recipe, PORTABLE, self.mode, self.rng)
         program, provenance, notes = provenance_of(module)
         classified = annotation.classified(provenance)
         plan = plan_of(provenance, classified, settings, False)
@@ -86,19 +78,6 @@ class InsertQuantize(Pass):
                 notes=(*plan.notes, *notes),
             )
         )
-
-    def _recipe(self) -> Recipe:
-        from srjit import recipes, targets
-        from srjit.planning.planner import recipe_of
-
-        try:
-            if isinstance(self.recipe, str) and "\n" in self.recipe:
-                return recipes.Recipe.from_toml(self.recipe)
-            if self.recipe == "auto":
-                return recipe_of(targets.get("auto"))
-            return recipes.get(self.recipe)  # type: ignore[arg-type]
-        except (ValueError, OSError) as error:
-            raise PassError(None, str(error)) from None
 
     def _complain(self, module: ir.Operation, plan: ProgramPlan) -> list[str]:
         """Returns notes on recipe requests that no pass can meet.

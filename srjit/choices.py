@@ -1,8 +1,9 @@
-"""Options that take one of a few words, and the error for a name that a table lacks.
+"""Options that ``srjit`` and passes share, and the error for a name that a table lacks.
 
-Passes read them too, which import no JAX.
+Passes import no JAX for them.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import Literal
@@ -10,6 +11,24 @@ from typing import Literal
 Mode = Literal["train", "inference"]
 Layer = Literal["jaxpr", "stablehlo"]
 Rng = Literal["hash", "threefry"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantizing:
+    """How matrix multiplications are quantized.
+
+    Attributes:
+      recipe: a name (``srjit.recipes.names()``), a ``.toml`` file, TOML text of more than one line,
+        or a Recipe; ``auto`` is the target's, in passes the attached device's.
+      mode: ``train``, or ``inference``: nearest everywhere, no key.
+      rng: what noise is made by, ``hash`` or ``threefry``.
+      strict: whether what the recipe asks for and cannot be had is an error.
+    """
+
+    recipe: str | object = "auto"
+    mode: Mode = "train"
+    rng: Rng = "hash"
+    strict: bool = False
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:

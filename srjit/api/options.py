@@ -12,9 +12,9 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import jax
 
-from srjit import recipes, targets
+from srjit import targets
 from srjit.calling.signature import name_of, parameters_of
-from srjit.choices import Layer, Mode, Rng, unknown_name
+from srjit.choices import Layer, Quantizing, unknown_name
 from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watch.stream import Record
 from srjit.planning.plan import Settings
@@ -32,17 +32,12 @@ NOT_GIVEN: Any = _NotGiven()  # None means something to jax.jit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformOptions:
+class TransformOptions(Quantizing):
     """How the matrix multiplications of a function are rewritten.
 
     Attributes:
-      recipe: a name (``srjit.recipes.names()``), a ``.toml`` file or a Recipe; ``auto`` is the
-        target's.
       target: a name (``srjit.targets.names()``) or a Target; ``auto`` is the attached device's.
-      mode: ``train``, or ``inference``: nearest everywhere, no key.
       params_argnums: positional arguments whose arrays are parameters.
-      rng: ``hash`` or ``threefry``.
-      strict: whether a site that the recipe asks for and that cannot be had is an error.
       dump_to: a folder for the program after every stage; None is the folder that
         ``SRJIT_DUMP_TO`` names when ``fun`` is decorated, and an empty string none. A folder that
         cannot be written to is an OSError at the call that would write.
@@ -50,10 +45,7 @@ class TransformOptions:
 
     recipe: str | os.PathLike[str] | Recipe = "auto"
     target: str | Target = "auto"
-    mode: Mode = "train"
     params_argnums: int | Sequence[int] = 0
-    rng: Rng = "hash"
-    strict: bool = False
     dump_to: str | os.PathLike[str] | None = None
 
 
@@ -116,7 +108,7 @@ class Resolved:
       settings: the recipe, the target, mode and generator, of which plans are made.
       params_argnums: positions of parameters; not negative where their number is known.
       layer: as of ``Options``.
-      strict: as of ``TransformOptions``.
+      strict: as of ``Quantizing``.
       dump: writes the program after every stage.
     """
 
@@ -141,10 +133,9 @@ class Resolved:
             if known and getattr(given, name) not in known:
                 raise unknown_name(name, getattr(given, name), known)
         target = targets.get(given.target)
-        recipe = recipe_of(target) if given.recipe == "auto" else recipes.get(given.recipe)
         folder = os.environ.get("SRJIT_DUMP_TO") if given.dump_to is None else given.dump_to
         return cls(
-            Settings(recipe, target, given.mode, given.rng),
+            Settings(recipe_of(given.recipe, target), target, given.mode, given.rng),
             _positions(fun, given.params_argnums),
             given.layer if isinstance(given, Options) else "jaxpr",
             given.strict,

@@ -20,8 +20,15 @@ from srjit.planning.site import SitePlan
 from srjit.recipes import Recipe
 
 
-def recipe_of(target: targets.Target) -> Recipe:
-    """Returns the recipe ``auto``: the target's own, where quantizing pays by its estimates."""
+def recipe_of(recipe: Any, target: str | targets.Target) -> Recipe:
+    """The recipe that an option names: ``auto`` is the target's own, where quantizing pays.
+
+    Raises:
+      ValueError, TypeError: as of ``recipes.get``.
+    """
+    if recipe != "auto":
+        return recipes.get(recipe)
+    target = targets.get(target)
     recipe = recipes.get(target.recipe)
     if target.estimates is None:
         return recipe

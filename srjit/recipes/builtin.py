@@ -135,7 +135,7 @@ BUILTIN: dict[str, Recipe] = {
 
 
 def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
-    """The recipe with that name, from that ``.toml`` file, or the recipe itself.
+    """The recipe with that name, from that ``.toml`` file or text, or the recipe itself.
 
     Raises:
       ValueError: no recipe has that name; the nearest are listed.
@@ -147,6 +147,8 @@ def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         raise TypeError(f"recipe is a name, a .toml file or a Recipe, got {recipe!r}")
     if isinstance(recipe, os.PathLike) or str(recipe).endswith(".toml"):
         return Recipe.load(recipe)
+    if "\n" in recipe:
+        return Recipe.from_toml(recipe)
     if recipe not in BUILTIN:
         raise unknown_name("recipe", recipe, [*BUILTIN, "auto"])
     return BUILTIN[recipe]

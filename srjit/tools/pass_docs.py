@@ -29,14 +29,13 @@ def document() -> str:
 
 
 def _section(cls: type[registry.Pass]) -> str:
-    prose, *sections = _SECTION.split(inspect.cleandoc(cls.__doc__ or ""))
-    named = dict(zip(sections[::2], sections[1::2], strict=True))
-    lines = [f"## {cls.name}\n", f"{_markdown(prose.strip())}\n"]
+    named = _sections(cls)
+    lines = [f"## {cls.name}\n", f"{_markdown(named[''].strip())}\n"]
     if _SNIPPET in named:
         lines.append(f"```mlir\n{textwrap.dedent(named[_SNIPPET]).strip()}\n```\n")
     options = options_of(cls)
     if options:
-        described = _described(named.get(_OPTIONS, ""))
+        described = {k: v for base in cls.__mro__ for k, v in _described(base).items()}
         lines += ["| option | default | value | |", "| --- | --- | --- | --- |"]
         for option in options.values():
             default = text_of_value(option, option.default)
@@ -46,8 +45,13 @@ def _section(cls: type[registry.Pass]) -> str:
     return "\n".join(lines)
 
 
-def _described(section: str) -> dict[str, str]:
-    text = textwrap.dedent(section)
+def _sections(cls: type) -> dict[str, str]:
+    prose, *sections = _SECTION.split(inspect.cleandoc(cls.__doc__ or ""))
+    return {"": prose, **dict(zip(sections[::2], sections[1::2], strict=True))}
+
+
+def _described(cls: type) -> dict[str, str]:
+    text = textwrap.dedent(_sections(cls).get(_OPTIONS, ""))
     entries = re.split(r"^(\w+): ", text, flags=re.MULTILINE)[1:]
     pairs = zip(entries[::2], entries[1::2], strict=True)
     return {field: " ".join(meaning.split()) for field, meaning in pairs}

@@ -104,7 +104,8 @@ def test_a_builtin_recipe_survives_toml_files_and_pickle(recipe: Recipe, tmp_pat
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     path = tmp_path / "mine.toml"
     recipe.save(path)
-    for found in (Recipe.load(path), recipes.get(str(path)), recipes.get(path)):
+    text = recipe.to_toml()
+    for found in (Recipe.load(path), *map(recipes.get, (str(path), path, text))):
         assert found == recipe and hash(found) == hash(recipe)
     assert pickle.loads(pickle.dumps(recipe)) == copy.deepcopy(recipe) == recipe
 
