@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
-import json
 import os
-import zipfile
-from collections.abc import Generator
+import typing
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import jax.export
 import jax.numpy as jnp
 
 from srjit import _compat
+from srjit.api import program_file
 from srjit.api.function import SrjitFunction
 from srjit.calling.keys import IfNeeded, Stateful, Words
 from srjit.modules.interface import Interface, KeyUse, words_of
@@ -25,8 +24,6 @@ from srjit.modules.rejit import Rejitted
 from srjit.modules.source import called_back
 from srjit.passes.mlir.serialization import replace_file
 
-_FORMAT = 1
-_HEADER, _PROGRAM = "srjit.json", "program.jax_export"
 # What srjit's own programs call and jax.export does not list: XLA has it on every backend.
 _OWN_CALLS = ("LayoutConstraint",)
 
@@ -109,7 +106,7 @@ def _of_rejitted(fn: Rejitted) -> Exported:
 
 
 @contextlib.contextmanager
-def _explaining(name: str) -> Generator[None]:
+def _explaining(name: str, do: str = "keep") -> Generator[None]:
     """A context that says of which function ``jax.export`` complains."""
     try:
         yield
@@ -126,7 +123,7 @@ def _explaining(name: str) -> Generator[None]:
                 "it has host callbacks (jax.debug.print, pure_callback, io_callback): they are "
                 "Python functions of this process, which no file can keep"
             )
-        raise ValueError(f"jax.export cannot keep {name}: {why}") from error
+        raise ValueError(f"jax.export cannot {do} {name}: {why}") from error
 
 
 def _donated(args: Any, kwargs: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -155,7 +152,6 @@ class Calling:
       key: whether it takes ``sr_key``.
       states: names of the histories in ``sr_state``, in order.
       donated, donated_names: positions and names of the arguments that are donated.
-      format: of the file.
     """
 
     name: str
@@ -164,7 +160,32 @@ class Calling:
     states: tuple[str, ...]
     donated: tuple[int, ...]
     donated_names: tuple[str, ...]
-    format: int = _FORMAT
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Calling:
+        """What a file's header says.
+
+        Raises:
+          ValueError: it says something else.
+        """
+        hints = typing.get_type_hints(cls)
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        wrong = [n for n in (hints | given) if not _is_a(given.get(n), hints.get(n))]
+        if wrong:
+            shown = {n: fields.get(n) for n in wrong}
+            raise ValueError(f"its header is not one of srjit: {shown}")
+        return cls(**given)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type of ``Calling``'s attributes."""
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(type(v) is hint.__args__[0] for v in value)
+    if typing.get_origin(hint) is Literal:
+        return any(type(value) is str and value == known for known in hint.__args__)
+    return hint is not None and type(value) is hint
 
 
 class Exported:
@@ -257,20 +278,14 @@ class Exported:
     # ------------------------------------------------------------------------------------- files
 
     def serialize(self) -> bytes:
-        """The program as bytes: a zip archive of a header and of what ``jax.export`` writes.
+        """The program as bytes: a zip archive of what ``jax.export`` writes, a header, a digest.
 
         Raises:
           ValueError: a pytree type among its arguments or results is not known to ``jax.export``.
         """
         with _explaining(self.name):
             program = self.exported.serialize(vjp_order=0)
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            header = json.dumps(dataclasses.asdict(self._header), indent=1)
-            # No dates, so that the same program is the same file.
-            for name, content in ((_HEADER, header.encode()), (_PROGRAM, bytes(program))):
-                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-        return buffer.getvalue()
+        return program_file.written(dataclasses.asdict(self._header), bytes(program))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``serialize()`` to a file; one that is there already is replaced, or left whole.
@@ -289,23 +304,23 @@ def load(source: str | os.PathLike[str] | bytes) -> Exported:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is no such program, or was written by a newer srjit; or a pytree type is not
-        registered.
+      ValueError: it is no such program, is damaged, or was written by another version of srjit; or
+        a pytree type is not registered. The message names the file.
     """
     what = "the bytes" if isinstance(source, bytes) else os.fspath(source)
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if isinstance(source, bytes):
+        content = source
+    elif Path(source).is_dir():
+        raise ValueError(f"{what}: a folder, and not a program that srjit.export wrote")
+    else:
+        content = Path(source).read_bytes()
+    fields, program = program_file.read(content, what)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            given = cast(dict[str, Any], json.loads(archive.read(_HEADER)))
-            program = archive.read(_PROGRAM)
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(f"{what}: not a program that srjit.export wrote ({error})") from error
-    if given.get("format") != _FORMAT:
-        raise ValueError(
-            f"{what}: of format {given.get('format')}; this srjit reads {_FORMAT}, a newer may too"
-        )
-    for name in ("states", "donated", "donated_names"):
-        given[name] = tuple(given[name])
-    with _explaining(given["name"]):
-        exported = jax.export.deserialize(bytearray(program))
-    return Exported(Calling(**given), exported)
+        header = Calling.of(fields)
+        with _explaining(header.name, "read"):
+            exported = jax.export.deserialize(bytearray(program))
+    except ImportError:
+        raise
+    except Exception as error:  # what is no flatbuffer raises a dozen types
+        raise ValueError(f"{what}: {error}") from error
+    return Exported(header, exported)
