@@ -16,6 +16,8 @@ _PURE = (
     "stablehlo.", "chlo.", "arith.", "tensor.", "shape.", "sdy.", "vhlo.", "math.", "func.constant",
 )  # fmt: skip
 
+# The bindings give the parts of arrays and dictionaries only, and abort at complex numbers in
+# those. Symbols in dialects' own attributes (meshes, aliases of outputs) are only in the text.
 _IN_TEXT = re.compile(r'@(?:([\w$.-]+)|"((?:[^"\\]|\\.)*)")')
 
 _WITHOUT_SYMBOLS = (
