@@ -2,7 +2,7 @@
 
 RUN lines get `srjit-opt` and `filecheck`, the FileCheck of the Python package index. It has no
 --check-prefixes, -D and --implicit-check-not. Both run as forks of one process that has imported
-everything (fork_server.py); `lit --param processes=1` starts a process for each instead.
+everything (tests/fork_server.py); `lit --param processes=1` starts a process for each instead.
 """
 
 # pyright: basic, reportUndefinedVariable=false
@@ -31,12 +31,15 @@ if "PYTHONPATH" in os.environ:
     config.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
 
 
+TESTS = os.path.join(config.test_source_root, "..", "tests")
+
+
 def fork_server() -> str:
     """The address of a new server, which ends when lit does."""
     folder = tempfile.mkdtemp(prefix="srjit-lit-")
     address = os.path.join(folder, "socket")
     server = subprocess.Popen(
-        [sys.executable, os.path.join(config.test_source_root, "fork_server.py"), address],
+        [sys.executable, os.path.join(TESTS, "fork_server.py"), address],
         stdin=subprocess.PIPE,
         env={**os.environ, **config.environment},
     )
@@ -56,7 +59,7 @@ def end(server: subprocess.Popen, folder: str) -> None:
 if "processes" in lit_config.params or not hasattr(os, "fork"):
     opt, filecheck = f"{sys.executable} -m srjit.tools.opt", f"{sys.executable} -m filecheck"
 else:
-    client = os.path.join(config.test_source_root, "forked.py")
+    client = os.path.join(TESTS, "forked.py")
     forked = f"{sys.executable} -I -S {client} {fork_server()}"
     opt, filecheck = f"{forked} srjit-opt", f"{forked} filecheck"
 config.substitutions += [(r"\bsrjit-opt\b", opt), (r"\bfilecheck\b", filecheck)]

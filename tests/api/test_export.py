@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import fresh
 import srjit
 from appending import Appending
 from modules.test_rejit import pipeline
@@ -46,9 +44,7 @@ def test_another_process_computes_the_same_bits(way: str, tmp_path: Path, compil
     exported.save(tmp_path / "step.srjit")
     np.savez(tmp_path / "given.npz", w=W, x=X)
     names = [str(tmp_path / n) for n in ("step.srjit", "given.npz", "out.npy")]
-    command = [sys.executable, "-c", CALL, *names]
-    environment = {**os.environ, "XLA_FLAGS": compiler_flags}
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    fresh.python(CALL, *names, cwd=tmp_path, XLA_FLAGS=compiler_flags)
     expected = function(W, X, sr_key=KEY)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 

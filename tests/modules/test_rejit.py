@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 from jax.experimental import io_callback
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import fresh
 import srjit
 from appending import Appending
 from srjit import passes
@@ -182,18 +180,8 @@ def test_the_persistent_compilation_cache_keeps_programs_apart(tmp_path: Path):
         "again = srjit.rejit(jitted.lower(W, X), sys.argv[3])\n"
         "print(jitted(W, X).sum(), again(W, X, sr_key=1).sum())\n"
     )
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        str(tmp_path),
-        str(Path(__file__).parents[1]),
-        pipeline(),
-    ]
-    first, second = (
-        subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
-        for _ in range(2)
-    )
+    given = str(tmp_path), str(Path(__file__).parents[1]), pipeline()
+    first, second = (fresh.python(script, *given) for _ in range(2))
     assert first == second and len(set(first.split())) == 2
     assert any("jit_step" in p.name for p in tmp_path.iterdir())
 

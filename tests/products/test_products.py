@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +20,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import fresh
 import srjit
 from small_programs import explain, normal
 
@@ -176,8 +174,7 @@ assert jnp.allclose(dw, 8 * 2 * 16) and jnp.allclose(dx, 32 * 2 * 16)
 
 
 def test_explicit_shardings_of_a_transposed_gradient_are_those_of_the_weight():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    subprocess.run([sys.executable, "-c", SHARDED], check=True, env=env)
+    fresh.python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
 @pytest.mark.parametrize("name", ["fp8", "mxfp8", "nvfp4"])
@@ -403,4 +400,4 @@ for got, exact in ((value, a @ b), (dx, ones @ b.T), (dw, a.T @ ones)):
 
 
 def test_float64_programs_stay_float64():
-    subprocess.run([sys.executable, "-c", FLOAT64], check=True)
+    fresh.python(FLOAT64)

@@ -1,7 +1,8 @@
 """One process that has imported everything, and forks for each command of the tests.
 
 Importing JAX takes most of the time of a command that needs it. A test still gets a process for
-each command, with its own arguments, streams and exit status: ``forked.py`` sends them here.
+each command, with its own arguments, environment, streams and exit status: ``forked.py`` sends them
+here. What Python and JAX read of the environment when they start is the server's.
 """
 
 import importlib
@@ -15,6 +16,7 @@ import traceback
 import warnings
 
 MODULES = {"srjit-opt": "srjit.tools.opt", "filecheck": "filecheck.main"}
+PYTHON = "python"  # of its arguments, the first is -c
 
 
 def preload() -> None:
@@ -22,7 +24,7 @@ def preload() -> None:
     # Libraries have threads, but children run nothing that waits for those.
     warnings.filterwarnings("ignore", message="os.fork|This process .* is multi-threaded")
     try:
-        for module in (*MODULES.values(), "jax"):  # passes import jax when they run
+        for module in (*MODULES.values(), "srjit.api.jitted"):  # passes import jax when they run
             importlib.import_module(module)
         registry = importlib.import_module("srjit.passes.driver.registry")
         for name in registry.builtin_names():
@@ -35,6 +37,11 @@ def run(argv: list[str]) -> int:
     """Runs a command in this process."""
     sys.argv = argv
     try:
+        if argv[0] == PYTHON:
+            sys.argv = argv[1:2] + argv[3:]
+            sys.path.insert(0, "")
+            exec(compile(argv[2], "<string>", "exec"), {"__name__": "__main__"})
+            return 0
         module = sys.modules.get(MODULES[argv[0]])
         if module is None:
             runpy.run_module(MODULES[argv[0]], run_name="__main__")
@@ -50,7 +57,9 @@ def run(argv: list[str]) -> int:
 def serve(connection: socket.socket) -> None:
     """Runs the command that a client sends, in a child process that answers with its status."""
     data, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
-    folder, *argv = data.decode().split("\0")
+    folder, variables, *rest = data.decode().split("\0")
+    argv = rest[int(variables) :]
+    os.environ.update(entry.split("=", 1) for entry in rest[: int(variables)])
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -70,7 +79,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def main(address: str) -> None:
-    """Serves until standard input ends, which is when lit does."""
+    """Serves until standard input ends, which is when whoever started it does."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(128)
