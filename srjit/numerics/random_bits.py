@@ -1,11 +1,12 @@
 """Random bits as a function of a key and an element's index: nothing is stored or carried.
 
-``mix`` hashes scalars into keys, ``hash_bits`` hashes every element's index under a key. Both are
-multiply-xorshift hashes with the avalanche constants of lowbias32 (C. Wellons, "Prospecting for
-hash functions", 2018): ``mix`` is a 64-bit Feistel network of them, ``hash_bits`` one of them after
-an affine function of the index that the key chooses (as universal hashing does: L. Carter, M.
-Wegman, "Universal classes of hash functions", 1979). ``threefry_bits`` is the slow reference for
-audits (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
+``mix`` hashes scalars into keys: a 64-bit Feistel network of lowbias32 (C. Wellons, "Prospecting
+for hash functions", 2018). ``hash_bits`` hashes every element's index under a key: an affine
+function of the index that the key chooses (as universal hashing does: L. Carter, M. Wegman,
+"Universal classes of hash functions", 1979), scrambled by two products. The first has a factor that
+depends on the upper half of the word itself: so no difference of two words survives it. A constant
+factor lets 2^31 through, and the elements that differ by it then share noise. ``threefry_bits`` is
+the slow reference for audits (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
 """
 
 from __future__ import annotations
@@ -31,15 +32,28 @@ _A, _B = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-def avalanche(h: jax.Array) -> jax.Array:
+def _lowbias32(h: jax.Array) -> jax.Array:
     """A word all of whose bits depend on all bits of h."""
-    h = scrambled(h)
-    return h ^ (h >> np.uint32(16))
-
-
-def scrambled(h: jax.Array) -> jax.Array:
-    """A word whose upper 24 bits depend on all bits of h, as hard to tell from noise as may be."""
     h = (h ^ (h >> np.uint32(16))) * _A
+    return whole((h ^ (h >> np.uint32(15))) * _B)
+
+
+def whole(word: jax.Array) -> jax.Array:
+    """A word whose lower bits are as good as its upper ones."""
+    return word ^ (word >> np.uint32(16))
+
+
+def scrambled(h: jax.Array, upper: jax.Array) -> jax.Array:
+    """A word whose upper 24 bits depend on all bits of h, as hard to tell from noise as may be.
+
+    Two h may give one word, so that under one ``upper`` a word is likelier than another, by 2^-17
+    of all. Keys have 2^16 of them: over keys, words are equally likely.
+
+    Args:
+      h: the index's place on the key's ``line``.
+      upper: the upper half of a factor, and 1: the third word of ``line``.
+    """
+    h = h * ((h >> np.uint32(16)) | upper)
     return (h ^ (h >> np.uint32(15))) * _B
 
 
@@ -63,21 +77,22 @@ def _mix_first(key: Key, numbers: Any) -> Key:
 @jax.jit
 def _mix(key: Key, number: Any) -> Key:
     a, b = key
-    b = b ^ avalanche(a ^ jnp.asarray(number, jnp.uint32))
-    a = a + avalanche(b + _GOLDEN)
-    b = b ^ avalanche(a ^ _GOLDEN)
+    b = b ^ _lowbias32(a ^ jnp.asarray(number, jnp.uint32))
+    a = a + _lowbias32(b + _GOLDEN)
+    b = b ^ _lowbias32(a ^ _GOLDEN)
     return a, b
 
 
 def hash_bits(key: Key, index: jax.Array) -> jax.Array:
     """32 random bits for every ``index`` (uint32) under ``key``, of which the upper 24 are good."""
-    factor, term = line(key)
-    return scrambled(index * factor + term)
+    factor, term, upper = line(key)
+    return scrambled(index * factor + term, upper)
 
 
-def line(key: Key) -> Key:
-    """(factor, term): ``hash_bits`` scrambles index * factor + term."""
-    return key[0] | np.uint32(1), key[1]
+def line(key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(factor, term, upper): ``hash_bits`` is scrambled(index * factor + term, upper)."""
+    factor = key[0] | np.uint32(1)
+    return factor, key[1], factor & np.uint32(0xFFFF0001)
 
 
 def threefry_bits(key: Key, index: jax.Array) -> jax.Array:

@@ -39,10 +39,12 @@ def mix_words(*words: np.ndarray) -> Key:
 
 
 def hash_bits(key: Key, index: np.ndarray) -> np.ndarray:
-    """lowbias32 without its third shift, of an affine function with an odd factor."""
+    """An affine function with an odd factor; times its own upper half; once more, xorshifted."""
+    factor, term = key[0] | U(1), key[1]
     with np.errstate(over="ignore"):
-        h = index * (key[0] | U(1)) + key[1]
-        return xorshift(xorshift(h, 16) * A, 15) * B
+        h = index * factor + term
+        h = h * ((factor >> U(16) << U(16)) + (h >> U(16) | U(1)))
+        return xorshift(h, 15) * B
 
 
 def element_index(shape: tuple[int, ...]) -> np.ndarray:

@@ -178,9 +178,8 @@ def test_an_instruction_takes_a_word_of_four_values(format, axis):
     index = np.arange(32, dtype=np.uint32)[:, None] * np.uint32(65) + np.arange(64, dtype=np.uint32)
     step = 65 if axis == 0 else 1
     at = np.indices((32, 64))[axis] % 4
-    factor, term = random_bits.line(KEY)
     first = index - (at * step).astype(np.uint32)
-    words = np.asarray(random_bits.avalanche(jnp.asarray(first) * factor + term))
+    words = np.asarray(random_bits.whole(random_bits.hash_bits(KEY, jnp.asarray(first))))
     element = get_format(format).element
     fields = np.stack(instructions.noise_fields(jnp.asarray(words.view(np.int32)), element))
     field = np.take_along_axis(fields, at[None], 0)[0]

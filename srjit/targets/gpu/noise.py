@@ -73,19 +73,20 @@ class TileNoise:
     Attributes:
       first: for every block, the affine function of the index of its first element.
       step: what it grows by from one element to the next.
+      upper: see ``random_bits.scrambled``.
     """
 
     first: jax.Array
     step: jax.Array
+    upper: jax.Array
 
     def bits(self, element: int) -> jax.Array:
         """``random_bits.hash_bits``, uint32."""
-        return random_bits.scrambled(self.first + self.step * np.uint32(element))
+        return random_bits.scrambled(self.first + self.step * np.uint32(element), self.upper)
 
     def word(self, element: int) -> jax.Array:
         """32 good bits, int32."""
-        whole = random_bits.avalanche(self.first + self.step * np.uint32(element))
-        return lax.bitcast_convert_type(whole, jnp.int32)
+        return lax.bitcast_convert_type(random_bits.whole(self.bits(element)), jnp.int32)
 
 
 def noise_of(
@@ -105,9 +106,9 @@ def noise_of(
       down: whether blocks run along columns.
     """
     words = tuple(lax.bitcast_convert_type(word, jnp.uint32) for word in key)
-    factor, term = random_bits.line((words[0], words[1]))
+    factor, term, upper = random_bits.line((words[0], words[1]))
     index = places.index(*first)
     if origin is not None:
         index += lax.bitcast_convert_type(origin, jnp.uint32)
     stride = places.strides[0 if down else 1]
-    return TileNoise(index * factor + term, factor * np.uint32(stride % 2**32))
+    return TileNoise(index * factor + term, factor * np.uint32(stride % 2**32), upper)

@@ -221,11 +221,12 @@ def _quantize_kernel(
 
 def _hash_bits(key: Key, shape: tuple[int, int], origin: jax.Array, stride: int) -> jax.Array:
     """``random_bits.hash_bits`` from an int32 origin: an index is a row's part plus a column's."""
-    factor, term = random_bits.line(key)
+    factor, term, upper = random_bits.line(key)
     rows = lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0) * stride + origin
     left = lax.bitcast_convert_type(rows, jnp.uint32) * factor + term
     right = lax.broadcasted_iota(jnp.int32, (1, shape[1]), 1)
-    return random_bits.scrambled(left + lax.bitcast_convert_type(right, jnp.uint32) * factor)
+    places = left + lax.bitcast_convert_type(right, jnp.uint32) * factor
+    return random_bits.scrambled(places, upper)
 
 
 def _codes(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:
