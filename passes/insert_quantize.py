@@ -76,24 +76,28 @@ class InsertQuantize(Quantizing, Pass):
                 target=settings.target.name,
                 mode=settings.mode,
                 notes=(*plan.notes, *notes),
+                left_alone=plan.left_alone,
             )
         )
 
     def _complain(self, module: ir.Operation, plan: ProgramPlan) -> list[str]:
-        """Returns notes on recipe requests that no pass can meet.
+        """Returns notes on recipe requests that no pass can meet, and warns of what stays.
 
         Raises:
           PassError: there is something, and ``strict``.
         """
         recipe = plan.settings.recipe
         missing = [s for s in plan.rows if s.asked and s.status == "kept"]
-        if self.strict and missing:
+        if missing:
             lines = [f"{s.described()}: {s.reason}" for s in missing[:10]]
-            raise PassError(
-                None,
-                f"{len(missing)} multiplications that recipe {recipe.name!r} asks for stay "
-                "in high precision (strict): " + "; ".join(lines),
-            )
+            lines += [f"and {len(missing) - 10} more"] if len(missing) > 10 else []
+            message = (
+                f"{len(missing)} of {len(plan.rows)} multiplications that recipe {recipe.name!r} "
+                f"asks for stay in high precision{' (strict)' if self.strict else ''}: "
+            ) + "; ".join(lines)
+            if self.strict:
+                raise PassError(None, message)
+            emit_warning(module, message)
         if (recipe.weights or recipe.casts) is None or plan.settings.mode == "inference":
             return []
         if self.strict:

@@ -12,6 +12,7 @@ from srjit.passes.emit.target_calls import TargetCalls
 from srjit.passes.inline_calls import inline
 from srjit.passes.mlir import annotation, attributes, editing
 from srjit.products import kinds
+from srjit.program.left_alone import COMPOSITE
 from srjit.program.stablehlo import operations
 
 
@@ -52,7 +53,7 @@ class Legalize(Pass):
         ours = [
             op
             for op in composites
-            if (name := operations.text(op, "name")) in (QUANTIZE, SCALED_DOT)
+            if (name := operations.text(op, "name")) in (QUANTIZE, SCALED_DOT, COMPOSITE)
             or kinds.of_operation(name) is not None
         ]
         unknown = dict.fromkeys(operations.text(op, "name") for op in composites if op not in ours)

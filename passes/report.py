@@ -71,7 +71,7 @@ def report_of(module: Any) -> Report:
         for site in annotation.read(op, SitePlan)
     ]
     return Report(
-        sites=tuple(sorted(sites, key=lambda s: s.site.number)),
+        sites=(*sorted(sites, key=lambda s: s.site.number), *header.left_alone),
         recipe=header.recipe,
         target=header.target,
         mode=header.mode,

@@ -123,10 +123,10 @@ def location(eqn: Any) -> str:
     return f"{frame.file_name}:{frame.start_line}" if frame else ""
 
 
-def is_kernel(eqn: Any) -> bool:
-    """Whether an equation is a kernel or a foreign call that may multiply matrices inside."""
-    name = eqn.primitive.name
-    return name in ("pallas_call", "ffi_call", "custom_call", "mosaic_call") or "cudnn" in name
+def equation(primitive: Any, params: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    """An equation of a primitive, of values of these avals."""
+    invars, outvars = [jex_core.Var(a) for a in inputs], [jex_core.Var(a) for a in outputs]
+    return jex_core.new_jaxpr_eqn(invars, outvars, primitive, params, set())
 
 
 def axis_names(eqn: Any) -> frozenset[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
 from srjit.passes.mlir import attributes
+from srjit.planning.site import SitePlan
 from srjit.program.stablehlo.operations import inside as operations
 from srjit.program.stablehlo.operations import text
 from srjit.program.stablehlo.program import read_equation
@@ -59,12 +60,16 @@ class Annotation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-    """``srjit.report``, on the module: what a report says beside its sites."""
+    """``srjit.report``, on the module: what a report says beside its sites.
+
+    ``left_alone``: entries of what may multiply where srjit does not look.
+    """
 
     recipe: str
     target: str
     mode: str
     notes: tuple[str, ...] = ()
+    left_alone: tuple[SitePlan, ...] = ()
 
 
 def header_of(module: Any) -> Header | None:

@@ -161,6 +161,7 @@ class Transformation:
             has_key=words is not None,
             states=tuple(histories),
             seen=hlo_call.dumping(dump.write) if dump and seen is None else seen,
+            is_looked_at=self._onlookers.module is not None,
         )
         return hlo_call.call(closed, rewriting, words, histories, [*first, *program.leaves])
 

@@ -26,9 +26,9 @@ from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix, of_typed_shards
 from srjit.planning import planned_site
 from srjit.planning.planned_site import Gradient, SiteParams, draw_signs, oriented
-from srjit.planning.provenance import REWRITTEN
 from srjit.products.product import Product
 from srjit.products.quantized import ScaledValues, scaled_dot
+from srjit.program.left_alone import REWRITTEN
 from srjit.targets.operand import quantize_operand, quantize_together
 from srjit.targets.target import Demand
 

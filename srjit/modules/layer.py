@@ -27,6 +27,7 @@ from srjit.passes import Pipeline
 from srjit.passes.driver import registry
 from srjit.passes.mlir.serialization import copy_of, text_of
 from srjit.products import kinds
+from srjit.program import left_alone
 from srjit.program.stablehlo import operations
 from srjit.recipes import Recipe
 from srjit.targets.kernel_call import without_kernels
@@ -46,6 +47,7 @@ class Rewriting:
       has_key: whether a key is given.
       states: names of the histories of delayed scales, in order.
       seen: called with the name of every stage and the module after it.
+      is_looked_at: whether the module is only looked at, and never runs.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Rewriting:
     has_key: bool
     states: tuple[str, ...]
     seen: Callable[[str, Any], None] | None
+    is_looked_at: bool = False
 
     def run(self, module: Any, first: int) -> None:
         """Rewrites a module whose arguments from ``first`` on are the function's.
@@ -74,12 +77,16 @@ class Rewriting:
         }
         pipeline = Pipeline(*(registry.find(name)(**given) for name, given in options.items()))
         if self.seen is None:
-            pipeline.run(module)
+            pipeline.run(module, sink=_said_already)
             return
         self.seen("lowered", module)
         for name, one in zip(options, pipeline, strict=True):
-            Pipeline(one).run(module)
+            Pipeline(one).run(module, sink=_said_already)
             self.seen(name, module)
+
+
+def _said_already(diagnostic: Any) -> None:
+    """Hears the warnings of passes: of what they warn, the decorator has warned."""
 
 
 def call(
@@ -177,7 +184,9 @@ def _lower(ctx: Any, *args: Any, call_jaxpr: Any, rewriting: Rewriting) -> Any:
         module_context=ctx.module_context.replace(
             lowering_cache={},
             cached_primitive_lowerings={},
-            lowering_parameters=_keeping_products(ctx.module_context.lowering_parameters),
+            lowering_parameters=_keeping_apart(
+                ctx.module_context.lowering_parameters, call_jaxpr, rewriting.is_looked_at
+            ),
         ),
         avals_in=ctx.avals_in[given:],
         avals_out=ctx.avals_out[: len(ctx.avals_out) - len(states)],
@@ -276,29 +285,78 @@ def _module_of(functions: dict[str, Any], entry: str, like: Any, name: str) -> A
 # ------------------------------------------------------------------------------ kept composites
 
 
-def _keeping_products(parameters: Any) -> Any:
-    """Lowering parameters with which every product stays one operation.
+def _keeping_apart(parameters: Any, closed: Any, is_looked_at: bool) -> Any:
+    """Lowering parameters with which every product, and what is left alone, stays one operation.
 
-    A CPU has JAX lower a ragged one to one product a group, which nobody could tell from products
-    that somebody wrote.
+    A CPU has JAX lower a ragged product to one product a group, and an interpreted kernel to plain
+    operations, which nobody could tell from those that somebody wrote.
     """
-    rules = tuple(
-        (kind.rules.primitive, functools.partial(_lower_kept, kind))
+    rules: dict[Any, Callable[..., Any]] = {
+        kind.rules.primitive: functools.partial(_lower_product, kind)
         for kind in kinds.KINDS.values()
         if kind.rules.attributes is not None
-    )
-    return dataclasses.replace(
-        parameters, override_lowering_rules=(*(parameters.override_lowering_rules or ()), *rules)
-    )
+    }
+    for eqn in left_alone.found(_compat.open_jaxpr(closed)[0]):
+        rules[eqn.primitive] = functools.partial(_lower_alone, eqn.primitive, is_looked_at)
+    given = parameters.override_lowering_rules or ()
+    return dataclasses.replace(parameters, override_lowering_rules=(*given, *rules.items()))
 
 
-def _lower_kept(kind: kinds.Kind, ctx: Any, *args: Any, **params: Any) -> Any:
-    """A composite whose decomposition is JAX's own lowering."""
+def _lower_product(kind: kinds.Kind, ctx: Any, *args: Any, **params: Any) -> Any:
+    """A composite whose decomposition is JAX's own lowering of a product."""
     rules = kind.rules
     assert rules.attributes is not None
+    product = functools.partial(_bind, rules.primitive, params)
+    name, attributes = kind.operations[0], rules.attributes(params)
+    return _lower_kept(ctx, rules.primitive, product, args, name, attributes)
+
+
+def _lower_alone(primitive: Any, is_looked_at: bool, ctx: Any, *args: Any, **params: Any) -> Any:
+    """A composite whose decomposition is JAX's own lowering of what is left alone.
+
+    One without numbers if JAX has no such lowering, and the module never runs.
+    """
+    run: Callable[..., Any] = functools.partial(_bind, primitive, params)
+    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ctx.avals_in]
+    eqn = _compat.equation(primitive, params, ctx.avals_in, ctx.avals_out)
+    described = left_alone.described(eqn)
+    if not described["why"] or (ctx.tokens_in and ctx.tokens_in.effects()):
+        return mlir.lower_fun(run)(_without_rule(ctx, primitive), *args)
+    if is_looked_at:
+        platforms = ctx.module_context.platforms
+        try:
+            jax.jit(run).trace(*structs).lower(lowering_platforms=platforms)
+        except NotImplementedError:
+            run = lambda *_: [jnp.zeros(a.shape, a.dtype) for a in ctx.avals_out]  # noqa: E731
+    return _lower_kept(ctx, primitive, run, args, left_alone.COMPOSITE, described)
+
+
+def _bind(primitive: Any, params: dict[str, Any], *operands: Any) -> Any:
+    out = primitive.bind(*operands, **primitive.get_bind_params(params))
+    return out if primitive.multiple_results else [out]
+
+
+def _lower_kept(
+    ctx: Any,
+    primitive: Any,
+    run: Callable[..., Any],
+    args: Sequence[Any],
+    name: str,
+    attributes: dict[str, Any],
+) -> Any:
+    """A composite of a function that binds a primitive, which itself is lowered as JAX does."""
+
+    def kept(*operands: Any) -> Any:
+        return jax.lax.composite(lambda *args, **_: run(*args), name)(*operands, **attributes)
+
+    return mlir.lower_fun(kept)(_without_rule(ctx, primitive), *args)
+
+
+def _without_rule(ctx: Any, primitive: Any) -> Any:
+    """A lowering context in which JAX lowers a primitive as it does everywhere."""
     parameters = ctx.module_context.lowering_parameters
-    others = tuple(r for r in parameters.override_lowering_rules if r[0] is not rules.primitive)
-    plain = ctx.replace(
+    others = tuple(r for r in parameters.override_lowering_rules if r[0] is not primitive)
+    return ctx.replace(
         module_context=ctx.module_context.replace(
             lowering_cache={},
             cached_primitive_lowerings={},
@@ -307,15 +365,6 @@ def _lower_kept(kind: kinds.Kind, ctx: Any, *args: Any, **params: Any) -> Any:
             ),
         )
     )
-    attributes = rules.attributes(params)
-
-    def product(*operands: Any, **_: Any) -> Any:
-        return rules.primitive.bind(*operands, **params)
-
-    def kept(*operands: Any) -> Any:
-        return jax.lax.composite(product, kind.operations[0])(*operands, **attributes)
-
-    return mlir.lower_fun(kept, multiple_results=False)(plain, *args)
 
 
 def dumping(write: Callable[[str, str], None]) -> Callable[[str, Any], None]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import Settings
-from srjit.planning.roles import Classified
+from srjit.planning.roles import KEEP_REASON, KEEP_SCOPE, Classified
 from srjit.planning.site import Site, SitePlan
 from srjit.products.kinds import rules_of
 from srjit.products.product import Product
+from srjit.program.left_alone import is_of_activations
+from srjit.program.values import Opaque, visible
 from srjit.recipes import Operands, Recipe, Rule
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -58,10 +62,51 @@ class Decisions:
         )
         return dataclasses.replace(forward, backward=tuple(gradients))
 
+    def left_alone(self, o: Opaque, number: int) -> SitePlan:
+        """The entry of an equation that may multiply where srjit does not look.
+
+        A recipe asks for it if it would quantize a product there, whatever that computes.
+        """
+        operands = [v.aval for v in o.eqn.invars]
+        operands = [a for a in operands if a.ndim > 1] or operands
+        lhs, rhs = [*(a.shape for a in operands), (), ()][:2]
+        out = o.eqn.outvars[0].aval if o.eqn.outvars else None
+        site = Site(
+            number=number,
+            path="/".join(visible(o.scope.names)),
+            role="unknown",
+            phase=o.scope.phase,
+            op=o.name,
+            lhs_kind="unknown",
+            rhs_kind="unknown",
+            lhs_shape=lhs,
+            rhs_shape=rhs,
+            out_shape=out.shape if out else (),
+            dtype=str(out.dtype) if out else "",
+            flops=o.flops,
+            trips=math.prod(n for n, _ in o.scope.loops if n),
+            location=o.location,
+            why=o.why,
+        )
+        kept = functools.partial(SitePlan, site=site, status="kept")
+        if KEEP_SCOPE in o.scope.names:
+            return kept(reason=KEEP_REASON)
+        weights = (False,) if is_of_activations(o.name) else (True, False)
+        size = min((n for shape in (lhs, rhs) for n in shape[-2:] if n > 0), default=0)
+        rule = self._asking(site, weights, size)
+        if rule is not None and rule.keep:
+            return kept(reason=rule.keep, rule=self.recipe.name_of(rule))
+        return kept(
+            reason=o.why,
+            asked=rule is not None,
+            rule="" if rule is None else self.recipe.name_of(rule),
+        )
+
     def _decide(
         self, c: Classified, site: Site, product: Product | None, is_gradient: bool = False
     ) -> SitePlan:
-        rule = self._asking(c, site) if site.role == "unknown" else self._rule(c, site)
+        unknown = site.role == "unknown"
+        rule = self._asking(site, (True, False), _size(c)) if unknown else self._rule(c, site)
         wanted = _wanted(rule, site) if rule else None
         name = "" if rule is None else self.recipe.name_of(rule)
         kept = self._kept(c, site, rule, wanted, is_gradient)
@@ -91,6 +136,8 @@ class Decisions:
         if c.keep:
             return c.keep, False
         if site.role == "unknown":
+            if rule is not None and rule.keep:
+                return rule.keep, False
             return f"unknown role: {c.why}", rule is not None
         impossible = _impossible(c)
         if impossible:
@@ -111,14 +158,20 @@ class Decisions:
                 return "delayed scales of gradients need the whole training step inside srjit", True
         return None
 
-    def _asking(self, c: Classified, site: Site) -> Rule | None:
-        """The first rule that would quantize a site of unknown role, whatever role it has."""
+    def _asking(self, site: Site, weights: Sequence[bool], size: int) -> Rule | None:
+        """The first rule that would quantize a site of unknown role, whatever role it has.
+
+        Or one before it that keeps the site, whatever role it has.
+        """
         possible = ("dgrad", "wgrad") if site.phase == "backward" else ("fprop",)
+        cases = list(itertools.product(possible, weights))
         for rule in self.recipe.rules:
-            for role, weight in itertools.product(possible, (True, False)):
-                asks = getattr(rule, role) not in (None, Operands())
-                if asks and rule.matches(site.path, site.op, role, weight, _size(c)):
-                    return rule
+            matched = [rule.matches(site.path, site.op, *case, size) for case in cases]
+            if rule.keep and all(matched):
+                return rule
+            asks = (getattr(rule, role) not in (None, Operands()) for role, _ in cases)
+            if any(a and m for a, m in zip(asks, matched, strict=True)):
+                return rule
         return None
 
     def _rule(self, c: Classified, site: Site) -> Rule | None:

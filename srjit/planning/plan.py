@@ -37,6 +37,7 @@ class ProgramPlan:
       settings: the choices of a user.
       write_backs: what is written back rounded.
       notes: what a user should know beside the sites.
+      left_alone: entries of what may multiply where srjit does not look.
     """
 
     sites: dict[Path, PlannedSite]
@@ -44,11 +45,12 @@ class ProgramPlan:
     settings: Settings
     write_backs: WriteBacks = NOTHING
     notes: tuple[str, ...] = ()
+    left_alone: tuple[SitePlan, ...] = ()
 
     @property
     def rows(self) -> tuple[SitePlan, ...]:
-        """The report's entries of the sites."""
-        return tuple(site.row for site in self.sites.values())
+        """The report's entries: the sites, then what is left alone."""
+        return (*(site.row for site in self.sites.values()), *self.left_alone)
 
     @functools.cached_property
     def rewritten(self) -> dict[Path, PlannedSite]:

@@ -17,6 +17,7 @@ from srjit.planning.profit import paying
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified, classify
 from srjit.planning.site import SitePlan
+from srjit.program import left_alone
 from srjit.recipes import Recipe
 
 
@@ -87,7 +88,9 @@ def plan_of(
         for c, row in zip(classified, rows, strict=True)
     }
     notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings))
-    return ProgramPlan(sites, provenance, settings, notes=notes)
+    opaque = (o for o in provenance.opaque if o.why != left_alone.INNER)
+    alone = tuple(decisions.left_alone(o, i) for i, o in enumerate(opaque, len(rows)))
+    return ProgramPlan(sites, provenance, settings, notes=notes, left_alone=alone)
 
 
 def _planned(

@@ -19,6 +19,7 @@ import numpy as np
 
 from srjit import _compat
 from srjit.products.kinds import KINDS
+from srjit.program import left_alone
 from srjit.program.control_flow import ControlFlow, Input, Output, flow_of
 from srjit.program.places import IDENTITIES
 from srjit.program.protocols import Equation, Program, Variable, is_literal, keeps_dtype
@@ -40,8 +41,6 @@ _PARAMETER, _BACKWARD = frozenset({PARAMETER}), frozenset({BACKWARD})
 _NONE = frozenset[str]()
 _STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
-# What an inner srjit makes of a product.
-REWRITTEN = ("srjit_site", "srjit_lin")
 WRITE_BACK = "srjit_write_back_"  # begins the names of what rounds a parameter
 # What keeps a value what it is, seen as a tensor of a network.
 _VIEWS = {
@@ -63,15 +62,8 @@ class JaxprSourceInfo:
 
     name_stack = staticmethod(_compat.name_stack)
     location = staticmethod(_compat.location)
-
-    @staticmethod
-    def opaque(eqn: Equation) -> str:
-        """See SourceInfo."""
-        if eqn.primitive.name in REWRITTEN:
-            return "already rewritten by an inner srjit"
-        if _compat.is_kernel(eqn) or any(map(_multiplies, _compat.jaxprs_of(eqn))):
-            return "srjit does not look inside kernels and custom calls"
-        return ""
+    opaque = staticmethod(left_alone.why)
+    flops = staticmethod(left_alone.flops)
 
 
 class Provenance:
@@ -179,7 +171,8 @@ class Provenance:
             occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
             self.occurrences.append(occurrence)
         elif flow is None and (why := self._source.opaque(eqn)):
-            self.opaque.append(Opaque(scope, name, self._source.location(eqn), why))
+            location, flops = self._source.location(eqn), self._source.flops(eqn)
+            self.opaque.append(Opaque(scope, eqn, location, why, flops))
         elif name == "convert_element_type" and BACKWARD in outs[0].labels and not scope.ruled:
             self.casts.append((scope, eqn))
         elif name in RANDOM:
@@ -371,14 +364,6 @@ def _turned(jaxpr: Program) -> set[Variable]:
     reads = itertools.chain(jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
     times = collections.Counter(v for v in reads if not is_literal(v))
     return {v for v in transposed if v.aval.ndim == 2 and times[v] == 1}
-
-
-def _multiplies(jaxpr: Any) -> bool:
-    """Whether any product stands in a jaxpr, however deep."""
-    return any(
-        e.primitive.name in KINDS or any(map(_multiplies, _compat.jaxprs_of(e)))
-        for e in _compat.open_jaxpr(jaxpr)[0].eqns
-    )
 
 
 def _is_quantizer(eqn: Equation) -> bool:

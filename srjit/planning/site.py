@@ -13,18 +13,20 @@ Status = Literal["native", "emulated", "kept"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
-    """One matrix multiplication of a program.
+    """One matrix multiplication of a program, or something that may be some.
 
     Attributes:
-      number: ordinal in execution order, calls expanded, a loop's body counted once.
+      number: ordinal in execution order, calls expanded, a loop's body counted once. What is left
+        alone, since srjit does not look into it, is numbered after all else.
       path: name-scope path.
       role: ``fprop``, ``dgrad``, ``wgrad`` or ``unknown``.
       phase: ``forward``, ``recompute`` or ``backward``.
-      op: the JAX primitive.
+      op: the JAX primitive, or another operation that is left alone.
       lhs_kind, rhs_kind: ``activation``, ``weight``, ``gradient`` or ``unknown``.
-      lhs_shape, rhs_shape, out_shape: shapes.
+      lhs_shape, rhs_shape, out_shape: shapes; of what is left alone, those of its first two
+        matrices and its first result. A dimension that is not known is -1.
       dtype: of the result.
-      flops: multiplications and additions of one execution.
+      flops: multiplications and additions of one execution; 0 where nobody knows.
       trips: product of the lengths of the enclosing loops; an unknown length counts once.
       location: file:line.
       why: how the role was found.
@@ -128,5 +130,5 @@ def listed(names: Sequence[str], most: int) -> str:
 
 
 def shape_in_words(shape: Sequence[int]) -> str:
-    """``16x32``; ``scalar`` for no dimensions."""
-    return "x".join(map(str, shape)) or "scalar"
+    """``16x32``; ``scalar`` for no dimensions, and ``?`` for one that is not known."""
+    return "x".join("?" if n == -1 else str(n) for n in shape) or "scalar"

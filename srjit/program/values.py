@@ -114,12 +114,21 @@ class Occurrence:
 
 @dataclasses.dataclass(frozen=True)
 class Opaque:
-    """An equation that may multiply matrices where srjit does not look (a Pallas kernel, ...)."""
+    """An equation that may multiply matrices where srjit does not look (a Pallas kernel, ...).
+
+    ``flops``: multiplications and additions of one execution, as far as they are known.
+    """
 
     scope: Scope
-    name: str
+    eqn: Equation
     location: str
     why: str
+    flops: int
+
+    @property
+    def name(self) -> str:
+        """The name of the primitive or the operation."""
+        return self.eqn.primitive.name
 
 
 class SourceInfo(Protocol[E]):
@@ -135,6 +144,10 @@ class SourceInfo(Protocol[E]):
 
     def opaque(self, eqn: E) -> str:
         """Why an equation may multiply matrices where srjit does not look; nothing if not."""
+        ...
+
+    def flops(self, eqn: E) -> int:
+        """Multiplications and additions of an equation that is left alone, as far as known."""
         ...
 
 

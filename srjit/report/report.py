@@ -53,17 +53,20 @@ class Report(Documented):
     def coverage(self) -> float:
         """The fraction of matrix-multiplication FLOPs that are quantized; 1 if there are none.
 
-        Those of the gradients count too, should the function be differentiated.
+        Those of the gradients count too, should the function be differentiated; and those of what
+        is left alone, as far as they are known.
         """
         work = [(s.site.flops * s.site.trips, s.status != "kept") for s in self.with_gradients]
         total, done = sum(n for n, _ in work), sum(n for n, quantized in work if quantized)
-        return done / total if total else 1.0
+        return done / total if total else float(not work or any(quantized for _, quantized in work))
 
     def document(self) -> Document:
         """Returns the report as data: a row for each site, and one for each write-back."""
         rows = self.with_gradients
         legend = _LEGEND if any(s.lhs or s.rhs for s in rows) else ""
         covered = f"{100 * self.coverage():.1f} % of FLOPs quantized"
+        unknown = sum(s.site.role == "unknown" and not s.site.flops for s in rows)
+        covered += f", FLOPs of {unknown} unknown" if unknown else ""
         count = f"{len(self.sites)} sites, {covered}" if self.sites else "no matrix multiplication"
         return Document(
             title=f"recipe {self.recipe}, target {self.target}, mode {self.mode}",

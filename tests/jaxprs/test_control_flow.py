@@ -267,7 +267,7 @@ def _with_kernel(w: jax.Array, h: jax.Array) -> jax.Array:
 
 def test_kernels_are_left_alone_and_reported():
     report = explain(_with_kernel, W[0], H)
-    assert [s.role for s in report.sites if s.phase == "forward"] == ["fprop"]
+    assert [s.role for s in report.sites if s.phase == "forward"] == ["fprop", "unknown"]
     assert any("pallas_call at flash" in note and "left alone" in note for note in report.notes)
     f = srjit.srjit(_with_kernel, recipe="int8-qat")
     assert count(f.rewritten(W[0], H), "pallas_call") == 1
@@ -279,7 +279,7 @@ def test_products_inside_a_call_without_a_rule_are_reported():
         return jax.lax.composite(lambda h: h @ h.T, "mine.gram")(h) @ (h @ w)
 
     report = explain(run, W[0], H, mode="inference")
-    assert len(report.sites) == 2
+    assert [s.op for s in report.sites] == ["dot_general", "dot_general", "composite"]
     assert any("composite" in note for note in report.notes)
 
 

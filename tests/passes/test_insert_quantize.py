@@ -232,6 +232,44 @@ def test_what_cannot_be_quantized_comes_out_as_it_was_and_the_report_says_why(
     assert foreign.says in "\n".join(outcome.reasons)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [n for n, f in LEFT_ALONE.items() if f.says and f.says not in ("product: only", "zero-size")],
+)
+def test_what_is_left_alone_is_a_row_a_warning_and_an_error_under_strict(name: str) -> None:
+    pipeline = "srjit-annotate-matmuls,srjit-insert-quantize{recipe=int8"
+    module = corpus.parsed(LEFT_ALONE[name].text)
+    with pytest.warns(passes.PassWarning, match="stay in high precision"):
+        passes.parse(pipeline + "}").run(module)
+    report = report_of(module.operation)
+    assert any(s.asked and s.status == "kept" for s in report.sites) and report.coverage() == 0
+    with pytest.raises(passes.PipelineError, match="strict"):
+        passes.parse(pipeline + " strict=true}").run(corpus.parsed(LEFT_ALONE[name].text))
+
+
+def test_flops_of_what_is_left_alone_are_of_the_dimensions_that_are_known() -> None:
+    module = corpus.parsed(LEFT_ALONE["dynamic shape"].text)
+    passes.parse(corpus.PIPELINES["int8"]).run(module)
+    (row,) = report_of(module.operation).sites
+    assert (row.lhs_shape, row.out_shape, row.flops) == ((-1, 8), (-1, 8), 2 * 8 * 8)
+    assert "?x8" in str(report_of(module.operation))
+
+
+@pytest.mark.parametrize(
+    ("target", "is_one"),
+    [("lapack_sgeqrf_ffi", False), ("xla_ffi_python_cpu_callback", False), ("mine_gemm", True),
+     ("__cublas$lt$matmul", True), ("what_nobody_knows", True), ("ducc_fft", False)],
+)  # fmt: skip
+def test_a_custom_call_may_multiply_unless_it_is_known_not_to(target: str, is_one: bool) -> None:
+    text = main(
+        f"""%0 = stablehlo.custom_call @{target}(%x, %w) : {TYPES}
+        return %0 : tensor<4x8xf32>"""
+    )
+    module = corpus.parsed(text)
+    passes.parse(corpus.PIPELINES["int8"]).run(module)
+    assert len(report_of(module.operation).sites) == is_one
+
+
 @pytest.mark.parametrize("pipeline", corpus.PIPELINES)
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_what_is_odd_around_a_multiplication_does_not_stop_it_from_being_quantized(

@@ -18,7 +18,10 @@ from srjit.program.stablehlo.names import Names, line_of
 
 @dataclasses.dataclass(frozen=True)
 class Aval:
-    """Shape and dtype of a value; ``dtype`` is a NumPy dtype, or MLIR's text for others."""
+    """Shape and dtype of a value; ``dtype`` is a NumPy dtype, or MLIR's text for others.
+
+    Dimensions that are not known are -1.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
@@ -56,6 +59,7 @@ class Equation:
     Attributes:
       op: the operation that it was read from.
       opaque: why srjit leaves alone what it multiplies, if it does.
+      flops: of that, multiplications and additions, as far as they are known.
       loop: of scans and whiles, how ``op`` counts.
     """
 
@@ -67,6 +71,7 @@ class Equation:
     names: Names
     effects: bool = False
     opaque: str = ""
+    flops: int = 0
     loop: Loop | None = None
 
 
@@ -99,11 +104,19 @@ class ModuleSourceInfo:
         """Why what an equation may multiply is left alone; nothing if it multiplies nothing."""
         return eqn.opaque
 
+    @staticmethod
+    def flops(eqn: Equation) -> int:
+        """Multiplications and additions of what is left alone."""
+        return eqn.flops
+
 
 def aval_of(kind: ir.Type) -> Aval:
     """Shape and dtype of the values of a type; its text in place of a dtype if JAX has none."""
-    if not isinstance(kind, ir.RankedTensorType) or not kind.has_static_shape:
+    if not isinstance(kind, ir.RankedTensorType):
         return Aval((), str(kind))
+    if not kind.has_static_shape:
+        dims = (-1 if kind.is_dynamic_dim(d) else n for d, n in enumerate(kind.shape))
+        return Aval(tuple(dims), str(kind))
     return Aval(tuple(kind.shape), products.dtype_of(kind.element_type))
 
 

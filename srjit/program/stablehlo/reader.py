@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.products import kinds
+from srjit.program import left_alone
 from srjit.program.control_flow import FLOWS
 from srjit.program.stablehlo import meshes, multiplications, names, products
 from srjit.program.stablehlo.loops import Loop
@@ -198,6 +199,8 @@ class _BlockReader:
         if opaque is None:
             opaque = multiplications.why_opaque(op, self.raiser.multiplications.inside)
         eqn.opaque = opaque
+        if opaque:
+            eqn.flops = multiplications.flops_of(op)
         return eqn
 
     def _remainder(self, op: ir.Operation) -> None:
@@ -240,6 +243,10 @@ class _BlockReader:
         called = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
         if kinds.of_operation(name) is not None:
             self._equation(op, products.equation_of(op))
+        elif name == left_alone.COMPOSITE:
+            given = products.Attributes(op.attributes)["composite_attributes"]
+            eqn = self._simple(op, given["why"])
+            eqn.primitive, eqn.flops = Primitive(given["primitive"]), int(given["flops"])
         elif name.startswith("srjit.") or self.raiser.why_closed(called):
             self._simple(op)
         else:
@@ -248,7 +255,7 @@ class _BlockReader:
             eqn = self.add(call, op, op.operands, op.results, call_jaxpr=program)
             if multiplies(program):
                 eqn.primitive, eqn.params = Primitive(name), {}
-                eqn.opaque = "srjit does not look inside composites"
+                eqn.opaque, eqn.flops = left_alone.IN_COMPOSITE, left_alone.flops_of(program)
 
     def _product(self, op: ir.Operation) -> None:
         key = (op.name, attributes(op), tuple(v.type for v in (*op.operands, *op.results)))
