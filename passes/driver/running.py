@@ -31,6 +31,7 @@ class Printing:
       generic: in MLIR's generic form.
       debuginfo: with locations.
       elide_above: elide constants of more elements than that.
+      nameloc: name values after their locations; where MLIR prints around all passes, it does not.
       tree_dir: print to one file for each pass, in this folder, instead.
     """
 
@@ -44,6 +45,7 @@ class Printing:
     generic: bool = False
     debuginfo: bool = False
     elide_above: int | None = None
+    nameloc: bool = False
     tree_dir: str = ""
 
     @property
@@ -253,6 +255,7 @@ class _Printer:
                 enable_debug_info=printing.debuginfo,
                 print_generic_op_form=printing.generic,
                 large_elements_limit=printing.elide_above,
+                use_name_loc_as_prefix=printing.nameloc,
                 use_local_scope=not printing.module_scope and op.name != _ROOT,
             )
         )

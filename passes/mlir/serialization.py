@@ -55,10 +55,10 @@ def _is_artifact(content: bytes) -> bool:
     return content.startswith(BYTECODE) and b"StableHLO_v" in content[:64]
 
 
-def bytecode_of(module: ir.Module) -> bytes:
-    """A module's bytecode."""
+def bytecode_of(module: ir.Module, version: int | None = None) -> bytes:
+    """A module's bytecode, in MLIR's current version of it or in another one."""
     buffer = io.BytesIO()
-    module.operation.write_bytecode(buffer)
+    module.operation.write_bytecode(buffer, version)
     return buffer.getvalue()
 
 

@@ -10,8 +10,10 @@ import linecache
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from srjit import _mlir
 from srjit._mlir import ir
@@ -19,7 +21,7 @@ from srjit.passes.driver import diagnostics, pipeline, registry, running
 from srjit.passes.driver.diagnostics import Diagnostic, PipelineError
 from srjit.passes.driver.options import nearest, options_of, text_of_value
 from srjit.passes.mlir import serialization
-from srjit.tools import expected_diagnostics
+from srjit.tools import expected_diagnostics, reproducer, round_trip
 from srjit.tools.output import Failure, OutputFile
 
 # Flags that may stand without a value, and the value that they then have.
@@ -45,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, flags = _arguments(sys.argv[1:] if argv is None else argv)
         for plugin in args.load_pass_plugin:
             _load_plugin(plugin)
-        if args.list_passes:
-            _list_passes()
+        if args.list_passes or args.show_dialects:
+            (_list_passes if args.list_passes else _show_dialects)()
             return 0
         given = map(_of_flag, flags) if flags else [pipeline.parse(args.pass_pipeline or "")]
         return 0 if _optimize(args, pipeline.Pipeline(*given)) else 1
@@ -69,11 +71,14 @@ def _parser() -> argparse.ArgumentParser:
         "--srjit-strip-annotations='interface=true'; they run in the order given.",
         allow_abbrev=False,
     )
+    parser.register("action", None, _Once)
     add = parser.add_argument
     add("input", nargs="?", default="-", help="the module; standard input if it is - or absent")
     add("-p", "--pass-pipeline", metavar="TEXT", help="passes: 'builtin.module(srjit-a{x=1},cse)'")
     add("-o", dest="output", default="-", metavar="FILE", help="where the result goes")
     add("--emit-bytecode", action="store_true", help="write MLIR bytecode")
+    version = "--emit-bytecode-version"
+    add(version, type=int, metavar="N", help="of this version of MLIR's bytecode")
     add(
         "--emit-portable-artifact",
         metavar="VERSION",
@@ -96,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         help="compare diagnostics with comments such as // expected-error@+1 {{text}}",
     )
     add("--verify-each", choices=_BOOL, default="true", help="verify after each pass (default)")
+    add("--verify-roundtrip", action="store_true", help="print the input, and read it back, first")
+    crash = "--mlir-pass-pipeline-crash-reproducer"
+    add(crash, metavar="FILE", help="write a module and pipeline that fail")
+    add("--run-reproducer", action="store_true", help="run the pipeline that such a file has")
+    trace = "--mlir-print-stacktrace-on-diagnostic"
+    add(trace, action="store_true", help="print the traceback of a pass that failed")
+    add("--show-dialects", action="store_true", help="list the dialects that can be parsed")
     add("--mlir-timing", action="store_true", help="print how long passes took")
     add("--mlir-disable-threading", action="store_true", help="nothing: there are no threads")
     for when in ("before", "after"):
@@ -112,11 +124,24 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--mlir-print-{name}", dest=field, action="store_true", help=meaning)
     folder = "--mlir-print-ir-tree-dir"
     add(folder, dest="tree_dir", default="", metavar="DIR", help="print into files")
+    prefix = "--mlir-use-nameloc-as-prefix"
+    add(prefix, dest="nameloc", action="store_true", help="name values after their locations")
     add("--mlir-print-local-scope", action="store_true", help="print without aliases")
     elided = "--mlir-elide-elementsattrs-if-larger"
     add(elided, dest="elide_above", type=int, metavar="N", help="elide constants")
     add("--version", action="store_true", help="print versions")
     return parser
+
+
+class _Once(argparse.Action):
+    """Takes the value of a flag that may stand once."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        given: set[str] = vars(namespace).setdefault("given", set())
+        if option_string and self.dest in given:
+            parser.error(f"for the {option_string} option: may only occur zero or one times!")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def _names(text: str) -> list[str]:
@@ -139,6 +164,10 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             parser.error(f"one input at a time; this is another: {flag}")
     if flags and args.pass_pipeline is not None:
         parser.error(f"give passes either by -p or by flags, not by both: {flags[0]}")
+    if args.run_reproducer and (flags or args.pass_pipeline is not None):
+        parser.error("--run-reproducer runs the pipeline of the file: give no passes")
+    if args.emit_bytecode_version is not None and not args.emit_bytecode:
+        parser.error("--emit-bytecode-version is of --emit-bytecode: give both")
     return args, flags
 
 
@@ -190,6 +219,17 @@ def _list_passes() -> None:
         for option in options_of(cls).values():
             print(f"    {option.name}={text_of_value(option, option.default)}")
     print("\nand every pass that MLIR knows: canonicalize, cse, symbol-dce, sccp, ...")
+
+
+def _show_dialects() -> None:
+    """Prints what MLIR knows; the bindings tell it only in a note about an unknown dialect."""
+    said: list[Diagnostic] = []
+    context = _mlir.new_context()
+    with diagnostics.going_to(said.append, context):
+        serialization.parse_in(context, "none.such")
+    listed = re.search(r"Available dialects: (.*?)(?: \(\* |;)", "\n".join(map(str, said)))
+    assert listed is not None
+    print("Available Dialects:", *listed[1].replace(" (*)", "").split(", "), sep="\n")
 
 
 # ------------------------------------------------------------------------------------- the programs
@@ -281,28 +321,40 @@ def _treat(
         print(_shown(diagnostic, part), file=sys.stderr)
 
     sink = said.append if args.verify_diagnostics else print_it
+    verify_each = _BOOL[args.verify_each]
+    if args.run_reproducer:
+        text, found = reproducer.read(part.source, part.file)
+        part = dataclasses.replace(part, source=text, path=None)
+        passes, verify_each = pipeline.parse(found.pipeline), found.verify_each
     source = part.source if part.path is None else Path(part.path)
     if isinstance(source, str):  # so that MLIR counts lines from the beginning of the input
         source = "\n" * (part.first_line - 1) + source
     with diagnostics.going_to(sink, context):
         module = serialization.parse_in(context, source)
+        if module is not None and args.verify_roundtrip and not round_trip.succeeds(module):
+            module = None
     written = None
     if module is not None:
         fields = dataclasses.fields(running.Printing)
         printing = running.Printing(**{f.name: getattr(args, f.name) for f in fields})
         try:
-            passes.run(
-                module,
-                verify_each=_BOOL[args.verify_each],
-                timing=args.mlir_timing,
-                printing=printing,
-                sink=sink,
-            )
+            made = reproducer.Reproducer(str(passes), verify_each)
+            with made.kept_on_failure(module, args.mlir_pass_pipeline_crash_reproducer):
+                passes.run(
+                    module,
+                    verify_each=verify_each,
+                    timing=args.mlir_timing,
+                    printing=printing,
+                    sink=sink,
+                )
             with diagnostics.going_to(sink, context):
                 written = _serialized(module, args)
         except PipelineError as error:
             if not (args.verify_diagnostics or error.diagnostics):
                 print(f"srjit-opt: {error}", file=sys.stderr)
+            if args.mlir_print_stacktrace_on_diagnostic and error.__cause__:
+                trace = "".join(traceback.format_exception(error.__cause__))
+                print(f"note: diagnostic emitted with trace:\n{trace}", file=sys.stderr)
     if not args.verify_diagnostics:
         return written, written is not None
     return written, _are_expected(part, said, args.verify_diagnostics == "only-expected")
@@ -318,12 +370,18 @@ def _serialized(module: ir.Module, args: argparse.Namespace) -> bytes:
         except ValueError as error:
             raise Failure(f"no portable artifact of version {version}: {error}") from error
     if args.emit_bytecode:
-        return serialization.bytecode_of(module)
+        try:
+            return serialization.bytecode_of(module, args.emit_bytecode_version)
+        except (ir.MLIRError, ValueError) as error:
+            raise Failure(
+                f"no bytecode of version {args.emit_bytecode_version}: {error}"
+            ) from error
     text = module.operation.get_asm(
         enable_debug_info=args.debuginfo,
         print_generic_op_form=args.generic,
         use_local_scope=args.mlir_print_local_scope,
         large_elements_limit=args.elide_above,
+        use_name_loc_as_prefix=args.nameloc,
     )
     return f"{str(text).rstrip()}\n".encode()
 
