@@ -23,7 +23,7 @@ from jax import lax
 from srjit.numerics.elements import Element
 
 # float dtype of the work -> (its unsigned integer, mantissa bits, exponent bias)
-_LAYOUTS: dict[Any, tuple[Any, int, int]] = {
+LAYOUTS: dict[Any, tuple[Any, int, int]] = {
     jnp.dtype(jnp.float32): (jnp.uint32, 23, 127),
     jnp.dtype(jnp.float64): (jnp.uint64, 52, 1023),
 }
@@ -76,7 +76,7 @@ def round_to_grid(y: jax.Array, element: Element, bits: jax.Array | None = None)
     if element.is_integer:
         return round_to_integer(lax.clamp(-limit, y, limit), bits).astype(y.dtype)
     magnitude = jnp.minimum(jnp.abs(y), limit)
-    unsigned, mantissa, bias = _LAYOUTS[jnp.dtype(y.dtype)]
+    unsigned, mantissa, bias = LAYOUTS[jnp.dtype(y.dtype)]
     # The exponent field alone is 2^floor(log2|y|); the step's reciprocal is exact bit work.
     field = lax.bitcast_convert_type(magnitude, unsigned) & unsigned(2 * bias + 1 << mantissa)
     smallest = unsigned(element.min_exponent + bias << mantissa)
@@ -105,7 +105,7 @@ def _round_bits(y: jax.Array, element: Element, bits: jax.Array | None) -> jax.A
 
     Bit patterns are then linear in t, and integers do not flush subnormal steps as CPUs' floats do.
     """
-    unsigned, mantissa, _ = _LAYOUTS[jnp.dtype(y.dtype)]
+    unsigned, mantissa, _ = LAYOUTS[jnp.dtype(y.dtype)]
     drop = mantissa - (element.mantissa_bits or 0)
     word = lax.bitcast_convert_type(y, unsigned)
     sign = word & unsigned(1 << (jnp.finfo(y.dtype).bits - 1))

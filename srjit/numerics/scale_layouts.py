@@ -91,7 +91,7 @@ class ScaleLayout:
         """
         values = codes * expand(scale.astype(codes.dtype))
         if tensor_scale is not None:
-            values = values * aligned(tensor_scale, values.ndim).astype(codes.dtype)
+            values = scaling.multiplied(values, aligned(tensor_scale, values.ndim))
         return values
 
     def as_float(self, scale: jax.Array, dtype: Any) -> jax.Array:

@@ -14,16 +14,18 @@ import numpy as np
 from jax import lax
 
 from srjit.numerics.elements import ELEMENTS, Element
-from srjit.numerics.rounding import round_to_grid
+from srjit.numerics.rounding import LAYOUTS, round_to_grid
 
 ScaleRounding = Literal["standard", "up", "four_over_six", "eden"]
 _E4M3 = ELEMENTS["float8_e4m3fn"]
 _FLT_MAX = float(np.finfo(np.float32).max)
+_TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
 # CPUs and TPUs flush subnormal floats. What is below _TINY is lifted, by a power of two, out of
 # their reach; what IEEE arithmetic rounds to subnormals is then a whole number of lifted _UNITs.
 _TINY = 2.0**-60
 _LIFT = 2.0**64
 _UNIT = 2.0**-149
+LEAST_AMAX = 2.0**-112  # of NVFP4 tensors, where subnormal numbers do not count
 
 
 class Scales(NamedTuple):
@@ -60,11 +62,29 @@ def amax(x: jax.Array, axes: tuple[int, ...] | None = None, keepdims: bool = Fal
 
 
 def float_scales(amax: jax.Array, element: Element) -> Scales:
-    """scale = amax / M in amax's dtype, 1 if amax is 0; at least 2^-126, so that it is normal."""
-    one = jnp.ones_like(amax)
-    encode = jnp.where(amax == 0, one, jnp.minimum(element.max / amax, 2.0**126))
-    scale = jnp.where(amax == 0, one, jnp.maximum(_divide(amax, element.max), 2.0**-126))
+    """scale = amax / M in amax's dtype, 1 if amax is 0; at least the smallest normal one."""
+    one, least = jnp.ones_like(amax), float(np.finfo(amax.dtype).tiny)  # 2^-126 of float32
+    encode = jnp.where(amax == 0, one, jnp.minimum(element.max / amax, 1 / least))
+    scale = jnp.where(amax == 0, one, jnp.maximum(_divide(amax, element.max), least))
     return Scales(encode, scale)
+
+
+def split(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A positive scale as rest * power * power, exactly: 1 <= rest < 4, and a power of two.
+
+    Two scales may be so small that their product is none of the dtype's normal numbers, while that
+    with codes is. Of ``rest * power`` and of ``power`` every product is normal; and a product of
+    two ``rest`` rounds as the one of their scales does.
+    """
+    unsigned, mantissa, bias = LAYOUTS[scale.dtype]
+    field = lax.bitcast_convert_type(scale, unsigned) >> mantissa
+    exponent = jnp.clip(field.astype(jnp.int32), 1, 2 * bias) - bias
+    half = exponent >> 1
+    power, inverse = (
+        lax.bitcast_convert_type((bias + n).astype(unsigned) << mantissa, scale.dtype)
+        for n in (half, -half)
+    )
+    return scale * inverse * inverse, power
 
 
 def tensor_scales(amax: jax.Array, known: jax.Array | None, element: Element) -> Scales:
@@ -149,9 +169,9 @@ def nvfp4_scales(
       tensor: float32 amax of the tensor, a scalar.
       rounding: of sf.
       subnormal: whether elements, blocks and tensors down to 2^-149 count. XLA's targets flush
-        subnormal floats, so that takes integers and three times the operations; without it,
-        tensors below 2^-100 may come out smaller than they are; the others come out the same, but
-        for sf, which stays in float32.
+        subnormal floats, so that takes integers and three times the operations. Without it, A is at
+        least 2^-112, and sf large enough that encode is finite: codes of such blocks are smaller
+        than they could be. The others come out the same, but for sf, which stays in float32.
       top: what A becomes: 2688 = 6 * 448.
       largest: the code that b becomes, in place of the 6 above.
     """
@@ -159,12 +179,23 @@ def nvfp4_scales(
         return _subnormal_nvfp4_scales(block, tensor, rounding, top, largest)
     # XLA stores quotients, and computes what follows them in every reader: so there is little. The
     # minimum is always the quotient; without one, XLA makes 1 / (2688 / a) another division.
-    a = jnp.where(tensor == jnp.inf, jnp.float32(top), jnp.maximum(tensor, 2.0**-112))
+    tensor = jnp.where(tensor == 0, tensor, jnp.maximum(tensor, LEAST_AMAX))
+    a = jnp.where(tensor == jnp.inf, jnp.float32(top), jnp.maximum(tensor, LEAST_AMAX))
     s = jnp.minimum(top / a, _FLT_MAX)
-    sf = _nvfp4_block_scale(block, s, rounding, largest)
+    sf = jnp.maximum(_nvfp4_block_scale(block, s, rounding, largest), least_block_scale(s))
     d = 1.0 / jnp.where(jnp.isnan(block), block, s)  # of every block: a scalar is a kernel more
     encode = jnp.minimum(1.0 / (sf * d), _FLT_MAX)
     return Scales(encode, sf, _divide(tensor, top))
+
+
+def least_block_scale(s: jax.Array) -> jax.Array:
+    """The power of two for which sf / S is at least 2^-126; 0 if E4M3 has none so small.
+
+    What is smaller would be flushed, and no float32 takes such a block to the grid.
+    """
+    word = lax.bitcast_convert_type(s * np.float32(2.0**-126), jnp.int32)
+    power = lax.bitcast_convert_type(word + 0x7FFFFF & 0x7F800000, jnp.float32)
+    return jnp.where(power < _E4M3.smallest, jnp.zeros_like(power), power)
 
 
 def _nvfp4_block_scale(
@@ -218,7 +249,7 @@ def _in_units(approximation: Any, numerator: Any, denominator: Any, tiny: Any) -
       denominator: int32, below 2^24.
       tiny: whether ``approximation`` is in units; where not, it is the result.
     """
-    near = lax.round(approximation, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int32)
+    near = lax.round(approximation, _TIES_TO_EVEN).astype(jnp.int32)
     twice = 2 * (numerator - near * denominator)
     odd = near & 1
     off = (twice + odd > denominator).astype(jnp.int32) - (twice - odd < -denominator)
@@ -237,6 +268,13 @@ def next_up(sf: jax.Array) -> jax.Array:
     return jnp.where(sf < 2.0**-6, sf + 2.0**-9, normal)
 
 
+def multiplied(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x * scale, where the float32 scale of x, or the result, may be subnormal."""
+    word = lax.bitcast_convert_type(scale, jnp.int32)
+    lift = _lift_where(word < np.float32(_TINY).view(np.int32))
+    return lowered(x * lifted(scale, lift).astype(x.dtype), lift)
+
+
 def lifted(x: jax.Array, lift: jax.Array) -> jax.Array:
     """x * lift, for a lift of 1 or 2^64; exact also where x is subnormal and lifted."""
     if x.dtype == jnp.float64:
@@ -250,10 +288,10 @@ def lifted(x: jax.Array, lift: jax.Array) -> jax.Array:
 
 
 def lowered(x: jax.Array, lift: jax.Array) -> jax.Array:
-    """x / lift, for a lift of 1 or 2^64; exact also where it is a subnormal that float32 has."""
+    """x / lift, for a lift of 1 or 2^64, to nearest also where it is subnormal."""
     if x.dtype == jnp.float64:
         return x / lift.astype(x.dtype)
-    units = jnp.abs(x) * np.float32(1 / (_UNIT * _LIFT))
+    units = lax.round(jnp.abs(x) * np.float32(1 / (_UNIT * _LIFT)), _TIES_TO_EVEN)
     sign = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(2**31))
     subnormal = lax.bitcast_convert_type(units.astype(jnp.int32) | sign, jnp.float32)
     return jnp.where((units < 2.0**23) & (lift > 1), subnormal, x / lift)

@@ -41,6 +41,8 @@ class Storage:
         """Grid values in ``dtype``, exactly; 0 for NaN where there is none."""
         if not self.has_nan:
             rounded = jnp.where(jnp.isnan(rounded), jnp.zeros_like(rounded), rounded)
+        if rounded.dtype == jnp.float64 and self.dtype == jnp.bfloat16:
+            return _bfloat16_of_float64(rounded)
         return rounded.astype(self.dtype)
 
     def pack(self, codes: jax.Array) -> jax.Array:
@@ -112,6 +114,16 @@ def _interleaved(parts: list[jax.Array]) -> jax.Array:
     """The first of all parts, the second of all, ... along the last dimension."""
     stacked = jnp.stack(parts, axis=-1)
     return stacked.reshape(*stacked.shape[:-2], -1)
+
+
+def _bfloat16_of_float64(x: jax.Array) -> jax.Array:
+    """Values of bfloat16. XLA casts by way of float32, whose subnormal numbers CPUs flush."""
+    word = lax.bitcast_convert_type(x, jnp.uint64)
+    units = (jnp.abs(x) * 2.0**133).astype(jnp.uint16)  # the pattern of a subnormal number
+    subnormal = lax.bitcast_convert_type(
+        (word >> 48).astype(jnp.uint16) & 0x8000 | units, jnp.bfloat16
+    )
+    return jnp.where(jnp.abs(x) < 2.0**-126, subnormal, x.astype(jnp.bfloat16))
 
 
 def as_bytes(x: jax.Array) -> jax.Array:

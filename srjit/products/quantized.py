@@ -17,7 +17,7 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.numerics.scale_layouts import NO_SCALES
-from srjit.numerics.scaling import tensor_amax
+from srjit.numerics.scaling import split, tensor_amax
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
 
@@ -76,8 +76,8 @@ def emulated(
 ) -> ScaledValues:
     """``encode`` with block scales multiplied in; arguments as there.
 
-    NVFP4 tensors below 2^-100 may come out smaller than they are, and MX scales are at least
-    2^-126: see ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
+    Scales are normal numbers, so codes of tensors near 2^-126 are smaller than they could be: see
+    ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
     """
     if spec.rounding == "none":
         values = prepared(x, spec)
@@ -186,11 +186,17 @@ def scaled_dot(
       multiply: the target's way to multiply values.
     """
     (a, a_scale), (b, b_scale) = _factored(product, 0, lhs), _factored(product, 1, rhs)
+    scales = [split(scale) for scale in (a_scale, b_scale) if scale is not None]
+    if len(scales) == 1:  # beside codes are numbers: of codes alone sums may be too large or small
+        a, b = (_raised(a, b), b) if b_scale is None else (a, _raised(b, a))
     out = multiply(product, a, b, *extras)
     out = out.astype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
-    scales = [s for s in (a_scale, b_scale) if s is not None]
-    if scales:
-        out = out * (scales[0] if len(scales) == 1 else scales[0] * scales[1]).astype(out.dtype)
+    if len(scales) == 1:
+        out = out * scales[0][0].astype(out.dtype)
+    elif scales:  # one after the other, or their product would be 0 before the result is
+        (rest, power), (other_rest, other_power) = scales
+        out = out * ((rest * power) * (other_rest * other_power)).astype(out.dtype)
+        out = out * (power * other_power).astype(out.dtype)
     return out.astype(dtype)
 
 
@@ -203,6 +209,15 @@ def _factored(product: Product, side: int, operand: Operand) -> tuple[Operand, j
     if of_result is not None:
         return operand, of_result
     return operand.merged.astype(scale.dtype) * scale, None
+
+
+def _raised(operand: Operand, other: Operand) -> jax.Array:
+    """Codes times the power of two in their scale, within 4 of the numbers that they stand for."""
+    assert isinstance(operand, ScaledValues) and operand.scale is not None
+    values, (_, power) = operand.merged, split(aligned(operand.scale, operand.values.ndim))
+    is_narrow = values.dtype.itemsize <= 2 and values_of(other).dtype == jnp.bfloat16
+    dtype = jnp.dtype(jnp.bfloat16) if is_narrow else power.dtype  # both are exact
+    return values.astype(dtype) * (power * power).astype(dtype)
 
 
 def _in_result(product: Product, side: int, scale: jax.Array) -> jax.Array | None:

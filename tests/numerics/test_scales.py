@@ -407,3 +407,26 @@ def test_dequantizing_multiplies_codes_and_scales(name: str, granularity: str | 
     codes = np.asarray(q.codes).astype(np.float32)
     exact = oracle.Quantized(codes, scale, tensor_scale).dequantized(block)
     np.testing.assert_allclose(jax.jit(dequantize)(q), exact, rtol=2**-23, atol=0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_codes_of_normal_numbers_stand_for_is_normal(name: str):
+    """Also where the scale of an NVFP4 tensor is a subnormal number."""
+    spec = Quantization(format=name)
+    run = jax.jit(lambda x: (q := quantize(x, spec), q.dequantize()))
+    for exponent in (-100, -108, -112, -114, -116):
+        x = np.ldexp(np.linspace(-1, 1, 64, dtype=np.float32), exponent)
+        q, got = jax.tree.map(lambda v: np.asarray(v).astype(np.float64), run(x))
+        scale = np.repeat(q.scale.ravel(), 64 // q.scale.size)
+        expected = q.codes * scale * (1 if q.tensor_scale is None else q.tensor_scale)
+        normal = np.abs(expected) >= 2.0**-126
+        np.testing.assert_allclose(got[normal], expected[normal], rtol=2e-6)
+        assert normal.mean() > 0.8 and np.abs(got).max() > 0.2 * np.abs(x).max()
+
+
+def test_float64_scales_are_as_small_as_float64_has_them():
+    with jax.enable_x64(True):
+        for exponent in (-200, -900):
+            x = np.ldexp(np.linspace(-1, 1, 33), exponent)
+            q = quantize(jnp.asarray(x), Quantization(format="int8"))
+            np.testing.assert_allclose(q.dequantize(jnp.float64), x, atol=2.0 ** (exponent - 7.9))

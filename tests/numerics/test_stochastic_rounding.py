@@ -183,3 +183,30 @@ def test_float64_keeps_fractions_that_float32_would_lose():
         assert list(GRIDS["int8"].noise_that_rounds_up(y)) == [0, NOISE]
         assert_counts_are_exact("float8_e5m2", y)
         assert list(GRIDS["float8_e5m2"].noise_that_rounds_up(y)) == [1, NOISE]
+
+
+FLOATS = sorted(name for name, e in ELEMENTS.items() if not e.is_integer)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_float64_below_the_smallest_normal_number_is_rounded_in_the_end_too(name: str):
+    """What is returned, not only the grid's numbers: the cast flushes none of them."""
+    grid = np.sort(GRIDS[name].magnitudes)[: 2 ** (7 if name == "bfloat16" else 8)]
+    down, up = (np.repeat(side, 256) for side in (grid[:-1], grid[1:]))
+    with jax.enable_x64(True):
+        run = jax.jit(lambda x: stochastic_round(x, name, 7))
+
+        def stochastic(x: np.ndarray) -> np.ndarray:
+            return np.asarray(run(x)).astype(np.float64)
+
+        for sign in (1, -1):
+            exact = stochastic(sign * grid)
+            np.testing.assert_array_equal(exact, sign * grid)
+            np.testing.assert_array_equal(np.signbit(exact), np.signbit(sign * grid))
+            for fraction in (0.25, 0.5):
+                got = sign * stochastic(sign * (down + fraction * (up - down)))
+                assert np.isin(got, grid).all() and ((got == down) | (got == up)).all()
+                count, n = (got == up).sum(), len(got)
+                assert abs(count - fraction * n) < 5 * (n * fraction * (1 - fraction)) ** 0.5
+            tiny = stochastic(np.full(512, sign * grid[1] * 2.0**-30))  # up once in 2^24
+            assert set(np.abs(tiny)) <= {0.0, grid[1]} and (tiny == 0).sum() > 510

@@ -150,8 +150,9 @@ def _float_scales(task: Task, block: Any, a: Any) -> KernelScales:
 def _nvfp4_scales(task: Task, block: Any, a: Any) -> KernelScales:
     """``scaling.nvfp4_scales``, which says what this is, without subnormal numbers."""
     top, one = jnp.full_like(a, 2688), jnp.ones_like(block)
-    tensor = ptx.divide(a, top)
-    a = jnp.where(a == jnp.inf, top, jnp.where(a < 2.0**-112, jnp.float32(2.0**-112), a))
+    raised = jnp.where(a < scaling.LEAST_AMAX, jnp.float32(scaling.LEAST_AMAX), a)
+    tensor = ptx.divide(jnp.where(a == 0, a, raised), top)
+    a = jnp.where(raised == jnp.inf, top, raised)
     s = ptx.divide(top, a)
     s = jnp.where(s > _FLT_MAX, _FLT_MAX, s)
     target = block * (s * np.float32(1 / 6))
@@ -159,6 +160,8 @@ def _nvfp4_scales(task: Task, block: Any, a: Any) -> KernelScales:
     sf = ptx.narrow(target, _E4M3)
     if task.spec.scale_rounding == "up":
         sf = jnp.where(sf < target, scaling.next_up(sf), sf)
+    least = scaling.least_block_scale(s)
+    sf = jnp.where(sf < least, least, sf)  # which keeps NaN
     encode = ptx.divide(one, sf * ptx.divide(jnp.ones_like(a), s))
     encode = jnp.where(encode > _FLT_MAX, _FLT_MAX, encode)
     return KernelScales(encode, sf.astype(jnp.float8_e4m3fn), tensor)
