@@ -74,17 +74,22 @@ def provenance_of(
         program = raiser.main(module)
     except operations.MalformedProgram as error:
         raise PassError(error.op, str(error)) from None
+    entry = operations.entry_of(module)
     names = [name_of(a.location) for a in main.regions[0].blocks[0].arguments]
-    chosen = _chosen(params, names, main)
+    chosen = _chosen(params, names, main, entry)
     labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
     return program, Provenance(program, labels, ModuleSourceInfo()), tuple(raiser.notes)
 
 
-def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:
+def _chosen(params: tuple[str, ...], names: list[str], main: Any, entry: str) -> set[int]:
     if not params:
         arguments = main.regions[0].blocks[0].arguments
         # The tokens of ordered effects come before a program's own arguments.
-        own = [i for i, a in enumerate(arguments) if isinstance(a.type, ir.RankedTensorType)]
+        own = [
+            i
+            for i, a in enumerate(arguments)
+            if isinstance(a.type, ir.RankedTensorType) and i not in operations.of_jax(main)
+        ]
         roots = {i: re.split(r"[\[.]", names[i])[0] for i in own}
         return {i for i in own if roots[i] == roots[own[0]] and (roots[i] or i == own[0])}
     chosen: set[int] = set()
@@ -93,13 +98,12 @@ def _chosen(params: tuple[str, ...], names: list[str], main: Any) -> set[int]:
         if interval:
             first, last = int(interval[1]), int(interval[2] or interval[1])
             found = set(range(first, last + 1)) if last < len(names) else set[int]()
-            what = f"@main has {len(names)} arguments"
+            what = f"@{entry} has {len(names)} arguments"
         else:
             pattern = text.replace("[", "[[]")  # names of arguments are full of brackets
             found = {i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)}
-            what = (
-                f"@main's arguments are called {', '.join(repr(n) for n in names[:8]) or 'nothing'}"
-            )
+            called = ", ".join(repr(n) for n in names[:8]) or "nothing"
+            what = f"@{entry}'s arguments are called {called}"
         if not found:
             raise PassError(main, f"params={text} is no argument: {what}")
         chosen |= found

@@ -45,7 +45,7 @@ class EliminateDeadCode(Pass):
         except operations.MalformedProgram as error:
             raise PassError(error.op, str(error)) from None
         if why := operations.why_closed(main):
-            emit_remark(main, f"its dead code stays: @main {why}")
+            emit_remark(main, f"its dead code stays: @{operations.entry_of(module)} {why}")
             return
         _Elimination(module).run(main)
 

@@ -156,8 +156,9 @@ class _Insertion:
             if op not in calls:
                 for name in operations.mentioned(op):
                     users.setdefault(name, []).append(op)
-        if "main" in users:
-            original = self._original_main(main, users["main"])
+        entry = operations.entry_of(self.module)
+        if entry in users:
+            original = self._original(main, entry, users[entry])
             users |= {name: [original] for name in operations.used(original)}
         fixed: set[Frame] = set()
         for frame in others:  # callers first
@@ -169,16 +170,18 @@ class _Insertion:
                 fixed.update(item.callee for item in frame.items if item.callee)
         return fixed
 
-    def _original_main(self, main: Frame, users: list[ir.Operation]) -> ir.Operation:
-        """A copy of @main as it is, for those that call it: its signature may change."""
+    def _original(self, main: Frame, entry: str, users: list[ir.Operation]) -> ir.Operation:
+        """A copy of the entry as it is, for those that call it: its signature may change."""
         other = [op for op in users if op.name != "func.call"]
         if other:
-            message = f"@main cannot be quantized: {other[0].name} uses it, and would get another"
+            message = (
+                f"@{entry} cannot be quantized: {other[0].name} uses it, and would get another"
+            )
             raise PassError(other[0], message)
-        name = self.library.free("main_srjit")
+        name = self.library.free(f"{entry}_srjit")
         original = editing.clone_function(main.op, name)
         annotation.erase(original)
-        inside = [op for op in operations.inside(original) if operations.callee_of(op) == "main"]
+        inside = [op for op in operations.inside(original) if operations.callee_of(op) == entry]
         for op in (*users, *inside):
             op.attributes["callee"] = ir.FlatSymbolRefAttr.get(name)
         return original

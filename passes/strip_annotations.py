@@ -38,8 +38,10 @@ class StripAnnotations(Pass):
     def run(self, module: ir.Operation) -> None:
         """Removes them from operations, arguments and results."""
         for op in operations.walk(module):
-            for name in [named for named in op.attributes if named.startswith(annotation.PREFIX)]:
-                del op.attributes[name]
+            ours = [name for name in op.attributes if name.startswith(annotation.PREFIX)]
+            for name in ours:
+                if name != operations.ENTRY:
+                    del op.attributes[name]
             for name in _OF_ARGUMENTS:
                 given = operations.attribute_of(op, name) if name in op.attributes else None
                 if isinstance(given, ir.ArrayAttr):

@@ -6,19 +6,21 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import types
 from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 from jax._src import core as _core  # whether a transformation is under way
 from jax._src import dispatch as _dispatch  # see lowers_for_devices
+from jax._src import sharding_impls as _sharding_impls  # see lowered_without_devices, _replicated
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
 from jax._src import stages as _stages  # see with_more_arguments
 from jax._src import tree_util as _tree_util  # see differences
 from jax._src.export import _export  # see export_lowered
+from jax._src.interpreters import mlir as _mlir  # see lowered_without_devices
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
 from jax._src.interpreters import pxla as _pxla  # see with_more_arguments
 from jax._src.lax import lax as _lax  # a primitive that is not exported
@@ -257,6 +259,23 @@ def name_of_module(lowered: Any) -> str:
     return name[len("jit(") : -1] if name.startswith("jit(") else name
 
 
+def lowered_without_devices(traced: Any, platform: str) -> Any:
+    """The module of a ``jax.stages.Traced`` for a platform, for one device that need not exist.
+
+    Everything public asks for the default device, and so starts whatever accelerator there is.
+    """
+    nowhere: Any = types.SimpleNamespace(
+        platform="", runtime_type=""
+    )  # kernels ask how old their backend is
+    return _mlir.build_mlir_module_helper(
+        traced.jaxpr,
+        name=f"jit_{traced.fun_name}",
+        platforms=(platform,),
+        backend=nowhere,
+        axis_context=_sharding_impls.ShardingContext(1, (nowhere,)),
+    )
+
+
 def with_more_arguments(
     lowered: Any, module: Any, arguments: dict[str, Any], results: Sequence[Any]
 ) -> Any:
@@ -327,19 +346,38 @@ def _replicated(lowering: Any, given: dict[str, Any]) -> Any:
         return UNSPECIFIED
     for sharding in (*given["in_shardings"], *given["out_shardings"]):
         if isinstance(sharding, jax.sharding.NamedSharding):
-            mesh = sharding.mesh
-            break
-    else:
-        mesh = jax.sharding.Mesh(np.array(list(devices)), ("srjit",))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    # No mesh of ours: JAX would say in its axes how XLA has sharded the other arguments.
+    return _sharding_impls.GSPMDSharding.get_replicated(devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """The flat arguments and results of a program.
+
+    Attributes:
+      arguments, results: avals.
+      kept: which arguments the module takes; None: all of them.
+    """
+
+    arguments: Sequence[Any]
+    results: Sequence[Any]
+    kept: Sequence[int] | None = None
 
 
 def lowered_module(
-    module: Any, name: str, arguments: Sequence[Any], results: Sequence[Any], partitions: int
+    module: Any, name: str, given: Flat, partitions: int, trees: tuple[Any, Any] | None = None
 ) -> Any:
-    """A ``jax.stages.Lowered`` of a module that JAX has not lowered; flat arguments and results.
+    """A ``jax.stages.Lowered`` of a module that JAX has not lowered here.
 
     Shardings are those of the module's own attributes: XLA says after compilation what they are.
+
+    Args:
+      module: with all devices' parts in one.
+      name: for messages.
+      given: what it takes and returns.
+      partitions: for how many devices it is.
+      trees: the structures of ``(args, kwargs)`` and of the result; None: an array a value.
 
     Raises:
       ValueError: there are not as many devices as the module has partitions.
@@ -351,27 +389,33 @@ def lowered_module(
         )
     lowered: Any = jax.jit(lambda: None).lower()
     empty = lowered._lowering
+    arguments, results = given.arguments, given.results
+    kept = range(len(arguments)) if given.kept is None else given.kept
     names = tuple(f"args[{i}]" for i in range(len(arguments)))
     info = _core.DebugInfo("srjit.rejit", name, names, None)
-    given: dict[str, Any] = {
+    compiling: dict[str, Any] = {
         **empty.compile_args,
         "num_devices": partitions,
         "committed": partitions > 1,
-        "kept_var_idx": set(range(len(arguments))),
+        "kept_var_idx": set(kept),
         "all_args_info": _pxla.AllArgsInfo(tuple(arguments), info),
     }
-    for way, avals in (("in", arguments), ("out", results)):
-        given[f"global_{way}_avals"] = tuple(avals)
-        given[f"{way}_shardings"] = (UNSPECIFIED,) * len(avals)
-        given[f"{way}_layouts"] = (None,) * len(avals)
-    donated, platforms = (False,) * len(arguments), empty._platforms
+    for way, avals in (("in", [arguments[i] for i in kept]), ("out", results)):
+        compiling[f"global_{way}_avals"] = tuple(avals)
+        compiling[f"{way}_shardings"] = (UNSPECIFIED,) * len(avals)
+        compiling[f"{way}_layouts"] = (None,) * len(avals)
+    donated, platforms = (False,) * len(kept), empty._platforms
     computation = _pxla.MeshComputation(
-        name, module, [], donated, platforms, (), tuple(devices[:partitions]), **given
+        name, module, [], donated, platforms, (), tuple(devices[:partitions]), **compiling
     )
-    infos = tuple(_stages.ArgInfo(aval, False) for aval in arguments)
-    out = 0 if len(results) == 1 else (0,) * len(results)
-    out_tree = _tree_util.tracing_registry.flatten(out)[1]
-    return _stages.Lowered(computation, (infos, {}), out_tree)
+    infos: Any = (tuple(_stages.ArgInfo(aval, False) for aval in arguments), {})
+    registry = _tree_util.tracing_registry
+    if trees is not None:
+        infos = jax.tree.unflatten(trees[0], infos[0])
+        out_tree = registry.flatten(jax.tree.unflatten(trees[1], [0] * len(results)))[1]
+    else:
+        out_tree = registry.flatten(0 if len(results) == 1 else (0,) * len(results))[1]
+    return _stages.Lowered(computation, infos, out_tree)
 
 
 def differences(tree: Any, other: Any) -> list[str]:

@@ -22,6 +22,10 @@ __all__ = [
     "chlo", "func", "inlined_func_call", "ir", "new_context", "passmanager", "sdy", "stablehlo",
 ]  # fmt: skip
 
+# The bindings register those of MLIR and of Shardy by themselves.
+stablehlo.register_stablehlo_passes()
+mhlo.register_mhlo_passes()
+
 # Inlines a call at the insertion point and joins locations; MLIR's own `inline` does nothing here.
 inlined_func_call: Any = _jax_mlir_ext.inlined_func_call
 

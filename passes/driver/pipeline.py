@@ -24,6 +24,7 @@ from typing import Any, TypeAlias, Unpack, overload
 from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver import diagnostics, registry, running
+from srjit.passes.driver.entry import entered
 from srjit.passes.driver.options import (
     closing,
     end_of,
@@ -42,7 +43,18 @@ _MLIR_PASSES = (
     *("any", "canonicalize", "control-flow-sink", "cse", "inline", "loop-invariant-code-motion"),
     *("mem2reg", "print-ir", "print-op-stats", "remove-dead-values", "sccp", "strip-debuginfo"),
     *("symbol-dce", "symbol-privatize", "topological-sort", "view-op-graph"),
+    *("chlo-legalize-to-stablehlo", "shape-legalize-to-stablehlo", "stablehlo-convert-to-signless"),
+    *("stablehlo-canonicalize-dynamism", "stablehlo-check-shape-assertions"),
+    *("stablehlo-compatibility-expander", "stablehlo-complex-math-expander"),
+    *("stablehlo-legalize-composite-to-call", "stablehlo-legalize-deprecated-ops"),
+    *("stablehlo-legalize-quant-to-math", "stablehlo-legalize-to-linalg"),
+    *("stablehlo-legalize-to-vhlo", "stablehlo-refine-arguments", "stablehlo-refine-shapes"),
+    *("stablehlo-wrap-in-composite", "vhlo-legalize-to-stablehlo", "vhlo-to-version"),
+    *("sdy-propagation-pipeline", "sdy-lift-inlined-meshes", "sdy-inline-meshes"),
 )
+# Projects, some of whose passes jaxlib's bindings do not register, and the tools that have them.
+_TOOLS = {"stablehlo": "stablehlo-opt", "chlo": "stablehlo-opt", "vhlo": "stablehlo-opt",
+          "sdy": "sdy_opt", "mhlo": "mlir-hlo-opt", "hlo": "mlir-hlo-opt"}  # fmt: skip
 
 
 class PipelineSyntaxError(ValueError):
@@ -128,17 +140,31 @@ class Pipeline:
         return len(self.elements)
 
     @overload
-    def run(self, module: str | bytes, **options: Unpack[running.RunOptions]) -> ir.Module: ...
+    def run(
+        self,
+        module: str | bytes,
+        *,
+        entry: str | None = None,
+        **options: Unpack[running.RunOptions],
+    ) -> ir.Module: ...
     @overload
     def run(
-        self, module: running.AnyModule, **options: Unpack[running.RunOptions]
+        self,
+        module: running.AnyModule,
+        *,
+        entry: str | None = None,
+        **options: Unpack[running.RunOptions],
     ) -> running.AnyModule: ...
-    def run(self, module: Any, **options: Unpack[running.RunOptions]) -> Any:
+    def run(
+        self, module: Any, *, entry: str | None = None, **options: Unpack[running.RunOptions]
+    ) -> Any:
         """Runs the passes under MLIR's pass manager.
 
         Args:
           module: an ``ir.Module`` or the operation of one, which is changed in place; or text,
             bytecode or a portable artifact, from which a module is made.
+          entry: the function that the program starts with, if that is not ``@main``: ``"forward"``
+            or, in nested modules, ``"inner::forward"``, whose module alone the passes then run on.
           **options: ``verify_each``: verify the module after each pass (true); ``timing``: print
             MLIR's table of times, on standard error; ``printing``: when to print the program;
             ``sink``: called with each diagnostic as it comes, where otherwise warnings are Python
@@ -148,15 +174,16 @@ class Pipeline:
           The changed module.
 
         Raises:
-          PipelineError: the module cannot be parsed, or a pass failed; a module given as an object
-            is then as the failing pass left it.
+          PipelineError: the module cannot be parsed, has no such entry, or a pass failed; a module
+            given as an object is then as the failing pass left it.
           TypeError: it is not a module.
         """
         if isinstance(module, (str, bytes)):
             module = serialization.parse(module)
         is_by_name = options.get("printing", running.NOTHING).is_by_name
         steps = [step for e in self.elements for step in _steps(e, one_by_one=is_by_name)]
-        running.run(steps, module.operation, **options)
+        with entered(module.operation, entry) as operation:
+            running.run(steps, operation, **options)
         return module
 
 
@@ -268,8 +295,8 @@ class _Parser:
         if registry.knows(name):
             return self.ours(name, at, given, path)
         mlir_pass = MlirPass(name, tuple((option.key, option.raw) for option in given))
-        self.check_mlir(mlir_pass, {"": at, **{o.key: o.key_at for o in given}}, path)
-        return mlir_pass
+        anchor = self.check_mlir(mlir_pass, {"": at, **{o.key: o.key_at for o in given}}, path)
+        return Nested(anchor, (mlir_pass,)) if anchor else mlir_pass
 
     def nested(self, anchor: str, at: int, path: tuple[str, ...]) -> Nested:
         if registry.knows(anchor):
@@ -340,22 +367,31 @@ class _Parser:
         except (TypeError, ValueError, LookupError) as error:  # what the pass itself refuses
             raise self.error(f"{name}: {error}", at) from error
 
-    def check_mlir(self, mlir_pass: MlirPass, at: dict[str, int], path: tuple[str, ...]) -> None:
+    def check_mlir(self, mlir_pass: MlirPass, at: dict[str, int], path: tuple[str, ...]) -> str:
         """MLIR's judgement of one of its passes, at its place.
 
         Not of the whole text at once: MLIR's own errors then do not tell where.
+
+        Returns:
+          The operation to nest it under, as the flags of MLIR's tools do it; empty if it need not.
         """
         manager = _mlir.passmanager.PassManager(_ROOT, context=_parsing_context())
         try:
             manager.add(running.Step(path, str(mlir_pass)).text)
         except ValueError as error:
+            anchor = re.search(r"restricted to '([\w.]+)' on a PassManager", str(error))
+            if anchor and not path:
+                return anchor[1]
             if "does not refer to a registered pass" in str(error):
                 near = nearest(mlir_pass.name, [*registry.names(), *_MLIR_PASSES])
+                if tool := _TOOLS.get(mlir_pass.name.partition("-")[0]):
+                    near = f": jaxlib's bindings have no such pass, {tool} may{near}"
                 raise self.error(f"unknown pass {mlir_pass.name!r}{near}", at[""]) from None
             said = str(error).strip().splitlines()[0]
             option = re.search(r"no such option (\S+)|'(\S+)' option: ", said)
             named = (option[1] or option[2]) if option else ""
             raise self.error(f"MLIR says: {said}", at.get(named, at[""])) from None
+        return ""
 
 
 @functools.cache

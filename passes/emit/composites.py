@@ -39,7 +39,9 @@ def composite(
     from srjit.targets.target import PORTABLE
 
     signature = signature_of(operands)
-    symbol, types = library.lowered(what.label, what, what.on(PORTABLE), signature)
+    symbol, types = library.lowered(
+        what.label, what, what.on(PORTABLE), signature, result=what.result
+    )
     return ir.Operation.create(
         "stablehlo.composite",
         results=types,
@@ -92,6 +94,7 @@ class Quantizer:
     in_memory: bool = False
     masked: Masked | None = None
     beside: bool = False
+    result: ClassVar[Any] = None
 
     def on(self, target: Target) -> Callable[..., tuple[Any, ...]]:
         """The JAX function that a target runs."""
@@ -170,6 +173,7 @@ class Together:
     """
 
     quantizers: tuple[Quantizer, ...]
+    result: ClassVar[Any] = None
 
     def on(self, target: Target) -> Callable[..., tuple[Any, ...]]:
         """The JAX function that a target runs."""
@@ -240,6 +244,11 @@ class ScaledDot:
             return (out,)
 
         return fun
+
+    @property
+    def result(self) -> Any:
+        """The dtype of the result, which may be wider than the operands'."""
+        return self.dtype
 
     @property
     def label(self) -> str:

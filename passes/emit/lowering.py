@@ -47,7 +47,8 @@ class Library:
         key: Hashable,
         fun: Callable[..., Any],
         signature: Signature,
-        platform: str | None = None,
+        platform: str = "cpu",
+        result: Any = None,
     ) -> tuple[str, list[Any]]:
         """The symbol of a function, and the types of its results.
 
@@ -56,28 +57,32 @@ class Library:
           key: with ``name`` and ``signature``, equal for equal functions.
           fun: a JAX function of arrays.
           signature: of its arguments.
-          platform: that it is lowered for, as JAX calls it; None: the attached one.
+          platform: that it is lowered for, as JAX calls it. What is lowered for a CPU runs
+            everywhere.
+          result: the dtype of its result, where it may be wider than those of its arguments.
         """
         known = (name, key, signature, platform)
         if known not in self._symbols:
-            self._symbols[known] = self._lower(name, fun, signature, platform)
+            dtypes = [dtype for _, dtype in signature]
+            wide = any(d.itemsize == 8 for d in (*dtypes, *([] if result is None else [result])))
+            self._symbols[known] = self._lower(name, fun, signature, platform, wide)
         return self._symbols[known]
 
     def _lower(
-        self, name: str, fun: Callable[..., Any], signature: Signature, platform: str | None
+        self, name: str, fun: Callable[..., Any], signature: Signature, platform: str, wide: bool
     ) -> tuple[str, list[Any]]:
         import jax
+
+        from srjit import _compat
 
         def named(*args: Any) -> Any:
             return fun(*args)
 
         named.__name__ = named.__qualname__ = name.replace(".", "_")  # what profilers show
-        wide = any(dtype.itemsize == 8 for _, dtype in signature)
         with jax.enable_x64(wide):
             structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in signature]
             traced = jax.jit(named, keep_unused=True).trace(*structs)
-            lowered = traced.lower(lowering_platforms=(platform,) if platform else None)
-            module: Any = lowered.compiler_ir()
+            module = _compat.lowered_without_devices(traced, platform)
         text = module.operation.get_asm(enable_debug_info=True)
         inner = ir.Module.parse(text, self.module.context)
         functions = operations.functions(inner.operation)

@@ -121,7 +121,8 @@ class TargetCalls:
                 found,
                 found.on(self.target),
                 signature_of(operands),
-                platform=compiler.platform if compiler else None,
+                platform=compiler.platform if compiler else "cpu",
+                result=found.result,
             )
 
     # ---------------------------------------------------------------- several ways at once

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.core import Tracer
 
@@ -19,6 +20,7 @@ from srjit.modules import source
 from srjit.modules.interface import Interface, marks_of, words_of
 from srjit.numerics.random_bits import mix
 from srjit.passes import PassError
+from srjit.passes.driver.entry import make_main
 from srjit.passes.mlir.serialization import copy_of, text_of
 from srjit.passes.report import report_of
 from srjit.program.stablehlo.operations import main_of, types_of
@@ -35,27 +37,31 @@ class SupportsRun(Protocol):
         """Rewrites."""
 
 
-def rejit(program: Any, pipeline: SupportsRun | str) -> Rejitted:
+def rejit(program: Any, pipeline: SupportsRun | str, *, entry: str | None = None) -> Rejitted:
     """A lowered program, rewritten by a pipeline, and callable again.
 
     The rewriting is of a copy: what ``program`` comes from stays what it is. What the pipeline has
     done to it is ``as_text()``.
 
     Args:
-      program: what ``jax.jit(f).lower(...)`` or ``srjit(f).lower(...)`` returned; or a module: an
-        ``ir.Module``, MLIR's text or bytecode, or the path of a ``.mlir`` file.
+      program: what ``jax.jit(f).lower(...)``, ``srjit(f).lower(...)`` or ``jax.export.export(...)``
+        returned; or a module: an ``ir.Module``, MLIR's text or bytecode, a StableHLO portable
+        artifact, a serialized ``jax.export.Exported``, or the path of a file with one of these.
       pipeline: of ``srjit.passes``, or its text.
+      entry: of a module, the function to call where that is not ``@main``: ``"forward"``, or in
+        nested modules ``"inner::forward"``.
 
     Returns:
       A function called as ``f`` is, with the keywords ``sr_key`` (a typed PRNG key or an integer
       step) if the pipeline has it round stochastically, and ``sr_state`` if it has delayed scales.
       Pytrees, shardings, donation, callbacks and effects are those of ``f``; static arguments are
       left out, as with ``jax.stages.Compiled``. A module that comes without its function takes flat
-      arrays and returns an array, or a tuple of them.
+      arrays and returns an array, or a tuple of them. Of a module no device is looked for before
+      the first call, which raises ValueError if there are not as many as it is for.
 
     Raises:
-      ValueError: the module does not parse, has no ``@main``, or is one that no other process can
-        run; or the pipeline changed what ``@main`` takes or returns.
+      ValueError: the module does not parse, has no such function, or is one that no other process
+        can run; or the pipeline changed what the function takes or returns.
       TypeError: ``program`` is none of these.
 
     Example:
@@ -79,52 +85,88 @@ def rejit(program: Any, pipeline: SupportsRun | str) -> Rejitted:
             f"rejit takes what .lower(...) returns, or a module; got {type(program).__name__}: "
             "lower it first"
         )
+    program = source.opened(program)
+    of_jax = isinstance(program, (jax.stages.Lowered, jax.export.Exported))
+    if of_jax and entry is not None:
+        raise TypeError("entry= is for modules: what JAX lowered or exported has one function")
     if isinstance(program, jax.stages.Lowered):
         return _rejit_lowered(program, pipeline)
-    return _rejit_module(*source.read(program), pipeline)
+    if isinstance(program, jax.export.Exported):
+        return _rejit_exported(program, pipeline)
+    return _rejit_module(*source.read(program, entry), pipeline)
 
 
 def _rejit_lowered(lowered: Any, pipeline: SupportsRun) -> Rejitted:
     module = copy_of(_compat.module_of(lowered))
     inputs, outputs = types_of(main_of(module.operation))
     name = _compat.name_of_module(lowered)
-    return _rewritten(lowered, name, module, pipeline, len(inputs), len(outputs))
+    again = _rewritten(lambda: (lowered, module), name, module, pipeline, len(inputs), len(outputs))
+    _ = again.lowered  # says now what cannot be rewritten
+    return again
+
+
+def _rejit_exported(exported: Any, pipeline: SupportsRun) -> Rejitted:
+    name = exported.fun_name
+    module, _ = source.read(exported.mlir_module_serialized, None)
+    source.refuse_callbacks(module, name)
+    inputs, outputs = types_of(main_of(module.operation))
+    source.avals_of(inputs, name, "argument")
+    source.avals_of(outputs, name, "result")
+
+    def lower() -> tuple[Any, ir.Module]:
+        own = source.for_platform(module, exported, jax.default_backend())
+        given = _compat.Flat(exported.in_avals, exported.out_avals, exported.module_kept_var_idx)
+        trees = exported.in_tree, exported.out_tree
+        return _compat.lowered_module(own, name, given, exported.nr_devices, trees), own
+
+    return _rewritten(lower, name, module, pipeline, len(inputs), len(outputs))
 
 
 def _rejit_module(module: ir.Module, name: str, pipeline: SupportsRun) -> Rejitted:
-    if found := source.called_back(module):
-        raise ValueError(
-            f"{name} calls Python functions of the process that lowered it ({', '.join(found)}), "
-            "which a module does not contain: give srjit.rejit what .lower(...) returned, in that "
-            "process, or lower the program without jax.debug.print, pure_callback and io_callback"
-        )
+    source.refuse_callbacks(module, name)
     # What an earlier rewriting appended counts as appended, so that its modules run too.
     taken, returned = (marks.count({}) for marks in marks_of(module))
     inputs, outputs = types_of(main_of(module.operation))
-    lowered = _compat.lowered_module(
-        module,
-        name,
+    given = _compat.Flat(
         source.avals_of(inputs[:taken], name, "argument"),
         source.avals_of(outputs[:returned], name, "result"),
-        source.partitions_of(module, name),
     )
-    return _rewritten(lowered, name, module, pipeline, taken, returned)
+    partitions = source.partitions_of(module, name)
+
+    def lower() -> tuple[Any, ir.Module]:
+        own = copy_of(module)
+        make_main(own.operation)
+        return _compat.lowered_module(own, name, given, partitions), own
+
+    return _rewritten(lower, name, module, pipeline, taken, returned)
 
 
 def _rewritten(
-    lowered: Any, name: str, module: ir.Module, pipeline: SupportsRun, taken: int, returned: int
+    lower: Callable[[], tuple[Any, ir.Module]],
+    name: str,
+    module: ir.Module,
+    pipeline: SupportsRun,
+    taken: int,
+    returned: int,
 ) -> Rejitted:
-    """A program whose module, which takes and returns so much, a pipeline rewrites."""
+    """A program whose module, which takes and returns so much, a pipeline rewrites.
+
+    ``lower`` then gives the program as it was, and the rewritten module as JAX runs it.
+    """
     with module.context, ir.Location.unknown():
         pipeline.run(module)
     interface = Interface.of(module, taken, returned)
-    try:
-        rewritten = _compat.with_more_arguments(
-            lowered, module, interface.arguments(), interface.results()
-        )
-    except NotImplementedError as error:
-        raise ValueError(f"srjit.rejit cannot run {name}: {error}") from error
-    return Rejitted(name, module, interface, rewritten, pipeline)
+
+    def lowered() -> jax.stages.Lowered:
+        program, rewritten = lower()
+        try:
+            return _compat.with_more_arguments(
+                program, rewritten, interface.arguments(), interface.results()
+            )
+        except NotImplementedError as error:
+            raise ValueError(f"srjit.rejit cannot run {name}: {error}") from error
+
+    return Rejitted(name, module, interface, lowered, pipeline)
 
 
 class Rejitted:
@@ -133,7 +175,6 @@ class Rejitted:
     Attributes:
       name: what messages call it.
       module: the rewritten module; changing it has no effect once the program has been compiled.
-      lowered: a ``jax.stages.Lowered`` of it, called with ``(args, kwargs, [key, *states])``.
       pipeline: what rewrote it.
       takes_key: whether calls need ``sr_key``.
     """
@@ -143,14 +184,20 @@ class Rejitted:
         name: str,
         module: ir.Module,
         interface: Interface,
-        lowered: jax.stages.Lowered,
+        lowered: Callable[[], jax.stages.Lowered],
         pipeline: SupportsRun,
     ) -> None:
-        self.name, self.module, self.lowered, self.pipeline = name, module, lowered, pipeline
+        self.name, self.module, self.pipeline = name, module, pipeline
+        self._lower = lowered
         self.interface, self.takes_key = interface, interface.key != "none"
         self._lock = threading.Lock()
         self._compiled: Callable[..., Any] | None = None
         self.__name__ = self.__qualname__ = name
+
+    @functools.cached_property
+    def lowered(self) -> jax.stages.Lowered:
+        """JAX's own value of it, called with ``(args, kwargs, [key, *states])``."""
+        return self._lower()
 
     def __repr__(self) -> str:
         takes = ["sr_key"] * self.takes_key + ["sr_state"] * bool(self.interface.states)

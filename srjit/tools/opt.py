@@ -66,9 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "srjit-opt",
-        description="Runs passes of srjit and of MLIR on a module: text, bytecode or a StableHLO "
-        "portable artifact. Every pass is a flag too: --srjit-inline-calls, --canonicalize, "
-        "--srjit-strip-annotations='interface=true'; they run in the order given.",
+        description="Runs passes of srjit and of MLIR on a module: text, bytecode, a StableHLO "
+        "portable artifact or what jax.export serialized. Every pass is a flag too: "
+        "--srjit-inline-calls, --canonicalize, --srjit-strip-annotations='interface=true'; they "
+        "run in the order given.",
         allow_abbrev=False,
     )
     parser.register("action", None, _Once)
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VERSION",
         help="write a StableHLO portable artifact, for this version or the current one",
     )
+    add("--entry", metavar="NAME", help="the function to start with if not @main: f, inner::f")
     add("--list-passes", action="store_true", help="list srjit's passes, and users' own")
     add("--dump-pass-pipeline", action="store_true", help="print the pipeline before it runs")
     add(
@@ -189,6 +191,7 @@ def _of_flag(flag: str) -> pipeline.Pipeline:
             raise
         ours = [s for a in _parser()._actions for s in a.option_strings]  # pyright: ignore
         near = nearest(f"--{name}", [*ours, *(f"--{n}" for n in registry.names())])
+        near = near or error.reason.removeprefix(f"unknown pass {name!r}")
         raise Failure(f"--{name} is neither a flag nor a pass{near}") from None
 
 
@@ -292,6 +295,8 @@ def _read(name: str, mark: str | None) -> list[_Part]:
         raw = Path(path).read_bytes() if path else sys.stdin.buffer.read()
     except OSError as error:
         raise Failure(f"cannot read {file!r}: {error.strerror}") from error
+    exported = serialization.exported_in(raw)
+    raw = raw if exported is None else exported.mlir_module_serialized
     if raw.startswith(serialization.BYTECODE):
         if mark is not None:
             raise Failure(f"{file!r} is bytecode, which --split-input-file cannot split")
@@ -346,6 +351,7 @@ def _treat(
                     timing=args.mlir_timing,
                     printing=printing,
                     sink=sink,
+                    entry=args.entry,
                 )
             with diagnostics.going_to(sink, context):
                 written = _serialized(module, args)

@@ -347,12 +347,6 @@ def _printing(w: jax.Array) -> jax.Array:
             ValueError,
             "argument 0 of m is a tensor<\\?xf32>.*static shape",
         ),
-        (
-            "module @m attributes {mhlo.num_partitions = 99 : i32} "
-            "{ func.func @main(%a: tensor<f32>) -> tensor<f32> { return %a : tensor<f32> } }",
-            ValueError,
-            "for 99 devices",
-        ),
         (jax.jit(_printing).lower(W).as_text(), ValueError, "Python functions of the process"),
     ],
 )

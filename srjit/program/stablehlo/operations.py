@@ -16,6 +16,8 @@ _PURE = (
     "stablehlo.", "chlo.", "arith.", "tensor.", "shape.", "sdy.", "vhlo.", "math.", "func.constant",
 )  # fmt: skip
 
+ENTRY = "srjit.entry"  # of a module that does not start with @main: with which function it does
+
 # The bindings give the parts of arrays and dictionaries only, and abort at complex numbers in
 # those. Symbols in dialects' own attributes (meshes, aliases of outputs) are only in the text.
 _IN_TEXT = re.compile(r'@(?:([\w$.-]+)|"((?:[^"\\]|\\.)*)")')
@@ -47,23 +49,47 @@ def functions(module: ir.Operation) -> dict[str, ir.Operation]:
     return {text(op, "sym_name"): op for op in top_level(module) if op.name == "func.func"}
 
 
+def functions_within(module: ir.Operation, path: str = "") -> dict[str, ir.Operation]:
+    """The functions of a module and of those nested in it, by path: ``inner::forward``."""
+    found: dict[str, ir.Operation] = {}
+    for op in top_level(module):
+        if op.name == "func.func":
+            found[path + text(op, "sym_name")] = op
+        elif op.name == "builtin.module":
+            found |= functions_within(op, f"{path}{text(op, 'sym_name')}::")
+    return found
+
+
+def entry_of(module: ir.Operation) -> str:
+    """The name of the function that a module starts with."""
+    if ENTRY not in module.attributes:
+        return "main"
+    return ir.FlatSymbolRefAttr(module.attributes[ENTRY]).value
+
+
 def main_of(module: ir.Operation) -> ir.Operation:
     """The function that a module starts with.
 
     Raises:
       MalformedProgram: there is none.
     """
-    found = functions(module)
-    if "main" not in found:
-        known = f"; it has {', '.join('@' + n for n in list(found)[:8])}" if found else ""
+    found, entry = functions(module), entry_of(module)
+    if entry not in found:
+        known = listed(module)
+        hint = f"; {known}: say with which it starts (entry=, or --entry of srjit-opt)"
         if any(op.name == "vhlo.func_v1" for op in top_level(module)):
-            known = (
-                ": it is in VHLO, of which a portable artifact is made; it has to be read as one"
-            )
-        raise MalformedProgram(None, f"the module has no function @main{known}")
-    if not found["main"].regions[0].blocks:
-        raise MalformedProgram(found["main"], "@main is only declared, not defined")
-    return found["main"]
+            known = hint = ": it is in VHLO: run vhlo-legalize-to-stablehlo before"
+        raise MalformedProgram(None, f"the module has no function @{entry}{hint if known else ''}")
+    if not found[entry].regions[0].blocks:
+        raise MalformedProgram(found[entry], f"@{entry} is only declared, not defined")
+    return found[entry]
+
+
+def listed(module: ir.Operation) -> str:
+    """The functions that a module has, for messages; empty if there are none."""
+    known = list(functions_within(module))
+    more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+    return f"it has {', '.join(f'@{n}' for n in known[:8])}{more}" if known else ""
 
 
 def device_counts(module: ir.Operation) -> tuple[int | None, ...]:
@@ -81,6 +107,14 @@ def types_of(function: ir.Operation) -> tuple[list[ir.Type], list[ir.Type]]:
     """The types of a function's arguments and of its results."""
     kind = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
     return list(kind.inputs), list(kind.results)
+
+
+def of_jax(function: ir.Operation) -> set[int]:
+    """The arguments that are no arguments of the program: on which platform it runs."""
+    if "arg_attrs" not in function.attributes:
+        return set()
+    given = ir.ArrayAttr(function.attributes["arg_attrs"])
+    return {i for i, a in enumerate(given) if "jax.global_constant" in ir.DictAttr(a)}
 
 
 def is_public(function: ir.Operation) -> bool:

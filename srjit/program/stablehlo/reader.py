@@ -22,6 +22,7 @@ from srjit.program.stablehlo.operations import (
     MalformedProgram,
     Search,
     callee,
+    entry_of,
     functions,
     is_dense,
     is_effectful,
@@ -84,9 +85,10 @@ class Raiser:
     def main(self, module: Any) -> Program:
         """The program that the module starts with."""
         main = main_of(module)
-        why = self.why_closed("main")
+        entry = entry_of(module)
+        why = self.why_closed(entry)
         if not why:
-            return self.function("main")
+            return self.function(entry)
         inputs = [Var(aval_of(a.type)) for a in main.regions[0].blocks[0].arguments]
         eqn = Equation(Primitive(main.name), [], [], {}, main, Names(), effects=True)
         eqn.opaque = why
