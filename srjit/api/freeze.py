@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from srjit.api.function import SrjitFunction
-from srjit.api.options import Resolved
+from srjit.api.options import Chosen, Resolved
 from srjit.api.transformation import TracedFunction, Transformation, is_traced
 from srjit.calling.arguments import Arguments
 from srjit.calling.jit import as_tuple
 from srjit.calling.signature import called_as, name_of, parameters_of
 from srjit.jaxprs.packed_weights import Frozen, with_packed_weights
-from srjit.program.values import PARAMETER
 from srjit.report.report import Report
 
 Arrays = dict[str, Any]
@@ -34,8 +33,8 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     that nothing else needs.
 
     Args:
-      fn: a function that ``srjit`` decorated, in either mode and layer, with one position in
-        ``params_argnums``. What is frozen is its inference mode.
+      fn: a function that ``srjit`` decorated, in either mode and layer, with one argument of
+        parameters. What is frozen is its inference mode.
       *args, **kwargs: fn's own, parameters in their place; ``jax.ShapeDtypeStruct`` will do in
         place of arrays. With such parameters, packed ones are ShapeDtypeStructs too.
 
@@ -55,7 +54,7 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     Raises:
       TypeError: fn is not what ``srjit`` returned, or has no parameters among its positional
         arguments.
-      ValueError: fn has several positions of parameters, static ones, scales that are state, or
+      ValueError: fn has several arguments of parameters, static ones, scales that are state, or
         shardings for each of its arguments; two parameters have one name; or making a weight of
         parameters has side effects. ``run`` raises it for arrays that are not those of ``packed``.
 
@@ -69,12 +68,14 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     fun, given = fn.made_of()
     options = Resolved.of(fun, given.alone(mode="inference"))
     recipe = options.settings.recipe
-    position = _position(fn.name, options.params_argnums, len(args))
     if recipe.has_delayed_scales:
         raise ValueError(
             f"recipe {recipe.name!r} has delayed scales, which are state and change at "
             "every call: freeze with a recipe whose scales are dynamic or static, such as 'fp8'"
         )
+    found = Transformation(fun, options, _stands_for_array)
+    position = _position(fn.name, fn.seen(lambda a, k: found.traced(a, k).owners, args, kwargs))
+    options = dataclasses.replace(options, parameters=Chosen((position,), ()))
     transformation = Transformation(fun, options, _stands_for_array)
     jit_options = _for_packed(fun, given.jit_options, position, len(args))
     structs, named = fn.seen(_structs_of, args, kwargs)
@@ -92,19 +93,25 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     return packed, jax.jit(run, **jit_options)
 
 
-def _position(name: str, numbers: Sequence[int], count: int) -> int:
-    if len(numbers) != 1:
+def _position(name: str, owners: Sequence[int | str]) -> int:
+    """The position of the one argument that is parameters."""
+    if len(owners) != 1:
+        found = (
+            f"has {len(owners)} ({', '.join(map(str, owners))})"
+            if owners
+            else "has no arrays there"
+        )
         raise ValueError(
-            f"srjit.freeze packs the parameters of one argument; {name} has "
-            f"params_argnums={tuple(numbers)}: make them one pytree"
+            f"srjit.freeze packs the parameters of one argument; {name} {found}: make them one "
+            "pytree, or say which with params_argnums="
         )
-    (number,) = numbers
-    if not -count <= number < count:
+    (owner,) = owners
+    if isinstance(owner, str):
         raise TypeError(
-            f"srjit.freeze takes the arguments of {name} with its parameters by position: "
-            f"params_argnums={number}, and there are {count} positional arguments"
+            f"srjit.freeze takes the arguments of {name} with its parameters by position, and got "
+            f"{owner} by keyword"
         )
-    return number % count
+    return owner
 
 
 def _stands_for_array(x: Any) -> bool:
@@ -129,9 +136,6 @@ def _for_packed(
         given = as_tuple(options.get(option))
         return tuple(x for x in given if x not in (position, position - count, *called))
 
-    for option in ("static_argnums", "static_argnames"):
-        if len(others(option)) < len(as_tuple(options.get(option))):
-            raise ValueError(f"the parameters of {name} are static: srjit.freeze packs arrays")
     donated = {o: others(o) for o in ("donate_argnums", "donate_argnames") if options.get(o)}
     return {**options, **donated}
 
@@ -169,7 +173,7 @@ class _Layout:
     @classmethod
     def of(cls, program: TracedFunction) -> _Layout:
         """How the parameters of a program are packed."""
-        is_parameter = [label == PARAMETER for label in program.labels]
+        is_parameter = [i in program.parameters for i in range(len(program.leaves))]
         made = with_packed_weights(program.closed, program.plan, is_parameter)
         inputs = [i for i, own in enumerate(is_parameter) if own]
         names = {i: _plain(program.names[i]) for i in inputs}
@@ -193,7 +197,7 @@ class _Layout:
         if len(ordered) < len(shapes):
             name, _ = collections.Counter(name for name, _ in shapes).most_common(1)[0]
             raise ValueError(f"several packed arrays would be called {name!r}: rename parameters")
-        return cls(ordered, made, weights, kept, inputs, len(program.labels))
+        return cls(ordered, made, weights, kept, inputs, len(program.leaves))
 
     def pack(self, leaves: Sequence[Any]) -> Arrays:
         """The parts of every weight, by name, made of the leaves of the parameters."""

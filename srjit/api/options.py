@@ -8,7 +8,7 @@ import inspect
 import os
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 import jax
 
@@ -37,7 +37,10 @@ class TransformOptions(Quantizing):
 
     Attributes:
       target: a name (``srjit.targets.names()``) or a Target; ``auto`` is the attached device's.
-      params_argnums: positional arguments whose arrays are parameters.
+      params_argnums: positions of the arguments whose arrays are parameters. ``auto``: what the
+        function updates or differentiates, wherever it stands, and what is frozen beside it; if
+        nothing is differentiated inside, the first argument with floats (see docs/parameters.md).
+      params_argnames: their names, in place of positions or beside them.
       dump_to: a folder for the program after every stage; None is the folder that
         ``SRJIT_DUMP_TO`` names when ``fun`` is decorated, and an empty string none. A folder that
         cannot be written to is an OSError at the call that would write.
@@ -45,7 +48,8 @@ class TransformOptions(Quantizing):
 
     recipe: str | os.PathLike[str] | Recipe = "auto"
     target: str | Target = "auto"
-    params_argnums: int | Sequence[int] = 0
+    params_argnums: int | Sequence[int] | Literal["auto"] = "auto"
+    params_argnames: str | Iterable[str] | None = None
     dump_to: str | os.PathLike[str] | None = None
 
 
@@ -100,20 +104,40 @@ JIT = frozenset(f.name for f in dataclasses.fields(Options) if f.default is NOT_
 # ------------------------------------------------------------------------- what they come to
 
 
+class Chosen(NamedTuple):
+    """Arguments that a user says are parameters.
+
+    Attributes:
+      numbers: positions; not negative where their number is known.
+      names: names.
+    """
+
+    numbers: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        given = (
+            ("params_argnums", self.numbers),
+            ("params_argnames", self.names),
+        )
+        return ", ".join(f"{option}={value}" for option, value in given if value) or "none"
+
+
 @dataclasses.dataclass(frozen=True)
 class Resolved:
     """Options of one function, with all that their names stand for.
 
     Attributes:
       settings: the recipe, the target, mode and generator, of which plans are made.
-      params_argnums: positions of parameters; not negative where their number is known.
+      parameters: positions and names of the arguments that are parameters, as ``Chosen``; None:
+        what the program tells.
       layer: as of ``Options``.
       strict: as of ``Quantizing``.
       dump: writes the program after every stage.
     """
 
     settings: Settings
-    params_argnums: tuple[int, ...]
+    parameters: Chosen | None
     layer: Layer
     strict: bool
     dump: Dump | None
@@ -136,7 +160,7 @@ class Resolved:
         folder = os.environ.get("SRJIT_DUMP_TO") if given.dump_to is None else given.dump_to
         return cls(
             Settings(recipe_of(given.recipe, target), target, given.mode, given.rng),
-            _positions(fun, given.params_argnums),
+            _chosen(fun, given),
             given.layer if isinstance(given, Options) else "jaxpr",
             given.strict,
             Dump(folder, name_of(fun)) if folder else None,
@@ -157,16 +181,38 @@ def _check_function(fun: Callable[..., Any]) -> None:
         )
 
 
+def _chosen(fun: Callable[..., Any], given: TransformOptions) -> Chosen | None:
+    numbers, names = given.params_argnums, given.params_argnames
+    if numbers == "auto" and names is None:
+        return None
+    single = isinstance(names, str) or not hasattr(names, "__iter__")
+    named = _names(fun, () if names is None else (names,) if single else tuple(names))
+    return Chosen(() if numbers == "auto" else _positions(fun, numbers), named)
+
+
+def _names(fun: Callable[..., Any], names: tuple[Any, ...]) -> tuple[str, ...]:
+    if not all(isinstance(n, str) for n in names):
+        raise TypeError(f"params_argnames is a name or several of them, got {names!r}")
+    parameters = parameters_of(fun)
+    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return names
+    known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    for name in names:
+        if name not in known:
+            raise unknown_name("params_argnames", name, known)
+    return names
+
+
 def _positions(fun: Callable[..., Any], numbers: int | Sequence[int]) -> tuple[int, ...]:
     given = tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
     if not all(type(n) is int for n in given):
-        raise TypeError(f"params_argnums is a position or a sequence of them, got {numbers!r}")
+        raise TypeError(
+            f"params_argnums is 'auto', a position or a sequence of them, got {numbers!r}"
+        )
     parameters = parameters_of(fun)
     if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return given
     count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    if not count and given == (0,):  # the default, and nothing to point at
-        return ()
     for number in given:
         check_position(fun, number, count, "takes")
     return tuple(n % count for n in given)

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ def recommend(
     loss: Callable[[Any], Any] | None = None,
     advance: Advance | None = None,
     seed: int = 0,
-    params_argnums: int | Sequence[int] | None = None,
+    params_argnums: int | Sequence[int] | Literal["auto"] | None = None,
     **kwargs: Any,
 ) -> Recommendation:
     """Trains with every recipe for some steps, and recommends the cheapest that learns as well.
@@ -160,7 +160,7 @@ def recommend(
         arguments: where data come from. By default what ``fn`` returns replaces the leading
         arguments that have its shapes, and the rest, the data, stays.
       seed: of the noise.
-      params_argnums: as of ``srjit``; if None, the decorator's, or 0.
+      params_argnums: as of ``srjit``; if None, the decorator's.
 
     Raises:
       ValueError: budget is no positive integer, within or tolerance is negative, there are no

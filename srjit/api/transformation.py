@@ -14,10 +14,11 @@ import numpy as np
 from jax.core import Tracer
 
 from srjit import _compat
-from srjit.api.options import Resolved, TransformOptions, check_position, takes
+from srjit.api.options import Chosen, Resolved, TransformOptions, check_position, takes
 from srjit.calling.arguments import Arguments, Changed
 from srjit.calling.keys import IfNeeded, MissingKeyError, Stateful, as_argument, key_words
 from srjit.calling.signature import name_of, parameters_of, signature_with_key
+from srjit.choices import unknown_name
 from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watch.stream import Watch, Watched
 from srjit.jaxprs.evaluator import State
@@ -25,11 +26,12 @@ from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
 from srjit.numerics.random_bits import Key
+from srjit.planning.parameters import Argument, Parameters, declared, find, labels_of
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planner import make_plan
+from srjit.planning.provenance import JaxprSourceInfo
 from srjit.planning.site import SitePlan, WriteBack
 from srjit.program.dead_code import without_dead_code
-from srjit.program.values import DATA, PARAMETER
 from srjit.report.report import Report
 
 
@@ -57,7 +59,8 @@ class TracedFunction:
       plan: of every site.
       shown: what its evaluation shows of itself.
       leaves: the arrays among the arguments.
-      labels: for each of them, whether it is a parameter or data.
+      parameters: which of them are those of parameters.
+      owners: positions or keywords of the arguments that are parameters.
       names: of them: ``params['w']``.
       unflatten: makes (what the function returned, changed state or None) of the outputs.
     """
@@ -67,7 +70,8 @@ class TracedFunction:
     plan: ProgramPlan
     shown: Shown
     leaves: list[Any]
-    labels: list[str]
+    parameters: frozenset[int]
+    owners: tuple[int | str, ...]
     names: list[str]
     unflatten: Callable[[Sequence[Any]], Any]
 
@@ -150,14 +154,14 @@ class Transformation:
         if words is not None and program.plan.write_backs.writes:
             closed, first = self._written_back(program, words), words
         recipe = recipe.without_write_backs()  # that is done
-        labels = (*[DATA] * len(first), *program.labels)
+        chosen = [i in program.parameters for i in range(len(program.leaves))]
         rewriting = hlo_call.Rewriting(
             name=self.name,
             recipe=recipe,
             target=settings.target,
             mode=settings.mode,
             rng=settings.rng,
-            parameters=tuple(label == PARAMETER for label in labels),
+            parameters=(*[False] * len(first), *chosen),
             has_key=words is not None,
             states=tuple(histories),
             seen=hlo_call.dumping(dump.write) if dump and seen is None else seen,
@@ -223,46 +227,75 @@ class Transformation:
             filled = [next(values) if t else o for o, t in zip(others, traced, strict=True)]
             return jax.tree.unflatten(tree, filled)
 
-        labels = self._labels([given.owners[i] for i in numbers], len(args))
         closed = without_dead_code(original)
         names = self._names(given, numbers)
+        parameters = self._parameters(closed, given, numbers, len(args))
+        labels = labels_of(closed, parameters.inputs)
         plan = make_plan(closed, labels, self.settings, names)
-        notes = (*plan.notes, *self._notes(labels, dynamic, plan))
+        notes = (*plan.notes, *filter(None, [parameters.note]), *self._notes(plan))
         plan = dataclasses.replace(plan, notes=notes)
         stream = self._onlookers.stream
         shown = Shown.of(plan, self._onlookers.observer, stream.kinds if stream else ())
-        return TracedFunction(original, closed, plan, shown, dynamic, labels, names, unflatten)
+        chosen = parameters.inputs
+        owners = tuple(dict.fromkeys(given.owners[numbers[i]] for i in sorted(chosen)))
+        return TracedFunction(
+            original, closed, plan, shown, dynamic, chosen, owners, names, unflatten
+        )
 
-    def _labels(self, owners: Sequence[int | str], count: int) -> list[str]:
-        numbers, parameters = self.options.params_argnums, parameters_of(self.fun) or []
-        if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            for n in numbers:
+    def _parameters(
+        self, closed: Any, given: Arguments, numbers: Sequence[int], count: int
+    ) -> Parameters:
+        """The parameters of a call with ``count`` positional arguments."""
+        signature = parameters_of(self.fun) or []
+        order: list[int | str] = [*range(count), *(p.name for p in signature), *given.owners]
+        first: dict[int | str, int] = {}
+        for owner in order:
+            first.setdefault(owner, len(first))
+        arrays: dict[int | str, list[int]] = {}
+        for n, i in enumerate(numbers):
+            arrays.setdefault(given.owners[i], []).append(n)
+        arguments = {
+            owner: Argument(
+                self._owner(owner),
+                tuple(arrays[owner]),
+                any(given.paths[numbers[n]] for n in arrays[owner]),
+                owner == 0,
+            )
+            for owner in sorted(arrays, key=first.__getitem__)
+        }
+        if self.options.parameters is None:
+            return find(closed, list(arguments.values()), JaxprSourceInfo())
+        owners = self._chosen(self.options.parameters, given, count)
+        chosen = tuple(a for owner, a in arguments.items() if owner in owners)
+        return declared(closed, chosen, str(self.options.parameters))
+
+    def _chosen(self, chosen: Chosen, given: Arguments, count: int) -> set[int | str]:
+        """The arguments of a call that the user says are parameters."""
+        signature = parameters_of(self.fun) or []
+        if any(p.kind is p.VAR_POSITIONAL for p in signature):
+            for n in chosen.numbers:
                 if n:
                     check_position(self.fun, n, count, "was called with")
-        chosen: set[int | str] = {n % count for n in numbers if -count <= n < count}
-        chosen |= {parameters[n].name for n in numbers if 0 <= n < len(parameters)}
-        return [PARAMETER if owner in chosen else DATA for owner in owners]
+        numbers = {n % count for n in chosen.numbers if -count <= n < count}
+        names = {signature[n].name for n in chosen.numbers if 0 <= n < len(signature)}
+        names |= {*chosen.names}
+        numbers |= {i for i, p in enumerate(signature[:count]) if p.name in names}
+        known = {p.name for p in signature} | {o for o in given.owners if isinstance(o, str)}
+        for name in chosen.names:
+            if name not in known:
+                raise unknown_name("params_argnames", name, known)
+        return numbers | names
+
+    def _owner(self, of: int | str) -> str:
+        parameters = [p.name for p in parameters_of(self.fun) or ()]
+        if isinstance(of, str):
+            return of
+        return parameters[of] if of < len(parameters) else f"args[{of}]"
 
     def _names(self, given: Arguments, numbers: Sequence[int]) -> list[str]:
-        parameters = [p.name for p in parameters_of(self.fun) or ()]
+        return [self._owner(given.owners[i]) + given.paths[i] for i in numbers]
 
-        def owner(of: int | str) -> str:
-            if isinstance(of, str):
-                return of
-            return parameters[of] if of < len(parameters) else f"args[{of}]"
-
-        return [owner(given.owners[i]) + given.paths[i] for i in numbers]
-
-    def _notes(
-        self, labels: Sequence[str], leaves: Sequence[Any], plan: ProgramPlan
-    ) -> Iterator[str]:
-        parameters = [x for x, la in zip(leaves, labels, strict=True) if la == PARAMETER]
-        if not any(_compat.is_float(x.dtype) for x in parameters):
-            numbers = ", ".join(map(str, self.options.params_argnums)) or "none"
-            yield (
-                f"params_argnums ({numbers}): no floating-point arrays there; weights are looked "
-                "for among the arrays that the function captures"
-            )
+    def _notes(self, plan: ProgramPlan) -> Iterator[str]:
         if self.options.layer == "stablehlo" and plan.provenance.unrolled:
             places = ", ".join(plan.provenance.unrolled)
             yield (

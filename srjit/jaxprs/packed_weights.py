@@ -39,13 +39,13 @@ from srjit.products.quantized import as_held
 from srjit.program.control_flow import ControlFlow, Region
 from srjit.program.dead_code import without_dead_code
 from srjit.program.liveness import needed_inputs
-from srjit.program.values import CAPTURED, PARAMETER, Path
+from srjit.program.values import CAPTURED, CONSTANT, PARAMETER, Path
 from srjit.targets.operand import quantize_operand
 
 WeightKey = tuple[
     tuple[int, ...], Shared
 ]  # of a weight: lengths of the loops around, and what it is
-_SOURCES = frozenset({PARAMETER, CAPTURED})
+_SOURCES = frozenset({PARAMETER, CAPTURED, CONSTANT})
 
 
 @dataclasses.dataclass(frozen=True)

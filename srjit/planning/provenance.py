@@ -26,7 +26,9 @@ from srjit.program.protocols import Equation, Program, Variable, is_literal, kee
 from srjit.program.values import (
     BACKWARD,
     CAPTURED,
+    CONSTANT,
     PARAMETER,
+    SOURCES,
     Occurrence,
     Opaque,
     Path,
@@ -97,6 +99,8 @@ class Provenance:
             for v, label in zip(jaxpr.invars, labels, strict=True)
             if label == PARAMETER
         }
+        # Captured arrays are weights only where no argument is.
+        self._held = CONSTANT if PARAMETER in labels else CAPTURED
         inputs = [self._new(label, v) for v, label in zip(jaxpr.invars, labels, strict=True)]
         # Origins of what is in memory before the program starts, and of its slices in loops.
         self.given = {v.origin: label for v, label in zip(inputs, labels, strict=True)}
@@ -113,7 +117,7 @@ class Provenance:
         return self._stacks[token].token if token in self._stacks else None
 
     def _new(self, label: str | None, v: Variable) -> Value:
-        labels = frozenset([label] if label else [])
+        labels = frozenset([label] if label in SOURCES else [])
         return self._renewed(Value(labels, 0, 0, _compat.typed_axes(v.aval)))
 
     def _renewed(self, value: Value) -> Value:
@@ -135,7 +139,7 @@ class Provenance:
             return env[v]
 
         for v, const in zip(jaxpr.constvars, consts, strict=True):
-            env[v] = self._new(CAPTURED if _is_tensor(const) else None, v)
+            env[v] = self._new(self._held if _is_tensor(const) else None, v)
         env.update(zip(jaxpr.invars, inputs, strict=True))
         if scope.record:
             tokens = [value.token for value in inputs]

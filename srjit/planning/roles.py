@@ -26,7 +26,7 @@ from srjit.products.dot import DotProduct
 from srjit.products.kinds import product_of, rules_of
 from srjit.products.product import Product
 from srjit.program.protocols import Variable
-from srjit.program.values import BACKWARD, CAPTURED, DATA, PARAMETER, Occurrence, Value, visible
+from srjit.program.values import BACKWARD, CONSTANT, DATA, PARAMETER, Occurrence, Value, visible
 
 KEEP_SCOPE = "srjit.keep_high_precision"
 KEEP_REASON = "srjit.keep_high_precision"
@@ -39,6 +39,11 @@ _SECOND = (
     "differentiates by itself: say srjit.role(...)"
 )
 _UPDATE = "outside the differentiated function, of gradients or parameters alone: an update's"
+
+_CONSTANT = (
+    "an array that the function captures is a constant beside its parameters: make it an argument "
+    "if it holds weights"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,8 @@ def classify(provenance: Provenance) -> list[Classified]:
     twice = any(_derivatives(o)[:1] == ["jvp"] != _derivatives(o) for o in occurrences)
     partners = _Partners(forward, provenance)
     classified = [_classify_one(o, partners, differentiated, twice) for o in occurrences]
+    # Where nothing else is data, captured arrays are.
+    has_data = any(DATA in o.lhs.labels | o.rhs.labels for o in forward)
     ordinals = {phase: itertools.count(first) for phase, first in _FIRST_NOISE.items()}
     return [
         dataclasses.replace(
@@ -136,10 +143,19 @@ def classify(provenance: Provenance) -> list[Classified]:
             number=i,
             noise=next(ordinals[c.phase]),
             path="/".join(visible(c.occurrence.scope.names)),
-            keep=KEEP_REASON if KEEP_SCOPE in c.occurrence.scope.names else c.keep,
+            keep=_reason_to_keep(c, has_data),
         )
         for i, c in enumerate(classified)
     ]
+
+
+def _reason_to_keep(c: Classified, has_data: bool) -> str:
+    if KEEP_SCOPE in c.occurrence.scope.names:
+        return KEEP_REASON
+    operands = c.occurrence.operands
+    if has_data and any(value.sources == frozenset({CONSTANT}) for value in operands):
+        return c.keep or _CONSTANT
+    return c.keep
 
 
 def _derivatives(o: Occurrence) -> list[str]:
@@ -340,7 +356,7 @@ def _extents(v: Variable) -> list[int]:
 
 
 def forward_kinds(o: Occurrence) -> tuple[str, str]:
-    """A weight is what comes only from parameters, or, beside data, only from captured arrays."""
+    """A weight is what comes only from parameters, or, without any, only from captured arrays."""
     left, right = map(_rank, o.operands)
     if left == right == 0:
         return "activation", "activation"
@@ -350,7 +366,9 @@ def forward_kinds(o: Occurrence) -> tuple[str, str]:
 def _rank(value: Value) -> int:
     if value.sources == frozenset({PARAMETER}):
         return 2
-    return 1 if value.sources and value.sources <= {PARAMETER, CAPTURED} else 0
+    if value.sources == frozenset({CONSTANT}):
+        return 0
+    return 1 if value.sources and DATA not in value.sources else 0
 
 
 def _tag(o: Occurrence) -> tuple[str, str, str] | None:

@@ -20,8 +20,10 @@ from srjit.program.protocols import Equation
 E = TypeVar("E", contravariant=True)
 Path = tuple[Any, ...]
 PARAMETER, CAPTURED, DATA = "parameter", "captured", "data"
+CONSTANT = "constant"  # a captured array beside parameters, which may be weights
+COUNTER = "counter"  # of an input: integers and keys beside parameters, which say nothing
 BACKWARD = "backward"
-SOURCES = frozenset({PARAMETER, CAPTURED, DATA})
+SOURCES = frozenset({PARAMETER, CAPTURED, CONSTANT, DATA})
 
 
 class Value(NamedTuple):

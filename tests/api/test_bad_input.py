@@ -36,9 +36,9 @@ quantized = srjit(step, recipe="int8")
         ({"params_argnums": 2}, r"params_argnums=2 is out of range: step takes 2 positional"),
         ({"params_argnums": -3}, r"params_argnums=-3 is out of range"),
         ({"params_argnums": (0, 5)}, r"params_argnums=5 is out of range"),
-        ({"params_argnums": "w"}, r"params_argnums is a position"),
-        ({"params_argnums": 1.0}, r"params_argnums is a position"),
-        ({"params_argnums": True}, r"params_argnums is a position"),
+        ({"params_argnums": "w"}, r"params_argnums is 'auto', a position"),
+        ({"params_argnums": 1.0}, r"params_argnums is 'auto', a position"),
+        ({"params_argnums": True}, r"params_argnums is 'auto', a position"),
     ],
 )
 def test_a_bad_option_is_an_error_when_the_function_is_decorated(
@@ -200,11 +200,39 @@ def test_positions_among_any_number_of_arguments_are_checked_at_the_call():
 
 
 @pytest.mark.parametrize("tree", [{"n": 3}, None, {}, {"ids": np.arange(3)}], ids=repr)
-def test_a_parameter_tree_without_floats_is_in_the_notes(tree: Any):
-    decorated = srjit(lambda params, x: x @ x.T, recipe="int8")
+def test_a_tree_without_floats_is_no_parameter(tree: Any):
+    apply = lambda params, x: x @ x.T  # noqa: E731
+    decorated = srjit(apply, recipe="int8")
     notes = decorated.explain(tree, X).notes
-    assert any("params_argnums (0): no floating-point arrays" in note for note in notes)
+    assert any("parameters: x: the first argument with floats" in note for note in notes)
     assert decorated(tree, X).shape == (4, 4)
+    named = srjit(apply, recipe="int8", params_argnums=0)
+    if tree:
+        with pytest.raises(
+            ValueError, match=r"params_argnums=.0,.: params has no arrays of floats"
+        ):
+            named(tree, X)
+    else:
+        assert any("no arguments are parameters" in note for note in named.explain(tree, X).notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"params_argnames": "param"}, "unknown params_argnames 'param': did you mean 'params'"),
+        ({"params_argnames": ("params", "y")}, "unknown params_argnames 'y'"),
+        ({"params_argnames": 3}, "params_argnames is a name"),
+        ({"params_argnames": (0,)}, "params_argnames is a name"),
+        ({"params_argnames": "key"}, "key has no arrays of floats"),
+        ({"params_argnums": "first"}, "params_argnums is 'auto', a position"),
+    ],
+)
+def test_bad_names_of_parameters_are_errors_that_name_them(options: Any, message: str):
+    def step(key: Any, params: Any, x: Any) -> Any:
+        return x @ params
+
+    with pytest.raises((ValueError, TypeError), match=message):
+        srjit(step, recipe="int8", **options).explain(jax.random.key(0), W, X)
 
 
 def test_weights_that_are_captured_are_found():

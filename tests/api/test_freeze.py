@@ -315,9 +315,9 @@ def test_a_weight_that_a_loop_does_not_change_is_packed_if_it_is_cast_before(whe
 
 
 def test_integers_that_are_weights_once_they_are_cast():
-    w = jax.random.randint(KEY, (D, 64), -100, 100)
-    packed = frozen(lambda w, x: x @ w.astype(jnp.float32), "int8", w, X)
-    assert sorted(packed) == ["params.codes", "params.scale"]
+    p = {"w": jax.random.randint(KEY, (D, 64), -100, 100).astype(jnp.int16), "s": jnp.float32(0.1)}
+    packed = frozen(lambda p, x: x @ (p["w"].astype(jnp.float32) * p["s"]), "int8", p, X)
+    assert sorted(packed) == ["s+w.codes", "s+w.scale"]
 
 
 def test_codes_that_would_take_more_than_the_parameter_are_not_kept():
@@ -378,8 +378,9 @@ def test_what_cannot_be_frozen_says_why():
         srjit.freeze(srjit.srjit(mlp, recipe="fp8-delayed"), MLP, X)
     with pytest.raises(ValueError, match="in_shardings"):
         srjit.freeze(srjit.srjit(mlp, recipe="int8", in_shardings=(None, None)), MLP, X)
-    with pytest.raises(ValueError, match="are static"):
-        static = srjit.srjit(lambda w, x: x * w, recipe="int8", static_argnums=0)
+    with pytest.raises(ValueError, match="no arrays there"):
+        options = {"recipe": "int8", "static_argnums": 0, "params_argnums": 0}
+        static = srjit.srjit(lambda w, x: x * w, **options)
         srjit.freeze(static, 2.0, X)
     with pytest.raises(ValueError, match="side effects"):
         seen = jax.ShapeDtypeStruct((D, D), jnp.float32)

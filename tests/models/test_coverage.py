@@ -36,7 +36,7 @@ class Known:
 
 
 def _decorated(case: Case) -> Any:
-    return srjit(recipe="int8", params_argnums=case.params_argnums)(case.step)
+    return srjit(recipe="int8")(case.step)
 
 
 def _parameters(chosen: Iterable[Entry]) -> list[Any]:

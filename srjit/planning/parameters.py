@@ -1,0 +1,402 @@
+"""Finds the parameters among the arguments of a program.
+
+An argument is one, with all of its arrays, if the program
+
+  updates it          returns it with something added that a gradient made, and multiplies by it
+  differentiates it   returns its gradient
+  multiplies by it    as by those: it is frozen (``_beside``)
+
+If it returns neither, it is the first argument, as a rule (``_usual``). Keys, counters and other
+integers are never parameters, wherever they are.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from srjit import _compat
+from srjit.planning import write_backs
+from srjit.planning.flows import Flow, Flows, Multiplication
+from srjit.planning.site import listed
+from srjit.planning.sums import Kind, kind_of
+from srjit.products.kinds import product_of
+from srjit.program.values import COUNTER, DATA, PARAMETER, SourceInfo
+from srjit.recipes import BUILTIN
+
+_UPDATED, _DIFFERENTIATED = "the step updates it", "the step differentiates it"
+OTHERWISE = "say otherwise with params_argnums= or params_argnames="
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument of a program.
+
+    Attributes:
+      name: what users call it.
+      inputs: numbers of the program's inputs that are its arrays.
+      is_container: whether it is a pytree, not one array.
+      is_first: whether it is the first of all, arguments without arrays included.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    is_container: bool
+    is_first: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Its inputs as bits."""
+        return sum(1 << i for i in self.inputs)
+
+
+def arguments_of(owners: Sequence[str], is_nested: Sequence[bool]) -> list[Argument]:
+    """Arguments, of each input's argument and whether it is inside of a pytree."""
+    found: dict[str, list[int]] = collections.defaultdict(list)
+    for i, owner in enumerate(owners):
+        found[owner].append(i)
+    return [
+        Argument(name, tuple(inputs), any(is_nested[i] for i in inputs), n == 0)
+        for n, (name, inputs) in enumerate(found.items())
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """The parameters of a program.
+
+    Attributes:
+      arguments: those that are.
+      note: for reports: which were taken, and why; empty where nobody could expect others.
+    """
+
+    arguments: tuple[Argument, ...]
+    note: str = ""
+
+    @property
+    def inputs(self) -> frozenset[int]:
+        """Numbers of the program's inputs that are theirs."""
+        return frozenset(i for a in self.arguments for i in a.inputs)
+
+
+def labels_of(program: Any, chosen: Iterable[int]) -> list[str]:
+    """What every input of a program is, if the chosen ones are those of parameters."""
+    chosen = frozenset(chosen)
+    inputs = _compat.open_jaxpr(program)[0].invars
+    return [_label(v.aval) if i in chosen else DATA for i, v in enumerate(inputs)]
+
+
+def _label(aval: Any) -> str:
+    """What an array beside parameters is."""
+    if _compat.is_float(aval.dtype):
+        return PARAMETER
+    # Arrays of plain integers are batches; single bytes and PRNG keys are part of the model.
+    is_batch = aval.ndim and str(aval.dtype) in ("int32", "int64")
+    return DATA if is_batch else COUNTER
+
+
+def declared(closed: Any, arguments: Sequence[Argument], said: str) -> Parameters:
+    """The parameters that a user names.
+
+    Raises:
+      ValueError: an argument has arrays, and none of floats.
+    """
+    inputs = _compat.open_jaxpr(closed)[0].invars
+    for a in arguments:
+        dtypes = dict.fromkeys(str(inputs[i].aval.dtype) for i in a.inputs)
+        if not any(_compat.is_float(inputs[i].aval.dtype) for i in a.inputs):
+            raise ValueError(
+                f"{said}: {a.name} has no arrays of floats ({', '.join(dtypes)}): keys, counters "
+                "and other integers are no parameters; name the argument that the weights are in"
+            )
+    note = (
+        ""
+        if arguments
+        else (
+            f"{said}: no arguments are parameters; weights are looked for among the arrays that "
+            "the function captures"
+        )
+    )
+    return Parameters(tuple(arguments), note)
+
+
+def find(closed: Any, arguments: Sequence[Argument], source: SourceInfo[Any]) -> Parameters:
+    """Finds the parameters of a program.
+
+    Args:
+      closed: a closed jaxpr, or what was read of a module.
+      arguments: its arguments.
+      source: reads scopes off its equations.
+    """
+    return _Search(Flows(closed, source), arguments).found()
+
+
+class _Search:
+    """Looks for the arguments that a program updates or differentiates."""
+
+    def __init__(self, flows: Flows, arguments: Sequence[Argument]) -> None:
+        self.flows = flows
+        program = _compat.open_jaxpr(flows.closed)[0]
+        self.kinds = [kind_of(v) for v in program.invars]
+        self.floats = sum(
+            1 << i for i, v in enumerate(program.invars) if _compat.is_float(v.aval.dtype)
+        )
+        self.arguments = [a for a in arguments if a.bits & self.floats]
+        # Forward products, as (product, side, the operand there, the other one).
+        self.sides: list[tuple[Multiplication, int, Flow, Flow]] = [
+            (m, side, m.operands[side], m.operands[1 - side])
+            for m in flows.products
+            if m.phase != "backward" and not any(o.is_gradient for o in m.operands)
+            for side in (0, 1)
+        ]
+        self.outputs = list(zip(flows.outputs, map(kind_of, program.outvars), strict=True))
+
+    def found(self) -> Parameters:
+        """Looks."""
+        if trained := self._updated():
+            return _beside(self, trained, _UPDATED)
+        if self.flows.differentiates and (trained := self._differentiated()):
+            return _beside(self, trained, _DIFFERENTIATED)
+        return _usual(self)
+
+    def taken(self, arguments: list[Argument], how: str) -> Parameters:
+        """The parameters, with a note unless they are what comes first and is trained."""
+        is_usual = [a.is_first for a in arguments] == [True]
+        if is_usual and how in (_UPDATED, _DIFFERENTIATED):
+            return Parameters(tuple(arguments))
+        names = listed([a.name for a in arguments], 4) or "none"
+        return Parameters(tuple(arguments), f"parameters: {names}: {how}; {OTHERWISE}")
+
+    def alone(self, flow: Flow) -> Argument | None:
+        """The argument that alone flows into a value."""
+        if not flow.inputs:
+            return None
+        return next((a for a in self.arguments if not flow.inputs & ~a.bits), None)
+
+    def is_above(self, a: Argument, bare: Argument) -> bool:
+        """Whether a pytree multiplies a bare array, or what is made of it, as weights do."""
+        if bare.is_container or not a.is_container:
+            return False
+        right, deep = 0, False
+        for m, side, operand, other in self.sides:
+            if self.is_raw(operand, a) and m.eqn.invars[side].aval.ndim > 1:
+                deep = deep or bool(other.inputs & a.bits and other.inputs & bare.bits)
+                if self.alone(other) is bare:
+                    right += 1 if side else -1
+        return deep or right > 0
+
+    def is_raw(self, flow: Flow, a: Argument) -> bool:
+        """Whether a value is an array of an argument, or a view of one."""
+        return flow.parts != 0 and flow.parts == flow.inputs and not flow.inputs & ~a.bits
+
+    def _updated(self) -> list[Argument]:
+        updated = [
+            a
+            for a in self.arguments
+            if any(out.updated >> i & 1 and self.kinds[i] == k
+                   for out, k in self.outputs for i in a.inputs)
+        ]  # fmt: skip
+        if not self.flows.products:
+            return self._written()
+        if not self.flows.differentiates:  # by no name: the gradient of it has to be there
+            return [a for a in updated if a in self._gradients()]
+        primal = [m for m in self.flows.products if m.phase == "primal"]
+        multiplied = [a for a in updated if any(_reads(m, a) for m in primal)]
+        return multiplied or self._unmixed(updated)
+
+    def _written(self) -> list[Argument]:
+        """Arguments that a program without products writes back; the first if that is one.
+
+        Only narrow ones, which recipes write back rounded, matter in it.
+        """
+        if not any(
+            self.kinds[i][1] in write_backs.NARROW for a in self.arguments[:1] for i in a.inputs
+        ):
+            return []
+        closed, count = self.flows.closed, len(self.kinds)
+        names = [str(i) for i in range(count)]
+        found = write_backs.find(closed, [PARAMETER] * count, names, BUILTIN["bf16-sr"])
+        written = {int(w.path) for w in found.reported if w.status == "stochastic"}
+        updated = [a for a in self.arguments if not written.isdisjoint(a.inputs)]
+        return updated[:1] if updated and updated[0].is_first else self._unmixed(updated)
+
+    def _unmixed(self, updated: list[Argument]) -> list[Argument]:
+        """Those of the updated that are in no other's update: moments are in their parameter's."""
+        alone = [
+            a
+            for a in updated
+            if not any(
+                out.inputs & a.bits and out.whole & b.bits and not out.whole & a.bits
+                for b in updated
+                if b is not a
+                for out, _ in self.outputs
+            )
+        ]
+        return alone or updated
+
+    def _differentiated(self) -> list[Argument]:
+        gradients = {k for out, k in self.outputs if out.is_gradient}
+        multiplied = [
+            a
+            for a in self._gradients()
+            if any(_ends(k, self.kinds[i]) for k in gradients for i in a.inputs)
+        ]
+        if multiplied:
+            return multiplied
+        alike = [
+            a
+            for a in self.arguments
+            if all(any(_ends(k, kind) for k in gradients) for kind in self._float_kinds(a))
+        ]
+        return [a for a in alike if a.is_container] or alike[:1]
+
+    def _gradients(self) -> list[Argument]:
+        """Arguments that are multiplied and whose gradient is taken."""
+        flows, found = self.flows, list[Argument]()
+        for m in flows.products:
+            if m.phase == "backward":
+                of = flows.differentiated(m.eqn, m.operands, named=flows.differentiates)
+                if of is not None and (a := self.alone(of)) and a not in found:
+                    found.append(a)
+        return [a for a in self.arguments if a in found]
+
+    def _float_kinds(self, a: Argument) -> set[Kind]:
+        return {self.kinds[i] for i in a.inputs if self.floats >> i & 1}
+
+
+def _ends(whole: Kind, kind: Kind) -> bool:
+    """Whether arrays of one kind are batches of the other, as of gradients of every example."""
+    (shape, dtype), (inner, other) = whole, kind
+    return dtype == other and shape[len(shape) - len(inner) :] == inner
+
+
+def _reads(m: Multiplication, a: Argument) -> bool:
+    """Whether an argument, and not it alone, flows into the operands of a product."""
+    inputs = m.operands[0].inputs | m.operands[1].inputs
+    return bool(inputs & a.bits) and bool(inputs & ~a.bits)
+
+
+def _contracted(m: Multiplication, side: int) -> tuple[int, ...]:
+    product = product_of(m.eqn)
+    return product.contracting(side) if product is not None else ()
+
+
+# ------------------------------------------------------------------------- frozen beside trained
+
+
+def _beside(search: _Search, trained: list[Argument], how: str, bodies: bool = True) -> Parameters:
+    """Parameters: what is trained, and what is frozen beside it.
+
+    Such an argument multiplies
+
+      the same value as a trained one does, along the same dimension (LoRA: x @ w + x @ a @ b),
+      or is added to what is made of trained ones before (x @ (w + a @ b)),
+      or, if it is a pytree and for ``bodies``, a bare array or what it makes of integers, which
+      nothing trained multiplies (a frozen body under a trained head),
+      or a bare array that is trained: an input, no weight.
+
+    What a trained argument multiplies itself is data.
+    """
+    inputs = [a for a in trained if any(search.is_above(b, a) for b in search.arguments)]
+    above = [b for b in search.arguments if any(search.is_above(b, a) for a in inputs)]
+    weights = [*dict.fromkeys([*above, *(a for a in trained if a not in inputs)])]
+    if how == _DIFFERENTIATED:
+        weights = _without_inputs(search, weights)
+    first = list(weights)
+    while more := [a for a in _more(search, weights, first, bodies) if a not in weights]:
+        weights += dict.fromkeys(more)
+    frozen = [a.name for a in weights if a not in trained]
+    if frozen:
+        how += f"; {listed(frozen, 4)}: frozen beside it"
+    return search.taken([a for a in search.arguments if a in weights], how)
+
+
+def _without_inputs(search: _Search, weights: list[Argument]) -> list[Argument]:
+    """Of bare arrays that multiply each other and nothing else is data for: the first."""
+    bits = sum(a.bits for a in weights)
+    if any(operand.inputs & ~bits for _, _, operand, _ in search.sides):
+        return weights
+    pairs = [(search.alone(operand), search.alone(other)) for _, _, operand, other in search.sides]
+    left: list[Argument] = []
+    for a in weights:
+        if a.is_container or not any((a, b) in pairs for b in left):
+            left.append(a)
+    return left
+
+
+def _more(
+    search: _Search, weights: list[Argument], trained: list[Argument], bodies: bool
+) -> Iterator[Argument]:
+    """Arguments that multiply as some known ones do."""
+    alone = search.alone
+    bits = sum(a.bits for a in weights)
+    data = [
+        a
+        for _, _, operand, other in search.sides
+        if alone(operand) in trained and (a := alone(other)) and a not in trained
+    ]
+    multiplied = {
+        (other.token, _contracted(m, 1 - side))
+        for m, side, operand, other in search.sides
+        if operand.inputs and not operand.inputs & ~bits
+    }
+
+    def is_input(value: Flow, a: Argument) -> bool:
+        b = alone(value)
+        if b is not None:
+            return not b.is_container and b not in data and b not in weights
+        rest = value.inputs & ~a.bits
+        return bool(rest) and not rest & (search.floats | search.flows.captured)
+
+    for m, side, operand, other in search.sides:
+        a = alone(operand)
+        if a is None:
+            yield from (a for a in _added(search, operand, other, bits) if a not in data)
+            continue
+        is_beside = (other.token, _contracted(m, 1 - side)) in multiplied
+        if not is_beside and bodies and a.is_container:
+            is_beside = is_input(other, a)
+        if is_beside and a not in data and other.inputs & ~a.bits:
+            yield a
+
+
+def _added(search: _Search, operand: Flow, other: Flow, bits: int) -> Iterator[Argument]:
+    """Arguments that an operand adds to weights, whose inputs are ``bits``, and multiplies so."""
+    for a in search.arguments:
+        both = bits | a.bits
+        is_sum = operand.parts & a.bits and operand.inputs & bits and not operand.inputs & ~both
+        if is_sum and not bits & a.bits and other.inputs & ~both:
+            yield a
+
+
+# ------------------------------------------------------------- where nothing is differentiated
+
+
+def _usual(search: _Search) -> Parameters:
+    """Takes the first argument, of a program that differentiates nothing inside.
+
+    Or the next, if that is a key or a counter; or the first pytree that multiplies it as weights
+    do, if the first is one bare array; or none, if only captured arrays multiply.
+    """
+    arguments, sides = search.arguments, search.sides
+    if not arguments:
+        return search.taken([], "no argument has arrays of floats")
+    first, usual = arguments[0], arguments[0].is_first
+    pytrees = [a for a in arguments if a.is_container]
+    if not (usual or first.is_container) and pytrees:
+        first = pytrees[0]
+    taken = next((a for a in pytrees if search.is_above(a, first)), first)
+    captured = search.flows.captured
+    if any(operand.inputs == captured for _, _, operand, _ in sides) and not any(
+        ((taken.is_container and search.alone(operand) is taken) or search.is_raw(operand, taken))
+        and other.inputs & ~taken.bits & ~captured
+        for _, _, operand, other in sides
+    ):
+        return search.taken([], "weights are the arrays that the function captures")
+    which = "argument" if usual else "argument with floats"
+    how = f"the first {which}; the function returns no update and no gradient"
+    if taken is not first:
+        how = f"it multiplies {first.name} as weights do"
+    return _beside(search, [taken], how, bodies=False)
