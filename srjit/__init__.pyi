@@ -32,6 +32,7 @@ from srjit.numerics.arrays import dequantize as dequantize
 from srjit.numerics.encode import quantize as quantize
 from srjit.numerics.encode import stochastic_round as stochastic_round
 from srjit.numerics.quantization import Quantization as Quantization
+from srjit.numerics.shards import shared_noise as shared_noise
 from srjit.planning.site import Site as Site
 from srjit.planning.site import SitePlan as SitePlan
 from srjit.planning.site import WriteBack as WriteBack

@@ -42,6 +42,12 @@ def typed_axes(aval: Any) -> frozenset[str]:
     return frozenset(getattr(getattr(aval, "manual_axis_type", None), "varying", ()))
 
 
+def current_scopes() -> tuple[str, ...]:
+    """Names of the scopes around what is being traced. Private in JAX, as name stacks are."""
+    stack = source_info_util.current_name_stack().stack
+    return tuple(e.name for e in stack if isinstance(e, source_info_util.Scope))
+
+
 def result_types(fun: Any, *avals: Any) -> Sequence[Any]:
     """The avals of ``fun``'s results, with their sharding and the mesh axes they vary over."""
 

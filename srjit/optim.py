@@ -6,15 +6,18 @@ do the same to any training step.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from srjit import _compat
 from srjit.choices import Rng
 from srjit.numerics.encode import round_with
 from srjit.numerics.formats import get_storage
-from srjit.numerics.random_bits import Key, as_key, mix, of_typed_shards
+from srjit.numerics.random_bits import Key, as_key, mix
+from srjit.numerics.shards import guessed_axes, may_be_copies, of_all_shards
 
 if TYPE_CHECKING:
     import optax
@@ -79,6 +82,9 @@ def stochastic_rounding(
             raise ValueError(
                 "stochastic_rounding rounds parameters: call update(updates, state, params)"
             )
+        if guessed := guessed_axes():
+            message = f"stochastic_rounding: {may_be_copies(guessed)}"
+            warnings.warn(message, stacklevel=_compat.user_stacklevel())
         updates, inside = inner.update(updates, state.inner, params, **extra)
         leaves, tree = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
         now = mix((state.key[0], state.key[1]), state.steps)
@@ -103,7 +109,7 @@ def _rounded(key: Key, param: Any, update: Any, rng: Rng) -> jax.Array:
         return update
     before, change = (jnp.asarray(x).astype(jnp.float32) for x in (param, update))
     exact = before + change
-    words = of_typed_shards(key, exact)
+    words = of_all_shards(key, exact)
     after = round_with(words, exact, get_storage(dtype), rng).astype(jnp.float32)
     # Infinity minus itself would be NaN: what is not finite is left to the addition.
     return jnp.where(jnp.isfinite(exact), after - before, change)

@@ -25,6 +25,7 @@ from srjit.calling.signature import name_of, signature_with_key
 from srjit.calling.stages import Lowered, Traced
 from srjit.diagnostics.watch.stream import Watch, Watched
 from srjit.numerics.random_bits import as_key
+from srjit.numerics.shards import refuse_around
 from srjit.passes import PassWarning
 from srjit.passes.report import report_of
 from srjit.planning.plan import ProgramPlan
@@ -106,6 +107,8 @@ class Jitted:
           ValueError: ``sr_key`` is committed to another device than the arguments, or ``sr_state``
             is not of this program.
         """
+        if _compat.inside_transformation():
+            refuse_around(self.name)
         sr_key = self._own_key() if sr_key is None else as_argument(sr_key)
         if sr_state is not None:
             sr_key = Stateful(sr_key, sr_state)

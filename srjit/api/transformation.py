@@ -26,6 +26,7 @@ from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
 from srjit.numerics.random_bits import Key
+from srjit.numerics.shards import may_be_copies, refuse_around, untyped_axes
 from srjit.planning.parameters import Argument, Parameters, declared, find, labels_of
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planner import make_plan
@@ -125,11 +126,12 @@ class Transformation:
           key: a type of ``srjit.calling.keys``, or None inside another transformation.
           args, kwargs: of the function.
         """
+        refuse_around(self.name)
         program = self.traced(args, kwargs)
         given = key if isinstance(key, Stateful) else Stateful(key, None)
         words = self._key_words(given.key, program.plan)
         histories = self._histories(given.state, program.plan)
-        self.complain(Report.of(program.plan))
+        self.complain(Report.of(program.plan), program.plan.write_backs.guessed)
         if self.options.dump:
             self._dump(self.options.dump, program, words, histories)
         watched: list[jax.Array] = []
@@ -231,7 +233,7 @@ class Transformation:
         names = self._names(given, numbers)
         parameters = self._parameters(closed, given, numbers, len(args))
         labels = labels_of(closed, parameters.inputs)
-        plan = make_plan(closed, labels, self.settings, names)
+        plan = make_plan(closed, labels, self.settings, names, untyped_axes())
         notes = (*plan.notes, *filter(None, [parameters.note]), *self._notes(plan))
         plan = dataclasses.replace(plan, notes=notes)
         stream = self._onlookers.stream
@@ -322,17 +324,24 @@ class Transformation:
 
     # --------------------------------------------------------------------------------- telling
 
-    def complain(self, report: Report) -> None:
-        """Warns once of what a recipe asked for and is not done; raises if that is strict."""
+    def complain(self, report: Report, guessed: frozenset[str] = frozenset()) -> None:
+        """Warns once of what a recipe asked for and is not done; raises if that is strict.
+
+        Args:
+          report: of the program.
+          guessed: mesh axes along which what it writes may be copies.
+        """
         asked = (
             (report.with_gradients, "matrix multiplications", "stay in high precision"),
             (report.write_backs, "write-backs", "stay as the program has them"),
         )
-        message = "\n".join(
+        messages = [
             self._missing(given, f"{what} that recipe {report.recipe!r} asks for {stay}")
             for given, what, stay in asked
             if any(_is_missing(s) for s in given)
-        )
+        ]
+        messages += [f"{self.name}: {may_be_copies(guessed)}"] if guessed else []
+        message = "\n".join(messages)
         if not message or (self._warned and not self.options.strict):
             return
         if self.options.strict:

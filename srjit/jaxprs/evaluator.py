@@ -25,7 +25,8 @@ from srjit.jaxprs.observation import NOTHING, Shown, rounding_of, rounding_of_wr
 from srjit.jaxprs.site import bind_site
 from srjit.jaxprs.write_back import exactly, round_write_back
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Key, mix, of_shards
+from srjit.numerics.random_bits import Key, mix
+from srjit.numerics.shards import of_shards
 from srjit.planning.noise import Draw
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand, Shared

@@ -23,7 +23,8 @@ from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat
 from srjit.numerics.quantization import Quantization
-from srjit.numerics.random_bits import Key, mix, of_typed_shards
+from srjit.numerics.random_bits import Key, mix
+from srjit.numerics.shards import of_typed_shards
 from srjit.planning import planned_site
 from srjit.planning.planned_site import Gradient, SiteParams, draw_signs, oriented
 from srjit.products.product import Product

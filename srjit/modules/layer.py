@@ -23,6 +23,7 @@ from srjit import _compat
 from srjit._mlir import func, ir, passmanager
 from srjit.calling.keys import MissingKeyError
 from srjit.modules.interface import Interface
+from srjit.numerics.shards import untyped_axes
 from srjit.passes import Pipeline
 from srjit.passes.driver import registry
 from srjit.passes.mlir.serialization import copy_of, text_of
@@ -101,14 +102,14 @@ def call(
     Raises:
       NotImplementedError: noise is drawn inside of somebody else's ``shard_map``.
     """
-    axes = {axis for leaf in leaves for axis in _compat.varying_axes(leaf)}
+    axes = untyped_axes().union(*map(_compat.varying_axes, leaves))
     if words is not None and axes:
         # A module does not say which of its tensors differ from shard to shard, and shards must
         # neither share noise nor differ in what they hold copies of.
         raise NotImplementedError(
-            f"{rewriting.name} draws noise inside of a shard_map over {', '.join(sorted(axes))}, "
-            "where layer='stablehlo' cannot tell what is sharded: apply shard_map inside of the "
-            "decorated function, or use layer='jaxpr'"
+            f"{rewriting.name} draws noise inside of a shard_map or pmap over "
+            f"{', '.join(sorted(axes))}, where layer='stablehlo' cannot tell what is sharded: "
+            "apply shard_map inside of the decorated function, or use layer='jaxpr'"
         )
     closed, captured = _without_traced_constants(closed)
     # A captured tensor is a weight, unless there are parameters to be weights.

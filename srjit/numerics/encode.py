@@ -19,6 +19,7 @@ from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import round_to_grid, working_dtype
 from srjit.numerics.scale_layouts import Request, keep_visible
 from srjit.numerics.scaling import Scales
+from srjit.numerics.shards import of_all_shards
 from srjit.numerics.storage import Storage
 
 
@@ -42,7 +43,7 @@ def stochastic_round(x: jax.Array, dtype: Any, key: Any, *, rng: Rng = "hash") -
       ValueError: nothing can be rounded to ``dtype``.
     """
     x = _as_float(x, "stochastic_round")
-    words = random_bits.of_typed_shards(random_bits.as_key(key), x)
+    words = of_all_shards(random_bits.as_key(key), x)
     return round_with(words, x, get_storage(dtype), rng)
 
 
@@ -78,7 +79,7 @@ def quantize(
         raise ValueError("delayed scales are state: use srjit(...).init_state, or scaling='static'")
     words = None
     if spec.rounding == "stochastic":
-        words = random_bits.of_typed_shards(random_bits.as_key(key), x)
+        words = of_all_shards(random_bits.as_key(key), x)
     q = encode(x, spec, words, rng=rng)
     return dataclasses.replace(q, codes=get_format(spec.format).storage.cast(q.codes))
 

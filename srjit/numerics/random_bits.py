@@ -23,7 +23,6 @@ from jax.extend import core as jex_core
 from jax.extend.random import threefry2x32_p
 from jax.interpreters import batching, mlir
 
-from srjit import _compat
 from srjit.choices import Rng, unknown_name
 
 Key = tuple[jax.Array, jax.Array]
@@ -108,7 +107,7 @@ def random_bits(key: Key, like: jax.Array, rng: Rng = "hash") -> jax.Array:
     """uint32 bits of ``like``'s shape, functions of (key, position of the element in ``like``).
 
     Under ``jax.vmap`` the batch counts as a leading dimension, so examples do not share noise;
-    inside ``shard_map`` shards do, unless the key is ``of_shards``.
+    inside ``shard_map`` shards do, unless the key is theirs: see ``shards.py``.
     """
     if rng not in _GENERATORS:
         raise unknown_name("rng", rng, _GENERATORS)
@@ -116,18 +115,6 @@ def random_bits(key: Key, like: jax.Array, rng: Rng = "hash") -> jax.Array:
     if rows:
         key = mix(key, _row_index(like.shape, rows))
     return _GENERATORS[rng](key, element_index_p.bind(like))
-
-
-def of_shards(key: Key, axes: Iterable[str]) -> Key:
-    """A key of its own for every shard along mesh ``axes``, inside ``shard_map``."""
-    for axis in sorted(axes):
-        key = mix(key, lax.axis_index(axis))
-    return key
-
-
-def of_typed_shards(key: Key, like: jax.Array) -> Key:
-    """``of_shards`` along the axes over which ``like`` differs by its type."""
-    return of_shards(key, _compat.varying_axes(like))
 
 
 def row_stride(columns: int) -> int:

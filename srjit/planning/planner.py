@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from srjit import recipes, targets
+from srjit.numerics.shards import shared_axes
 from srjit.planning import planned_site as planned
 from srjit.planning import write_backs
 from srjit.planning.decision import Decisions
@@ -38,7 +39,11 @@ def recipe_of(recipe: Any, target: str | targets.Target) -> Recipe:
 
 
 def make_plan(
-    closed: Any, labels: Sequence[str], settings: Settings, names: Sequence[str] | None = None
+    closed: Any,
+    labels: Sequence[str],
+    settings: Settings,
+    names: Sequence[str] | None = None,
+    manual: frozenset[str] = frozenset(),
 ) -> ProgramPlan:
     """Plans a closed jaxpr.
 
@@ -47,8 +52,9 @@ def make_plan(
       labels: for each of its inputs, whether it is a parameter or data.
       settings: what a user chose.
       names: what its inputs are called.
+      manual: mesh axes around it whose types do not tell which values differ.
     """
-    provenance = Provenance(closed, labels)
+    provenance = Provenance(closed, labels, manual=manual)
     classified = classify(provenance)
     differentiable = all(c.phase == "forward" for c in classified)
     plan = plan_of(provenance, classified, settings, differentiable)
@@ -58,6 +64,8 @@ def make_plan(
     found = write_backs.find(closed, labels, names, settings.recipe)
     if settings.recipe.casts is not None:
         found = write_backs.with_casts(found, provenance.casts)
+    guessed = frozenset[str]().union(*(provenance.guessed.get(p, ()) for p in found.writes))
+    found = dataclasses.replace(found, guessed=guessed)
     return dataclasses.replace(plan, write_backs=found, notes=(*plan.notes, *found.notes))
 
 
@@ -103,6 +111,8 @@ def _planned(
         if planned.draw_signs(params.lhs, params.rhs):
             signs = draws.draw(o, c.noise, planned.SIGNS, c.noise)
 
+    alike = shared_axes(o.scope.names)
+
     def operand(side: int) -> planned.Operand:
         spec = params and (params.lhs, params.rhs)[side]
         shared, history, draw = None, None, Draw(c.noise, side, ())
@@ -121,7 +131,7 @@ def _planned(
             shared=shared,
             draw=draw,
             signs=signs,
-            varies=o.operands[side].varies,
+            varies=o.operands[side].varies - alike,
             history=history,
             in_memory=o.operands[side].origin in provenance.given,
         )
@@ -132,7 +142,7 @@ def _planned(
         loops=o.scope.loops,
         number=c.noise,
         operands=(operand(0), operand(1)),
-        varies=o.scope.manual,
+        varies=o.scope.manual - alike,
         params=params,
     )
 

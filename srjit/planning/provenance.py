@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from srjit import _compat
+from srjit.numerics.shards import is_declared, shared_axes
 from srjit.products.kinds import KINDS
 from srjit.program import left_alone
 from srjit.program.control_flow import ControlFlow, Input, Output, flow_of
@@ -71,13 +72,18 @@ class JaxprSourceInfo:
 class Provenance:
     """The products of a program, in execution order, with what flows into them.
 
-    The program is a closed jaxpr, or anything with the attributes of one.
+    The program is a closed jaxpr, or anything with the attributes of one. It may stand inside of
+    ``shard_map``: ``manual`` are the mesh axes around it of which types tell nothing.
     """
 
     def __init__(
-        self, closed: Any, labels: Sequence[str], source: SourceInfo[Any] | None = None
+        self,
+        closed: Any,
+        labels: Sequence[str],
+        source: SourceInfo[Any] | None = None,
+        manual: frozenset[str] = _NONE,
     ) -> None:
-        self._source = source or JaxprSourceInfo()
+        self._source, self._manual = source or JaxprSourceInfo(), manual
         self.occurrences: list[Occurrence] = []
         self.opaque: list[Opaque] = []
         self.random: list[str] = []  # where the program itself draws random bits
@@ -85,6 +91,8 @@ class Provenance:
         self.tokens: dict[tuple[Path, int], int] = {}  # of the inputs of scopes
         # Mesh axes over which the results of equations differ, inside shard_maps.
         self.varies: dict[Path, frozenset[str]] = {}
+        # Of these, those around the program, of which nobody says whether the results differ.
+        self.guessed: dict[Path, frozenset[str]] = {}
         self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
@@ -104,7 +112,7 @@ class Provenance:
         inputs = [self._new(label, v) for v, label in zip(jaxpr.invars, labels, strict=True)]
         # Origins of what is in memory before the program starts, and of its slices in loops.
         self.given = {v.origin: label for v, label in zip(inputs, labels, strict=True)}
-        self._run(jaxpr, consts, inputs, Scope())
+        self._run(jaxpr, consts, inputs, Scope(manual=manual))
 
     def derived(self, *key: Any) -> int:
         """A token for what ``key`` says, equal for equal keys."""
@@ -118,7 +126,7 @@ class Provenance:
 
     def _new(self, label: str | None, v: Variable) -> Value:
         labels = frozenset([label] if label in SOURCES else [])
-        return self._renewed(Value(labels, 0, 0, _compat.typed_axes(v.aval)))
+        return self._renewed(Value(labels, 0, 0, _compat.typed_axes(v.aval) | self._manual))
 
     def _renewed(self, value: Value) -> Value:
         """Another value that the same things flow into."""
@@ -168,7 +176,9 @@ class Provenance:
         if not scope.record:
             return outs
         if outs and outs[0].varies:
-            self.varies[scope.path] = outs[0].varies
+            self.varies[scope.path] = outs[0].varies - shared_axes(scope.names)
+            if not is_declared(scope.names):
+                self.guessed[scope.path] = outs[0].varies & self._manual
         name = eqn.primitive.name
         if name in KINDS:
             (lhs, rhs, *extras), location = values, self._source.location(eqn)

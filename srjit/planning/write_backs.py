@@ -65,12 +65,14 @@ class WriteBacks:
       widened: those between a parameter and its write-back, whose result is needed unrounded.
       reported: for every narrow parameter, and moments that are written, what becomes of it.
       notes: what else a user should know.
+      guessed: mesh axes around the program along which what is written may be copies.
     """
 
     writes: dict[Path, Write]
     widened: frozenset[Path]
     reported: tuple[WriteBack, ...]
     notes: tuple[str, ...] = ()
+    guessed: frozenset[str] = frozenset()
 
 
 NOTHING = WriteBacks({}, frozenset(), ())
