@@ -168,6 +168,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def text_of(one: Pass) -> str:
+    """The text of a pass in pipelines; options that have their defaults are left out."""
+    given = [
+        f"{option.name}={text_of_value(option, value)}"
+        for option in options_of(type(one)).values()
+        if (value := getattr(one, option.field)) != option.default
+    ]
+    return one.name + (f"{{{' '.join(given)}}}" if given else "")
+
+
 def text_of_value(option: Option, value: Any) -> str:
     """The text of an option's value in pipelines."""
     if not option.is_list:
@@ -178,7 +188,10 @@ def text_of_value(option: Option, value: Any) -> str:
 
 
 def _scalar_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "name", value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    name = getattr(value, "name", value)
+    return str(getattr(value, "stated", name))
 
 
 def _quoted(text: str, plain: re.Pattern[str]) -> str:

@@ -30,7 +30,7 @@ from srjit.passes.driver.options import (
     end_of,
     nearest,
     options_of,
-    text_of_value,
+    text_of,
     value_of,
 )
 from srjit.passes.driver.registry import Pass
@@ -128,7 +128,8 @@ class Pipeline:
         object.__setattr__(self, "elements", tuple(elements))
 
     def __str__(self) -> str:
-        return f"{_ROOT}({','.join(map(text_of, self.elements))})"
+        elements = (text_of(e) if isinstance(e, Pass) else str(e) for e in self.elements)
+        return f"{_ROOT}({','.join(elements)})"
 
     def __repr__(self) -> str:
         return f"passes.parse({str(self)!r})"
@@ -168,7 +169,8 @@ class Pipeline:
           **options: ``verify_each``: verify the module after each pass (true); ``timing``: print
             MLIR's table of times, on standard error; ``printing``: when to print the program;
             ``sink``: called with each diagnostic as it comes, where otherwise warnings are Python
-            warnings.
+            warnings; ``seen``: called with each stage, where otherwise ``SRJIT_DUMP_TO`` names a
+            folder that they are written to.
 
         Returns:
           The changed module.
@@ -177,6 +179,7 @@ class Pipeline:
           PipelineError: the module cannot be parsed, has no such entry, or a pass failed; a module
             given as an object is then as the failing pass left it.
           TypeError: it is not a module.
+          OSError: the program cannot be dumped.
         """
         if isinstance(module, (str, bytes)):
             module = serialization.parse(module)
@@ -199,18 +202,6 @@ def _steps(
             yield from _steps(inner, (*path, element.anchor), one_by_one=True)
     else:
         yield running.Step(path, element if isinstance(element, Pass) else str(element))
-
-
-def text_of(element: Element) -> str:
-    """The text of one element in pipelines; options that have their defaults are left out."""
-    if not isinstance(element, Pass):
-        return str(element)
-    given = [
-        f"{option.name}={text_of_value(option, value)}"
-        for option in options_of(type(element)).values()
-        if (value := getattr(element, option.field)) != option.default
-    ]
-    return element.name + (f"{{{' '.join(given)}}}" if given else "")
 
 
 # ------------------------------------------------------------------------------------------ parsing

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -12,7 +14,10 @@ from srjit import _mlir
 from srjit._mlir import ir
 from srjit.passes.driver import diagnostics
 from srjit.passes.driver.diagnostics import Diagnostic, PipelineError
+from srjit.passes.driver.options import text_of
 from srjit.passes.driver.registry import Pass, PassError
+from srjit.program.stablehlo import operations
+from srjit.report.dump import VARIABLE, Dump
 
 AnyModule = TypeVar("AnyModule", ir.Module, ir.Operation, ir.OpView)
 _ROOT = "builtin.module"
@@ -88,8 +93,14 @@ class Step:
 
     @property
     def text(self) -> str:
-        """The text of MLIR's pass with what it is nested under."""
+        """The text of the pass with what it is nested under."""
+        if isinstance(self.what, Pass):
+            return text_of(self.what)
         return "".join(f"{anchor}(" for anchor in self.path) + f"{self.what}{')' * len(self.path)}"
+
+
+# Called with the name of a stage, the module after it, and the steps that are left.
+Seen = Callable[[str, ir.Operation, Sequence[Step]], None]
 
 
 class RunOptions(TypedDict, total=False):
@@ -100,12 +111,15 @@ class RunOptions(TypedDict, total=False):
       timing: print MLIR's table of times, on standard error.
       printing: when to print the program.
       sink: called with each diagnostic as it comes; without one, warnings are Python warnings.
+      seen: sees the module before and after every pass; without one, ``SRJIT_DUMP_TO`` names a
+        folder for it.
     """
 
     verify_each: bool
     timing: bool
     printing: Printing
     sink: diagnostics.Sink | None
+    seen: Seen | None
 
 
 def run(
@@ -116,23 +130,29 @@ def run(
     timing: bool = False,
     printing: Printing = NOTHING,
     sink: diagnostics.Sink | None = None,
+    seen: Seen | None = None,
 ) -> None:
     """Runs passes on the operation of a module, in place; keywords as of ``RunOptions``.
 
     Raises:
       PipelineError: a pass failed.
       TypeError: it is not a module.
+      OSError: the program cannot be dumped.
     """
     if module.name != _ROOT:
         raise TypeError(f"passes run on a builtin.module, not on {module.name}")
     said: list[Diagnostic] = []
     raised: list[BaseException] = []
+    unseen: list[BaseException] = []
 
     def hear(diagnostic: Diagnostic) -> None:
         said.append(diagnostic)
         (sink or diagnostics.warn)(diagnostic)
 
+    seen = seen or _dumping_by_environment(module)
     with module.context, ir.Location.unknown():
+        if seen is not nothing_seen:
+            seen("lowered", module, steps)
         # MLIR aborts the process when it prints a module while threads work on it, and its
         # threads would wait for the interpreter's lock to tell of a diagnostic.
         module.context.enable_multithreading(False)
@@ -144,12 +164,17 @@ def run(
             _print_by_mlir(manager, printing)
         for number, step in enumerate(steps):
             _add(manager, step, _Printer(number, step, printing), raised)
+            if seen is not nothing_seen:
+                show = functools.partial(_show, seen, step.name, steps[number + 1 :], unseen)
+                manager.add(show, name="Show", argument="srjit-show")
         failure = None
         with diagnostics.going_to(hear, module.context):
             try:
                 manager.run(module)
             except ir.MLIRError as error:
                 failure = error
+    if unseen:
+        raise unseen[0]
     if raised and not isinstance(raised[0], Exception):
         raise raised[0]  # KeyboardInterrupt
     if failure is not None:
@@ -199,6 +224,45 @@ def _runner(
             handle.signal_pass_failure()
 
     return run_pass
+
+
+# ------------------------------------------------------------------------------------------- seeing
+
+
+def nothing_seen(stage: str, module: ir.Operation, left: Sequence[Step]) -> None:
+    """Sees nothing, whatever the environment says."""
+
+
+def dumping(dump: Dump) -> Seen:
+    """Writes every stage with locations, and the pipeline that is left as its first comment."""
+
+    def write(stage: str, module: ir.Operation, left: Sequence[Step]) -> None:
+        pipeline = f"{_ROOT}({','.join(step.text for step in left)})"
+        comment = "".join(f"// {line}\n" for line in pipeline.splitlines())
+        text = module.get_asm(enable_debug_info=True)
+        dump.write(f"{stage}.mlir", f"{comment}{str(text).rstrip()}")
+
+    return write
+
+
+def _dumping_by_environment(module: ir.Operation) -> Seen:
+    folder, name = os.environ.get(VARIABLE), operations.text(module, "sym_name")
+    return dumping(Dump(folder, name or "module")) if folder else nothing_seen
+
+
+def _show(
+    seen: Seen,
+    stage: str,
+    left: Sequence[Step],
+    unseen: list[BaseException],
+    module: ir.Operation,
+    handle: _mlir.passmanager.ExternalPass,
+) -> None:
+    try:
+        seen(stage, module, left)
+    except BaseException as error:  # which must not travel through MLIR
+        unseen.append(error)
+        handle.signal_pass_failure()
 
 
 # ----------------------------------------------------------------------------------------- printing

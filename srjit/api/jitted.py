@@ -195,7 +195,7 @@ class Jitted:
 
     def _report_of_module(self, args: Any, kwargs: Any) -> Report:
         modules: list[Any] = []
-        onlookers = Onlookers(module=lambda _, module: modules.append(module))
+        onlookers = Onlookers(module=lambda _, module, __: modules.append(module))
         copy = self.copy(onlookers, strict=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PassWarning)

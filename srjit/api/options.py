@@ -15,11 +15,11 @@ import jax
 from srjit import targets
 from srjit.calling.signature import name_of, parameters_of
 from srjit.choices import Layer, Quantizing, unknown_name
-from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watch.stream import Record
 from srjit.planning.plan import Settings
 from srjit.planning.planner import recipe_of
 from srjit.recipes import Recipe
+from srjit.report.dump import VARIABLE, Dump
 from srjit.targets import Target
 
 
@@ -157,7 +157,7 @@ class Resolved:
             if known and getattr(given, name) not in known:
                 raise unknown_name(name, getattr(given, name), known)
         target = targets.get(given.target)
-        folder = os.environ.get("SRJIT_DUMP_TO") if given.dump_to is None else given.dump_to
+        folder = os.environ.get(VARIABLE) if given.dump_to is None else given.dump_to
         return cls(
             Settings(recipe_of(given.recipe, target), target, given.mode, given.rng),
             _chosen(fun, given),

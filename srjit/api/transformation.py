@@ -19,7 +19,6 @@ from srjit.calling.arguments import Arguments, Changed
 from srjit.calling.keys import IfNeeded, MissingKeyError, Stateful, as_argument, key_words
 from srjit.calling.signature import name_of, parameters_of, signature_with_key
 from srjit.choices import unknown_name
-from srjit.diagnostics.dump import Dump
 from srjit.diagnostics.watch.stream import Watch, Watched
 from srjit.jaxprs.evaluator import State
 from srjit.jaxprs.observation import Observer, Shown
@@ -27,12 +26,14 @@ from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
 from srjit.numerics.random_bits import Key
 from srjit.numerics.shards import may_be_copies, refuse_around, untyped_axes
+from srjit.passes.driver.running import Seen, dumping
 from srjit.planning.parameters import Argument, Parameters, declared, find, labels_of
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planner import make_plan
 from srjit.planning.provenance import JaxprSourceInfo
 from srjit.planning.site import SitePlan, WriteBack
 from srjit.program.dead_code import without_dead_code
+from srjit.report.dump import Dump
 from srjit.report.report import Report
 
 
@@ -90,12 +91,12 @@ class Onlookers:
     """Functions that see a program while it is rewritten or runs.
 
     Attributes:
-      module: gets the name of every pass and the module after it.
+      module: sees the module after every pass.
       observer: sees what is rounded stochastically.
       stream: gets figures of every quantization that it asks for.
     """
 
-    module: Callable[[str, Any], None] | None = None
+    module: Seen | None = None
     observer: Observer | None = None
     stream: Watch | None = None
 
@@ -166,7 +167,7 @@ class Transformation:
             parameters=(*[False] * len(first), *chosen),
             has_key=words is not None,
             states=tuple(histories),
-            seen=hlo_call.dumping(dump.write) if dump and seen is None else seen,
+            seen=dumping(dump) if dump and seen is None else seen,
             is_looked_at=self._onlookers.module is not None,
         )
         return hlo_call.call(closed, rewriting, words, histories, [*first, *program.leaves])

@@ -26,7 +26,8 @@ from srjit.modules.interface import Interface
 from srjit.numerics.shards import untyped_axes
 from srjit.passes import Pipeline
 from srjit.passes.driver import registry
-from srjit.passes.mlir.serialization import copy_of, text_of
+from srjit.passes.driver.running import Seen, nothing_seen
+from srjit.passes.mlir.serialization import copy_of
 from srjit.products import kinds
 from srjit.program import left_alone
 from srjit.program.stablehlo import operations
@@ -47,7 +48,7 @@ class Rewriting:
       parameters: which arguments are parameters.
       has_key: whether a key is given.
       states: names of the histories of delayed scales, in order.
-      seen: called with the name of every stage and the module after it.
+      seen: sees the module after every pass.
       is_looked_at: whether the module is only looked at, and never runs.
     """
 
@@ -59,7 +60,7 @@ class Rewriting:
     parameters: tuple[bool, ...]
     has_key: bool
     states: tuple[str, ...]
-    seen: Callable[[str, Any], None] | None
+    seen: Seen | None
     is_looked_at: bool = False
 
     def run(self, module: Any, first: int) -> None:
@@ -77,13 +78,7 @@ class Rewriting:
             "srjit-legalize": {"target": self.target},
         }
         pipeline = Pipeline(*(registry.find(name)(**given) for name, given in options.items()))
-        if self.seen is None:
-            pipeline.run(module, sink=_said_already)
-            return
-        self.seen("lowered", module)
-        for name, one in zip(options, pipeline, strict=True):
-            Pipeline(one).run(module, sink=_said_already)
-            self.seen(name, module)
+        pipeline.run(module, sink=_said_already, seen=self.seen or nothing_seen)
 
 
 def _said_already(diagnostic: Any) -> None:
@@ -366,8 +361,3 @@ def _without_rule(ctx: Any, primitive: Any) -> Any:
             ),
         )
     )
-
-
-def dumping(write: Callable[[str, str], None]) -> Callable[[str, Any], None]:
-    """Returns a function that writes the module after every stage."""
-    return lambda stage, module: write(f"{stage}.mlir", text_of(module, debug_info=True))

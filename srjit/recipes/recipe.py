@@ -71,6 +71,13 @@ class Recipe:
         return f"rule {self.rules.index(rule) + 1}{which} of recipe {self.name!r}"
 
     @property
+    def stated(self) -> str:
+        """The text that ``recipes.get`` reads as this recipe: its name, or TOML."""
+        from srjit.recipes.builtin import BUILTIN
+
+        return self.name if BUILTIN.get(self.name) == self else self.to_toml()
+
+    @property
     def has_delayed_scales(self) -> bool:
         """Whether any quantization takes its scale from earlier steps."""
         given = (getattr(rule, role) for rule in self.rules for role in ROLES)

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+VARIABLE = "SRJIT_DUMP_TO"
 _numbers = itertools.count()  # of all functions together: files sort in the order of events
 
 
@@ -29,12 +30,11 @@ class Dump:
           OSError: the folder cannot be made or written to; the message names it.
         """
         self.written += 1
+        stage = re.sub(r"[^\w.,()-]+", "_", stage)
         path = self.folder / f"{next(_numbers):04d}.{self.name}.{stage}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            reason = (
-                f"srjit cannot dump to {self.folder} (dump_to or SRJIT_DUMP_TO): {error.strerror}"
-            )
+            reason = f"srjit cannot dump to {self.folder} (dump_to or {VARIABLE}): {error.strerror}"
             raise type(error)(error.errno, reason, str(path)) from error
