@@ -2,6 +2,8 @@
 
 import ast as _ast
 import importlib as _importlib
+import sys as _sys
+import types as _types
 
 # __init__.pyi says where each public name is from. Names are imported when they are first used:
 # srjit-opt needs none of them, and they need all of JAX, which would be most of its time.
@@ -33,3 +35,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})
+
+
+class _Module(_types.ModuleType):
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        raise TypeError(
+            "srjit is a module here, whose decorator has the same name: write srjit.srjit(...), "
+            "or import it with `from srjit import srjit`"
+        )
+
+
+_sys.modules[__name__].__class__ = _Module

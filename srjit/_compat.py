@@ -240,6 +240,12 @@ def jit_is_disabled() -> bool:
     return bool(getattr(jax.config, "jax_disable_jit"))  # noqa: B009
 
 
+def transfers_are_guarded() -> bool:
+    """Whether ``jax.transfer_guard`` forbids, or logs, sending numbers unasked. Untyped in JAX."""
+    guard = getattr(jax.config, "jax_transfer_guard_host_to_device")  # noqa: B009
+    return guard not in (None, "allow")
+
+
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, __file__))
 
 

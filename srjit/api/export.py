@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from srjit import _compat
 from srjit.api import program_file
+from srjit.api.bound import unbound
 from srjit.api.function import SrjitFunction
 from srjit.calling.keys import IfNeeded, Stateful, Words
 from srjit.modules.interface import Interface, KeyUse, words_of
@@ -39,7 +40,8 @@ def export(fn: Any, /, *args: Any, sr_key: Any = None, **kwargs: Any) -> Exporte
     needs neither the Python code that it came from nor the passes that rewrote it.
 
     Args:
-      fn: a function that ``srjit`` decorated, in either layer, or that ``rejit`` returned.
+      fn: a function that ``srjit`` decorated, in either layer, or that ``rejit`` returned. Of a
+        method, the object is the first argument of the program, unless it is static.
       *args, **kwargs: fn's own; ``jax.ShapeDtypeStruct`` will do in place of arrays. A function of
         ``rejit`` has been lowered for its arguments already, and takes none here.
       sr_key: as of a call; not needed.
@@ -60,6 +62,7 @@ def export(fn: Any, /, *args: Any, sr_key: Any = None, **kwargs: Any) -> Exporte
     """
     if sr_key is not None:
         words_of(sr_key)  # says what is wrong with it
+    fn, args = unbound(fn, args, kwargs)
     if isinstance(fn, Rejitted):
         if args or kwargs:
             raise TypeError(
@@ -227,7 +230,7 @@ class Exported:
         self._interface.check(self.name, sr_key is not None, sr_state)
         words = None
         if header.key != "none":
-            words = words_of(0 if sr_key is None else sr_key)
+            words = words_of(0 if sr_key is None else sr_key, (args, kwargs))
         if header.origin == "rejitted":
             given: dict[str, Any] = sr_state or {}
             states = [given[name] for name in header.states]

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from srjit.api.bound import unbound
 from srjit.api.function import SrjitFunction
 from srjit.api.options import Chosen, Resolved
 from srjit.api.transformation import TracedFunction, Transformation, is_traced
@@ -34,7 +35,8 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
 
     Args:
       fn: a function that ``srjit`` decorated, in either mode and layer, with one argument of
-        parameters. What is frozen is its inference mode.
+        parameters. What is frozen is its inference mode. Of a method, the object is the first
+        argument of ``run``.
       *args, **kwargs: fn's own, parameters in their place; ``jax.ShapeDtypeStruct`` will do in
         place of arrays. With such parameters, packed ones are ShapeDtypeStructs too.
 
@@ -63,6 +65,7 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
       >>> safetensors.flax.save_file(packed, "model.safetensors")
       >>> logits = run(safetensors.flax.load_file("model.safetensors"), tokens)
     """
+    fn, args = unbound(fn, args, kwargs)
     if not isinstance(fn, SrjitFunction):
         raise TypeError(f"srjit.freeze takes a function that srjit(...) returned, got {fn!r}")
     fun, given = fn.made_of()

@@ -11,7 +11,7 @@ from srjit import aot, targets
 from srjit.api.jitted import Jitted
 from srjit.api.options import JIT, NOT_GIVEN, UNDONATED, Options, takes
 from srjit.api.transformation import Onlookers
-from srjit.calling.keys import Stateful, as_words, key_words
+from srjit.calling.keys import Stateful, as_words, key_words, sent
 from srjit.diagnostics.replay import Replayed, replayed
 from srjit.diagnostics.verify.capture import Capture
 from srjit.diagnostics.verify.certificate import Certificate
@@ -187,8 +187,8 @@ class SrjitFunction(Jitted):
                 raise ValueError(f"{self.name} was not called yet: replay needs its arguments")
             args, kwargs = self._last
         plan = self.planned(args, kwargs)
-        key = as_words(step) if self._base is None else self._counted(step)
-        root = None if self._settings.mode == "inference" else key_words(key)
+        key = as_words(step) if self._counter.base is None else self._counter.at(step)
+        root = None if self._settings.mode == "inference" else key_words(sent(key, ()))
         return replayed(plan, root, site, operand, trips, shards or {})
 
     def _program(
@@ -202,7 +202,7 @@ class SrjitFunction(Jitted):
         """
         if self._settings.recipe.has_delayed_scales and sr_state is None:
             sr_state = self.init_state(*args, **kwargs)
-        base = next((key for key in (sr_key, self._base) if key is not None), 0)
+        base = next((key for key in (sr_key, self._counter.base) if key is not None), 0)
         if self._settings.mode == "inference":
             base = None
 
@@ -211,8 +211,9 @@ class SrjitFunction(Jitted):
             copy = self.copy(onlookers, key=base, **changed)
 
             def run(step: int) -> Any:
-                key = None if base is None else copy._counted(step)
-                given = key if sr_state is None else Stateful(key, sr_state)
+                key = None if base is None else copy._counter.at(step)
+                given = sent(key, (args, kwargs))
+                given = given if sr_state is None else Stateful(given, sr_state)
                 out = copy._jit.of(args)(given, *args, **kwargs)
                 return out if sr_state is None or type(out) is Watched else out[0]
 
@@ -249,4 +250,4 @@ def srjit(fun: Callable[..., Any], options: Options) -> SrjitFunction:
 
 def replay(fn: SrjitFunction, *args: Any, **options: Any) -> list[Replayed]:
     """``fn.replay(*args, step=..., site=...)``: the noise of one site in one step of a run."""
-    return fn.replay(*args, **options)
+    return fn.replay(*args, **options)  # of a method, too

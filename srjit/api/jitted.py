@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
-import threading
+import pickle
+import sys
 import types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
-import numpy as np
 from jax.core import Tracer
 
 from srjit import _compat
+from srjit.api.bound import BoundMethod
 from srjit.api.options import Options, Resolved
 from srjit.api.transformation import Onlookers, Transformation, is_traced, no_histories
 from srjit.calling import jit as jitting
 from srjit.calling.arguments import Changed
+from srjit.calling.counter import Counter
 from srjit.calling.jit import KeyedJit
-from srjit.calling.keys import Counted, IfNeeded, Stateful, as_argument, as_words
-from srjit.calling.signature import name_of, signature_with_key
+from srjit.calling.keys import IfNeeded, Stateful, Uncounted, as_argument, as_words, sent
+from srjit.calling.signature import is_named, name_of, signature_with_key
 from srjit.calling.stages import Lowered, Traced
 from srjit.diagnostics.watch.stream import Watch, Watched
 from srjit.numerics.random_bits import as_key
@@ -38,7 +41,8 @@ class Jitted:
     Attributes:
       name: what messages call it.
       target: what it is rewritten for.
-      calls: how many calls have taken their noise from the base key; can be set, to resume.
+      calls: how many calls have taken their noise from the base key, of whatever object a method
+        was; calls that failed do not count. It can be set, to resume.
       watch: what streams the records of its calls, if it is watched; ``watch.wait()`` returns when
         all are written.
     """
@@ -60,20 +64,27 @@ class Jitted:
         self.watch = None if given.watch is None else Watch.of(given.watch)
         if self.watch is not None and given.layer != "jaxpr":
             raise ValueError("watch= is for layer='jaxpr', whose numbers are the same")
-        self._base: Any = given.key
         if given.key is not None:
             if given.mode == "inference":
                 raise TypeError("mode='inference' rounds to nearest everywhere and takes no key")
-            as_key(given.key)  # says at once what is wrong with it
-            self._base = as_argument(given.key)
-        self.calls = 0
+            jax.eval_shape(lambda: as_key(given.key))  # says at once what is wrong with it
+        self._counter = Counter(None if given.key is None else as_argument(given.key))
         self._last: tuple[Any, Any] | None = None
-        self._counting = threading.Lock()
         self._dump = self._options.dump
         self._jit_options = given.jit_options
+        self._places = [self._jit_options.get(n) for n in ("in_shardings", "device")]
         jax.jit(fun, **self._jit_options)  # says what is wrong with them, in terms of fun's own
         self._jit = KeyedJit(fun, self._remembering(self._transformation), self._jit_options)
         self._watched = None if self.watch is None else self._watched_by(self.watch)
+
+    @property
+    def calls(self) -> int:
+        """See the class."""
+        return self._counter.calls
+
+    @calls.setter
+    def calls(self, number: int) -> None:
+        self._counter.calls = number
 
     def copy(self, onlookers: Onlookers = Onlookers(), /, **changed: Any) -> Self:  # noqa: B008
         """Returns the same without key, watch and dump, and with some options changed."""
@@ -86,7 +97,34 @@ class Jitted:
         )
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
+        return self if instance is None else BoundMethod(self, instance)
+
+    # ------------------------------------------------------------- copies, which count on their own
+
+    def __copy__(self) -> Self:
+        return self._again(self._fun)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._again(copy.deepcopy(self._fun, memo))
+
+    def __reduce__(self) -> Any:
+        """Pickles it as functions are, by its name; where that is another's, what it is made of."""
+        if is_named(self):
+            return vars(self)["__qualname__"]
+        # cloudpickle and dill keep functions themselves.
+        if type(self._fun) is types.FunctionType and not (
+            is_named(self._fun) or {"cloudpickle", "dill"} & set(sys.modules)
+        ):
+            raise pickle.PicklingError(
+                f"{self.name} cannot be pickled: it is not to be found by its name, "
+                f"{self._fun.__module__}.{self._fun.__qualname__}. Define it at the top of a "
+                "module; or pickle with cloudpickle; or keep its program, for some arguments, in "
+                "a file: srjit.export(...).save(path)"
+            )
+        return _made_again, (type(self), self._fun, self._given, self.calls)
+
+    def _again(self, fun: Callable[..., Any]) -> Self:
+        return _made_again(type(self), fun, self._given, self.calls)
 
     # --------------------------------------------------------------------------------- calling
 
@@ -109,20 +147,27 @@ class Jitted:
         """
         if _compat.inside_transformation():
             refuse_around(self.name)
-        sr_key = self._own_key() if sr_key is None else as_argument(sr_key)
-        if sr_state is not None:
-            sr_key = Stateful(sr_key, sr_state)
-        jitted = (self._watched or self._jit).of(args)
-        if self._dump is not None:
-            self._dump_module(jitted, sr_key, args, kwargs)
+        key = self._own_key() if sr_key is None else as_argument(sr_key)
+        given = key if sr_state is None else Stateful(key, sr_state)
         try:
-            out = jitted(sr_key, *args, **kwargs)
-        except ValueError as error:
-            jitting.explain(error, sr_key, (args, kwargs))
+            jitted = (self._watched or self._jit).of(args)
+            if self._dump is not None:
+                self._dump_module(jitted, given, args, kwargs)
+            try:
+                out = jitted(given, *args, **kwargs)
+            except jax.errors.JaxRuntimeError:
+                if not _compat.transfers_are_guarded():
+                    raise
+                # Asking beforehand would be slower.
+                out = jitted(sent(given, (args, kwargs, self._places)), *args, **kwargs)
+            if type(out) is Watched:
+                out = self._delivered(out)
+            return out.handed_back(args, kwargs) if type(out) is Changed else out
+        except BaseException as error:
+            self._counter.give_back(key)
+            if isinstance(error, ValueError):
+                jitting.explain(error, given, (args, kwargs))
             raise
-        if type(out) is Watched:
-            out = self._delivered(out)
-        return out.handed_back(args, kwargs) if type(out) is Changed else out
 
     def _delivered(self, watched: Watched) -> Any:
         """Sends off what was measured, and returns what the function returned."""
@@ -134,19 +179,11 @@ class Jitted:
         return watched.out
 
     def _own_key(self) -> Any:
-        if self._settings.mode == "inference" or _compat.inside_transformation():
+        if self._settings.mode == "inference":
             return None
-        return IfNeeded(None) if self._base is None else self._next_key()
-
-    def _next_key(self) -> Counted:
-        with self._counting:
-            number = self.calls
-            self.calls += 1
-        return self._counted(number)
-
-    def _counted(self, number: int) -> Counted:
-        # A jitted function takes a Python integer fastest; from 2**31 on it overflows there.
-        return Counted(self._base, number if number < 2**31 else np.uint32(number))
+        if _compat.inside_transformation():
+            return None if self._counter.base is None else Uncounted()
+        return IfNeeded(None) if self._counter.base is None else self._counter.next()
 
     def _dump_module(self, jitted: Any, key: Any, args: Any, kwargs: Any) -> None:
         """Traces and lowers what is about to be called; writes the module if that is a new one."""
@@ -196,10 +233,10 @@ class Jitted:
     def _report_of_module(self, args: Any, kwargs: Any) -> Report:
         modules: list[Any] = []
         onlookers = Onlookers(module=lambda _, module, __: modules.append(module))
-        copy = self.copy(onlookers, strict=False)
+        twin = self.copy(onlookers, strict=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PassWarning)
-            copy.lower(*args, **kwargs)
+            twin.lower(*args, **kwargs)
         return report_of(modules[-1].operation)
 
     def planned(self, args: Any, kwargs: Any) -> ProgramPlan:
@@ -249,7 +286,7 @@ class Jitted:
             sr_state = self.init_state(*args, **kwargs)
         if sr_state is not None:
             key = Stateful(key, sr_state)
-        return Traced(self._jit.of(args).trace(key, *args, **kwargs), key, self._next_key)
+        return Traced(self._jit.of(args).trace(key, *args, **kwargs), key, self._counter)
 
     def lower(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Lowered:
         """Lowers it, as ``jax.jit`` does; the result compiles to what is called as the function is.
@@ -274,8 +311,8 @@ class Jitted:
             return as_words(sr_key)
         if self._settings.mode == "inference":
             return None
-        if self._base is not None:
-            return self._counted(self.calls)
+        if self._counter.base is not None:
+            return self._counter.at(self.calls)
         return IfNeeded(jax.eval_shape(lambda: jax.random.key(0)))
 
     def keyed(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -298,6 +335,12 @@ class Jitted:
         for jitted in (self._jit, self._watched):
             if jitted is not None:
                 jitted.clear_cache()
+
+
+def _made_again(cls: type[Any], fun: Callable[..., Any], given: Options, calls: int) -> Any:
+    made = cls(fun, given)
+    made.calls = calls
+    return made
 
 
 def _shape_of(leaf: Any) -> Any:

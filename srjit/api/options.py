@@ -27,6 +27,8 @@ class _NotGiven:
     def __repr__(self) -> str:
         return "NOT_GIVEN"
 
+    __reduce__ = __repr__  # one object, after pickling too
+
 
 NOT_GIVEN: Any = _NotGiven()  # None means something to jax.jit
 
@@ -168,6 +170,9 @@ class Resolved:
 
 
 def _check_function(fun: Callable[..., Any]) -> None:
+    if isinstance(fun, (classmethod, staticmethod)):
+        kind: str = type(fun).__name__  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        raise TypeError(f"srjit takes the function itself: write @{kind} above @srjit")
     if not callable(fun):
         raise TypeError(
             f"srjit takes a function first, got {fun!r}; options go by name: "

@@ -16,7 +16,14 @@ from jax.core import Tracer
 from srjit import _compat
 from srjit.api.options import Chosen, Resolved, TransformOptions, check_position, takes
 from srjit.calling.arguments import Arguments, Changed
-from srjit.calling.keys import IfNeeded, MissingKeyError, Stateful, as_argument, key_words
+from srjit.calling.keys import (
+    IfNeeded,
+    MissingKeyError,
+    Stateful,
+    Uncounted,
+    as_argument,
+    key_words,
+)
 from srjit.calling.signature import name_of, parameters_of, signature_with_key
 from srjit.choices import unknown_name
 from srjit.diagnostics.watch.stream import Watch, Watched
@@ -311,6 +318,8 @@ class Transformation:
     def _key_words(self, key: Any, plan: ProgramPlan) -> Key | None:
         alone = isinstance(key, IfNeeded)
         key = key.key if isinstance(key, IfNeeded) else key
+        uncounted = isinstance(key, Uncounted)
+        key = None if uncounted else key
         if self.settings.mode == "inference":
             if key is not None:
                 raise TypeError("mode='inference' rounds to nearest everywhere and takes no sr_key")
@@ -318,7 +327,7 @@ class Transformation:
         alone = alone or self.options.layer == "stablehlo"
         draws = plan.draws_forward or (plan.draws_backward and not alone)
         if key is None and draws:
-            raise MissingKeyError.of(self.name)
+            raise (MissingKeyError.of_uncounted if uncounted else MissingKeyError.of)(self.name)
         if key is not None and not draws:
             jax.eval_shape(key_words, key)  # a wrong key is wrong, needed or not
         return key_words(key) if draws else None
@@ -373,7 +382,8 @@ class Transformation:
 
 def no_histories(plan: ProgramPlan) -> State:
     """Histories that remember nothing, one for each delayed scale."""
-    return {name: jnp.zeros(shape, jnp.float32) for name, shape in plan.histories.items()}
+    shapes = plan.histories.items()
+    return {name: jax.device_put(np.zeros(shape, np.float32)) for name, shape in shapes}
 
 
 def _is_missing(planned: SitePlan | WriteBack) -> bool:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from srjit import _compat
 from srjit.numerics.random_bits import Key, as_key, int_words, mix
 
 _HOST_TYPES = (int, float, complex, str, tuple, list, np.generic, np.ndarray)
@@ -44,6 +45,10 @@ class Words(NamedTuple):
     words: Any
 
 
+class Uncounted(NamedTuple):
+    """No key: the call is inside another transformation, where its base key cannot count."""
+
+
 class MissingKeyError(TypeError):
     """A program draws noise, and no key was given."""
 
@@ -55,6 +60,18 @@ class MissingKeyError(TypeError):
             "key such as jax.random.fold_in(key, step) or an integer step. Outside of jit, grad, "
             "vmap and scan, srjit(..., key=jax.random.key(0)) counts its calls instead; for "
             "inference there is srjit(..., mode='inference'), which rounds to nearest"
+        )
+
+    @classmethod
+    def of_uncounted(cls, name: str) -> MissingKeyError:
+        """The error where the base key of the function called ``name`` cannot count."""
+        return cls(
+            f"{name} rounds stochastically, and its key= cannot count calls inside another jit, "
+            "grad, vmap or scan (Keras' fit, nnx.jit and eqx.filter_jit are such): what is around "
+            "it is traced once and runs many times, with the same noise each time. Pass sr_key= "
+            "there: a typed PRNG key such as jax.random.fold_in(key, step), or an integer step, "
+            "made of an argument of the function around; for inference there is "
+            "srjit(..., mode='inference'), which rounds to nearest"
         )
 
 
@@ -79,6 +96,32 @@ def as_words(sr_key: Any) -> Any:
     if concrete and not sr_key.shape and jnp.issubdtype(sr_key.dtype, jnp.integer):
         return int_words(int(sr_key))
     return sr_key
+
+
+def sent(key: Any, others: Any) -> Any:
+    """Returns a key whose words are where the other arguments are, if a guard forbids sending them.
+
+    ``jax.jit`` sends numbers of the host by itself, which is faster than ``jax.device_put``, and
+    which ``jax.transfer_guard`` calls implicit. What a user has committed stays where it is.
+
+    Args:
+      key: what a jitted function takes as its key.
+      others: its other arguments, and shardings of them.
+    """
+    if not _compat.transfers_are_guarded():
+        return key
+    leaves = [x for x in jax.tree.leaves(others) if not isinstance(x, Tracer)]
+    shardings = [x.sharding for x in leaves if isinstance(x, jax.Array) and x.committed]
+    shardings += [x for x in leaves if isinstance(x, jax.sharding.Sharding)]
+    place = next(iter(shardings), None)
+    if isinstance(place, jax.sharding.NamedSharding):
+        place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+
+    def put(x: Any) -> Any:
+        stays = isinstance(x, Tracer) or (isinstance(x, jax.Array) and x.committed)
+        return x if stays else jax.device_put(x, place)
+
+    return jax.tree.map(put, key)
 
 
 def _integer(sr_key: Any) -> int:

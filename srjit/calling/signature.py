@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,14 @@ from typing import Any
 def name_of(fun: Callable[..., Any]) -> str:
     """Returns the name that messages use for a function."""
     return getattr(fun, "__name__", type(fun).__name__)
+
+
+def is_named(fun: Any) -> bool:
+    """Whether a function is found by its name in its module, as pickle looks for it."""
+    here: Any = sys.modules.get(str(getattr(fun, "__module__", "")))
+    for step in str(getattr(fun, "__qualname__", "")).split("."):
+        here = getattr(here, step, None)
+    return here is fun
 
 
 def parameters_of(fun: Callable[..., Any]) -> list[inspect.Parameter] | None:

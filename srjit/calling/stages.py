@@ -8,19 +8,25 @@ from typing import Any
 import jax
 
 from srjit.calling.arguments import Changed
-from srjit.calling.keys import Counted, IfNeeded, Stateful, as_words
+from srjit.calling.counter import Counter
+from srjit.calling.keys import Counted, IfNeeded, Stateful, as_words, sent
+
+
+@jax.jit
+def _any_key() -> Any:
+    return jax.random.key(0)
 
 
 class _Stage:
     """A stage of ``jax.stages``, whose attributes it has, and the key that it was made with."""
 
     def __init__(
-        self, stage: Any, key: Any, next_key: Callable[[], Any], key_is_optional: bool = False
+        self, stage: Any, key: Any, counter: Counter, key_is_optional: bool = False
     ) -> None:
-        self._stage, self._next_key, self._key_is_optional = stage, next_key, key_is_optional
+        self._stage, self._counter, self._key_is_optional = stage, counter, key_is_optional
         self._is_stateful = isinstance(key, Stateful)
         self._key = key.key if isinstance(key, Stateful) else key
-        self._made_with = key, next_key
+        self._made_with = key, counter
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
@@ -55,7 +61,7 @@ class Compiled(_Stage):
 
     def __init__(self, *made: Any) -> None:
         super().__init__(*made)
-        self._unused_key = IfNeeded(jax.random.key(0)) if self._key_is_optional else None
+        self._unused_key = IfNeeded(_any_key()) if self._key_is_optional else None
 
     def __call__(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Any:
         """Runs the program.
@@ -75,7 +81,14 @@ class Compiled(_Stage):
             )
             raise TypeError(f"this program has {had} sr_state")
         key = self._key_for(sr_key)
-        out = self._stage(Stateful(key, sr_state) if self._is_stateful else key, *args, **kwargs)
+        given = sent(key, (args, kwargs))
+        try:
+            out = self._stage(
+                Stateful(given, sr_state) if self._is_stateful else given, *args, **kwargs
+            )
+        except BaseException:
+            self._counter.give_back(key)
+            raise
         return out.handed_back(args, kwargs) if isinstance(out, Changed) else out
 
     def _key_for(self, sr_key: Any) -> Any:
@@ -89,7 +102,7 @@ class Compiled(_Stage):
                     "this program was lowered to count its calls from the base key: lower it with "
                     "sr_key= to get one that takes a key"
                 )
-            return self._next_key()
+            return self._counter.next()
         if sr_key is None:
             if self._unused_key is None:
                 raise TypeError("this program rounds stochastically: call it with sr_key=")

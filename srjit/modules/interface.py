@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import ShapedArray
 
 from srjit._mlir import ir
-from srjit.calling.keys import MissingKeyError, as_argument, key_words
+from srjit.calling.keys import MissingKeyError, as_argument, key_words, sent
 from srjit.passes.mlir.annotation import KEY, STATE
 from srjit.program.stablehlo.operations import main_of, types_of
 
@@ -78,7 +79,8 @@ class Interface:
 
     def init_state(self) -> dict[str, jax.Array]:
         """The state of delayed scales before the first step; empty if there are none."""
-        return {name: jnp.zeros(shape, jnp.float32) for name, shape in self.states.items()}
+        shapes = self.states.items()
+        return {name: jax.device_put(np.zeros(shape, np.float32)) for name, shape in shapes}
 
     def check(self, name: str, has_key: bool, sr_state: Any, how: str = "") -> None:
         """Checks what a call of the program gives.
@@ -143,10 +145,14 @@ def _stacked(key: Any) -> jax.Array:
     return jnp.stack(key_words(key))
 
 
-def words_of(sr_key: Any) -> jax.Array:
+def words_of(sr_key: Any, others: Any = ()) -> jax.Array:
     """The two key words of a call's key, as one array.
+
+    Args:
+      sr_key: a typed PRNG key or an integer step.
+      others: the call's other arguments, beside which the words are to be; see ``sent``.
 
     Raises:
       TypeError: it is not a key.
     """
-    return _stacked(as_argument(sr_key))
+    return sent(_stacked(sent(as_argument(sr_key), ())), others)

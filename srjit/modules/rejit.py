@@ -219,7 +219,7 @@ class Rejitted:
             arguments are not those that the program was lowered for.
           ValueError: ``sr_state`` is not of this program, or an array is on other devices.
         """
-        words = None if sr_key is None else words_of(sr_key)
+        words = None if sr_key is None else words_of(sr_key, (args, kwargs))
         return self.call(args, kwargs, words, sr_state)
 
     def call(self, args: Any, kwargs: Any, words: Any, sr_state: Any) -> Any:
