@@ -141,7 +141,9 @@ class _Insertion:
             noise.append((operand.draw.slot, *flips) if operand.draws else None)
         if planned.signs is not None:
             noise.append(split_flips(planned.signs.flips, outside, len(item.loops)))
-        return planned.params, tuple(noise), tuple(o.varies for o in planned.operands)
+        varies = tuple(o.varies for o in planned.operands)
+        remembers = any(o.history is not None for o in planned.operands)
+        return planned.params, tuple(noise), varies, planned.layers if remembers else None
 
     def _copy(self, frame: Frame) -> ir.Operation:
         name = operations.text(frame.op, "sym_name")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from srjit._mlir import ir
-from srjit.passes.emit.frames import Group, Item, Local
+from srjit.passes.emit.frames import Group, Item
 from srjit.passes.emit.lowering import type_of
 from srjit.passes.mlir import annotation, attributes, editing
 
@@ -50,13 +50,15 @@ class Slot:
       item: the multiplication, or the call inside which it is.
       place: which operand of the multiplication, or which slot of what is called.
       names: of its history, along every chain.
-      dims: lengths of the loops inside the group around it.
+      dims: lengths of the loops over layers inside the group around it.
+      layers: for every loop around it, outside of the group too, its length if it is over layers.
     """
 
     item: Item
     place: int | Slot
     names: tuple[str, ...]
     dims: tuple[int, ...]
+    layers: tuple[int | None, ...]
 
 
 Need: TypeAlias = KeyNeed | NumberNeed | Slot
@@ -114,11 +116,6 @@ def offsets_of(numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(n - numbers[0] for n in numbers)
 
 
-def lengths(loops: Sequence[Local]) -> tuple[int, ...]:
-    """The lengths of the loops that have a known one."""
-    return tuple(e.loop.length for e, _ in loops if e.loop and e.loop.length is not None)
-
-
 def needs_of(groups: Sequence[Group], plan: ProgramPlan) -> dict[Group, list[Need]]:
     """The needs of all groups; callers come first in ``groups``."""
     needs: dict[Group, list[Need]] = {}
@@ -159,7 +156,8 @@ def _passed_on(group: Group, item: Item, inner: Sequence[Need]) -> Iterator[Need
                 yield NumberNeed(offsets_of(along(group, item, offsets)))
             case Slot():
                 names = along(group, item, need.names)
-                yield Slot(item, need, names, lengths(item.loops) + need.dims)
+                dims = _dims(need.layers, group, item) + need.dims
+                yield Slot(item, need, names, dims, need.layers)
 
 
 def _needs_of_sites(group: Group, item: Item, sites: Sequence[PlannedSite]) -> Iterator[Need]:
@@ -170,7 +168,14 @@ def _needs_of_sites(group: Group, item: Item, sites: Sequence[PlannedSite]) -> I
     for side in (0, 1):
         names = tuple(site.operands[side].history or "" for site in sites)
         if any(names):
-            yield Slot(item, side, names, lengths(item.loops))
+            layers = sites[0].layers
+            yield Slot(item, side, names, _dims(layers, group, item), layers)
+
+
+def _dims(layers: tuple[int | None, ...], group: Group, item: Item) -> tuple[int, ...]:
+    """Lengths of the loops over layers around an item, inside of a group."""
+    inside = layers[group.outside : group.outside + len(item.loops)]
+    return tuple(n for n in inside if n is not None)
 
 
 def add_arguments(group: Group, needs: Sequence[Need]) -> dict[Need, ir.Value[Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from srjit._mlir import ir
 from srjit.passes.emit import lowering
-from srjit.passes.emit.needs import Slot, lengths
+from srjit.passes.emit.needs import Slot
 from srjit.passes.emit.values import Values
 from srjit.passes.mlir import editing
 from srjit.program.control_flow import ControlFlow, flow_of
@@ -42,7 +42,7 @@ class Seen:
 
     def type_of(self, slot: Slot, depth: int) -> ir.Type:
         """The type of what a slot saw inside of the outermost loops."""
-        return lowering.type_of(_shape(slot, depth), "float32")
+        return lowering.type_of(_shape(slot, self.group.outside, depth), "float32")
 
     def _out(self, program: Program, path: Path, depth: int) -> dict[Slot, Any]:
         """The amaxes of slots inside a program, at its end; ``depth`` loops are around it."""
@@ -64,12 +64,12 @@ class Seen:
     def _out_of_loop(
         self, eqn: Equation, flow: ControlFlow, path: Path, slots: list[Slot], depth: int
     ) -> dict[Slot, Any]:
-        """The amaxes that a loop carries and returns: for every slot, one a trip if it counts them.
+        """The amaxes that a loop carries and returns: for every slot, one a trip over layers.
 
-        A loop of unknown length has one value for all its trips, and none of its condition.
+        Any other loop has the largest of all its trips, and none of its condition.
         """
         inner = self._out(read_program(flow.body.program), (*path, *flow.body.step), depth + 1)
-        counts = flow.trips is not None and flow.trips.length is not None
+        counts = slots[0].layers[self.group.outside + depth] is not None
         index = self.values.index(slots[0].item.loops[: depth + 1]) if counts else None
 
         def update(before: list[Any]) -> list[Any]:
@@ -110,7 +110,7 @@ class Seen:
         return dict(zip(slots, list(new.results)[-len(slots) :], strict=True))
 
     def _unseen(self, slot: Slot, depth: int) -> Any:
-        shape = _shape(slot, depth)
+        shape = _shape(slot, self.group.outside, depth)
 
         def fun() -> Any:
             import jax.numpy as jnp
@@ -122,8 +122,9 @@ class Seen:
         return self.values.library.call("srjit.unseen", fun, key=shape)
 
 
-def _shape(slot: Slot, depth: int) -> tuple[int, ...]:
-    return slot.dims[len(lengths(slot.item.loops[:depth])) :]
+def _shape(slot: Slot, outside: int, depth: int) -> tuple[int, ...]:
+    around = slot.layers[outside : outside + depth]
+    return slot.dims[sum(n is not None for n in around) :]
 
 
 def remembered(history: Any, seen: Any) -> Any:

@@ -4,7 +4,7 @@ The jaxpr door's rule: a quantization's key is mix(mix(... mix(key, trip) ..., n
 the trips of the loops around it, outermost first. Here @main has the key as an argument; a group of
 chains gets as arguments the key with the trips of the loops outside of it, and what its numbers
 differ by. Every operand with a delayed scale has a history of amaxes, with a dimension for each
-loop of known length around it; a group gets it less the dimensions of the loops outside.
+loop over layers around it; a group gets it less the dimensions of the loops outside.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Values:
             if not loops:
                 return self._made[slot]
             before = inside(loops[:-1])
-            if _length(loops) is None:
+            if slot.layers[self.group.outside + len(loops) - 1] is None:
                 return before
             index = self.index(loops)
             make = functools.partial(self.library.call, "srjit.history_at", _slice, before, index)

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from srjit import _compat
-from srjit.jaxprs.evaluator import Evaluator, State, Trip, bind, unseen
+from srjit.jaxprs.evaluator import UNSEEN, Evaluator, State, Trip, bind, unseen
 from srjit.jaxprs.figures import FIGURES
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
@@ -96,14 +96,15 @@ class Rewriter(Evaluator):
     # Codes are by what they are of, histories and what delayed scales saw by name.
 
     def sliced(self, path: Path, body: Region) -> dict[Any, Any]:
-        """Codes and histories that the loop slices."""
+        """Codes and histories that the loop slices: of one over layers, and figures."""
         codes = self.entering(path, body.inputs_by("slice"), stacked=True)
-        histories = {name: self.histories[name] for name in self.states(path)}
+        names = self.states(path) if self.plan.goes_over_layers(path) else self.shown.inside(path)
+        histories = {name: self.histories[name] for name in names}
         return {s: self.stacked[s] for s in codes} | histories
 
     def receive(self, slices: Mapping[Any, Any]) -> None:
         """Takes one trip's slices, in the scope of the body."""
-        self.histories = {k: v for k, v in slices.items() if isinstance(k, str)}
+        self.histories = self.histories | {k: v for k, v in slices.items() if isinstance(k, str)}
         self.codes |= {k: v for k, v in slices.items() if not isinstance(k, str)}
 
     def made_by(self, body: Evaluator, path: Path, sliced: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -111,9 +112,15 @@ class Rewriter(Evaluator):
         codes = [s for s in self.leaving(body, path)[0] if s not in sliced]
         return {s: body.codes[s].alone for s in codes} | body.seen(path)
 
-    def gather(self, stacked: Mapping[Any, Any]) -> None:
-        """Takes what was stacked."""
-        self.observe({k: v for k, v in stacked.items() if isinstance(k, str)})
+    def gather(self, stacked: Mapping[Any, Any], sliced: Mapping[Any, Any]) -> None:
+        """Takes what was stacked; of histories that were not ``sliced``, the largest of all."""
+        self.observe(
+            {
+                k: v if k in sliced else jnp.max(v, axis=0, initial=UNSEEN)
+                for k, v in stacked.items()
+                if isinstance(k, str)
+            }
+        )
         self.stacked |= {k: v for k, v in stacked.items() if not isinstance(k, str)}
 
 
@@ -163,7 +170,7 @@ def _counted(
         reverse=trips.reverse,
         unroll=trips.unroll,
     )
-    outer.gather(dict(zip(made, stacked, strict=True)))
+    outer.gather(dict(zip(made, stacked, strict=True)), sliced)
     return body.results(carry, ys)
 
 

@@ -52,10 +52,9 @@ class Draws:
         pairs = itertools.zip_longest(loops, others[: len(loops)], fillvalue=(None, False))
         return Draw(number, slot, tuple(a[1] != b[1] and a[0] == b[0] for a, b in pairs))
 
-    def history(self, o: Occurrence, what: Hashable, name: str) -> str:
+    def history(self, what: Hashable, layers: tuple[int, ...], name: str) -> str:
         """The name of the history of a value; ``name`` if it has none yet.
 
-        Values in loops of different lengths have different histories.
+        Values in loops over different numbers of layers have different histories.
         """
-        lengths = tuple(n for n, _ in o.scope.loops if n is not None)
-        return self._histories.setdefault((what, lengths), name)
+        return self._histories.setdefault((what, layers), name)

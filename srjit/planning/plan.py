@@ -69,13 +69,19 @@ class ProgramPlan:
 
     @functools.cached_property
     def histories(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every history of delayed scales: lengths of the loops around it, steps."""
+        """The shape of every history of delayed scales: loops over layers around it, then steps."""
         return {
-            operand.history: (*site.lengths, HISTORY)
+            operand.history: (*(n for n in site.layers if n is not None), HISTORY)
             for site in self.rewritten.values()
             for operand in site.operands
             if operand.history is not None
         }
+
+    def goes_over_layers(self, scope: Path) -> bool:
+        """Whether the loop at ``scope`` is one over layers, for the histories inside."""
+        around = sum(scope[:n] in self.provenance.loops for n in range(1, len(scope)))
+        inside = (s for p, s in self.rewritten.items() if p[: len(scope)] == scope)
+        return any(site.layers[around] is not None for site in inside)
 
     def states(self, scope: Path) -> list[str]:
         """Names of the histories that sites inside ``scope`` have."""

@@ -158,6 +158,8 @@ class PlannedSite:
       row: what a report says of it.
       loops: of those around it, outermost first: the length, if it is known; whether it runs
         backwards.
+      layers: of the same, the length of those over weights, such as a stack of layers: histories
+        of delayed scales have a dimension for them, and the largest of all trips of the others.
       number: what the noise of its gradients comes from, should they be taken.
       operands: its lhs and rhs.
       varies: mesh axes over which a gradient differs where types do not tell.
@@ -167,6 +169,7 @@ class PlannedSite:
     path: Path
     row: SitePlan
     loops: tuple[tuple[int | None, bool], ...]
+    layers: tuple[int | None, ...]
     number: int
     operands: tuple[Operand, Operand]
     varies: frozenset[str]

@@ -11,6 +11,7 @@ from srjit.numerics.shards import shared_axes
 from srjit.planning import planned_site as planned
 from srjit.planning import write_backs
 from srjit.planning.decision import Decisions
+from srjit.planning.layers import loops_over_weights, trips_of_layers
 from srjit.planning.noise import Draw, Draws
 from srjit.planning.notes import notes_of
 from srjit.planning.plan import ProgramPlan, Settings
@@ -19,6 +20,7 @@ from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified, classify
 from srjit.planning.site import SitePlan
 from srjit.program import left_alone
+from srjit.program.values import Path
 from srjit.recipes import Recipe
 
 
@@ -90,9 +92,9 @@ def plan_of(
     rows = [decisions.of(c) for c in classified]
     if recipe.pays_on:
         rows = paying(classified, rows, provenance, targets.get(recipe.pays_on).estimates)
-    draws = Draws()
+    draws, over = Draws(), loops_over_weights(provenance, classified)
     sites = {
-        c.occurrence.path: _planned(c, row, settings, provenance, draws)
+        c.occurrence.path: _planned(c, row, settings, provenance, draws, over)
         for c, row in zip(classified, rows, strict=True)
     }
     notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings))
@@ -102,10 +104,16 @@ def plan_of(
 
 
 def _planned(
-    c: Classified, row: SitePlan, settings: Settings, provenance: Provenance, draws: Draws
+    c: Classified,
+    row: SitePlan,
+    settings: Settings,
+    provenance: Provenance,
+    draws: Draws,
+    over: frozenset[Path],
 ) -> planned.PlannedSite:
     o, product = c.occurrence, c.product
     params, signs = None, None
+    layers = trips_of_layers(provenance, over, o)
     if product is not None and any(r.status != "kept" for r in row.with_gradients):
         params = _params(c, row, settings)
         if planned.draw_signs(params.lhs, params.rhs):
@@ -124,7 +132,7 @@ def _planned(
             draw = draws.draw(o, c.noise, side, shared)
             if spec.scaling == "delayed":
                 name = f"{c.path or 'site'}#{c.number}.{('lhs', 'rhs')[side]}"
-                history = draws.history(o, shared, name)
+                history = draws.history(shared, tuple(n for n in layers if n is not None), name)
         return planned.Operand(
             row=row,
             side=side,
@@ -140,6 +148,7 @@ def _planned(
         path=o.path,
         row=row,
         loops=o.scope.loops,
+        layers=layers,
         number=c.noise,
         operands=(operand(0), operand(1)),
         varies=o.scope.manual - alike,

@@ -21,7 +21,7 @@ from srjit import _compat
 from srjit.numerics.shards import is_declared, shared_axes
 from srjit.products.kinds import KINDS
 from srjit.program import left_alone
-from srjit.program.control_flow import ControlFlow, Input, Output, flow_of
+from srjit.program.control_flow import ControlFlow, Input, Output, Region, flow_of
 from srjit.program.places import IDENTITIES
 from srjit.program.protocols import Equation, Program, Variable, is_literal, keeps_dtype
 from srjit.program.values import (
@@ -94,6 +94,7 @@ class Provenance:
         # Of these, those around the program, of which nobody says whether the results differ.
         self.guessed: dict[Path, frozenset[str]] = {}
         self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
+        self.loops: dict[Path, bool] = {}  # by path, whether they slice weights
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
         self._forward: set[int] = set()  # what the forward pass made, or its recomputation
@@ -255,6 +256,8 @@ class Provenance:
         loop = (trips.length, trips.reverse) if trips else None
         if trips and trips.unroll not in (1, False) and scope.record:
             self.unrolled.append(self._source.location(eqn) or "an unknown place")
+        if trips and scope.record:
+            self.loops[scope.path] = _slices_weights(flow.body, values)
         carry = {
             body_input.operand: self._renewed(values[body_input.operand])
             for body_input in flow.body.inputs
@@ -378,6 +381,15 @@ def _turned(jaxpr: Program) -> set[Variable]:
     reads = itertools.chain(jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
     times = collections.Counter(v for v in reads if not is_literal(v))
     return {v for v in transposed if v.aval.ndim == 2 and times[v] == 1}
+
+
+def _slices_weights(body: Region, values: list[Value]) -> bool:
+    """Whether a trip reads a matrix, or more, of a stack that only parameters flow into."""
+    return any(
+        len(body.program.invars[i].aval.shape) > 1
+        and _NONE < values[body.inputs[i].operand].labels <= {PARAMETER, CAPTURED}
+        for i in body.inputs_by("slice")
+    )
 
 
 def _is_quantizer(eqn: Equation) -> bool:
