@@ -62,7 +62,7 @@ def provenance_of(
     Raises:
       PassError: it is not one program, or a parameter does not exist.
     """
-    from srjit.planning.provenance import Provenance
+    from srjit.planning.phases import traced
     from srjit.program.stablehlo.names import name_of
     from srjit.program.stablehlo.program import ModuleSourceInfo
     from srjit.program.stablehlo.reader import Raiser
@@ -78,7 +78,7 @@ def provenance_of(
     names = [name_of(a.location) for a in main.regions[0].blocks[0].arguments]
     chosen = _chosen(params, names, main, entry)
     labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
-    return program, Provenance(program, labels, ModuleSourceInfo()), tuple(raiser.notes)
+    return program, traced(program, labels, ModuleSourceInfo()), tuple(raiser.notes)
 
 
 def _chosen(params: tuple[str, ...], names: list[str], main: Any, entry: str) -> set[int]:

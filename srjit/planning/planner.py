@@ -14,6 +14,7 @@ from srjit.planning.decision import Decisions
 from srjit.planning.layers import loops_over_weights, trips_of_layers
 from srjit.planning.noise import Draw, Draws
 from srjit.planning.notes import notes_of
+from srjit.planning.phases import traced
 from srjit.planning.plan import ProgramPlan, Settings
 from srjit.planning.profit import paying
 from srjit.planning.provenance import Provenance
@@ -56,7 +57,7 @@ def make_plan(
       names: what its inputs are called.
       manual: mesh axes around it whose types do not tell which values differ.
     """
-    provenance = Provenance(closed, labels, manual=manual)
+    provenance = traced(closed, labels, manual=manual)
     classified = classify(provenance)
     differentiable = all(c.phase == "forward" for c in classified)
     plan = plan_of(provenance, classified, settings, differentiable)

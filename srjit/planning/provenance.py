@@ -12,13 +12,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from srjit import _compat
 from srjit.numerics.shards import is_declared, shared_axes
+from srjit.planning.flow import Flow
 from srjit.products.kinds import KINDS
 from srjit.program import left_alone
 from srjit.program.control_flow import ControlFlow, Input, Output, Region, flow_of
@@ -82,8 +83,11 @@ class Provenance:
         labels: Sequence[str],
         source: SourceInfo[Any] | None = None,
         manual: frozenset[str] = _NONE,
+        transforms: Mapping[Path, tuple[str, ...]] | None = None,
     ) -> None:
         self._source, self._manual = source or JaxprSourceInfo(), manual
+        self._transforms = transforms or {}
+        self.flow = Flow()
         self.occurrences: list[Occurrence] = []
         self.opaque: list[Opaque] = []
         self.random: list[str] = []  # where the program itself draws random bits
@@ -113,7 +117,8 @@ class Provenance:
         inputs = [self._new(label, v) for v, label in zip(jaxpr.invars, labels, strict=True)]
         # Origins of what is in memory before the program starts, and of its slices in loops.
         self.given = {v.origin: label for v, label in zip(inputs, labels, strict=True)}
-        self._run(jaxpr, consts, inputs, Scope(manual=manual))
+        outs = self._run(jaxpr, consts, inputs, Scope(manual=manual))
+        self.results = [(o.token, v.aval.shape) for o, v in zip(outs, jaxpr.outvars, strict=True)]
 
     def derived(self, *key: Any) -> int:
         """A token for what ``key`` says, equal for equal keys."""
@@ -157,9 +162,10 @@ class Provenance:
                 self.tokens[scope.path, i] = value.token
         first = len(self.occurrences)
         for index, eqn in enumerate(jaxpr.eqns):
-            outs = self._equation(
-                eqn, [read(v) for v in eqn.invars], scope.at(index, *self._source.name_stack(eqn))
-            )
+            inner = scope.at(index, *self._source.name_stack(eqn))
+            if self._transforms and (added := self._transforms.get(inner.path)):
+                inner = inner._replace(transforms=inner.transforms + added)
+            outs = self._equation(eqn, [read(v) for v in eqn.invars], inner)
             env.update(zip(eqn.outvars, outs, strict=True))
         if len(self.occurrences) > first:
             turned = _turned(jaxpr)
@@ -216,6 +222,7 @@ class Provenance:
                 labels |= _BACKWARD
             known = varies and varies & (scope.manual | _compat.typed_axes(out.aval))
             outs.append(Value(labels, token, values[i].origin if view else origin, known))
+            self.flow.add(token, name, tokens, eqn)
         return outs
 
     def _operation(self, eqn: Equation) -> int:
@@ -287,13 +294,19 @@ class Provenance:
                 break
             carry = joined
         outs = made if flow.trips and not scope.record else run(scope.record)
-        carried = (self._renewed(v) for v in carry.values())
+        carried = iter([self._renewed(v) for v in carry.values()])
+        if flow.trips:
+            ends = [outs[-1][i].token for i in flow.body.outputs_by("carried")]
+            for (operand, first), end in zip(carry.items(), ends, strict=True):
+                self.flow.add(first.token, "carry", [values[operand].token, end])
         found: list[list[Value]] = [[] for _ in eqn.outvars]
         for region, results in zip(flow.regions, outs, strict=True):
             edges = zip(region.outputs, region.program.outvars, results, strict=True)
             for output, v, out in edges:
                 if output.result is not None:
                     left = next(carried) if output.way == "carried" else out
+                    if left is not out:
+                        self.flow.add(left.token, "carry", [out.token])
                     found[output.result].append(self._leaving(output, v, flow, left))
         if str(eqn.params.get("name", "")).startswith(WRITE_BACK):
             # Noise flows into it too, but what was a parameter is one.
@@ -339,12 +352,14 @@ class Provenance:
             token = self.derived(way, how, value.token)
             back = "unshard" if way == "shard" else "shard"
             self._crossed[back, token] = how, value.token
+            self.flow.add(token, "cross", [value.token])
         return value._replace(token=token)
 
     def _sliced(self, stacked: Value) -> Value:
         if stacked.token not in self._stacks:
             token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
             self._stacks[stacked.token] = stacked._replace(token=token, origin=origin)
+            self.flow.add(token, "slice", [stacked.token])
             if stacked.origin in self.given:
                 self.given[origin] = self.given[stacked.origin]
         return self._stacks[stacked.token]
@@ -352,6 +367,7 @@ class Provenance:
     def _stacked(self, value: Value) -> Value:
         token, origin = (self.derived("stack", t) for t in (value.token, value.origin))
         self._stacks[token] = value
+        self.flow.add(token, "stack", [value.token])
         return value._replace(token=token, origin=origin)
 
     def _merged(self, outs: Sequence[Value], chooser: Value) -> Value:
@@ -365,6 +381,7 @@ class Provenance:
             for f in ("token", "origin")
         )
         self._merges[token] = chooser.token, tuple(outs)
+        self.flow.add(token, "merge", [v.token for v in outs])
         return Value(labels, token, origin, varies)
 
     def _chosen(self, value: Value, chooser: Value, branch: int, count: int) -> Value:

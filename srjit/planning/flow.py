@@ -1,0 +1,121 @@
+"""The values of a program as one graph: what each is made of, across loops and calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from srjit.program.protocols import Equation
+
+# These keep the order of elements, or turn whole dimensions around.
+_SAME_DIMENSIONS = {
+    "convert_element_type", "pcast", "sharding_constraint", "reduce_precision", "reshard", "rev",
+}  # fmt: skip
+_RESHAPES = {"reshape", "squeeze", "expand_dims"}
+
+
+class Made(NamedTuple):
+    """How a value was made.
+
+    Attributes:
+      name: of the operation; ``slice`` and ``stack`` of what loops read and write, ``carry`` of
+        what they hand on, ``cross`` at the border of a shard_map.
+      operands: tokens.
+      eqn: the equation; None at the borders of control flow.
+    """
+
+    name: str
+    operands: tuple[int, ...]
+    eqn: Equation | None = None
+
+
+class Flow:
+    """What every token was made of.
+
+    Attributes:
+      made: by token.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[int, Made] = {}
+
+    def add(
+        self, token: int, name: str, operands: Iterable[int], eqn: Equation | None = None
+    ) -> None:
+        """A value; the first time that it is made counts."""
+        if token not in self.made:
+            self.made[token] = Made(name, tuple(operands), eqn)
+
+    def frame(self, token: int, dims: Iterable[int]) -> tuple[int, frozenset[int]] | None:
+        """Some dimensions of a value as those of the first value of which it is a view.
+
+        Returns (that value, its dimensions); None where a view tears them apart.
+        """
+        found = frozenset(dims)
+        while (made := self.made.get(token)) is not None:
+            before = _before(made, found)
+            if before is None:
+                break
+            (token, *_), found = made.operands, before
+            if -1 in found:
+                return None
+        return token, found
+
+
+def _before(made: Made, dims: frozenset[int]) -> frozenset[int] | None:
+    """Dimensions of the operand of a view; None if it is no view, -1 for what it tears apart."""
+    name, eqn = made.name, made.eqn
+    if name == "slice" and eqn is None:
+        return frozenset(d + 1 for d in dims)
+    if name == "stack":
+        return frozenset(d - 1 for d in dims)
+    if eqn is None or len(made.operands) != 1:
+        return None
+    if name in _SAME_DIMENSIONS:
+        return dims
+    if name == "transpose":
+        order = _integers(eqn, "permutation")
+        return frozenset(order[d] for d in dims)
+    if name in _RESHAPES:
+        return _regrouped(eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, dims)
+    if name == "broadcast_in_dim":
+        kept = {d: i for i, d in enumerate(_integers(eqn, "broadcast_dimensions"))}
+        return frozenset(kept.get(d, -1) for d in dims if eqn.outvars[0].aval.shape[d] != 1)
+    return None
+
+
+def _integers(eqn: Equation, name: str) -> list[int]:
+    """A parameter of a JAX primitive, or an attribute of the operation of a module."""
+    params = eqn.params
+    return list(params[name] if name in params else dict(params["attributes"])[name])
+
+
+def _regrouped(
+    old: Sequence[int], new: Sequence[int], dims: frozenset[int]
+) -> frozenset[int] | None:
+    """Dimensions of ``old`` that are ``dims`` of ``new``, which has the same elements."""
+    found: set[int] = set()
+    for before, after in _groups(old, new):
+        inside = {d for d in after if d in dims}
+        if inside and math.prod(new[d] for d in inside) != math.prod(new[d] for d in after):
+            return frozenset({-1})
+        if inside:
+            found.update(before)
+    return frozenset(found)
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Yields the shortest runs of dimensions, of both shapes, that have as many elements."""
+    left, right = ([d for d, n in enumerate(shape) if n != 1] for shape in (old, new))
+    while left and right:
+        before, after = [left.pop(0)], [right.pop(0)]
+        a, b = old[before[0]], new[after[0]]
+        while a != b and (left if a < b else right):
+            if a < b:
+                before.append(left.pop(0))
+                a *= old[before[-1]]
+            else:
+                after.append(right.pop(0))
+                b *= new[after[-1]]
+        yield before, after

@@ -1,0 +1,344 @@
+"""Which product is the gradient of which, from structure: shared operands, dimensions and order.
+
+A gradient of a forward product shares one operand with it, the residual, and sums over dimensions
+of it that the forward product keeps. Its other operand has as many elements as the forward's
+result, and its result as many as the forward's other operand. Each side of a forward product is
+taken once, the latest first, as differentiation goes. Names, where there are any, leave fewer to
+choose from: a gradient stands under one transposition more than what it is the gradient of.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from srjit.planning.provenance import Provenance
+from srjit.products.dot import DotProduct
+from srjit.products.kinds import product_of
+from srjit.products.product import Product
+from srjit.program.values import BACKWARD, DATA, PARAMETER, Occurrence, Value
+
+_PARAMETER = frozenset({PARAMETER})
+_MOST = 32  # candidates that are compared: many products read a weight that layers share
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A product whose gradient another one is.
+
+    Attributes:
+      partner: the product.
+      side: which of its operands is the residual.
+      residual: which operand of the gradient that is.
+      why: how it was found.
+      level: 1 for the gradient of a forward product, 2 for that of such a gradient.
+    """
+
+    partner: Occurrence
+    side: int
+    residual: int
+    why: str
+    level: int = 1
+
+    def has_shapes(self, o: Occurrence) -> bool:
+        """Whether the shapes of ``o`` are those of this gradient, up to the order of dimensions."""
+        given, made = o.eqn.invars, self.partner.eqn.invars
+        pairs = (
+            (given[self.residual], made[self.side]),
+            (given[1 - self.residual], self.partner.eqn.outvars[0]),
+            (o.eqn.outvars[0], made[1 - self.side]),
+        )
+        return all(sorted(a.aval.shape) == sorted(b.aval.shape) for a, b in pairs)
+
+
+def matched(provenance: Provenance) -> Matching:
+    """Which products of a program are gradients of which."""
+    matching = Matching(provenance)
+    for o in provenance.occurrences:
+        if id(o) in matching.tangents:
+            continue
+        if o.scope.phase == "backward" and o.out.token not in matching.made:
+            matching.find(o)
+        matching.add(o)
+    return matching
+
+
+# Whether a product, with this one of its operands as the residual, may be a gradient of another.
+MayBe = Callable[[Occurrence, int, Occurrence], bool]
+
+
+class Matching:
+    """Finds the gradients among the products of a program.
+
+    Args:
+      provenance: of the program.
+      may_be_of: what else has to be true of a gradient; without it, names have to allow it.
+
+    Attributes:
+      gradients: by the identity of an occurrence, its match.
+      tangents: identities of the products that differentiation in forward mode adds to a gradient.
+      orphans: by the identity of an occurrence, the kinds of a gradient whose forward product is
+        not in the program.
+      made: by the token of its result, the forward product that makes it first.
+    """
+
+    def __init__(self, provenance: Provenance, may_be_of: MayBe | None = None) -> None:
+        self._may_be_of = may_be_of or self._names_allow
+        self._flow = provenance.flow
+        self._products: dict[int, Product | None] = {}
+        self.gradients: dict[int, Match] = {}
+        self.made: dict[int, Occurrence] = {}
+        self.orphans: dict[int, tuple[str, str]] = {}
+        self.tangents = _tangents(provenance, self._repeats)
+        self._readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        self._repeated: dict[int, Occurrence] = {}
+        self._alike: set[int] = set()  # of the backward pass, and read what others read, as they do
+        self._taken: set[tuple[int, int]] = set()  # products with the side of a residual
+        self._cotangents: dict[int, int] = {}
+        shapes = provenance.parameter_shapes
+        self._parameters = {tuple(sorted(shape)) for shape in shapes if len(shape) > 1}
+        self._data = {origin for origin, label in provenance.given.items() if label == DATA}
+        self._forward_reads = {
+            v.origin for o in provenance.occurrences if depth(o) == 0 for v in o.operands
+        }
+
+    # ------------------------------------------------------------------------------ building
+
+    def add(self, o: Occurrence) -> None:
+        """The next product in order, to be the partner of later ones."""
+        if o.out.token in self.made:
+            return
+        if o.scope.phase != "backward" and not self.level(o):
+            self.made[o.out.token] = o
+        for side, value in enumerate(o.operands):
+            self._readers[value.origin].append((o, side))
+
+    def find(self, o: Occurrence) -> None:
+        """The match of the next product in order, if it is a gradient."""
+        found = [
+            (self._rank(o, residual, p, side), n, p, side, residual)
+            for residual in (1, 0)
+            for n, (p, side) in enumerate(self._near(o.operands[residual]))
+            if self._may_be_of(o, residual, p) and self._fits(o, residual, p, side)
+        ]
+        if not found:
+            self._note_repetition(o)
+            is_constant = not all(v.sources for v in o.operands)
+            may_be = is_constant or o.scope.phase == "backward"
+            if may_be and id(o) not in self._alike and (kinds := self._of_dead_code(o)):
+                self.orphans[id(o)] = kinds
+            return
+        *_, p, side, residual = min(found, key=lambda f: f[:2])
+        why = "the residual is read by this forward product"
+        match = Match(p, side, residual, why, self.level(p) + 1)
+        self.gradients[id(o)] = match
+        self._taken.add((id(p), side))
+        self._cotangents[id(p)] = o.operands[1 - residual].origin
+
+    def computed_again(self, o: Occurrence) -> Occurrence | None:
+        """The product that ``o``, of the backward pass, computes again; itself if it is the first.
+
+        It is no gradient: it is one of the forward pass, or like one but for its activation, or a
+        gradient is taken of it.
+        """
+        original = self.made.get(o.out.token)
+        if original is not None or id(o) in self.gradients:
+            return original
+        if id(o) in self.orphans:
+            return None
+        return self._repeated.get(id(o), o if self.is_differentiated(o) else None)
+
+    def is_differentiated(self, o: Occurrence) -> bool:
+        """Whether a gradient of it was found."""
+        return not self._taken.isdisjoint(((id(o), 0), (id(o), 1)))
+
+    def level(self, p: Occurrence) -> int:
+        """0 for no gradient, 1 for that of a forward product, 2 for that of a gradient."""
+        match = self.gradients.get(id(p))
+        return match.level if match else int(id(p) in self.orphans)
+
+    def _of_dead_code(self, o: Occurrence) -> tuple[str, str] | None:
+        """Kinds of a gradient whose forward product nobody needed, as in the grad of a sum.
+
+        A product with one weight makes the gradient of an activation; one without, whose result has
+        the shape of a parameter, makes that of the parameter, if it is plain which is the gradient.
+        """
+        weights = [v.sources == _PARAMETER for v in o.operands]
+        if sum(weights) == 1 and self.may_be_gradient(o.operands[weights.index(False)]):
+            return ("weight", "gradient") if weights[0] else ("gradient", "weight")
+        made = [BACKWARD in v.labels or not v.sources for v in o.operands]
+        has_data = all(DATA in v.sources or m for v, m in zip(o.operands, made, strict=True))
+        shape = tuple(sorted(o.eqn.outvars[0].aval.shape))
+        # Gradients of single examples have a dimension more.
+        shapes = {shape, *(shape[:d] + shape[d + 1 :] for d in range(len(shape)))}
+        if has_data and sum(made) == 1 and shapes & self._parameters:
+            return ("gradient", "activation") if made[0] else ("activation", "gradient")
+        return None
+
+    def _near(self, value: Value) -> Iterator[tuple[Occurrence, int]]:
+        """Yields the latest products that read a value, latest first."""
+        readers = self._readers.get(value.origin, [])
+        yield from readers[: -_MOST - 1 : -1]
+        if len(readers) > _MOST:
+            yield from readers[:_MOST]
+
+    def _note_repetition(self, o: Occurrence) -> None:
+        """Notes that ``o`` reads a value as a product does that is no gradient."""
+        for side, value in enumerate(o.operands):
+            for p, other in self._near(value):
+                if other == side and not self.level(p) and self._reads_alike(o, p, side):
+                    self._alike.add(id(o))
+                    is_weight = value.sources == _PARAMETER
+                    if is_weight and self._sizes(o) == self._sizes(p):
+                        self._repeated.setdefault(id(o), self._repeated.get(id(p), p))
+
+    # ------------------------------------------------------------------------------ comparing
+
+    def _names_allow(self, o: Occurrence, residual: int, p: Occurrence) -> bool:
+        """Whether names allow ``o`` to be a gradient of ``p``."""
+        if depth(o) != depth(p):
+            return depth(o) > depth(p)
+        # Written by hand in a backward pass, with what it computes again: of that, not of its like.
+        return id(p) in self._alike
+
+    def _rank(self, o: Occurrence, residual: int, p: Occurrence, side: int) -> tuple[Any, ...]:
+        """Smallest for the likeliest of several partners."""
+        cotangent = self._cotangents.get(id(p))
+        other = o.operands[1 - residual]
+        return (
+            not _is_transpose(derivatives(o), derivatives(p)),
+            not self.may_be_gradient(other),
+            self.level(p),
+            o.eqn.invars[1 - residual].aval.size != p.eqn.outvars[0].aval.size,
+            depth(o) == depth(p),
+            (id(p), side) in self._taken,
+            not self._sums_alike(o, residual, p, side),
+            {None: 1, other.origin: 0}.get(cotangent, 2),
+            o.location != p.location,
+        )
+
+    def may_be_gradient(self, value: Value) -> bool:
+        """Whether the backward pass made it, or it is a constant (of a sum) or a cotangent."""
+        return BACKWARD in value.labels or not value.sources or self._is_cotangent(value)
+
+    def _is_cotangent(self, value: Value) -> bool:
+        """Whether it is an argument that no forward product reads."""
+        return value.origin in self._data and value.origin not in self._forward_reads
+
+    def _fits(self, o: Occurrence, residual: int, p: Occurrence, side: int) -> bool:
+        """Whether ``o`` can be the gradient of the other operand of ``p``."""
+        given = o.eqn.invars[1 - residual].aval.size, p.eqn.outvars[0].aval.size
+        made = o.eqn.outvars[0].aval.size, p.eqn.invars[1 - side].aval.size
+        if not all((*given, *made)):
+            return False
+        if not o.operands[1 - residual].sources:  # a constant, which vmap does not repeat
+            if given[1] % given[0] or (made[0] % made[1] and made[1] % made[0]):
+                return False
+        # Gradients of single examples have a dimension more; groups have a masked gradient each.
+        elif given[0] % given[1] or made[0] % made[1]:
+            return False
+        sums, kept = self._sums(o, residual), self._sums(p, side)
+        if sums is not None and kept is not None and sums[0] == kept[0]:
+            return not sums[1] & kept[1]
+        if given[0] > given[1]:
+            return False
+        return self._extent(o, residual) != self._extent(p, side) or made[0] == made[1]
+
+    def _sums_alike(self, o: Occurrence, residual: int, p: Occurrence, side: int) -> bool:
+        """Whether ``o`` sums over those dimensions of a gradient that the residual gave."""
+        here, there = self._product(o), self._product(p)
+        if not isinstance(here, DotProduct) or not isinstance(there, DotProduct):
+            return True
+        value, shape = o.operands[1 - residual], o.eqn.invars[1 - residual].aval.shape
+        given = frozenset(there.out.index(d) for d in there.groups(side)[1])
+        dims = frozenset(here.contracting(1 - residual))
+        if shape == p.eqn.outvars[0].aval.shape and dims == given:
+            return True
+        return (self._flow.frame(value.token, dims) or (0, None))[1] == given
+
+    def _repeats(self, o: Occurrence, p: Occurrence, side: int) -> bool:
+        """Whether ``o`` is ``p`` with another value on the other side."""
+        return self._sizes(o) == self._sizes(p) and self._reads_alike(o, p, side)
+
+    def _sizes(self, o: Occurrence) -> list[int]:
+        return [v.aval.size for v in (*o.eqn.invars[:2], *o.eqn.outvars)]
+
+    def _reads_alike(self, o: Occurrence, p: Occurrence, side: int) -> bool:
+        """Whether two products sum over the same dimensions of an operand that they share."""
+        here, there = self._sums(o, side), self._sums(p, side)
+        if here is None or there is None or here[0] != there[0]:
+            return self._extent(o, side) == self._extent(p, side)
+        return here[1] == there[1]
+
+    def _sums(self, o: Occurrence, side: int) -> tuple[int, frozenset[int]] | None:
+        """The dimensions of an operand that are summed over, as those of what it is a view of."""
+        product = self._product(o)
+        if product is None:
+            return None
+        shape = o.eqn.invars[side].aval.shape
+        dims = [d for d in product.contracting(side) if shape[d] != 1]
+        return self._flow.frame(o.operands[side].token, dims)
+
+    def _extent(self, o: Occurrence, side: int) -> int:
+        product, n = self._product(o), 1
+        for d in product.contracting(side) if product else ():
+            n *= o.eqn.invars[side].aval.shape[d]
+        return n
+
+    def _product(self, o: Occurrence) -> Product | None:
+        if id(o) not in self._products:
+            self._products[id(o)] = product_of(o.eqn)
+        return self._products[id(o)]
+
+
+def depth(o: Occurrence) -> int:
+    """How many transpositions a product stands under, by name."""
+    return 0 if o.scope.phase == "forward" else o.scope.transforms.count("transpose")
+
+
+def derivatives(o: Occurrence) -> list[str]:
+    """The differentiating transformations around a product, outermost first."""
+    return [t for t in o.scope.transforms if t in ("jvp", "transpose")]
+
+
+def _is_transpose(outer: Sequence[str], inner: Sequence[str]) -> bool:
+    """Whether ``outer`` is ``inner`` but for one transposition more."""
+    if len(outer) != len(inner) + 1:
+        return False
+    n = next((i for i, (a, b) in enumerate(zip(outer, inner, strict=False)) if a != b), len(inner))
+    return outer[n] == "transpose" and list(outer[n + 1 :]) == list(inner[n:])
+
+
+def _tangents(
+    provenance: Provenance, repeats: Callable[[Occurrence, Occurrence, int], bool]
+) -> set[int]:
+    """The products that forward mode adds where a gradient is differentiated so.
+
+    They are those that repeat the product before them with another operand, and all that depends
+    on them: no value of the program itself does.
+    """
+    stacks = {tuple(derivatives(o)) for o in provenance.occurrences}
+    outer = {
+        stack
+        for stack in stacks
+        if len(stack) > 1 and stack[0] == "jvp" and ("transpose", *stack) not in stacks
+    }
+    if not any("transpose" in stack for stack in outer):
+        return set()
+    last: dict[tuple[Any, ...], Occurrence] = {}
+    found: set[int] = set()
+    for o in provenance.occurrences:
+        if tuple(derivatives(o)) in outer:
+            p = last.setdefault((o.path[:-1], o.location), o)
+            same = [a.token == b.token for a, b in zip(o.operands, p.operands, strict=True)]
+            if sum(same) == 1 and repeats(o, p, same.index(True)):
+                found.add(o.out.token)
+            else:
+                last[o.path[:-1], o.location] = o
+    made, before = provenance.flow.made, -1
+    while len(found) != before:  # what loops carry may be made later
+        before = len(found)
+        found.update(t for t, m in made.items() if not found.isdisjoint(m.operands))
+    return {id(o) for o in provenance.occurrences if o.out.token in found}
