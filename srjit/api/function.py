@@ -142,7 +142,7 @@ class SrjitFunction(Jitted):
         program = self._program(Onlookers(stream=watch), args, kwargs, sr_key, sr_state)
         run = program(self._settings.recipe)
         for step in range(steps):
-            watch.take(run(step).measured)
+            watch.take(run(step).measured, step)
         notes: list[str] = []
         if not records:
             notes.append(

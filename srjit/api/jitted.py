@@ -23,7 +23,7 @@ from srjit.calling import jit as jitting
 from srjit.calling.arguments import Changed
 from srjit.calling.counter import Counter
 from srjit.calling.jit import KeyedJit
-from srjit.calling.keys import IfNeeded, Stateful, Uncounted, as_argument, as_words, sent
+from srjit.calling.keys import IfNeeded, Stateful, Uncounted, as_argument, as_words, sent, step_of
 from srjit.calling.signature import is_named, name_of, signature_with_key
 from srjit.calling.stages import Lowered, Traced
 from srjit.diagnostics.watch.stream import Watch, Watched
@@ -161,7 +161,7 @@ class Jitted:
                 # Asking beforehand would be slower.
                 out = jitted(sent(given, (args, kwargs, self._places)), *args, **kwargs)
             if type(out) is Watched:
-                out = self._delivered(out)
+                out = self._delivered(out, step_of(sr_key, key))
             return out.handed_back(args, kwargs) if type(out) is Changed else out
         except BaseException as error:
             self._counter.give_back(key)
@@ -169,13 +169,15 @@ class Jitted:
                 jitting.explain(error, given, (args, kwargs))
             raise
 
-    def _delivered(self, watched: Watched) -> Any:
+    def _delivered(self, watched: Watched, step: Any) -> Any:
         """Sends off what was measured, and returns what the function returned."""
         assert self.watch is not None
-        if isinstance(watched.measured, Tracer):  # it runs when what is around it runs
-            jax.debug.callback(self.watch.take, watched.measured)
+        if not isinstance(watched.measured, Tracer):
+            self.watch.deliver(watched.measured, step)
+        elif isinstance(step, Tracer):  # it runs when what is around it runs
+            jax.debug.callback(self.watch.take, watched.measured, step)
         else:
-            self.watch.deliver(watched.measured)
+            jax.debug.callback(functools.partial(self.watch.take, step=step), watched.measured)
         return watched.out
 
     def _own_key(self) -> Any:

@@ -98,6 +98,21 @@ def as_words(sr_key: Any) -> Any:
     return sr_key
 
 
+def step_of(sr_key: Any, key: Any) -> Any:
+    """The number of a call's step: an integer ``sr_key``, a counted call's, or None.
+
+    Args:
+      sr_key: as it was given.
+      key: what was made of it, or of a base key.
+    """
+    if isinstance(key, Counted):
+        return int(key.number)
+    is_integer = isinstance(sr_key, (int, np.integer)) or (
+        isinstance(sr_key, (jax.Array, np.ndarray)) and jnp.issubdtype(sr_key.dtype, jnp.integer)
+    )
+    return sr_key if is_integer else None
+
+
 def sent(key: Any, others: Any) -> Any:
     """Returns a key whose words are where the other arguments are, if a guard forbids sending them.
 

@@ -30,6 +30,7 @@ from srjit.numerics.shards import of_shards
 from srjit.planning.noise import Draw
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand, Shared
+from srjit.planning.site import listed
 from srjit.products.quantized import ScaledValues
 from srjit.program.control_flow import ControlFlow, flow_of
 from srjit.program.protocols import Equation, Program, Variable, is_literal
@@ -112,10 +113,17 @@ class Evaluator:
         site = self.plan.sites.get(path)
         scope = scope_of(site.row.site.number) if site else None
         with jax.named_scope(scope) if scope else contextlib.nullcontext():
-            if path in self.plan.rewritten:
-                return [self._site(path, values)]
-            flow = flow_of(eqn) if path in self.plan.scopes else None
-            return bind(eqn, values) if flow is None else self._flow(eqn, flow, path, values)
+            try:
+                if path in self.plan.rewritten:
+                    return [self._site(path, values)]
+                flow = flow_of(eqn) if path in self.plan.scopes else None
+                return bind(eqn, values) if flow is None else self._flow(eqn, flow, path, values)
+            except FloatingPointError as error:  # of jax_debug_nans or jax_debug_infs
+                inside = [s.row for at, s in self.plan.sites.items() if at[: len(path)] == path]
+                if not inside or str(error).startswith("site "):
+                    raise
+                where = listed([row.described() for row in inside], 3)
+                raise FloatingPointError(f"{where}: {error}") from error
 
     def _flow(
         self, eqn: Equation, flow: ControlFlow, path: Path, values: list[Any]

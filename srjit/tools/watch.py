@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from srjit.diagnostics.watch import sinks
-from srjit.diagnostics.watch.diagnosis import diagnosed
+from srjit.diagnostics.watch.diagnosis import Diagnosis, diagnosed
 from srjit.tools.output import Failure, OutputFile
 
 _CLEAR = "\x1b[2J\x1b[H"
@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.html:
             output = OutputFile(options.html)
-            output.write(diagnosed(sinks.read(options.file)).to_html().encode())
+            output.write(_diagnosis(options.file).to_html().encode())
             output.keep()
         while True:
-            diagnosis = diagnosed(sinks.read(options.file))
+            diagnosis = _diagnosis(options.file)
             text = str(diagnosis) if diagnosis.findings else f"{options.file}: no records yet"
             print(_CLEAR + text if options.follow else text, flush=True)
             if not options.follow:
@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Failure, OSError, ValueError) as error:
         print(f"srjit watch: {error}", file=sys.stderr)
         return 1
+
+
+def _diagnosis(file: str) -> Diagnosis:
+    notes: list[str] = []
+    records = list(sinks.read(file, notes))
+    return diagnosed(records, notes)
 
 
 def _parser() -> argparse.ArgumentParser:

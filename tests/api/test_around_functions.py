@@ -360,3 +360,34 @@ def test_the_module_called_as_the_decorator_says_what_to_write():
         module(recipe="int8")(step)  # type: ignore[operator]
     assert module.srjit is srjit
     subprocess.run([sys.executable, "-c", "import srjit; srjit.__version__"], check=True)
+
+
+# -------------------------------------------------------------------------------------- debugging
+
+
+@pytest.mark.parametrize("recipe", ["int8", "fp8", "mxfp4"])
+def test_errors_of_debug_nans_name_the_site(recipe: str):
+    def layers(params: Any, x: jax.Array) -> jax.Array:
+        with jax.named_scope("first"):
+            x = jnp.tanh(x @ params["a"])
+        with jax.named_scope("second"):
+            return jnp.sum((x @ params["b"]) ** 2)
+
+    params = {"a": W, "b": W.at[0, 0].set(jnp.inf)}
+    function = srjit(jax.grad(layers), recipe=recipe, params_argnums=0)
+    with jax.debug_nans(True):
+        function({"a": W, "b": W}, X, sr_key=1)
+        with pytest.raises(FloatingPointError, match=r"site 1 second .*: invalid value \(nan\)"):
+            function(params, X, sr_key=1)
+        with pytest.raises(FloatingPointError, match=r"^invalid value .*in log"):
+            srjit(lambda w, x: jnp.log(-jnp.abs(x @ w)), recipe=recipe)(W, X, sr_key=1)
+
+
+def test_errors_of_debug_nans_in_loops_name_the_sites_inside():
+    def looped(w: jax.Array, x: jax.Array) -> jax.Array:
+        with jax.named_scope("loop"):
+            return jnp.sum(jax.lax.scan(lambda c, _: ((c @ w) * 1e30, None), x, length=3)[0])
+
+    function = srjit(looped, recipe="int8", mode="inference")
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match=r"^site 0 loop.*\(nan\)"):
+        function(1e20 * jnp.eye(16), X)

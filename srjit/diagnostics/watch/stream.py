@@ -19,6 +19,11 @@ from srjit.planning.planned_site import Operand
 from srjit.report.label import Label
 
 Sink = Callable[["Record"], None]
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("path", "role", "operand", "kind", "format", "rounding"), str),
+    **dict.fromkeys(("site", "step"), int),
+    "where": tuple,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,8 @@ class Record(Label):
     Attributes:
       site, path, role, operand, kind, where, format: see ``Label``; of loops without a fixed
         length, and of shards, the largest figures are told.
-      step: how many steps of the program there were before.
+      step: the call's ``sr_key`` if that is an integer, or its number; of calls with a typed key,
+        how many there were before, and steps in the file.
       rounding: ``nearest`` or ``stochastic``.
       figures: by the names of ``FIGURES``, which says what they are.
     """
@@ -42,9 +48,13 @@ class Record(Label):
         """The record with these attributes, figures among them.
 
         Raises:
-          TypeError: attributes are missing, or there are no such.
+          TypeError: attributes are missing, of another type, or there are no such.
           KeyError: a figure is missing.
         """
+        for name, value in fields.items():
+            wanted = _TYPES.get(name, (int, float))
+            if not isinstance(value, wanted):
+                raise TypeError(f"{name} is {value!r:.40}")
         figures = {f.name: fields[f.name] for f in FIGURES}
         return cls(**{k: v for k, v in fields.items() if k not in figures}, figures=figures)
 
@@ -93,7 +103,7 @@ class Watch:
     def __init__(self, sink: Sink, kinds: Sequence[str] = ("gradient",)) -> None:
         self.sink, self.kinds = sink, tuple(kinds)
         self._layouts: list[_Layout] = []  # of every program that was traced
-        self._step = 0
+        self._step: int | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="srjit-watch")
         self._pending: list[Future[None]] = []
 
@@ -126,7 +136,7 @@ class Watch:
         number = jnp.full(1, len(self._layouts) - 1, jnp.float32)
         return jnp.concatenate([number, *(m.ravel() for m in measured)])
 
-    def deliver(self, measured: Any) -> None:
+    def deliver(self, measured: Any, step: Any = None) -> None:
         """Gives what a step has measured to the sink, as soon as the step is done.
 
         Raises:
@@ -136,7 +146,7 @@ class Watch:
         self._pending = [f for f in self._pending if not f.done()]
         for future in done:
             future.result()
-        self._pending.append(self._thread.submit(self.take, measured))
+        self._pending.append(self._thread.submit(self.take, measured, step))
 
     def wait(self) -> None:
         """Returns when the sink has all records of the steps until now.
@@ -148,17 +158,29 @@ class Watch:
         for future in pending:
             future.result()
 
-    def take(self, measured: Any) -> None:
-        """Makes records of what one step has measured, and gives them to the sink."""
-        flat = np.asarray(measured)
+    def take(self, measured: Any, step: Any = None) -> None:
+        """Makes records of what one step has measured, and gives them to the sink.
+
+        Args:
+          measured: by the program.
+          step: its number; None if that is to be counted here.
+        """
+        flat = np.asarray(jax.device_get(measured))
         layout, left = self._layouts[int(flat[0])], flat[1:]
-        step, self._step = self._step, self._step + 1
+        number = self._counted() if step is None else int(jax.device_get(step))
+        self._step = number + 1
         for operand, shape in zip(layout.operands, layout.shapes, strict=True):
             count = math.prod(shape)
             values, left = left[:count].reshape(shape), left[count:]
             for where in np.ndindex(*shape[:-1]):
                 if not values[where][0] < 0:
-                    self.sink(_record(step, operand, where, values[where].tolist()))
+                    self.sink(_record(number, operand, where, values[where].tolist()))
+
+    def _counted(self) -> int:
+        """The number of the next step: that after the last one, which may be another run's."""
+        if self._step is None:
+            return self.sink.next_step() if isinstance(self.sink, JsonLines) else 0
+        return self._step
 
 
 def _record(step: int, operand: Operand, where: tuple[int, ...], values: Sequence[float]) -> Record:
