@@ -98,6 +98,10 @@ class InsertQuantize(Quantizing, Pass):
             if self.strict:
                 raise PassError(None, message)
             emit_warning(module, message)
+        if plan.shortfall:
+            if self.strict:
+                raise PassError(None, f"{plan.shortfall} (strict)")
+            emit_warning(module, plan.shortfall)
         if (recipe.weights or recipe.casts) is None or plan.settings.mode == "inference":
             return []
         if self.strict:

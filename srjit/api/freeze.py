@@ -20,7 +20,6 @@ from srjit.calling.arguments import Arguments
 from srjit.calling.jit import as_tuple
 from srjit.calling.signature import called_as, name_of, parameters_of
 from srjit.jaxprs.packed_weights import Frozen, with_packed_weights
-from srjit.report.report import Report
 
 Arrays = dict[str, Any]
 
@@ -84,7 +83,7 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     structs, named = fn.seen(_structs_of, args, kwargs)
     function = _Function(transformation, position, structs[position])
     program = function.traced(structs, named)
-    transformation.complain(Report.of(program.plan))
+    transformation.complain(program.plan)
     layout = _Layout.of(program)
     leaves = Arguments.of((args[position],), {}).leaves  # in the order in which programs take them
     packed: Arrays = dict(layout.shapes)

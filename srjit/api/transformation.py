@@ -139,7 +139,7 @@ class Transformation:
         given = key if isinstance(key, Stateful) else Stateful(key, None)
         words = self._key_words(given.key, program.plan)
         histories = self._histories(given.state, program.plan)
-        self.complain(Report.of(program.plan), program.plan.write_backs.guessed)
+        self.complain(program.plan)
         if self.options.dump:
             self._dump(self.options.dump, program, words, histories)
         watched: list[jax.Array] = []
@@ -334,13 +334,9 @@ class Transformation:
 
     # --------------------------------------------------------------------------------- telling
 
-    def complain(self, report: Report, guessed: frozenset[str] = frozenset()) -> None:
-        """Warns once of what a recipe asked for and is not done; raises if that is strict.
-
-        Args:
-          report: of the program.
-          guessed: mesh axes along which what it writes may be copies.
-        """
+    def complain(self, plan: ProgramPlan) -> None:
+        """Warns once of what a recipe asked for and is not done; raises if that is strict."""
+        report = Report.of(plan)
         asked = (
             (report.with_gradients, "matrix multiplications", "stay in high precision"),
             (report.write_backs, "write-backs", "stay as the program has them"),
@@ -350,7 +346,10 @@ class Transformation:
             for given, what, stay in asked
             if any(_is_missing(s) for s in given)
         ]
+        guessed = plan.write_backs.guessed
         messages += [f"{self.name}: {may_be_copies(guessed)}"] if guessed else []
+        if plan.shortfall:
+            messages.append(f"{self.name}: {plan.shortfall}")
         message = "\n".join(messages)
         if not message or (self._warned and not self.options.strict):
             return

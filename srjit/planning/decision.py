@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import Settings
-from srjit.planning.roles import KEEP_REASON, KEEP_SCOPE, Classified
+from srjit.planning.roles import CONSTANT_REASON, KEEP_REASON, KEEP_SCOPE, Classified
 from srjit.planning.site import Site, SitePlan
 from srjit.products.kinds import rules_of
 from srjit.products.product import Product
@@ -33,6 +33,7 @@ class Decisions:
 
     Attributes:
       used: which rules of the recipe decided something.
+      own: reasons to keep sites that are the recipe's or the user's own.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Decisions:
     ) -> None:
         self.recipe, self.target, self.differentiable = recipe, settings.target, differentiable
         self.used: set[int] = set()
+        self.own: set[str] = {r.keep for r in recipe.rules if r.keep}
         self._ends = _ends(classified, recipe)
 
     def of(self, c: Classified) -> SitePlan:
@@ -90,6 +92,7 @@ class Decisions:
         )
         kept = functools.partial(SitePlan, site=site, status="kept")
         if KEEP_SCOPE in o.scope.names:
+            self.own.add(KEEP_REASON)
             return kept(reason=KEEP_REASON)
         weights = (False,) if is_of_activations(o.name) else (True, False)
         size = min((n for shape in (lhs, rhs) for n in shape[-2:] if n > 0), default=0)
@@ -134,22 +137,31 @@ class Decisions:
     ) -> tuple[str, bool] | None:
         """Returns why a site is kept, and whether the recipe asks otherwise; None if it is not."""
         if c.keep:
+            if c.keep != CONSTANT_REASON:
+                self.own.add(c.keep)
             return c.keep, False
         if site.role == "unknown":
             if rule is not None and rule.keep:
                 return rule.keep, False
-            return f"unknown role: {c.why}", rule is not None
+            why = f"unknown role: {c.why}"
+            if rule is None:
+                self.own.add(why)
+            return why, rule is not None
         impossible = _impossible(c)
         if impossible:
             return impossible, c.product is None and wanted is not None
-        if rule is None:
-            return "no rule of the recipe matches it", False
-        if rule.keep:
+        if rule is not None and rule.keep:
             return rule.keep, False
-        if (c.partner or c.occurrence).out.origin in self._ends:
-            return "kept in high precision by the recipe: at an end of the network", False
-        if wanted is None:
-            return f"the recipe leaves {site.role} in high precision", False
+        why = ""
+        if rule is None:
+            why = "no rule of the recipe matches it"
+        elif (c.partner or c.occurrence).out.origin in self._ends:
+            why = "kept in high precision by the recipe: at an end of the network"
+        elif wanted is None:
+            why = f"the recipe leaves {site.role} in high precision"
+        if why or wanted is None:
+            self.own.add(why)
+            return why, False
         if any(q is not None and q.scaling == "delayed" for q in wanted):
             if c.occurrence.scope.ruled:
                 why = "delayed scales do not reach into a function with its own derivative rule"

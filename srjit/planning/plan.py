@@ -37,6 +37,7 @@ class ProgramPlan:
       settings: the choices of a user.
       write_backs: what is written back rounded.
       notes: what a user should know beside the sites.
+      shortfall: that too little of it is quantized, and the cure; empty if it is enough.
       left_alone: entries of what may multiply where srjit does not look.
     """
 
@@ -45,6 +46,7 @@ class ProgramPlan:
     settings: Settings
     write_backs: WriteBacks = NOTHING
     notes: tuple[str, ...] = ()
+    shortfall: str = ""
     left_alone: tuple[SitePlan, ...] = ()
 
     @property

@@ -10,6 +10,7 @@ from srjit import recipes, targets
 from srjit.numerics.shards import shared_axes
 from srjit.planning import planned_site as planned
 from srjit.planning import write_backs
+from srjit.planning.coverage import shortfall
 from srjit.planning.decision import Decisions
 from srjit.planning.layers import loops_over_weights, trips_of_layers
 from srjit.planning.noise import Draw, Draws
@@ -91,6 +92,9 @@ def plan_of(
         recipe = recipe.with_rounding(activations="nearest", weights="nearest", gradients="nearest")
     decisions = Decisions(classified, settings, recipe, differentiable and is_training)
     rows = [decisions.of(c) for c in classified]
+    opaque = (o for o in provenance.opaque if o.why != left_alone.INNER)
+    alone = tuple(decisions.left_alone(o, i) for i, o in enumerate(opaque, len(rows)))
+    short = shortfall([*rows, *alone], recipe, decisions.own)
     if recipe.pays_on:
         rows = paying(classified, rows, provenance, targets.get(recipe.pays_on).estimates)
     draws, over = Draws(), loops_over_weights(provenance, classified)
@@ -99,9 +103,8 @@ def plan_of(
         for c, row in zip(classified, rows, strict=True)
     }
     notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings))
-    opaque = (o for o in provenance.opaque if o.why != left_alone.INNER)
-    alone = tuple(decisions.left_alone(o, i) for i, o in enumerate(opaque, len(rows)))
-    return ProgramPlan(sites, provenance, settings, notes=notes, left_alone=alone)
+    notes = (*notes, *filter(None, [short]))
+    return ProgramPlan(sites, provenance, settings, notes=notes, left_alone=alone, shortfall=short)
 
 
 def _planned(

@@ -40,7 +40,7 @@ _ALONE = "no operand of this backward product was read by a forward one: say srj
 _DEAD = "the gradient of a product that is dead code"
 _UPDATE = "outside the differentiated function, of gradients or parameters alone: an update's"
 
-_CONSTANT = (
+CONSTANT_REASON = (
     "an array that the function captures is a constant beside its parameters: make it an argument "
     "if it holds weights"
 )
@@ -149,7 +149,7 @@ def _reason_to_keep(c: Classified, has_data: bool) -> str:
         return KEEP_REASON
     operands = c.occurrence.operands
     if has_data and any(value.sources == frozenset({CONSTANT}) for value in operands):
-        return c.keep or _CONSTANT
+        return c.keep or CONSTANT_REASON
     return c.keep
 
 
