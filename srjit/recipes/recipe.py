@@ -152,6 +152,6 @@ class Recipe:
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
         """Reads a recipe from a TOML file; errors name the file and the line."""
         try:
-            return cls.from_toml(Path(path).read_text(encoding="utf-8"))
+            return cls.from_toml(toml.decoded(Path(path).read_bytes()))
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}", error.where) from None

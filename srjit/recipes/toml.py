@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import collections
 import dataclasses
 import json
+import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from srjit.choices import unknown_name
@@ -51,31 +54,129 @@ def read(text: str, make: Callable[..., _Recipe]) -> _Recipe:
     Raises:
       RecipeError: not TOML, or not a recipe; the message names the line.
     """
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    statements = list(_statements(text))
+    for line, statement in statements:
+        keys = re.split(r"[^\w.\- \t]", _STRING.sub("s", statement))
+        if any(
+            key.count(".") > 16 for key in keys
+        ):  # on which tomllib takes quadratic time, and no recipe has
+            raise RecipeError(f"line {line}: recipe is not TOML: a key with more than 16 dots")
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe is not TOML: {error}") from None
+        raise RecipeError(f"recipe is not TOML: {error}{_quoted(text, str(error))}") from None
+    except (ValueError, RecursionError) as error:  # numbers too long, tables too deep
+        raise RecipeError(f"recipe is not TOML that can be read: {error}") from None
     try:
         return make(**_fields(data))
     except RecipeError as error:
-        raise RecipeError(f"line {_line_of(text, error.where)}: {error}", error.where) from None
+        raise RecipeError(
+            f"line {_line_of(statements, error.where)}: {error}", error.where
+        ) from None
 
 
-def _line_of(text: str, where: tuple[str, ...]) -> int:
+def decoded(content: bytes) -> str:
+    """The text of a file, which is UTF-8, with or without a byte-order mark.
+
+    Raises:
+      RecipeError: it is of another encoding.
+    """
+    for mark, name in _OTHER_MARKS.items():
+        if content.startswith(mark):
+            raise RecipeError(f"recipe is {name} text: save it as UTF-8, which TOML is")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            f"line {line}: recipe is not UTF-8 text, which TOML is: byte {error.start} is "
+            f"0x{content[error.start]:02x}; save it as UTF-8"
+        ) from None
+
+
+_OTHER_MARKS = {  # the longer ones first: they begin as the shorter ones do
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|' r"'[^'\n]*'")
+_TOKENS = re.compile(
+    r'"""(?:\\.|[^\\])*?"""|'
+    r"'''.*?'''|"
+    r'"(?:\\.|[^"\\\n])*"|'
+    r"'[^'\n]*'|#[^\n]*|[\[\]{}\n]",
+    re.DOTALL,
+)
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """Each statement of TOML text, a header or a key with its value, and the line it begins at."""
+    begin, line, first, depth = 0, 1, 1, 0
+    for token in _TOKENS.finditer(text):
+        found = token.group()
+        depth += (found in "[{") - (found in "]}")
+        line += found.count("\n")
+        if found == "\n" and depth <= 0:
+            yield first, text[begin : token.start()]
+            begin, first, depth = token.end(), line, 0
+    yield first, text[begin:]
+
+
+def _quoted(text: str, message: str) -> str:
+    """What stands at the line that an error of tomllib tells."""
+    number = re.search(r"\(at line (\d+),", message)
+    line = text.split("\n")[int(number[1]) - 1].strip() if number else ""
+    return f": {line[:80]!r}" if line else ""
+
+
+def _line_of(statements: Sequence[tuple[int, str]], where: tuple[str, ...]) -> int:
     """The line of the key at ``where``, or of what it would stand in: the parser does not tell.
 
-    It is the first line up to which the text has as much of ``where`` as the whole of it has.
+    Args:
+      statements: of text that is TOML.
+      where: the key's path; places in lists are numbers.
     """
-    best, lines = (0, 1), text.split("\n")
-    for number in range(1, len(lines) + 1):
-        for closing in ("", "]", '"""', "'''"):  # of what goes on below
-            try:
-                found = tomllib.loads("\n".join([*lines[:number], closing]))
-            except tomllib.TOMLDecodeError:
-                continue
-            best = max(best, (_depth(found, where), number), key=lambda entry: entry[0])
-            break
+    best, header, counts = (0, 1), tuple[str, ...](), collections.Counter[tuple[str, ...]]()
+    for line, statement in statements:
+        found = tomllib.loads(statement)
+        if statement.lstrip().startswith("["):
+            header = tuple[str, ...]()
+            inside: Any = found
+            while inside:
+                if isinstance(inside, list):
+                    header += (str(counts[header]),)
+                    counts[header[:-1]] += 1
+                    inside = inside[0]
+                else:
+                    (name, inside), *_ = inside.items()
+                    header += (name,)
+                    if not isinstance(inside, list) and counts[header]:
+                        header += (str(counts[header] - 1),)
+            found = {}
+        nested: Any = found
+        for key in reversed(header):
+            nested = {key: nested}
+        depth = _depth(nested, where)
+        if depth > max(best[0], 1) and not header and where[1].isdigit():  # rule = [{ ... }, ...]
+            line += _line_of_element(statement, int(where[1]))
+        best = max(best, (depth, line), key=lambda entry: entry[0])
     return best[1]
+
+
+def _line_of_element(statement: str, element: int) -> int:
+    """How many lines below the begin of a list of tables one of them begins."""
+    lines = depth = 0
+    for token in _TOKENS.finditer(statement):
+        found = token.group()
+        if found == "{" and depth == 1:
+            if not element:
+                return lines
+            element -= 1
+        depth += (found in "[{") - (found in "]}")
+        lines += found.count("\n")
+    return 0
 
 
 def _depth(found: Any, where: tuple[str, ...]) -> int:
