@@ -86,9 +86,9 @@ def inline(module: ir.Operation, is_meant: Callable[[str], bool]) -> set[str]:
                 values = _mlir.inlined_func_call(
                     functions[callee], list(call.operands), call.location
                 )
-            op = operations.owner(values[0]) if annotation.SITES in call.attributes else None
-            if op is not None and annotation.SITES not in op.attributes:
-                op.attributes[annotation.SITES] = call.attributes[annotation.SITES]
+            op = operations.owner(values[0]) if len(values) == 1 else None
+            if op is not None:
+                annotation.move(call, op)
             editing.replace(call, values)
             inlined.add(callee)
     return inlined
@@ -115,7 +115,9 @@ def _why_not(function: ir.Operation, calls_itself: bool) -> str:
 
 
 def _why_not_here(call: ir.Operation) -> str:
-    own = [n for n in call.attributes if n != "callee" and not n.startswith(annotation.PREFIX)]
+    moved = annotation.MOVED if len(call.results) == 1 else ()
+    known = ("callee", *(moved if operations.callee(call).startswith(annotation.PREFIX) else ()))
+    own = [n for n in call.attributes if n not in known and not n.startswith(annotation.PREFIX)]
     return f"the call has the attribute {own[0]!r}" if own else ""
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import inspect
 import os
-import types
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -276,16 +275,21 @@ def lowered_without_devices(traced: Any, platform: str) -> Any:
 
     Everything public asks for the default device, and so starts whatever accelerator there is.
     """
-    nowhere: Any = types.SimpleNamespace(
-        platform="", runtime_type=""
-    )  # kernels ask how old their backend is
-    return _mlir.build_mlir_module_helper(
-        traced.jaxpr,
-        name=f"jit_{traced.fun_name}",
-        platforms=(platform,),
-        backend=nowhere,
-        axis_context=_sharding_impls.ShardingContext(1, (nowhere,)),
-    )
+    nowhere: Any = _NoDevice()
+    with jax.default_device(nowhere):
+        return _mlir.build_mlir_module_helper(
+            traced.jaxpr,
+            name=f"jit_{traced.fun_name}",
+            platforms=(platform,),
+            backend=nowhere,
+            axis_context=_sharding_impls.ShardingContext(1, (nowhere,)),
+        )
+
+
+class _NoDevice:
+    """A device, and its backend, of which kernels ask how old it is and of what kind."""
+
+    platform = runtime_type = device_kind = ""
 
 
 def with_more_arguments(
@@ -363,32 +367,26 @@ def _replicated(lowering: Any, given: dict[str, Any]) -> Any:
     return _sharding_impls.GSPMDSharding.get_replicated(devices)
 
 
-@dataclasses.dataclass(frozen=True)
-class Flat:
-    """The flat arguments and results of a program.
-
-    Attributes:
-      arguments, results: avals.
-      kept: which arguments the module takes; None: all of them.
-    """
-
-    arguments: Sequence[Any]
-    results: Sequence[Any]
-    kept: Sequence[int] | None = None
-
-
 def lowered_module(
-    module: Any, name: str, given: Flat, partitions: int, trees: tuple[Any, Any] | None = None
+    module: Any,
+    name: str,
+    arguments: Sequence[Any],
+    results: Sequence[Any],
+    partitions: int,
+    *,
+    kept: Sequence[int] | None = None,
+    trees: tuple[Any, Any] | None = None,
 ) -> Any:
     """A ``jax.stages.Lowered`` of a module that JAX has not lowered here.
 
     Shardings are those of the module's own attributes: XLA says after compilation what they are.
 
     Args:
-      module: with all devices' parts in one.
+      module: of all devices.
       name: for messages.
-      given: what it takes and returns.
+      arguments, results: avals, flat.
       partitions: for how many devices it is.
+      kept: which arguments the module takes; None: all of them.
       trees: the structures of ``(args, kwargs)`` and of the result; None: an array a value.
 
     Raises:
@@ -401,8 +399,7 @@ def lowered_module(
         )
     lowered: Any = jax.jit(lambda: None).lower()
     empty = lowered._lowering
-    arguments, results = given.arguments, given.results
-    kept = range(len(arguments)) if given.kept is None else given.kept
+    kept = range(len(arguments)) if kept is None else kept
     names = tuple(f"args[{i}]" for i in range(len(arguments)))
     info = _core.DebugInfo("srjit.rejit", name, names, None)
     compiling: dict[str, Any] = {

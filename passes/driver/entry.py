@@ -64,13 +64,10 @@ def entered(module: ir.Operation, entry: str | None) -> Generator[ir.Operation]:
 
 
 def mark(function: ir.Operation) -> None:
-    """Makes a function the entry of its module, and public: others call it."""
+    """Makes a function the entry of its module."""
     name = operations.text(function, "sym_name")
-    with function.context:
-        symbol = ir.FlatSymbolRefAttr.get(name)
-        module_around(function).attributes[operations.ENTRY] = symbol
-        if not operations.is_public(function):
-            function.attributes["sym_visibility"] = ir.StringAttr.get("public")
+    symbol = ir.FlatSymbolRefAttr.get(name, function.context)
+    module_around(function).attributes[operations.ENTRY] = symbol
 
 
 def make_main(module: ir.Operation) -> None:
@@ -84,8 +81,8 @@ def make_main(module: ir.Operation) -> None:
     del module.attributes[operations.ENTRY]
     symbols = ir.SymbolTable(module)
     for name, op in known.items():
-        if name != entry:
-            op.attributes["sym_visibility"] = ir.StringAttr.get("private", module.context)
+        visibility = "public" if name == entry else "private"
+        op.attributes["sym_visibility"] = ir.StringAttr.get(visibility, module.context)
     renamed = {"main": editing.free_symbol("main", set(known))} if "main" in known else {}
     for old, new in (*renamed.items(), (entry, "main")):
         ir.SymbolTable.replace_all_symbol_uses(old, new, module)

@@ -138,6 +138,7 @@ class GroupRewriter:
                 values = [*operands[0], *operands[1], *extras]
                 new = composite(self.library, dot, values, dot.described(op))
         annotation.write(new, entries)
+        annotation.move(op, new)
         op.results[0].replace_all_uses_with(new.results[0])
         self.done.append(op)
 

@@ -182,7 +182,8 @@ def _hoisted(values: Iterable[Any], before: Any) -> bool:
 
 def _called(op: Any, symbol: str, types: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
     attributes: dict[str, Any] = {"callee": ir.FlatSymbolRefAttr.get(symbol)}
-    if annotation.SITES in op.attributes:
-        attributes[annotation.SITES] = op.attributes[annotation.SITES]
+    for kept in annotation.MOVED:
+        if kept in op.attributes:
+            attributes[kept] = op.attributes[kept]
     with ir.InsertionPoint(op), op.location:
         return editing.create("func.call", types, operands, attributes)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PREFIX = "srjit."  # of all that is ours: functions, composites, attributes
 SITES = "srjit.sites"
 REPORT = "srjit.report"
+# What is true of an operation's results, whatever makes them.
+MOVED = (SITES, "sdy.sharding", "mhlo.sharding")
 KEY = "srjit.key"
 STATE = "srjit.state"
 T = TypeVar("T")
@@ -144,6 +146,13 @@ def _alike(source: Annotation | Classified) -> dict[str, Any]:
 def write(op: Any, entries: Sequence[Any]) -> None:
     """Sets the entries of one operation."""
     op.attributes[SITES] = ir.ArrayAttr.get([attributes.encode(e) for e in entries])
+
+
+def move(old: Any, new: Any) -> None:
+    """Says of the results of a new operation what was said of those of an old one."""
+    for name in MOVED:
+        if name in old.attributes and name not in new.attributes:
+            new.attributes[name] = old.attributes[name]
 
 
 def erase(function: Any) -> None:

@@ -115,9 +115,9 @@ def _rejit_exported(exported: Any, pipeline: SupportsRun) -> Rejitted:
 
     def lower() -> tuple[Any, ir.Module]:
         own = source.for_platform(module, exported, jax.default_backend())
-        given = _compat.Flat(exported.in_avals, exported.out_avals, exported.module_kept_var_idx)
-        trees = exported.in_tree, exported.out_tree
-        return _compat.lowered_module(own, name, given, exported.nr_devices, trees), own
+        given = exported.in_avals, exported.out_avals, exported.nr_devices
+        kept, trees = exported.module_kept_var_idx, (exported.in_tree, exported.out_tree)
+        return _compat.lowered_module(own, name, *given, kept=kept, trees=trees), own
 
     return _rewritten(lower, name, module, pipeline, len(inputs), len(outputs))
 
@@ -127,16 +127,16 @@ def _rejit_module(module: ir.Module, name: str, pipeline: SupportsRun) -> Rejitt
     # What an earlier rewriting appended counts as appended, so that its modules run too.
     taken, returned = (marks.count({}) for marks in marks_of(module))
     inputs, outputs = types_of(main_of(module.operation))
-    given = _compat.Flat(
+    given = (
         source.avals_of(inputs[:taken], name, "argument"),
         source.avals_of(outputs[:returned], name, "result"),
+        source.partitions_of(module, name),
     )
-    partitions = source.partitions_of(module, name)
 
     def lower() -> tuple[Any, ir.Module]:
         own = copy_of(module)
         make_main(own.operation)
-        return _compat.lowered_module(own, name, given, partitions), own
+        return _compat.lowered_module(own, name, *given), own
 
     return _rewritten(lower, name, module, pipeline, taken, returned)
 

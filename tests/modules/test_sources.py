@@ -160,7 +160,7 @@ def test_any_function_can_be_the_entry(entry: str):
     out = again(x, w)
     assert 0 < float(jnp.abs(out - ENTRIES[entry] * (x @ w)).max()) < 0.2
     module = passes.Pipeline(INT8).run(SEVERAL, entry=entry)
-    assert str(module).count("call @srjit.scaled_dot") == 1
+    assert str(module).count("call @srjit.scaled_dot_int8_int8_cpu(") == 1
     assert "srjit.entry" not in str(module)
     assert all(f"@{name}" in str(module) for name in ("forward", "outer", "inner", "other"))
 
@@ -171,7 +171,7 @@ def test_the_flag_of_srjit_opt_is_the_same(tmp_path: Path):
     for entry in ("outer", "inner::f"):
         assert opt.main([str(source), "-p", INT8, f"--entry={entry}", "-o", str(out)]) == 0
         assert passes.Pipeline(INT8).run(SEVERAL, entry=entry).operation.verify()
-        assert out.read_text().count("call @srjit.scaled_dot") == 1
+        assert out.read_text().count("call @srjit.scaled_dot_int8_int8_cpu(") == 1
 
 
 def test_without_an_entry_the_functions_are_listed():

@@ -34,6 +34,16 @@ LEFT_ALONE = {
         ),
         says="static shape",
     ),
+    "complex numbers of dynamic shape": Foreign(
+        main(
+            """%0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]
+              : (tensor<?x8xcomplex<f32>>, tensor<8x8xcomplex<f32>>) -> tensor<?x8xcomplex<f32>>
+            return %0 : tensor<?x8xcomplex<f32>>""",
+            "%w: tensor<8x8xcomplex<f32>>, %x: tensor<?x8xcomplex<f32>>",
+            "tensor<?x8xcomplex<f32>>",
+        ),
+        says="static shape",
+    ),
     "bounded shape": Foreign(
         main(
             """%0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]

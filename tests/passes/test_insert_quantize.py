@@ -312,3 +312,36 @@ def test_callers_that_are_not_rewritten_get_what_they_got_before() -> None:
     assert "call @main_srjit(" in serve
     assert "stablehlo.dot_general %arg1, %arg0" in str(functions["main_srjit"])
     assert len(report_of(module.operation).sites) == 1
+
+
+# Own results' shardings, that the operations which read them check.
+_SHARDED = """
+sdy.mesh @mesh = <["x"=2, "y"=2]>
+func.func @main(%w: tensor<8x16xf32> {sdy.sharding = #sdy.sharding<@mesh, [{"y"}, {}]>},
+    %x: tensor<4x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {"y"}]>}) -> tensor<4x16xf32> {
+  %0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]
+    {sdy.sharding = #sdy.sharding_per_value<[<@mesh, [{"x"}, {}]>]>}
+    : (tensor<4x8xf32>, tensor<8x16xf32>) -> tensor<4x16xf32>
+  %1 = sdy.COLLECTIVE %0 out_sharding=<@mesh, OUT> : tensor<4x16xf32>
+  return %1 : tensor<4x16xf32>
+}
+"""
+
+
+@pytest.mark.parametrize("target", ["cpu", "portable", "v5e"])
+@pytest.mark.parametrize(
+    ("collective", "out"),
+    [
+        ('all_reduce {"y"}', '[{"x"}, {}]'),
+        ('all_gather [{"x"}, {}]', "[{}, {}]"),
+        ('reduce_scatter [{}, {"y"}]', '[{"x"}, {"y"}]'),
+    ],
+)
+def test_what_is_said_of_a_products_sharding_stays(collective: str, out: str, target: str):
+    text = _SHARDED.replace("COLLECTIVE", collective).replace("OUT", out)
+    pipeline = "srjit-annotate-matmuls,srjit-insert-quantize{recipe=int8}"
+    module = passes.Pipeline(pipeline).run(text)
+    assert 'srjit.scaled_dot" ' in str(module)
+    legal = str(passes.Pipeline(f"srjit-legalize{{target={target}}}").run(module))
+    assert legal.count('sdy.sharding_per_value<[<@mesh, [{"x"}, {}]>]>') == 1
+    assert "composite" not in legal

@@ -20,6 +20,7 @@ ENTRY = "srjit.entry"  # of a module that does not start with @main: with which 
 
 # The bindings give the parts of arrays and dictionaries only, and abort at complex numbers in
 # those. Symbols in dialects' own attributes (meshes, aliases of outputs) are only in the text.
+_IN_QUOTES = re.compile(r'"(?:[^"\\]|\\.)*"')
 _IN_TEXT = re.compile(r'@(?:([\w$.-]+)|"((?:[^"\\]|\\.)*)")')
 
 _WITHOUT_SYMBOLS = (
@@ -119,7 +120,9 @@ def of_jax(function: ir.Operation) -> set[int]:
 
 def is_public(function: ir.Operation) -> bool:
     """Whether others than the module itself may call a function."""
-    return text(function, "sym_visibility") in ("", "public")
+    module = function.parent
+    is_entry = module is not None and entry_of(module.operation) == text(function, "sym_name")
+    return is_entry or text(function, "sym_visibility") in ("", "public")
 
 
 def why_closed(function: ir.Operation) -> str:
@@ -235,7 +238,7 @@ def text(op: ir.Operation, attribute: str) -> str:
 
 def entries(attribute: ir.Attribute) -> dict[str, ir.Attribute] | None:
     """The entries of a dictionary attribute; None if the bindings would abort at one."""
-    if "complex<" in str(attribute):
+    if "complex<" in _IN_QUOTES.sub("", str(attribute)):
         return None
     return {named.name: named.attr for named in ir.DictAttr(attribute)}
 

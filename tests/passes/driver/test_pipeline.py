@@ -153,6 +153,13 @@ def test_grammar(text: str, printed: str):
         ("func.func(test-options)", 10, "cannot be nested under 'func.func'"),
         ("test-options(cse)", 0, "is a pass, not an operation"),
         ("builtin.module(cse,\n\tnope)", 21, "unknown pass 'nope'"),
+        (
+            "cse,stablehlo-aggressive-folder",
+            4,
+            "'stablehlo-aggressive-folder': jaxlib's bindings have no such pass, stablehlo-opt may",
+        ),
+        ("chlo-legalise-to-stablehlo", 0, "did you mean 'chlo-legalize-to-stablehlo'"),
+        ("sdy-nothing", 0, "jaxlib's bindings have no such pass, sdy_opt may"),
     ],
 )
 def test_errors_point_at_the_character(text: str, at: int, reason: str):
@@ -172,3 +179,46 @@ def test_pipelines_are_built_from_passes_text_and_pipelines():
     assert {built: 1}[Pipeline(built)] == 1
     with pytest.raises(TypeError, match="expected a pass or a pipeline's text, got 3"):
         Pipeline(3)  # pyright: ignore
+
+
+# ------------------------------------------------------------------- StableHLO's and CHLO's passes
+
+_TAN = """func.func @main(%a: tensor<4xf32>) -> tensor<4xf32> {
+  %0 = chlo.atan %a : tensor<4xf32> -> tensor<4xf32>
+  return %0 : tensor<4xf32>
+}"""
+_CALLING = """func.func @main(%a: tensor<4xf32>) -> tensor<4xf32> {
+  %0 = stablehlo.composite "a.b" %a {decomposition = @b} : (tensor<4xf32>) -> tensor<4xf32>
+  return %0 : tensor<4xf32>
+}
+func.func private @b(%a: tensor<4xf32>) -> tensor<4xf32> {
+  return %a : tensor<4xf32>
+}"""
+_CREATES = """func.func @main(%a: tensor<4xf32>, %b: tensor<1xi64>) -> tensor<?xf32> {
+  %c = stablehlo.constant dense<4> : tensor<1xi64>
+  %0 = stablehlo.dynamic_broadcast_in_dim %a, %c, dims = [0]
+    : (tensor<4xf32>, tensor<1xi64>) -> tensor<?xf32>
+  return %0 : tensor<?xf32>
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "gone", "there"),
+    [
+        ("chlo-legalize-to-stablehlo", _TAN, "chlo.", "stablehlo.atan2"),
+        ("func.func(chlo-legalize-to-stablehlo)", _TAN, "chlo.", "stablehlo.atan2"),
+        ("stablehlo-legalize-composite-to-call", _CALLING, "composite", "call @b"),
+        ("stablehlo-refine-shapes", _CREATES, "?", "-> tensor<4xf32>"),
+        ("stablehlo-refine-shapes,stablehlo-canonicalize-dynamism", _CREATES, "dynamic", "in_dim"),
+        ("stablehlo-legalize-to-vhlo", _CALLING, "stablehlo.", "vhlo.composite_v"),
+        ("stablehlo-legalize-to-vhlo,vhlo-legalize-to-stablehlo", _CALLING, "vhlo", "stablehlo."),
+    ],
+)
+def test_stablehlos_passes_run_by_name_and_nest_by_themselves(
+    text: str, module: str, gone: str, there: str
+):
+    pipeline = passes.parse(text)
+    assert passes.parse(str(pipeline)) == pipeline
+    out = str(pipeline.run(module))
+    assert gone not in out
+    assert there in out
