@@ -25,6 +25,7 @@ class BlockView:
       block: B.
       shared: dimensions of the view that share a scale; None: all.
       keepdims: whether scales have dimensions of size 1 for those.
+      apart: dimensions of the tensor whose entries have no scale in common.
     """
 
     shape: tuple[int, ...]
@@ -32,13 +33,21 @@ class BlockView:
     block: int
     shared: tuple[int, ...] | None
     keepdims: bool
+    apart: tuple[int, ...] = ()
 
     @classmethod
     def of(
-        cls, shape: tuple[int, ...], kind: Granularity, block: int, axes: tuple[int, ...]
+        cls,
+        shape: tuple[int, ...],
+        kind: Granularity,
+        block: int,
+        axes: tuple[int, ...],
+        apart: tuple[int, ...] = (),
     ) -> BlockView:
         """The view of a tensor that a product contracts along ``axes``."""
         ndim, keepdims = len(shape), kind == "channel"
+        if kind == "tensor" and apart:
+            return cls(shape, (), 1, tuple(d for d in range(ndim) if d not in apart), True, apart)
         if kind == "tensor" or not axes:
             return cls(shape, (), 1, None, keepdims)
         if kind == "channel":
@@ -48,7 +57,7 @@ class BlockView:
             dims |= {max((d for d in range(ndim) if d not in axes), default=axes[0])}
         ordered = tuple(sorted(dims))
         shared = tuple(d + i + 1 for i, d in enumerate(ordered))
-        return cls(shape, ordered, block, shared, keepdims)
+        return cls(shape, ordered, block, shared, keepdims, apart)
 
     def split(self, x: jax.Array) -> jax.Array:
         """x as the view, padded with zeros."""

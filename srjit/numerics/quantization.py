@@ -48,6 +48,8 @@ class Quantization:
         is MS-EDEN (arXiv 2601.22813): elements go to nearest, and what is stochastic are the
         scales, corrected for what that lost, and signs that a product gives both of its operands
         before the transform; ``quantize`` on its own flips no signs.
+      apart: dimensions, counted from the end, whose entries have no scale in common, such as the
+        examples of per-example gradients. A site sets it; a recipe leaves it alone.
       hadamard: transform 16 elements at a time (128 for ``eden``) along the contraction first. Both
         operands of a product have to.
     """
@@ -61,6 +63,7 @@ class Quantization:
     amax: float | None = None
     scale_rounding: ScaleRounding = "standard"
     hadamard: bool = False
+    apart: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         fmt = get_format(self.format)
@@ -158,7 +161,8 @@ class Quantization:
 
     def view(self, shape: tuple[int, ...]) -> BlockView:
         """A tensor of that shape seen as what shares a scale."""
-        return BlockView.of(shape, self.shared, self.block_size, self.axes(len(shape)))
+        apart = tuple(sorted(d % len(shape) for d in self.apart))
+        return BlockView.of(shape, self.shared, self.block_size, self.axes(len(shape)), apart)
 
     def blocked_dims(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The dimensions of a tensor along which elements share scales in blocks, ascending."""

@@ -187,7 +187,10 @@ class _NvFp4(ScaleLayout):
 def _two_levels(blocks: jax.Array, view: BlockView) -> tuple[jax.Array, jax.Array]:
     """amax of every block, and of the tensor, in float32."""
     block = view.amax(blocks.astype(jnp.float32))
-    return block, scaling.amax(block)
+    if not view.apart:
+        return block, scaling.amax(block)
+    axes = tuple(d for d in range(block.ndim) if d not in view.apart)
+    return block, scaling.amax(block, axes, keepdims=True)
 
 
 def _four_over_six(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
@@ -209,6 +212,7 @@ def _four_over_six(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
     (six, codes_six, error_six), (four, codes_four, error_four) = rounded(6), rounded(4)
     better = error_four < error_six
     scales = jax.tree.map(lambda a, b: jnp.where(better, a, b) if a.ndim else a, four, six)
+    scales = scales._replace(tensor_scale=six.tensor_scale)  # of both, and of no block
     return jnp.where(view.spread(better), codes_four, codes_six), scales
 
 

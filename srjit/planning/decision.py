@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from srjit.numerics.quantization import Quantization
+from srjit.planning.examples import REACHES, Examples
 from srjit.planning.plan import Settings
 from srjit.planning.roles import CONSTANT_REASON, KEEP_REASON, KEEP_SCOPE, Classified
 from srjit.planning.site import Site, SitePlan
@@ -47,6 +48,7 @@ class Decisions:
         self.used: set[int] = set()
         self.own: set[str] = {r.keep for r in recipe.rules if r.keep}
         self._ends = _ends(classified, recipe)
+        self._examples = Examples(classified)
 
     def of(self, c: Classified) -> SitePlan:
         """Decides about a site, and about its gradients should it be differentiated."""
@@ -123,6 +125,7 @@ class Decisions:
             if (lhs, rhs) != wanted:
                 why = f"{site.why}; no Hadamard transform: it does not cancel in this product"
                 site = dataclasses.replace(site, why=why)
+        lhs, rhs = self._examples.apart(c, (lhs, rhs))
         native = self.target.native(product, (site.lhs_shape, site.rhs_shape), (lhs, rhs))
         status = "native" if native else "emulated"
         return SitePlan(site=site, lhs=lhs, rhs=rhs, status=status, asked=True, rule=name)
@@ -162,6 +165,8 @@ class Decisions:
         if why or wanted is None:
             self.own.add(why)
             return why, False
+        if self._examples.reach(c, wanted):
+            return REACHES, True
         if any(q is not None and q.scaling == "delayed" for q in wanted):
             if c.occurrence.scope.ruled:
                 why = "delayed scales do not reach into a function with its own derivative rule"

@@ -60,4 +60,9 @@ def notes_of(
         if i not in used and rule not in _IF_THERE:
             yield f"{recipe.name_of(rule)} matched no site"
     specs = [q for p in plans for s in p.with_gradients for q in (s.lhs, s.rhs) if q]
+    if apart := [q for q in specs if q.apart]:
+        delayed = any(q.scaling == "delayed" for q in apart)
+        yield "per-example gradients: every example has scales of its own" + (
+            ", but for delayed ones, which are of all examples of earlier steps" if delayed else ""
+        )
     yield from filter(None, dict.fromkeys(map(settings.target.remark, specs)))

@@ -88,6 +88,8 @@ def emulated(
     if not spec.is_blocked:
         left = None if layout is NO_SCALES else scales.scale
         seen = None if spec.scaling != "delayed" else scales.amax
+        if seen is not None and spec.apart:
+            seen = jnp.max(seen)
         return ScaledValues(view.merge(codes), left, spec, seen=seen)
     values = codes * view.spread(layout.as_float(scales.scale, codes.dtype))
     return ScaledValues(view.merge(values), scales.tensor_scale, spec)

@@ -198,7 +198,7 @@ def _inline_table(q: Quantization) -> str:
     given = {
         f.name: v
         for f in dataclasses.fields(q)
-        if f.name != "axis" and (v := getattr(q, f.name)) != f.default
+        if f.name not in _OF_SITES and (v := getattr(q, f.name)) != f.default
     }
     return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in given.items()) + " }"
 
@@ -239,6 +239,7 @@ def _operands(table: Any, where: tuple[str, ...]) -> Operands:
     return Operands(**{kind: _quantization(table[kind], (*where, kind)) for kind in table})
 
 
+_OF_SITES = {"axis", "apart"}  # fields of quantizations that recipes leave alone
 # What a quantization's values are in TOML, where they are no strings.
 _TYPES: dict[str, tuple[Any, str]] = {
     "block": (int, "a whole number"),
@@ -248,7 +249,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
 
 
 def _quantization(table: Any, where: tuple[str, ...]) -> Quantization:
-    fields = {f.name for f in dataclasses.fields(Quantization)} - {"axis"}
+    fields = {f.name for f in dataclasses.fields(Quantization)} - _OF_SITES
     _check_keys(table, fields, "quantization", where, ' such as { format = "int8" }')
     name = ".".join(where[2:])
     if "format" not in table:

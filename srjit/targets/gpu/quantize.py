@@ -57,7 +57,7 @@ def _by_kernels(
 
 def want_of(gpu: Gpu, spec: Quantization, turned: bool = False) -> Want | None:
     """The codes that a product reads as they are, to be made by kernels; None if none does."""
-    if spec.rounding == "none":
+    if spec.rounding == "none" or spec.apart:
         return None
     element = get_format(spec.format).element
     if gpu_products.takes_blocks(gpu, spec):

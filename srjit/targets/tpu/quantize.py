@@ -33,7 +33,7 @@ def quantize(
 
     spec, in_memory = demand.spec, demand.in_memory
     element = get_format(spec.format).element
-    is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none"
+    is_plain = spec.shared != "tensor" or spec.apart or spec.hadamard or spec.rounding == "none"
     if is_plain or demand.rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
         return emulated(x, spec, key, before=before, rng=demand.rng)
     by_kernel = functools.partial(
