@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from srjit.diagnostics.verify.averages import Averages, Error
+from srjit.diagnostics.verify.far_pairs import PAIRS, far_pairs
 from srjit.diagnostics.verify.statistics import Signed, Test, probability_of_no_change
+from srjit.diagnostics.verify.sums import of_parts, of_twins
 
 TRIALS, DRAWS = 4000, 256
 FRACTIONS = {
@@ -101,3 +103,44 @@ def test_an_exact_average_has_infinitely_many_bits():
     found = Averages({n: Error.of(exact, exact) for n in (1, 4)})
     assert found.bits == {1: math.inf, 4: math.inf} and found.plateau is None
     assert str(found) == "exact in every draw"
+
+
+@pytest.mark.parametrize("kind", ["evenly spread", "nearly all tiny"])
+@pytest.mark.parametrize("of", ["parts", "twins"])
+def test_tests_of_many_elements_at_once_hold_their_limits(of: str, kind: str):
+    """Of independent noise they vary as they say, and exceed a limit as rarely as it says."""
+    rng = np.random.default_rng(2)
+    p = FRACTIONS[kind](rng)[rng.integers(0, 64, 24 * 24)]
+    ratios, beyond = [], []
+    for _ in range(60):
+        r = (rng.random((16, p.size)) < p) - p
+        signed = (
+            of_parts(r.reshape(16, 24, 24), (p * (1 - p)).reshape(24, 24), np.zeros((24, 24)))
+            if of == "parts"
+            else of_twins(r, p * (1 - p), np.zeros(p.size))
+        )
+        for s in signed:
+            beyond.append(not s.judged(1e-2).passed)
+            if s.variance:
+                ratios.append(s.total**2 / s.variance)
+    assert len(ratios) >= 40 and np.mean(beyond) <= 1e-2 + 4 * math.sqrt(1e-2 / len(beyond))
+    if kind == "evenly spread":  # their squares are, on average, the variance that is stated
+        assert np.mean(ratios) == pytest.approx(1, abs=6 * np.std(ratios) / math.sqrt(len(ratios)))
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 9), (12, 12), (3, 4, 5), (40, 700), (2, 1, 2)])
+def test_no_element_is_in_two_pairs_of_a_set(shape: tuple[int, ...]):
+    found = far_pairs(shape, np.random.default_rng(0))
+    assert found
+    for name, pairs in found.items():
+        assert pairs.shape[0] == 2 and len(np.unique(pairs)) == pairs.size <= 2 * PAIRS, name
+        assert pairs.min() >= 0 and pairs.max() < np.prod(shape)
+    if shape == (12, 12):
+        assert {12 * i + j for i, j in np.argwhere(np.tri(12, k=-1))} == set(
+            found["dimensions -2 and -1, transposed"].max(0).tolist()
+        )
+
+
+def test_too_few_elements_have_no_pairs():
+    assert far_pairs((), np.random.default_rng(0)) == {}
+    assert far_pairs((0, 5), np.random.default_rng(0)) == {}

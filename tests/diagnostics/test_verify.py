@@ -149,6 +149,18 @@ def test_noise_that_a_row_shares_is_found(planted: Callable[..., None]):
     assert "dimension -1" in certificate.verdict
 
 
+def test_noise_that_comes_again_after_some_rows_is_found(planted: Callable[..., None]):
+    def again(key: Any, like: jax.Array, rng: Any) -> jax.Array:
+        few = random_bits.random_bits(key, like[:1, :1], rng)  # of a shape that is not replaced
+        row = few + jnp.arange(like.shape[0], dtype=jnp.uint32)[:, None] % 8
+        return random_bits.hash_bits((row, row), jnp.arange(like.shape[1], dtype=jnp.uint32))
+
+    planted(random_bits, "random_bits", _swapped(again))
+    verdict = verified_alone("int8").verdict
+    assert "elements at a distance share noise" in verdict
+    assert "neighbouring elements" not in verdict
+
+
 def _swapped(defect: Callable[..., Any]) -> Callable[..., Any]:
     """The defect, which may itself call what it stands for."""
     original = random_bits.random_bits

@@ -51,6 +51,76 @@ def test_noise_that_columns_share_is_found():
     assert "neighbouring elements share noise" in verdict and "dimension -2" in verdict
 
 
+def uniform(key: Any, *shape: int) -> jax.Array:
+    return jax.random.uniform(key, shape)
+
+
+N = 48
+FAR = {
+    "every second column": (lambda k: jnp.tile(uniform(k, N, 2), (1, N // 2)), "-1, 2 apart"),
+    "tiles": (lambda k: jnp.tile(uniform(k, 16, 16), (3, 3)), "16 apart"),
+    "tiles of another size": (lambda k: jnp.tile(uniform(k, 20, 20), (3, 3))[:N, :N], "20 apart"),
+    "transposed": (
+        lambda k: (lambda v: jnp.where(jnp.tri(N) > 0, v, v.T))(uniform(k, N, N)),
+        "transposed",
+    ),
+    "antithetic halves": (
+        lambda k: (lambda v: jnp.concatenate([v, 1 - v]))(uniform(k, N // 2, N)),
+        f"-2, {N // 2} apart",
+    ),
+    "rows reversed": (
+        lambda k: (lambda v: jnp.concatenate([v, v[:, ::-1]], 1))(uniform(k, N, N // 2)),
+        "mirrored",
+    ),
+    "every seventh element": (
+        lambda k: (lambda v: v.at[::7].set(v[0]))(uniform(k, N * N)).reshape(N, N),
+        "apart",
+    ),
+    "any order": (
+        lambda k: (lambda v: jnp.concatenate([v, v[ORDER]]))(uniform(k, N * N // 2)).reshape(N, N),
+        "",
+    ),
+    "a fifth of a row": (
+        lambda k: jnp.where(
+            uniform(jax.random.fold_in(k, 2), N, N) < 0.2,
+            uniform(jax.random.fold_in(k, 1), N, 1),
+            uniform(k, N, N),
+        ),
+        "",
+    ),
+}
+ORDER = jax.random.permutation(jax.random.key(7), N * N // 2)
+FAR_X = jax.random.normal(jax.random.key(1), (N, N)) * 12
+WORDS = {
+    "distances": "elements at a distance share noise",
+    "sums": "sums of elements vary more, or less",
+    "twins": "some elements tell what others are",
+}
+SEEN_BY = {
+    "any order": ["twins"],
+    "a fifth of a row": ["sums"],
+    "tiles": list(WORDS),
+    "every seventh element": list(WORDS),
+}
+
+
+@pytest.mark.parametrize("fault", FAR)
+def test_noise_that_comes_again_far_away_is_found(fault: str):
+    noise, where = FAR[fault]
+
+    def draw(key: Any) -> jax.Array:
+        down = jnp.floor(FAR_X)
+        return down + (noise(key) < FAR_X - down)
+
+    found = verify_function(draw, FAR_X, step=1.0)
+    for what in SEEN_BY.get(fault, ["distances"]):
+        assert WORDS[what] in found.verdict
+    failed = [t for t in found.tests if not t.passed]
+    assert any(where in t.where for t in failed)
+    # Power is stated: what is twice a limit and more is not missed.
+    assert all(t.visible == 2 * t.limit for t in found.tests)
+
+
 def test_a_step_that_repeats_the_noise_of_the_one_before_is_found():
     def draw(key: Any) -> jax.Array:
         which = jax.random.key_data(key).sum() % 2  # two noises in all

@@ -48,6 +48,8 @@ def alone(residuals: Residuals, bits: int) -> Iterable[Signed]:
     """The sums that tell what is wrong with one rounding, whatever the others do."""
     yield from residuals.biases(bits)
     yield from residuals.neighbours()
+    yield from residuals.distances()
+    yield from residuals.sums(bits)
     yield residuals.steps()
 
 
@@ -133,6 +135,9 @@ def _bias_in_words(tests: Sequence[Test], r: Residuals, fmt: str) -> list[str]:
 
 _CORRELATED = {
     "neighbours": "neighbouring elements share noise",
+    "distances": "elements at a distance share noise",
+    "sums": "sums of elements vary more, or less, than noise that none share",
+    "twins": "some elements tell what others are",
     "steps": "one step's noise comes again in the next",
     "sites": "two quantizations share noise",
 }

@@ -16,12 +16,15 @@ import numpy as np
 from jax import lax
 
 from srjit.diagnostics.verify.averages import Averages, Error, checkpoints
+from srjit.diagnostics.verify.far_pairs import far_pairs
 from srjit.diagnostics.verify.statistics import Signed
+from srjit.diagnostics.verify.sums import of_parts, of_twins
 from srjit.numerics.elements import Element
 from srjit.numerics.random_bits import row_stride
 
 SAMPLE = 2**16  # elements, and pairs of neighbours along each dimension, of larger tensors
 HEAD = 2**12  # elements whose residuals are kept for every draw
+CORNER = 2**13  # and of a corner of the tensor, seen as a matrix
 FRACTIONS = 8  # bins of the fraction of a step
 ARITHMETIC = 2.0**-22  # of float32: of a value in steps, and of a sum of residuals
 TINY = 2.0**-126  # a difference that is smaller is none in float32
@@ -151,6 +154,10 @@ class Residuals:
       pairs: positions of neighbours along each dimension, (2, pairs) each, by dimension.
       products: for each of them, the sums over all draws of r r', with r as it is, and away from 0.
       head: residuals of the first elements, (draws, elements); 0 beyond the largest value.
+      far: positions of other pairs, (2, pairs) each, by what they are; see ``far_pairs``.
+      far_products: for each of them, as ``products``.
+      corner: residuals of the first elements of the first rows, (draws, elements).
+      corner_at: their positions, (rows, columns).
     """
 
     grid: Grid
@@ -161,6 +168,10 @@ class Residuals:
     pairs: dict[int, np.ndarray[Any, Any]]
     products: dict[int, tuple[float, float]]
     head: np.ndarray[Any, Any]
+    far: dict[str, np.ndarray[Any, Any]]
+    far_products: Floats
+    corner: np.ndarray[Any, Any]
+    corner_at: np.ndarray[Any, Any]
 
     # -------------------------------------------------------------------------------- the tests
 
@@ -210,6 +221,24 @@ class Residuals:
             for kind, total in zip(kinds, found, strict=True):
                 where = f"dimension {axis}, {kind}"
                 yield _signed("neighbours", where, total, both, self.draws)
+
+    def distances(self) -> Iterator[Signed]:
+        """Products of the residuals of pairs at a distance, mirrored and transposed."""
+        variance = self.grid.variance
+        for (name, (first, second)), found in zip(self.far.items(), self.far_products, strict=True):
+            both = variance[first] * variance[second]
+            for kind, total in zip(("as they are", "away from zero"), found, strict=True):
+                yield _signed("distances", f"{name}, {kind}", float(total), both, self.draws)
+
+    def sums(self, bits: int) -> Iterator[Signed]:
+        """Sums over parts of the corner, and what some elements of ``head`` tell of others."""
+        allowance = 2.0**-bits + (self.grid.position + 1) * ARITHMETIC
+        at = self.corner_at
+        if at.size:
+            kept = self.corner.reshape(len(self.corner), *at.shape).astype(np.float64)
+            yield from of_parts(kept, self.grid.variance[at], allowance[at])
+        head = self.head.shape[1]
+        yield from of_twins(self.head, self.grid.variance[:head], allowance[:head])
 
     def steps(self) -> Signed:
         """Products of an element's residuals in one draw and the next, of disjoint pairs."""
@@ -294,7 +323,10 @@ def draw_residuals(
         if grid.shape[axis] > 1 and size
     }
     head = min(size, HEAD)
-    parts = [chosen, *(p.ravel() for p in pairs.values()), np.arange(head)]
+    far, corner_at = far_pairs(grid.shape, rng), _corner(grid.shape)
+    apart, is_pair = _rectangular(list(far.values()))
+    kept_at = np.concatenate([corner_at.ravel(), np.arange(head)])
+    parts = [chosen, *(p.ravel() for p in pairs.values()), apart.ravel(), kept_at]
     at = np.concatenate(parts)
     cuts = np.cumsum([len(p) for p in parts])[:-1].tolist()
     expected = jnp.asarray(grid.expected[at], jnp.float32)
@@ -303,7 +335,7 @@ def draw_residuals(
     inside = jnp.asarray(~grid.clipped[at], jnp.float32)  # what is clipped is no noise
 
     def one(i: Any, carry: Any, keys: Any, operands: Any) -> Any:
-        totals, products, kept = carry
+        totals, products, far_products, kept = carry
         rounded = (
             draw(jax.tree.map(lambda k: k[i], keys), *operands).ravel()[at].astype(jnp.float32)
         )
@@ -311,12 +343,18 @@ def draw_residuals(
         noise = residual * inside
         signed = noise * sign
         columns = [
-            [jnp.sum(jnp.prod(part.reshape(2, -1), axis=0)) for part in parts[1:-1]]
+            [jnp.sum(jnp.prod(part.reshape(2, -1), axis=0)) for part in parts[1:-2]]
             for parts in (jnp.split(noise, cuts), jnp.split(signed, cuts))
         ]
         if pairs:
             products = products.at[i].set(jnp.asarray(columns))
-        return totals + residual[: len(chosen)], products, kept.at[i].set(noise[len(at) - head :])
+        found = [
+            jnp.sum(jnp.prod(jnp.split(x, cuts)[-2].reshape(apart.shape), axis=0) * is_pair, axis=1)
+            for x in (noise, signed)
+        ]
+        far_products = far_products.at[i].set(jnp.stack(found, axis=1))
+        kept = kept.at[i].set(noise[len(at) - len(kept_at) :])
+        return totals + residual[: len(chosen)], products, far_products, kept
 
     @jax.jit
     def advance(carry: Any, start: Any, stop: Any, keys: Any, operands: Any) -> Any:
@@ -325,7 +363,8 @@ def draw_residuals(
     carry = (
         jnp.zeros(len(chosen)),
         jnp.zeros((draws, 2, len(pairs))),
-        jnp.zeros((draws, head)),
+        jnp.zeros((draws, len(far), 2)),
+        jnp.zeros((draws, len(kept_at))),
     )
     errors: dict[int, Error] = {}
     done, exact = 0, grid.expected[chosen]
@@ -334,9 +373,42 @@ def draw_residuals(
         done = count
         off = np.asarray(carry[0], np.float64) / count * grid.step[chosen]
         errors[count] = Error.of(exact + off, exact)
-    totals, products, kept = (np.asarray(x) for x in carry)
+    totals, products, far_products, kept = (np.asarray(x) for x in carry)
     sums = products.astype(np.float64).sum(axis=0)
     found = {axis: (float(sums[0, i]), float(sums[1, i])) for i, axis in enumerate(pairs)}
     return Residuals(
-        grid, draws, chosen, totals.astype(np.float64), Averages(errors), pairs, found, kept
+        grid=grid,
+        draws=draws,
+        chosen=chosen,
+        totals=totals.astype(np.float64),
+        averages=Averages(errors),
+        pairs=pairs,
+        products=found,
+        head=kept[:, corner_at.size :],
+        far=far,
+        far_products=far_products.astype(np.float64).sum(axis=0),
+        corner=kept[:, : corner_at.size],
+        corner_at=corner_at,
     )
+
+
+def _corner(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Flat positions of a corner, (rows, columns), of a tensor seen as a matrix."""
+    columns = shape[-1] if shape else 1
+    size = int(np.prod(shape, dtype=np.int64))
+    if not size:
+        return np.zeros((0, 0), np.int64)
+    width = min(columns, 128)
+    height = min(size // columns, CORNER // width)
+    width = min(columns, CORNER // height)
+    return np.arange(height)[:, None] * columns + np.arange(width)
+
+
+def _rectangular(pairs: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Sets of pairs as (2, sets, most pairs), and 1 where there is a pair, else 0."""
+    most = max((p.shape[1] for p in pairs), default=0)
+    positions, mask = np.zeros((2, len(pairs), most), np.int64), np.zeros((len(pairs), most))
+    for i, p in enumerate(pairs):
+        positions[:, i, : p.shape[1]] = p
+        mask[i, : p.shape[1]] = 1
+    return positions, mask.astype(np.float32)

@@ -42,7 +42,8 @@ class Signed:
     """One signed sum, before it is known how many tests there are.
 
     Attributes:
-      what: the kind of test: ``bias``, ``neighbours``, ``steps`` or ``sites``.
+      what: the kind of test: ``bias``, ``neighbours``, ``distances``, ``sums``, ``twins``,
+        ``steps`` or ``sites``.
       where: what was summed, in words.
       total: S.
       variance: V of a correct program.
@@ -76,7 +77,7 @@ class Test:
     """The outcome of one two-sided test.
 
     Attributes:
-      what: ``bias``, ``neighbours``, ``steps`` or ``sites``.
+      what: the kind of test: see ``Signed``.
       where: what was tested, in words.
       found: for a bias, the mean residual in steps; else the coefficient of correlation.
       limit: the magnitude that a correct program stays below.
