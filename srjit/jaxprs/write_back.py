@@ -16,11 +16,15 @@ from srjit.numerics.formats import get_storage
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import working_dtype
 from srjit.planning.provenance import WRITE_BACK
+from srjit.planning.sums import SCATTERED
 
 
 def exactly(eqn: Any, values: Sequence[jax.Array]) -> jax.Array:
     """Returns an addition, a product or a cast of values widened to float32."""
     wide = [lax.convert_element_type(v, working_dtype(jnp.result_type(v))) for v in values]
+    if eqn.primitive.name in SCATTERED:  # bound as it is, it adds in the narrow dtype
+        how = {k: v for k, v in eqn.params.items() if not k.startswith("update_")}
+        return lax.scatter_add(wide[0], values[1], wide[2], **how)
     if eqn.primitive.name == "convert_element_type":
         return wide[0]
     return eqn.primitive.bind(*wide, **eqn.params)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from srjit.program.places import Place
 from srjit.program.protocols import Variable, is_literal
 
-ARITHMETIC = {"add", "sub", "add_any", "mul", "div", "neg"}
+SCATTERED = {"scatter-add", "scatter_add"}  # p.at[rows].add(u): of p once
+ARITHMETIC = {"add", "sub", "add_any", "mul", "div", "neg"} | SCATTERED
+_PARTS = {"gather", "dynamic_slice", "slice"}
 _SIGNS = {"sub": (1.0, -1.0), "neg": (-1.0,)}
 _ABOUT_ONCE = 0.25, 1.75  # how often a parameter is in what it becomes
 Kind = tuple[tuple[int, ...], str]  # shape and dtype
@@ -29,6 +31,7 @@ class Sum:
       is_output: tells whether the program returns a value itself.
       value: the value.
       dtype: that of the inputs that are summed.
+      part: whether a part of an input counts as it: where the value is put in its place again.
 
     Attributes:
       inputs: how often each is in it; what is multiplied by no constant counts once.
@@ -42,9 +45,10 @@ class Sum:
         is_output: Callable[[Place], bool],
         value: Place,
         dtype: str,
+        part: bool = False,
     ) -> None:
         self._origin, self._is_output, self._value = origin, is_output, value
-        self._is_wide = kind_of(value.var)[1] != dtype
+        self._is_wide, self._part = kind_of(value.var)[1] != dtype, part
         self._known: dict[Place, dict[int, float]] = {}
         self._find(value)
         least, most = _ABOUT_ONCE
@@ -53,7 +57,9 @@ class Sum:
             for i, f in self._known[value].items()
             if inputs[i][1] == dtype and least <= f <= most
         }
-        self.between = tuple(p for p, f in self._known.items() if f and p != value and p.operation)
+        self.between = tuple(
+            p for p, f in self._known.items() if f and p != value and p.operation in ARITHMETIC
+        )
 
     def _find(self, value: Place) -> None:
         """Finds what is in a value, and in all on the way: operands first."""
@@ -77,11 +83,17 @@ class Sum:
         """The places that one adds up, and how often."""
         if place != self._value and self._is_output(place):
             return []  # what is returned itself is rounded there
+        if self._part and place.operation in _PARTS:
+            return [(p, 1.0) for p in place.operands[:1] if not p.is_literal]
+        if self._part and not self._is_wide and len(place.same) == 1:
+            return [(place.same[0], 1.0)]
         if self._is_wide and (same := place.same or _widened(place)):
             return [(p, 1.0) for p in same if len(same) == 1 and not p.is_literal]
         is_kind = self._is_wide or kind_of(place.var)[1] == kind_of(self._value.var)[1]
         if not is_kind or place.operation not in ARITHMETIC:
             return []
+        if place.operation in SCATTERED:
+            return [(place.operands[0], 1.0)]
         terms = [(p, _constant(p)) for p in place.operands]
         if place.operation in ("mul", "div"):
             factor = next((c for _, c in terms if c is not None), 1.0)

@@ -1,10 +1,11 @@
 """Where a training step writes parameters back, whatever its optimizer, and casts gradients.
 
 Looked for from the outputs: one that has a parameter's shape and dtype is followed, through what
-only passes it (calls, loops, branches, ``where``, ``clip``), to what makes it. That is a
-write-back if it is
+only passes it (calls, loops, branches, ``where``, ``clip``) or puts parts of it where they stood
+(``.at[rows].set``, ``all_gather``), to what makes it. That is a write-back if it is
 
-  narrow arithmetic   p + u, or (1 - d) * p - u: all steps from p to the result are in p's dtype
+  narrow arithmetic   p + u, p.at[rows].add(u), or (1 - d) * p - u: all steps from p to the result
+                      are in p's dtype
   a cast              from float32 or float64 to p's dtype, of what p was widened and added to
 
 In both, nothing needs to be rounded between p and the result, and p is in it about once: neither
@@ -33,11 +34,23 @@ from srjit.recipes import Recipe
 NARROW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _WIDE = ("float32", "float64")
 _STATE = "opt_state"  # a field of what holds parameters and moments, of Flax and others
-_OPERATIONS = {"convert_element_type": "cast", "add_any": "add"}  # what reports call them
+_OPERATIONS = {  # what reports call them
+    "convert_element_type": "cast", "add_any": "add", "scatter-add": "add", "scatter_add": "add",
+}  # fmt: skip
 # What is, element by element, one of some operands: a write-back is rounded before the choice.
 _CHOOSING = {
     "select_n": slice(1, None), "max": slice(None), "min": slice(None), "clamp": slice(1, 2),
 }  # fmt: skip
+
+
+# What is made of parts that stand where they stood in the parameter: (what else is there, parts).
+_PLACING = {
+    "scatter": (slice(0, 1), slice(2, 3)),  # p.at[rows].set(p[rows] + u)
+    "dynamic_update_slice": (slice(0, 1), slice(1, 2)),
+    "concatenate": (slice(0), slice(None)),
+    "all_gather": (slice(0), slice(None)),  # of shards that devices have updated
+    "all_gather_invariant": (slice(0), slice(None)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,7 +327,8 @@ class _Search:
                 self._origins[place] = found.pop() if len(found) == 1 else None
         return self._origins[place]
 
-    def _sources(self, place: Place) -> Iterator[_Source]:
+    def _sources(self, place: Place, part: bool = False) -> Iterator[_Source]:
+        """What a value may be; ``part``: of a parameter, whose place it takes."""
         origin = self.origin(place)
         if origin is not None:
             yield _Source({origin: 1.0})
@@ -323,27 +337,33 @@ class _Search:
         same = place.operands[_CHOOSING[name]] if name in _CHOOSING else place.same
         if same:
             for one in same:
-                yield from self._sources(one)
+                yield from self._sources(one, part)
+        elif name in _PLACING:
+            rest, parts = _PLACING[name]
+            for one in place.operands[rest]:
+                yield from self._sources(one, part)
+            for one in place.operands[parts]:
+                yield from self._sources(one, True)
         elif name in ARITHMETIC:
-            yield self._arithmetic(place)
+            yield self._arithmetic(place, part)
         elif name == "convert_element_type" and kind_of(place.operands[0].var)[1] in _WIDE:
-            yield self._cast(place, place.operands[0])
+            yield self._cast(place, place.operands[0], part)
         else:
             yield _Source(why=f"{name or 'a constant'} makes it, no addition and no cast")
 
-    def _arithmetic(self, place: Place) -> _Source:
-        found = self._sum(place, kind_of(place.var)[1])
+    def _arithmetic(self, place: Place, part: bool) -> _Source:
+        found = self._sum(place, kind_of(place.var)[1], part)
         if not found.inputs:
             why = f"{place.operation} makes it, of nothing that is a parameter"
             return _Source(why=why)
         return _Source(found.inputs, (place, *found.between))
 
-    def _cast(self, place: Place, value: Place) -> _Source:
+    def _cast(self, place: Place, value: Place, part: bool) -> _Source:
         is_of_inputs = not value.is_literal and kind_of(value.var) in self.inputs
         if is_of_inputs and self._maker(value) in self._makers:
             why = f"a copy of {value.var.aval.dtype} values that the program returns too"
             return _Source(steps=(place,), why=f"{why}: those lose nothing")
-        inputs = self._sum(value, kind_of(place.var)[1]).inputs or self._nearest(value, place)
+        inputs = self._sum(value, kind_of(place.var)[1], part).inputs or self._nearest(value, place)
         if not inputs:
             return _Source(why="it is cast from float32 values that no parameter was added to")
         return _Source(inputs, (place,))

@@ -258,6 +258,30 @@ MUTANTS: dict[str, Mutant] = {
             NOISE + "test_the_hash_is_the_one_that_is_documented",
         ),
     ),
+    "a hash with a constant factor": Mutant(
+        module=BITS,
+        old="h = h * ((h >> np.uint32(16)) | upper)",
+        new="h = (h ^ (h >> np.uint32(16))) * _A",
+        killed_by=(NOISE + "test_no_difference_of_three_powers_of_two_or_fewer_correlates[10000]",),
+    ),
+    "shards share noise where types tell nothing": Mutant(
+        module="srjit.numerics.shards",
+        old="return frozenset(a for a in axes if not _compat.varying_axes(lax.axis_index(a)))",
+        new="return frozenset()",
+        killed_by=(
+            "jaxprs/test_noise_of_shards.py::"
+            "test_every_shard_has_noise_of_its_own[stochastic_round-pmap]",
+        ),
+    ),
+    "verify compares neighbours only": Mutant(
+        module="srjit.diagnostics.verify.judgement",
+        old="yield from residuals.distances()",
+        new="yield from ()",
+        killed_by=(
+            "diagnostics/test_verify_function.py::"
+            "test_noise_that_comes_again_far_away_is_found[transposed]",
+        ),
+    ),
     "a mix that forgets half the key": Mutant(
         module=BITS,
         old="b = b ^ _lowbias32(a ^ jnp.asarray(number, jnp.uint32))",
