@@ -3,12 +3,14 @@
     python benchmarks/passes.py [--layers N] [--sites N] [--rounds N] [--quick] [--json FILE]
 
 The 48-layer unrolled transformer's training step is lowered once; in every round a fresh copy goes
-through the pipeline, and the last is compiled. Then dots one after another, up to --sites of them.
+through the pipeline, and the last is compiled. Then every pass on its own, on dots one after
+another, up to --sites of them: each should take the same time a site at all sizes.
 Processor seconds of one process; medians of the rounds.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from typing import Any
@@ -18,7 +20,7 @@ import jax
 import _measuring as measuring
 import _programs as programs
 from srjit import rejit
-from srjit.passes import parse
+from srjit.passes import Pipeline, parse
 
 LIMIT = 5.0  # percent of the compiler's time
 PIPELINE = (
@@ -65,6 +67,20 @@ def seconds_of(pipeline: Any, text: Any, rounds: int) -> float:
     return statistics.median(times)
 
 
+def seconds_of_each(steps: list[str], text: str) -> list[float]:
+    """Processor seconds of each pass, run one after another on a module."""
+    from srjit._mlir import ir, new_context
+
+    times: list[float] = []
+    with new_context() as context, ir.Location.unknown():
+        module = ir.Module.parse(text, context)
+        for step in map(parse, steps):
+            start = time.process_time()
+            step.run(module)
+            times.append(time.process_time() - start)
+    return times
+
+
 def main() -> None:
     parser = measuring.options(__doc__, rounds=3)
     parser.add_argument("--layers", type=int, default=48, help="of the transformer (default: 48)")
@@ -88,13 +104,21 @@ def main() -> None:
     print(f"{layers} layers, unrolled, {given.recipe}: passes {passes:.2f} s, XLA's compiler")
     print(f"{compiling:.2f} s (processor time): {percent:.1f} %   {goal}".rstrip())
 
-    print(f"\n{'sites':>7} {'seconds':>8} {'us a site':>10}")
-    pipeline = parse(text.replace(f"params=0-{count - 1}", "params=0"))
+    steps = [str(Pipeline(step)) for step in parse(text.replace(f"0-{count - 1}", "0"))]
+    steps += ["srjit-report{output=/dev/null}", "srjit-inline-calls", "srjit-strip-annotations"]
+    names = [re.sub(r"builtin.module\(|[{)].*", "", step) for step in steps]
+    print("\nus a site", "sites", *(name.removeprefix("srjit-") for name in names), sep="  ")
     scaling: list[dict[str, float]] = []
-    for sites in (most // 8, most // 4, most // 2, most):
-        seconds = seconds_of(pipeline, many_dots(sites), rounds)
-        scaling.append({"sites": sites, "seconds": seconds})
-        print(f"{sites:7d} {seconds:8.2f} {seconds / sites * 1e6:10.0f}")
+    for sites in (most // 10, most // 5, most * 2 // 5, most):
+        each = seconds_of_each(steps, many_dots(sites))
+        scaling.append(
+            {"sites": sites, "seconds": sum(each), **dict(zip(names, each, strict=True))}
+        )
+        print(
+            f"{sites:16d}",
+            *(f"{s / sites * 1e6:{len(n) - 6}.0f}" for n, s in zip(names, each, strict=True)),
+            sep="  ",
+        )
     figures = {"passes": passes, "compile": compiling, "percent": percent, "scaling": scaling}
     measuring.write_json(given.json, figures)
 

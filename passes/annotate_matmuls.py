@@ -63,7 +63,6 @@ def provenance_of(
       PassError: it is not one program, or a parameter does not exist.
     """
     from srjit.planning.phases import traced
-    from srjit.program.stablehlo.names import name_of
     from srjit.program.stablehlo.program import ModuleSourceInfo
     from srjit.program.stablehlo.reader import Raiser
     from srjit.program.values import DATA, PARAMETER
@@ -75,10 +74,11 @@ def provenance_of(
     except operations.MalformedProgram as error:
         raise PassError(error.op, str(error)) from None
     entry = operations.entry_of(module)
-    names = [name_of(a.location) for a in main.regions[0].blocks[0].arguments]
+    names = [raiser.locations.name_of(a.location) for a in main.regions[0].blocks[0].arguments]
     chosen = _chosen(params, names, main, entry)
     labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
-    return program, traced(program, labels, ModuleSourceInfo()), tuple(raiser.notes)
+    source = ModuleSourceInfo(raiser.locations)
+    return program, traced(program, labels, source), tuple(raiser.notes)
 
 
 def _chosen(params: tuple[str, ...], names: list[str], main: Any, entry: str) -> set[int]:

@@ -50,13 +50,9 @@ class Legalize(Pass):
         except ValueError as error:
             raise PassError(None, str(error)) from None
         composites = [op for op in operations.inside(module) if annotation.is_composite(op)]
-        ours = [
-            op
-            for op in composites
-            if (name := operations.text(op, "name")) in (QUANTIZE, SCALED_DOT, COMPOSITE)
-            or kinds.of_operation(name) is not None
-        ]
-        unknown = dict.fromkeys(operations.text(op, "name") for op in composites if op not in ours)
+        names = {op: operations.text(op, "name") for op in composites}
+        ours = [op for op, name in names.items() if _is_ours(name)]
+        unknown = dict.fromkeys(name for name in names.values() if not _is_ours(name))
         used = {ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value: None for op in ours}
         TargetCalls(target, module).replace(ours)
         if target is PORTABLE and used:
@@ -67,3 +63,7 @@ class Legalize(Pass):
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
             header = dataclasses.replace(header, target=target.name, notes=(*header.notes, *notes))
             module.attributes[annotation.REPORT] = attributes.encode(header)
+
+
+def _is_ours(name: str) -> bool:
+    return name in (QUANTIZE, SCALED_DOT, COMPOSITE) or kinds.of_operation(name) is not None

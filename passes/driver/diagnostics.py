@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
 from srjit._mlir import ir
-from srjit.program.stablehlo.names import place_of
+from srjit.program.stablehlo.names import Locations
 
 Severity = Literal["error", "warning", "remark", "note"]
 
@@ -116,5 +116,5 @@ def _from_mlir(diagnostic: ir.Diagnostic) -> Diagnostic:
 
 
 def _diagnostic(severity: Severity, message: str, location: ir.Location) -> Diagnostic:
-    file, line, column = place_of(location) or ("", 0, 0)
+    file, line, column = Locations().place_of(location) or ("", 0, 0)
     return Diagnostic(severity, message, file, line, column, str(location))

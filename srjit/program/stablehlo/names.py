@@ -46,62 +46,79 @@ class Names:
         )
 
 
-def name_of(location: ir.Location) -> str:
-    """The name that JAX gave an operation; of inlined code, the innermost one."""
-    return _name(location) if _is_utf8(location) else ""
+class Locations:
+    """Reads locations of one module; the same part of many is looked at once.
+
+    Args:
+      module: one of which most locations will be read: they are looked at together.
+    """
+
+    def __init__(self, module: ir.Operation | None = None) -> None:
+        self._checked: dict[ir.Location, bool] = {}
+        self._are_utf8 = module is not None and _is_utf8(
+            str(module.get_asm(enable_debug_info=True, large_elements_limit=0))
+        )
+
+    def name_of(self, location: object) -> str:
+        """The name that JAX gave an operation; of inlined code, the innermost one."""
+        match location:
+            case ir.NameLoc():
+                if not self._is_utf8(location):
+                    return ""
+                name, inner = location.name_str, location.child_loc
+                # JAX writes names around what it has inlined: an empty one, or one with a colon.
+                if name.endswith(":") and isinstance(inner, ir.NameLoc):
+                    return self.name_of(inner)
+                return name or self.name_of(inner)
+            case ir.CallSiteLoc():
+                return self.name_of(location.callee)
+            case ir.FusedLoc():
+                return next((n for inner in location.locations if (n := self.name_of(inner))), "")
+            case _:
+                return ""
+
+    def place_of(self, location: object) -> tuple[str, int, int] | None:
+        """File, line and column of the innermost line of code that a location has."""
+        match location:
+            case ir.FileLineColLoc():
+                if not self._is_utf8(location):
+                    return None
+                return location.filename, location.start_line, location.start_col
+            case ir.NameLoc():
+                return self.place_of(location.child_loc)
+            case ir.CallSiteLoc():
+                return self.place_of(location.callee) or self.place_of(location.caller)
+            case ir.FusedLoc():
+                return next((p for each in location.locations if (p := self.place_of(each))), None)
+            case _:
+                return None
+
+    def line_of(self, location: object) -> str:
+        """``file:line`` of the innermost line of code, or nothing."""
+        place = self.place_of(location)
+        return f"{place[0]}:{place[1]}" if place else ""
+
+    def _is_utf8(self, location: ir.Location) -> bool:
+        """Whether a location's strings are UTF-8: the bindings abort the process at others.
+
+        Only printing it tells; the bindings give no bytes.
+        """
+        if self._are_utf8:
+            return True
+        known = self._checked.get(location)
+        if known is None:
+            known = self._checked[location] = _is_utf8(str(location))
+        return known
 
 
-def place_of(location: ir.Location) -> tuple[str, int, int] | None:
-    """File, line and column of the innermost line of code that a location has."""
-    return _place(location) if _is_utf8(location) else None
-
-
-def line_of(location: ir.Location) -> str:
-    """``file:line`` of the innermost line of code, or nothing."""
-    place = place_of(location)
-    return f"{place[0]}:{place[1]}" if place else ""
-
-
-def _is_utf8(location: ir.Location) -> bool:
-    """Whether a location's strings are UTF-8: the bindings abort the process at others."""
-    text = str(location)
-    if "\\" not in text:
+def _is_utf8(printed: str) -> bool:
+    if "\\" not in printed:
         return True
     try:
-        _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), text.encode()).decode()
+        _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), printed.encode()).decode()
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _name(location: object) -> str:
-    match location:
-        case ir.NameLoc():
-            name, inner = location.name_str, location.child_loc
-            # JAX writes names around what it has inlined: an empty one, or one with a colon.
-            if name.endswith(":") and isinstance(inner, ir.NameLoc):
-                return _name(inner)
-            return name or _name(inner)
-        case ir.CallSiteLoc():
-            return _name(location.callee)
-        case ir.FusedLoc():
-            return next((n for inner in location.locations if (n := _name(inner))), "")
-        case _:
-            return ""
-
-
-def _place(location: object) -> tuple[str, int, int] | None:
-    match location:
-        case ir.FileLineColLoc():
-            return location.filename, location.start_line, location.start_col
-        case ir.NameLoc():
-            return _place(location.child_loc)
-        case ir.CallSiteLoc():
-            return _place(location.callee) or _place(location.caller)
-        case ir.FusedLoc():
-            return next((p for inner in location.locations if (p := _place(inner))), None)
-        case _:
-            return None
 
 
 @functools.lru_cache(maxsize=65536)

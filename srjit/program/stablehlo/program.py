@@ -13,7 +13,7 @@ from srjit.program import protocols
 from srjit.program.control_flow import programs_of
 from srjit.program.stablehlo import products
 from srjit.program.stablehlo.loops import Loop
-from srjit.program.stablehlo.names import Names, line_of
+from srjit.program.stablehlo.names import Locations, Names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +89,17 @@ class Program:
 class ModuleSourceInfo:
     """Source info of modules, for provenance."""
 
+    def __init__(self, locations: Locations) -> None:
+        self.locations = locations
+
     @staticmethod
     def name_stack(eqn: Equation) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Scopes, and transformations."""
         return eqn.names.scopes, eqn.names.transforms
 
-    @staticmethod
-    def location(eqn: Equation) -> str:
+    def location(self, eqn: Equation) -> str:
         """file:line."""
-        return line_of(eqn.op.location)
+        return self.locations.line_of(eqn.op.location)
 
     @staticmethod
     def opaque(eqn: Equation) -> str:

@@ -76,8 +76,9 @@ class Raiser:
         self.meshes = meshes.meshes_of(module)
         self.notes: dict[str, None] = {}
         self.products: dict[Any, products.PrimitiveCall | str] = {}
+        self.locations = names.Locations()
         # Operations of one primitive share a location.
-        self.name_of: Callable[[Any], str] = functools.cache(names.name_of)
+        self.name_of: Callable[[Any], str] = functools.cache(self.locations.name_of)
         self._programs: dict[str, Program] = {}
         self._open: list[str] = []
         self.multiplications = Search(self.functions, multiplications.multiplies, otherwise=False)
@@ -234,7 +235,7 @@ class _BlockReader:
         self.add(called, op, op.operands, op.results, call_jaxpr=program, name=name)
         # JAX calls the body of a scan so, once unless it was unrolled.
         if name.startswith("closed_call") and name in self.bodies and multiplies(program):
-            where = names.line_of(op.location) or "an unknown place"
+            where = self.raiser.locations.line_of(op.location) or "an unknown place"
             note = f"a loop at {where} was unrolled, as by scan(unroll=...): its noise is not that "
             self.raiser.notes[f"{note}of the decorator's jaxpr"] = None
         self.bodies.add(name)
