@@ -130,10 +130,9 @@ def location(eqn: Any) -> str:
     return f"{frame.file_name}:{frame.start_line}" if frame else ""
 
 
-def equation(primitive: Any, params: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-    """An equation of a primitive, of values of these avals."""
-    invars, outvars = [jex_core.Var(a) for a in inputs], [jex_core.Var(a) for a in outputs]
-    return jex_core.new_jaxpr_eqn(invars, outvars, primitive, params, set())
+def types_of_algorithm(algorithm: Any, lhs: Any, rhs: Any, out: Any) -> Sequence[Any]:
+    """The dtypes that JAX's lowering casts the operands and the result of a product to."""
+    return _lax.get_algorithm_compute_types(algorithm, lhs, rhs, out)
 
 
 def axis_names(eqn: Any) -> frozenset[str]:
@@ -190,6 +189,12 @@ def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: 
     closed, out = jax.make_jaxpr(flat, return_shape=True)(*given, *values)
     jaxpr, consts = open_jaxpr(closed)
     jaxpr = partial_eval.convert_constvars_jaxpr(jaxpr)
+    if (primitive := eqn.params.get("_prim")) is not None:  # by JAX_REMAT3
+        params = {**primitive.params, "jaxpr": jex_core.ClosedJaxpr(jaxpr, ())}
+        if isinstance(params.get("prevent_cse"), tuple):
+            params["prevent_cse"] = (False,) * (len(consts) + len(given)) + params["prevent_cse"]
+        outs = type(primitive)(**params)(*consts, *given, *values)
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
     params: dict[str, Any] = {**eqn.params, **changed, "jaxpr": jaxpr}
     if eqn.primitive is jex_primitives.jit_p:
         params["jaxpr"] = jex_core.ClosedJaxpr(jaxpr, ())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 
 from srjit import _compat
@@ -29,6 +30,7 @@ from srjit.calling.stages import Lowered, Traced
 from srjit.diagnostics.watch.stream import Watch, Watched
 from srjit.numerics.random_bits import as_key
 from srjit.numerics.shards import refuse_around
+from srjit.numerics.symbolic import all_known
 from srjit.passes import PassWarning
 from srjit.passes.report import report_of
 from srjit.planning.plan import ProgramPlan
@@ -225,7 +227,8 @@ class Jitted:
         """
         del sr_key, sr_state  # the plan does not depend on them
         planned = Report.of(self.planned(args, kwargs))
-        if self._options.layer == "jaxpr":
+        known = all(all_known(jnp.shape(leaf)) for leaf in jax.tree.leaves((args, kwargs)))
+        if self._options.layer == "jaxpr" or not known:  # see TracedFunction.has_known_shapes
             return planned
         done = self._report_of_module(args, kwargs)
         notes = dict.fromkeys((*planned.notes, *done.notes))

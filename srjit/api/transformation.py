@@ -33,12 +33,14 @@ from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
 from srjit.numerics.random_bits import Key
 from srjit.numerics.shards import may_be_copies, refuse_around, untyped_axes
+from srjit.numerics.symbolic import all_known
 from srjit.passes.driver.running import Seen, dumping
 from srjit.planning.parameters import Argument, Parameters, declared, find, labels_of
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planner import make_plan
 from srjit.planning.provenance import JaxprSourceInfo
 from srjit.planning.site import SitePlan, WriteBack
+from srjit.program.casts import cast_first
 from srjit.program.dead_code import without_dead_code
 from srjit.report.dump import Dump
 from srjit.report.report import Report
@@ -83,6 +85,14 @@ class TracedFunction:
     owners: tuple[int | str, ...]
     names: list[str]
     unflatten: Callable[[Sequence[Any]], Any]
+
+    @property
+    def has_known_shapes(self) -> bool:
+        """Whether its arguments have numbers of elements: modules are rewritten for those.
+
+        Of others the jaxpr is rewritten, which gives the same bits.
+        """
+        return all(all_known(leaf.shape) for leaf in self.leaves)
 
     def evaluate(
         self, words: Key | None, leaves: Sequence[Any], state: State
@@ -143,7 +153,7 @@ class Transformation:
         if self.options.dump:
             self._dump(self.options.dump, program, words, histories)
         watched: list[jax.Array] = []
-        if self.options.layer == "stablehlo":
+        if self.options.layer == "stablehlo" and program.has_known_shapes:
             outs, remembered = self._call_module(program, words, histories)
         else:
             outs, remembered, watched = program.evaluate(words, program.leaves, histories)
@@ -229,7 +239,7 @@ class Transformation:
             output[:] = tree, others, traced
             return [r for r, t in zip(results, traced, strict=True) if t]
 
-        original = jax.make_jaxpr(flat)(*dynamic)
+        original = cast_first(jax.make_jaxpr(flat)(*dynamic))
         tree, others, traced = output
 
         def unflatten(results: Sequence[Any]) -> Any:
@@ -373,7 +383,7 @@ class Transformation:
         report = Report.of(program.plan)
         dump.write("plan.txt", str(report))
         dump.write("plan.json", report.to_json())
-        if self.options.layer == "stablehlo":
+        if self.options.layer == "stablehlo" and program.has_known_shapes:
             return  # modules, when there are any
         rewritten = jax.make_jaxpr(program.evaluate)(words, program.leaves, histories)
         dump.write("rewritten.jaxpr", str(rewritten))

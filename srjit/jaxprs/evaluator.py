@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from srjit import _compat
@@ -27,6 +26,7 @@ from srjit.jaxprs.write_back import exactly, round_write_back
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix
 from srjit.numerics.shards import of_shards
+from srjit.numerics.symbolic import word
 from srjit.planning.noise import Draw
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Operand, Shared
@@ -56,7 +56,7 @@ class Trip:
         """Its number, counted from the last iteration if ``backwards``."""
         if not backwards or self.length is None:
             return self.number
-        return np.uint32(self.length - 1) - self.number
+        return word(self.length - 1) - self.number
 
 
 class Evaluator:

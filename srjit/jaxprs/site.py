@@ -240,6 +240,7 @@ def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
     product = site.product.transpose(side, jax.typeof(floats[side]))
     wanted = site.backward[side] if site.backward else Gradient("grad", None, None)
     shapes = (ct.shape, floats[1].shape) if side == 0 else (floats[0].shape, ct.shape)
+    target = site.target.for_shapes(*shapes)
     lhs = wanted.lhs and oriented(wanted.lhs, product, 0, shapes[0])
     rhs = wanted.rhs and oriented(wanted.rhs, product, 1, shapes[1])
     return dataclasses.replace(
@@ -250,7 +251,8 @@ def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
         rhs=rhs,
         backward=(),
         label=f"{site.label}_{wanted.role}",
-        turned=site.target.turns(product, shapes, (lhs, rhs)),
+        target=target,
+        turned=target.turns(product, shapes, (lhs, rhs)),
     )
 
 

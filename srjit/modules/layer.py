@@ -30,6 +30,8 @@ from srjit.passes.driver.running import Seen, nothing_seen
 from srjit.passes.mlir.serialization import copy_of
 from srjit.products import kinds
 from srjit.program import left_alone
+from srjit.program.exchange import equation
+from srjit.program.high_level import without_high_level
 from srjit.program.stablehlo import operations
 from srjit.recipes import Recipe
 from srjit.targets.kernel_call import without_kernels
@@ -106,7 +108,7 @@ def call(
             f"{', '.join(sorted(axes))}, where layer='stablehlo' cannot tell what is sharded: "
             "apply shard_map inside of the decorated function, or use layer='jaxpr'"
         )
-    closed, captured = _without_traced_constants(closed)
+    closed, captured = _without_traced_constants(without_high_level(closed))
     # A captured tensor is a weight, unless there are parameters to be weights.
     weights = not any(rewriting.parameters)
     more = [weights and x.ndim >= 2 and _compat.is_float(x.dtype) for x in captured]
@@ -314,7 +316,7 @@ def _lower_alone(primitive: Any, is_looked_at: bool, ctx: Any, *args: Any, **par
     """
     run: Callable[..., Any] = functools.partial(_bind, primitive, params)
     structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ctx.avals_in]
-    eqn = _compat.equation(primitive, params, ctx.avals_in, ctx.avals_out)
+    eqn = equation(primitive, params, ctx.avals_in, ctx.avals_out)
     described = left_alone.described(eqn)
     if not described["why"] or (ctx.tokens_in and ctx.tokens_in.effects()):
         return mlir.lower_fun(run)(_without_rule(ctx, primitive), *args)

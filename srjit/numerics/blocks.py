@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from srjit.numerics import scaling
+from srjit.numerics.symbolic import check_known
 
 Granularity = Literal["tensor", "channel", "block", "square"]
 
@@ -64,6 +65,7 @@ class BlockView:
         shape: list[int] = []
         for d, n in enumerate(self.shape):
             if d in self.dims:
+                check_known(self.shape, d, f"blocks of {self.block} elements run")
                 x = pad_to_multiple(x, d, self.block)
                 shape += [x.shape[d] // self.block, self.block]
             else:

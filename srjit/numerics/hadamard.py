@@ -18,6 +18,7 @@ from jax import lax
 from srjit.choices import Rng
 from srjit.numerics.blocks import pad_to_multiple
 from srjit.numerics.random_bits import Key, random_bits
+from srjit.numerics.symbolic import check_known
 
 SIZE = 16
 SIGNS = np.array([1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1], np.float32)
@@ -50,6 +51,7 @@ def transform(x: jax.Array, axis: int, size: int = SIZE) -> jax.Array:
       matrix product nobody says in which order it adds.
     """
     axis %= x.ndim
+    check_known(x.shape, axis, f"Hadamard transforms of {size} elements run")
     x = pad_to_multiple(x, axis, size)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     signs = jnp.asarray(np.tile(SIGNS, x.shape[axis] // SIZE), x.dtype)

@@ -24,6 +24,7 @@ from jax.extend.random import threefry2x32_p
 from jax.interpreters import batching, mlir
 
 from srjit.choices import Rng, unknown_name
+from srjit.numerics.symbolic import all_known, is_known, word
 
 Key = tuple[jax.Array, jax.Array]
 
@@ -129,12 +130,14 @@ def row_stride(columns: int) -> int:
 def strides(shape: Sequence[int]) -> list[int]:
     """How far apart the indices of neighbours are along each dimension."""
     *leading, columns = shape
-    stride = row_stride(columns)
+    stride = row_stride(columns) if is_known(columns) else columns + 1 - columns % 2
     return [*(math.prod(leading[d + 1 :]) * stride for d in range(len(leading))), 1]
 
 
 def _leading_rows(shape: tuple[int, ...]) -> int:
     """How many leading dimensions to cut off so that 32 bits index what is left."""
+    if not all_known(shape):
+        return 0  # nobody exports a program for more
     padded = (*shape[:-1], *map(row_stride, shape[-1:]))
     return next(d for d in range(len(shape) + 1) if math.prod(padded[d:]) <= 2**32)
 
@@ -143,7 +146,7 @@ def _index(shape: tuple[int, ...], steps: Iterable[int]) -> jax.Array:
     """Sums of position * step modulo 2^32, over leading dimensions."""
     index = jnp.zeros(shape, jnp.uint32)
     for d, stride in enumerate(steps):
-        index = index + lax.broadcasted_iota(jnp.uint32, shape, d) * np.uint32(stride % 2**32)
+        index = index + lax.broadcasted_iota(jnp.uint32, shape, d) * word(stride)
     return index
 
 

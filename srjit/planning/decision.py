@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from srjit.numerics.quantization import Quantization
+from srjit.numerics.symbolic import in_numbers, is_known, with_ones
 from srjit.planning.examples import REACHES, Examples
 from srjit.planning.plan import Settings
 from srjit.planning.roles import CONSTANT_REASON, KEEP_REASON, KEEP_SCOPE, Classified
@@ -73,7 +74,7 @@ class Decisions:
         """
         operands = [v.aval for v in o.eqn.invars]
         operands = [a for a in operands if a.ndim > 1] or operands
-        lhs, rhs = [*(a.shape for a in operands), (), ()][:2]
+        lhs, rhs = [*(in_numbers(a.shape) for a in operands), (), ()][:2]
         out = o.eqn.outvars[0].aval if o.eqn.outvars else None
         site = Site(
             number=number,
@@ -85,10 +86,10 @@ class Decisions:
             rhs_kind="unknown",
             lhs_shape=lhs,
             rhs_shape=rhs,
-            out_shape=out.shape if out else (),
+            out_shape=in_numbers(out.shape) if out else (),
             dtype=str(out.dtype) if out else "",
-            flops=o.flops,
-            trips=math.prod(n for n, _ in o.scope.loops if n),
+            flops=with_ones(o.flops),
+            trips=math.prod(n for n, _ in o.scope.loops if n and is_known(n)),
             location=o.location,
             why=o.why,
         )
@@ -126,7 +127,8 @@ class Decisions:
                 why = f"{site.why}; no Hadamard transform: it does not cancel in this product"
                 site = dataclasses.replace(site, why=why)
         lhs, rhs = self._examples.apart(c, (lhs, rhs))
-        native = self.target.native(product, (site.lhs_shape, site.rhs_shape), (lhs, rhs))
+        shapes = site.lhs_shape, site.rhs_shape
+        native = self.target.for_shapes(*shapes).native(product, shapes, (lhs, rhs))
         status = "native" if native else "emulated"
         return SitePlan(site=site, lhs=lhs, rhs=rhs, status=status, asked=True, rule=name)
 
@@ -212,7 +214,8 @@ def _ends(classified: Sequence[Classified], recipe: Recipe) -> set[int]:
 
 
 def _size(c: Classified) -> int:
-    return min((n for n in rules_of(c.occurrence.eqn).extents(c.occurrence.eqn) if n), default=0)
+    extents = rules_of(c.occurrence.eqn).extents(c.occurrence.eqn)
+    return min((n for n in extents if is_known(n) and n), default=0)
 
 
 def _wanted(rule: Rule, site: Site) -> tuple[Quantization | None, Quantization | None] | None:
@@ -238,7 +241,7 @@ def _impossible(c: Classified) -> str | None:
             f"{' x '.join(dtypes)} product: only {', '.join(_FLOATS[:-1])} and {_FLOATS[-1]} "
             "products are quantized"
         )
-    if any(a.size == 0 for a in avals):
+    if any(0 in a.shape for a in avals):
         return "zero-size operand"
     if c.product is None:
         return "ragged batch dimensions are not supported"

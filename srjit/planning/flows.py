@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from srjit import _compat
+from srjit.numerics.symbolic import stand_ins
 from srjit.products.kinds import KINDS
 from srjit.program.control_flow import ControlFlow, Input, Region, flow_of
 from srjit.program.places import IDENTITIES
@@ -295,4 +296,4 @@ def _joined(flows: Sequence[Flow]) -> Flow:
 
 
 def _extents(v: Variable) -> _Extents:
-    return tuple(sorted(v.aval.shape))
+    return stand_ins(v.aval.shape)

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from srjit.numerics.symbolic import stand_ins
 from srjit.planning.provenance import Provenance
 from srjit.products.dot import DotProduct
 from srjit.products.kinds import product_of
 from srjit.products.product import Product
+from srjit.program.protocols import Variable
 from srjit.program.values import BACKWARD, DATA, PARAMETER, Occurrence, Value
 
 _PARAMETER = frozenset({PARAMETER})
@@ -50,7 +53,7 @@ class Match:
             (given[1 - self.residual], self.partner.eqn.outvars[0]),
             (o.eqn.outvars[0], made[1 - self.side]),
         )
-        return all(sorted(a.aval.shape) == sorted(b.aval.shape) for a, b in pairs)
+        return all(stand_ins(a.aval.shape) == stand_ins(b.aval.shape) for a, b in pairs)
 
 
 def matched(provenance: Provenance) -> Matching:
@@ -98,7 +101,7 @@ class Matching:
         self._taken: set[tuple[int, int]] = set()  # products with the side of a residual
         self._cotangents: dict[int, int] = {}
         shapes = provenance.parameter_shapes
-        self._parameters = {tuple(sorted(shape)) for shape in shapes if len(shape) > 1}
+        self._parameters = {stand_ins(shape) for shape in shapes if len(shape) > 1}
         self._data = {origin for origin, label in provenance.given.items() if label == DATA}
         self._forward_reads = {
             v.origin for o in provenance.occurrences if depth(o) == 0 for v in o.operands
@@ -170,7 +173,7 @@ class Matching:
             return ("weight", "gradient") if weights[0] else ("gradient", "weight")
         made = [BACKWARD in v.labels or not v.sources for v in o.operands]
         has_data = all(DATA in v.sources or m for v, m in zip(o.operands, made, strict=True))
-        shape = tuple(sorted(o.eqn.outvars[0].aval.shape))
+        shape = stand_ins(o.eqn.outvars[0].aval.shape)
         # Gradients of single examples have a dimension more.
         shapes = {shape, *(shape[:d] + shape[d + 1 :] for d in range(len(shape)))}
         if has_data and sum(made) == 1 and shapes & self._parameters:
@@ -211,7 +214,7 @@ class Matching:
             not _is_transpose(derivatives(o), derivatives(p)),
             not self.may_be_gradient(other),
             self.level(p),
-            o.eqn.invars[1 - residual].aval.size != p.eqn.outvars[0].aval.size,
+            _size(o.eqn.invars[1 - residual]) != _size(p.eqn.outvars[0]),
             depth(o) == depth(p),
             (id(p), side) in self._taken,
             not self._sums_alike(o, residual, p, side),
@@ -229,8 +232,8 @@ class Matching:
 
     def _fits(self, o: Occurrence, residual: int, p: Occurrence, side: int) -> bool:
         """Whether ``o`` can be the gradient of the other operand of ``p``."""
-        given = o.eqn.invars[1 - residual].aval.size, p.eqn.outvars[0].aval.size
-        made = o.eqn.outvars[0].aval.size, p.eqn.invars[1 - side].aval.size
+        given = _size(o.eqn.invars[1 - residual]), _size(p.eqn.outvars[0])
+        made = _size(o.eqn.outvars[0]), _size(p.eqn.invars[1 - side])
         if not all((*given, *made)):
             return False
         if not o.operands[1 - residual].sources:  # a constant, which vmap does not repeat
@@ -263,7 +266,7 @@ class Matching:
         return self._sizes(o) == self._sizes(p) and self._reads_alike(o, p, side)
 
     def _sizes(self, o: Occurrence) -> list[int]:
-        return [v.aval.size for v in (*o.eqn.invars[:2], *o.eqn.outvars)]
+        return [_size(v) for v in (*o.eqn.invars[:2], *o.eqn.outvars)]
 
     def _reads_alike(self, o: Occurrence, p: Occurrence, side: int) -> bool:
         """Whether two products sum over the same dimensions of an operand that they share."""
@@ -342,3 +345,7 @@ def _tangents(
         before = len(found)
         found.update(t for t, m in made.items() if not found.isdisjoint(m.operands))
     return {id(o) for o in provenance.occurrences if o.out.token in found}
+
+
+def _size(v: Variable) -> int:
+    return math.prod(stand_ins(v.aval.shape))

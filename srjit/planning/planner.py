@@ -164,6 +164,7 @@ def _params(c: Classified, row: SitePlan, settings: Settings) -> planned.SitePar
     product, eqn = c.product, c.occurrence.eqn
     assert product is not None
     shapes = row.site.lhs_shape, row.site.rhs_shape
+    target = settings.target.for_shapes(*shapes)
     lhs = row.lhs and planned.oriented(row.lhs, product, 0, shapes[0])
     rhs = row.rhs and planned.oriented(row.rhs, product, 1, shapes[1])
     return planned.SiteParams(
@@ -172,8 +173,8 @@ def _params(c: Classified, row: SitePlan, settings: Settings) -> planned.SitePar
         lhs=lhs,
         rhs=rhs,
         backward=tuple(planned.Gradient(g.site.role, g.lhs, g.rhs) for g in row.backward),
-        target=settings.target,
+        target=target,
         rng=settings.rng,
         label=row.site.role,
-        turned=settings.target.turns(product, shapes, (lhs, rhs)),
+        turned=target.turns(product, shapes, (lhs, rhs)),
     )

@@ -18,6 +18,7 @@ import itertools
 import math
 import re
 
+from srjit.numerics.symbolic import in_numbers, is_known, with_ones
 from srjit.planning.matching import Match, derivatives, matched
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import Site
@@ -110,12 +111,12 @@ class Classified:
             op=eqn.primitive.name,
             lhs_kind=self.lhs_kind,
             rhs_kind=self.rhs_kind,
-            lhs_shape=lhs.shape,
-            rhs_shape=rhs.shape,
-            out_shape=out.shape,
+            lhs_shape=in_numbers(lhs.shape),
+            rhs_shape=in_numbers(rhs.shape),
+            out_shape=in_numbers(out.shape),
             dtype=str(out.dtype),
-            flops=rules_of(eqn).flops(eqn),
-            trips=math.prod(n for n, _ in o.scope.loops if n),
+            flops=with_ones(rules_of(eqn).flops(eqn)),
+            trips=math.prod(n for n, _ in o.scope.loops if n and is_known(n)),
             location=o.location,
             why=self.why,
         )

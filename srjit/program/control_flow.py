@@ -183,7 +183,7 @@ def programs_of(eqn: Equation) -> Iterator[Program]:
 
 # ------------------------------------------------------------------------------------------ entries
 
-Entry = Callable[[Equation], ControlFlow]
+Entry = Callable[[Equation], ControlFlow | None]  # None: this equation has none
 
 
 def call(body: str, means: Meaning = "") -> Entry:
@@ -199,6 +199,18 @@ def call(body: str, means: Meaning = "") -> Entry:
         return ControlFlow((_region(eqn.params[body], inputs, outputs),), means=means)
 
     return entry
+
+
+def _high_level(eqn: Equation) -> ControlFlow | None:
+    """A checkpoint of ``JAX_REMAT3``, or a name in one; others are left alone."""
+    from srjit.program.hijax import checkpoint_kind, high_level_program  # JAX
+
+    kind = checkpoint_kind(eqn)
+    if not kind:
+        return None
+    inputs, outputs = inputs_of(len(eqn.invars)), outputs_of(len(eqn.outvars))
+    region = _region(high_level_program(eqn), inputs, outputs)
+    return ControlFlow((region,), means="jit" if kind == "checkpoint" else "")
 
 
 def _scan(eqn: Equation) -> ControlFlow:
@@ -283,10 +295,12 @@ def _compat() -> Any:
     return _compat
 
 
+HIGH_LEVEL = "call_hi_primitive"
 # By the name of the primitive. Modules are read as these, too: a func.call as a closed_call.
 FLOWS: dict[str, Entry] = {
     "jit": call("jaxpr", "jit"),
     "remat2": call("jaxpr", "jit"),
+    HIGH_LEVEL: _high_level,
     "closed_call": call("call_jaxpr"),
     "eval_jaxpr": call("call_jaxpr"),  # the same, from jax 0.12 on
     "custom_jvp_call": call("call_jaxpr", "jvp"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import core as jex_core
@@ -10,6 +10,7 @@ from jax.extend.core import primitives as jex_primitives
 
 from srjit import _compat
 from srjit.program.control_flow import FLOWS, flow_of
+from srjit.program.exchange import exchanged
 
 _STANDS_FOR = "srjit_stands_for"
 
@@ -22,7 +23,7 @@ def without_dead_code(closed: Any, outputs: Sequence[bool] | None = None) -> Any
     """
     if not _has_foreign_calls(closed, set()):
         return _compat.dce(closed, outputs)
-    return _exchanged(_compat.dce(_exchanged(closed, _as_call), outputs), _as_itself)
+    return exchanged(_compat.dce(exchanged(closed, _as_call), outputs), _as_itself)
 
 
 def _has_foreign_calls(closed: Any, known: set[int]) -> bool:
@@ -43,49 +44,22 @@ def _is_foreign_call(eqn: Any) -> bool:
     return flow is not None and flow.kind == "call"
 
 
-def _exchanged(closed: Any, exchange: Callable[[Any], Any]) -> Any:
-    """A jaxpr with other equations in place of some of its own, however deep; itself if of none."""
-    jaxpr, consts = _compat.open_jaxpr(closed)
-    eqns = [
-        exchange(_exchanged_inside(eqn, exchange)) if eqn.primitive.name in FLOWS else eqn
-        for eqn in jaxpr.eqns
-    ]
-    if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
-        return closed
-    changed = jaxpr.replace(eqns=eqns)
-    return changed if closed is jaxpr else jex_core.ClosedJaxpr(changed, consts)
-
-
-def _exchanged_inside(eqn: Any, exchange: Callable[[Any], Any]) -> Any:
-    params: dict[str, Any] = {}
-    for name, value in eqn.params.items():
-        inside = value if isinstance(value, (tuple, list)) else (value,)
-        new = [_exchanged(v, exchange) if _is_jaxpr(v) else v for v in inside]
-        if any(a is not b for a, b in zip(new, inside, strict=True)):
-            params[name] = type(value)(new) if isinstance(value, (tuple, list)) else new[0]
-    return eqn.replace(params={**eqn.params, **params}) if params else eqn
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(_compat.open_jaxpr(value)[0], "eqns")
-
-
-def _as_call(eqn: Any) -> Any:
+def _as_call(eqn: Any) -> Sequence[Any]:
     flow = flow_of(eqn)
     if flow is None or not _is_foreign_call(eqn):
-        return eqn
+        return (eqn,)
     body: Any = flow.body.program
     (name,) = (n for n, v in eqn.params.items() if _compat.open_jaxpr(v)[0] is body)
     called = jex_core.ClosedJaxpr(body, flow.body.consts)
     params = {"call_jaxpr": called, _STANDS_FOR: (eqn.primitive, eqn.params, name)}
-    return eqn.replace(primitive=jex_primitives.closed_call_p, params=params)
+    return (eqn.replace(primitive=jex_primitives.closed_call_p, params=params),)
 
 
-def _as_itself(eqn: Any) -> Any:
+def _as_itself(eqn: Any) -> Sequence[Any]:
     if _STANDS_FOR not in eqn.params:
-        return eqn
+        return (eqn,)
     primitive, params, name = eqn.params[_STANDS_FOR]
     body = eqn.params["call_jaxpr"]
     if params[name] is _compat.open_jaxpr(params[name])[0]:
         body, _ = _compat.open_jaxpr(body)
-    return eqn.replace(primitive=primitive, params={**params, name: body})
+    return (eqn.replace(primitive=primitive, params={**params, name: body}),)

@@ -7,11 +7,12 @@ composite that says so, since its lowering alone would not tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from srjit.products.kinds import KINDS, rules_of
-from srjit.program.control_flow import ControlFlow, flow_of
+from srjit.program.control_flow import HIGH_LEVEL, ControlFlow, flow_of
+from srjit.program.hijax import high_level_program
 from srjit.program.protocols import Equation, Program, Variable
 
 COMPOSITE = "srjit.left_alone"  # its attributes are those of ``described``
@@ -129,12 +130,9 @@ def _opened(program: Any) -> Program:
 
 def _held(eqn: Equation) -> Iterator[Any]:
     """Yields all programs among the parameters of an equation."""
-    yield from _programs(eqn.params)
-    primitive: Any = eqn.params.get("_prim")  # of a high-level primitive, which has its own
-    yield from _programs(getattr(primitive, "params", {}))
-
-
-def _programs(params: Mapping[str, Any]) -> Iterator[Any]:
+    params = eqn.params
+    if eqn.primitive.name == HIGH_LEVEL and "_prim" in params:
+        params = {"program": high_level_program(eqn)}
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(_opened(item), "eqns"):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from srjit.numerics.symbolic import all_known
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
 from srjit.products.quantized import Operand, are_integers, multiply_values, values_of
@@ -70,9 +71,14 @@ def _contraction_last(lhs: jax.Array, product: DotProduct) -> tuple[jax.Array, D
 
 
 def _cuts(product: DotProduct, lhs: jax.Array, rhs: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    """The operands in pieces of contractions short enough for exact sums."""
+    """The operands in pieces of contractions short enough for exact sums.
+
+    Too many of them where the length of the contraction is not known.
+    """
     (contract_lhs, contract_rhs), _ = product.dot_dimensions()[1]
     sizes = [lhs.shape[d] for d in contract_lhs]
+    if not all_known(sizes):
+        return [(lhs, rhs)] * (_MOST_PIECES + 1)
     length = math.prod(sizes)
     if length <= _EXACT:
         return [(lhs, rhs)]

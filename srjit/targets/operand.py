@@ -36,6 +36,7 @@ def quantize_operand(
     ``signs`` is what signs along the contraction are drawn from, the same for both operands; None
     for products that draw none.
     """
+    target = target.for_shapes(x.shape)
     if target.quantize is emulate:  # where an operand stands is all the same to it
         demand = dataclasses.replace(demand, in_memory=False, turned=False)
     key = key if demand.spec.rounding == "stochastic" else None
@@ -46,6 +47,7 @@ def quantize_together(
     x: jax.Array, demands: Sequence[Demand], keys: Sequence[Key | None], target: Target
 ) -> list[ScaledValues] | None:
     """Several ``quantize_operand`` of x that read it once; None where one by one is as good."""
+    target = target.for_shapes(x.shape)
     specs = [r.spec for r in demands]
     is_one = all((s.scaling, s.rounding != "none") == ("dynamic", True) for s in specs)
     if target.quantize_together is None or len(specs) < 2 or not is_one:

@@ -16,6 +16,7 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import NOISE_BITS
+from srjit.numerics.symbolic import is_known
 from srjit.products.product import Product
 from srjit.products.quantized import Multiply, ScaledValues, emulated, multiply_values
 
@@ -209,6 +210,12 @@ class Target:
         )
         with jax.sharding.use_abstract_mesh(mesh):
             yield
+
+    def for_shapes(self, *shapes: tuple[int, ...]) -> Target:
+        """The target, or plain operations if it has kernels, which have to know all dimensions."""
+        has_kernels = self.quantize is not emulate or self.quantize_together is not None
+        unknown = not all(is_known(n) and n >= 0 for shape in shapes for n in shape)
+        return PORTABLE if has_kernels and unknown else self
 
     def carrier(self, demand: Demand, work: jnp.dtype) -> jnp.dtype:
         """The dtype that holds an operand's values inside a program.

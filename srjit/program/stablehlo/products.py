@@ -132,7 +132,10 @@ def equation_of(op: Any) -> PrimitiveCall | str:
         if not isinstance(kind, ir.RankedTensorType):
             return f"{kind}: only tensors of known rank are quantized"
         if not kind.has_static_shape:
-            return f"{kind}: only tensors of static shape are quantized"
+            return (
+                f"{kind}: only tensors of static shape are quantized in modules; srjit() itself "
+                "takes symbolic shapes: export what it returns"
+            )
         if isinstance(dtype_of(kind.element_type), str):
             return f"{kind}: only floating-point products are quantized"
         if kind.encoding is not None:
