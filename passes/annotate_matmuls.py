@@ -24,10 +24,14 @@ class AnnotateMatmuls(Pass):
 
     Roles are inferred as the decorator infers them, from locations (``jvp``, ``transpose``) and
     from provenance: which operand a forward multiplication read too, and what came from parameters.
-    What cannot be inferred is ``unknown``. An operation in a function that is called twice gets two
-    entries, in execution order.
+    Where no location names a derivative, the backward pass is found by structure. What cannot be
+    inferred is ``unknown``. An operation in a function that is called twice gets two entries, in
+    execution order.
 
     Attributes:
+      roles: what sites compute where srjit does not find it, or not that: a glob over paths, or `#`
+        and a number, then `=`, and `fprop`, or `dgrad` or `wgrad` with the operand that is the
+        gradient (`#7=wgrad:rhs`). The first about a site counts; one about no site is an error.
       params: which arguments of @main are parameters: positions (`3`), ranges (`0-5`), patterns of
         the names that their locations carry (`params*`), or `none`. Without it, they are those that
         belong to the same Python argument as the first one.
@@ -41,15 +45,30 @@ class AnnotateMatmuls(Pass):
 
     name: ClassVar[str] = "srjit-annotate-matmuls"
     params: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
 
     def run(self, module: ir.Operation) -> None:
         """Annotates."""
         from srjit.planning.roles import classify
+        from srjit.planning.stated import with_stated
+        from srjit.recipes.rule import RecipeError, computed
 
         if annotation.REPORT in module.attributes:
             raise PassError(None, "the module is quantized already: annotate it before that")
+        statements: list[tuple[str, str]] = []
+        for text in self.roles:
+            site, _, role = text.rpartition("=")
+            try:
+                computed(role)
+            except RecipeError as error:
+                raise PassError(None, f"roles={text}: {error}") from None
+            statements.append((site, role))
         _, provenance, _ = provenance_of(module, self.params)
-        annotation.annotate(classify(provenance))
+        found, used = with_stated(classify(provenance), statements)
+        for i, (site, _) in enumerate(statements):
+            if i not in used:
+                raise PassError(None, f"roles={site}={self.roles[i].rpartition('=')[2]} is no site")
+        annotation.annotate(found)
 
 
 def provenance_of(

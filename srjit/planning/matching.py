@@ -172,6 +172,8 @@ class Matching:
         if sum(weights) == 1 and self.may_be_gradient(o.operands[weights.index(False)]):
             return ("weight", "gradient") if weights[0] else ("gradient", "weight")
         made = [BACKWARD in v.labels or not v.sources for v in o.operands]
+        if not any(made):
+            made = [self._is_cotangent(v) for v in o.operands]
         has_data = all(DATA in v.sources or m for v, m in zip(o.operands, made, strict=True))
         shape = stand_ins(o.eqn.outvars[0].aval.shape)
         # Gradients of single examples have a dimension more.
@@ -217,6 +219,7 @@ class Matching:
             _size(o.eqn.invars[1 - residual]) != _size(p.eqn.outvars[0]),
             depth(o) == depth(p),
             (id(p), side) in self._taken,
+            PARAMETER not in p.operands[1 - side].labels,
             not self._sums_alike(o, residual, p, side),
             {None: 1, other.origin: 0}.get(cotangent, 2),
             o.location != p.location,

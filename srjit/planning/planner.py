@@ -21,6 +21,7 @@ from srjit.planning.profit import paying
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified, classify
 from srjit.planning.site import SitePlan
+from srjit.planning.stated import with_stated
 from srjit.program import left_alone
 from srjit.program.values import Path
 from srjit.recipes import Recipe
@@ -90,7 +91,11 @@ def plan_of(
     recipe, is_training = settings.recipe, settings.mode == "train"
     if not is_training:
         recipe = recipe.with_rounding(activations="nearest", weights="nearest", gradients="nearest")
+    stating = [i for i, rule in enumerate(recipe.rules) if rule.computes]
+    statements = [(recipe.rules[i].path, recipe.rules[i].computes) for i in stating]
+    classified, used = with_stated(classified, statements)
     decisions = Decisions(classified, settings, recipe, differentiable and is_training)
+    decisions.used |= {stating[i] for i in used}
     rows = [decisions.of(c) for c in classified]
     opaque = (o for o in provenance.opaque if o.why != left_alone.INNER)
     alone = tuple(decisions.left_alone(o, i) for i, o in enumerate(opaque, len(rows)))

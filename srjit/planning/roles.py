@@ -148,8 +148,9 @@ def classify(provenance: Provenance) -> list[Classified]:
 def _reason_to_keep(c: Classified, has_data: bool) -> str:
     if KEEP_SCOPE in c.occurrence.scope.names:
         return KEEP_REASON
-    operands = c.occurrence.operands
-    if has_data and any(value.sources == frozenset({CONSTANT}) for value in operands):
+    held = [value.sources == frozenset({CONSTANT}) for value in c.occurrence.operands]
+    kinds = c.lhs_kind, c.rhs_kind
+    if has_data and any(h and kind != "gradient" for h, kind in zip(held, kinds, strict=True)):
         return c.keep or CONSTANT_REASON
     return c.keep
 

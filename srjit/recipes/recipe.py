@@ -64,7 +64,7 @@ class Recipe:
         """The name of a rule in messages: ``rule 2 (path '*/attn/*')``."""
         shown = [
             f"{f} {value!r}"
-            for f in ("path", "op", "role", "operands", "min_size")
+            for f in ("path", "op", "role", "operands", "min_size", "computes")
             if (value := getattr(rule, f)) != getattr(Rule, f)
         ]
         which = f" ({', '.join(shown)})" if shown else ""

@@ -49,12 +49,15 @@ class Rule:
     """A pattern of sites, and how their operands are quantized.
 
     Attributes:
-      path: glob over the site's name-scope path (``*/attn/*``).
+      path: glob over the site's name-scope path (``*/attn/*``), or ``#`` and the site's number.
       op: glob over the operation (``dot_general``, ``conv_general_dilated``, ``ragged_dot*``).
       role: the one role that it matches, or ``*``.
       operands: ``weight`` matches products that involve a weight (its gradient too),
         ``activations`` those of two activations, as in attention, and their gradients.
       min_size: matches products whose smallest of (rows, columns, contraction) is at least this.
+      computes: a role that srjit is to believe, whatever it finds: ``fprop``, or ``dgrad`` or
+        ``wgrad`` with the operand that is the gradient (``wgrad:rhs``). Such a rule says nothing
+        else; of several about a site the first counts, and the other rules see that role.
       keep: a reason; the site stays in high precision and the report gives the reason.
       fprop, dgrad, wgrad: what each role's operands become; None keeps that role in high precision.
     """
@@ -64,19 +67,26 @@ class Rule:
     role: Role | Literal["*"] = "*"
     operands: Literal["any", "weight", "activations"] = "any"
     min_size: int = 0
+    computes: str = ""
     keep: str = ""
     fprop: Operands | None = None
     dgrad: Operands | None = None
     wgrad: Operands | None = None
 
     def __post_init__(self) -> None:
-        check_types(self, ("path", "op", "role", "operands", "keep"), ("min_size",))
+        check_types(self, ("path", "op", "role", "operands", "computes", "keep"), ("min_size",))
         for field, known in (("role", (*ROLES, "*")), ("operands", _OPERANDS)):
             if getattr(self, field) not in known:
                 raise RecipeError(str(unknown_name(field, getattr(self, field), known)), (field,))
         if self.keep and (self.fprop or self.dgrad or self.wgrad):
             message = f"rule {self.path!r} both keeps sites and quantizes them: drop one"
             raise RecipeError(message, ("keep",))
+        if self.computes:
+            computed(self.computes)
+            said = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+            if not said <= {"path", "computes"}:
+                message = f"rule {self.path!r} states a role: it has a path, and nothing else"
+                raise RecipeError(message, ("computes",))
         for role in ROLES:
             if (operands := getattr(self, role)) is not None:
                 self._check_operands(role, operands)
@@ -98,12 +108,27 @@ class Rule:
     def matches(self, path: str, op: str, role: str, weight: bool, size: int) -> bool:
         """Whether this rule decides about a site."""
         return (
-            fnmatch.fnmatchcase(path, self.path)
+            not self.computes
+            and fnmatch.fnmatchcase(path, self.path)
             and fnmatch.fnmatchcase(op, self.op)
             and self.role in ("*", role)
             and self.operands in ("any", "weight" if weight else "activations")
             and size >= self.min_size
         )
+
+
+def computed(text: str) -> tuple[Role, int | None]:
+    """The role that a text states, and which operand is the gradient: 0, 1, or None of fprop.
+
+    Raises:
+      RecipeError: it states none.
+    """
+    role, _, side = text.partition(":")
+    for known in ROLES:
+        if role == known and (known == "fprop") == (not side) and side in ("", "lhs", "rhs"):
+            return known, {"": None, "lhs": 0, "rhs": 1}[side]
+    message = f"{text!r} states no role: write fprop, dgrad:lhs, dgrad:rhs, wgrad:lhs or wgrad:rhs"
+    raise RecipeError(message, ("computes",))
 
 
 def check_types(made: Any, strings: Sequence[str], counts: Sequence[str]) -> None:
