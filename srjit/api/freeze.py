@@ -5,12 +5,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from srjit.api.bound import unbound
 from srjit.api.function import SrjitFunction
@@ -20,8 +23,11 @@ from srjit.calling.arguments import Arguments
 from srjit.calling.jit import as_tuple
 from srjit.calling.signature import called_as, name_of, parameters_of
 from srjit.jaxprs.packed_weights import Frozen, with_packed_weights
+from srjit.numerics.quantization import Quantization
 
 Arrays = dict[str, Any]
+_MARKS = "srjit["  # the beginning of the name that tells how weights are packed
+_MARK = np.ones(1, np.uint8)  # what is called so: the version of the layout of packed arrays
 
 
 def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[..., Any]]:
@@ -46,7 +52,8 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
         ``layers.0.w.codes`` (int8; or uint8 with the bits of FP8, or of two codes of int4 or FP4,
         the first in the low ones), ``.scale`` (float32, or uint8 with the bits of E4M3 or E8M0)
         and, for NVFP4, ``.tensor_scale`` (float32). Stacked layers have a leading dimension. Every
-        other parameter is what it was.
+        other parameter is what it was. One array of one byte is called
+        ``srjit[recipe=...,formats=...,layout=...]``: ``run`` refuses weights packed otherwise.
       - ``run``, a function jitted as fn is, that takes ``packed`` in place of the parameters and
         returns what fn returns in inference mode. Other shapes of the other arguments are fine
         while the recipe quantizes the same weights there. In derivatives, which packed weights
@@ -90,6 +97,7 @@ def freeze(fn: Any, /, *args: Any, **kwargs: Any) -> tuple[Arrays, Callable[...,
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         packed |= jax.jit(layout.pack)(leaves)
         kept = {name: leaves[i] for name, i in layout.names.items()}
+        packed |= {n: jax.device_put(_MARK) for n in layout.shapes if n.startswith(_MARKS)}
         packed |= {n: x if hasattr(x, "dtype") else jnp.asarray(x) for n, x in kept.items()}
     run = called_as(fun, functools.partial(function.call, layout.shapes))
     return packed, jax.jit(run, **jit_options)
@@ -188,6 +196,7 @@ class _Layout:
                 kept[names[i]] = n
         weights: list[dict[str, str]] = []
         stems: list[str] = []
+        packed_as: list[tuple[str, Quantization]] = []
         for weight in made.weights:
             stem = "+".join(names[i] for i in weight.sources)
             again = stems.count(stem)  # as of the parts of a fused projection
@@ -195,6 +204,10 @@ class _Layout:
             stem += f".{again}" * bool(again)
             weights.append({kind: f"{stem}.{kind}" for kind in weight.parts})
             shapes += [(f"{stem}.{kind}", part) for kind, part in weight.parts.items()]
+            packed_as.append((stem, weight.key[1].spec))
+        if packed_as:
+            mark = _mark(program.plan.settings.recipe.name, packed_as)
+            shapes.append((mark, jax.ShapeDtypeStruct(_MARK.shape, _MARK.dtype)))
         ordered = dict(sorted(shapes, key=lambda item: item[0]))
         if len(ordered) < len(shapes):
             name, _ = collections.Counter(name for name, _ in shapes).most_common(1)[0]
@@ -279,12 +292,33 @@ def _plain(name: str) -> str:
     return steps or "params"
 
 
+def _mark(recipe: str, weights: Sequence[tuple[str, Quantization]]) -> str:
+    """The name of an array that tells how weights are packed; a file keeps names whatever it is.
+
+    Args:
+      recipe: its name.
+      weights: names of weights, and how each is quantized.
+    """
+    formats = "+".join(sorted({q.format for _, q in weights}))
+    given = [recipe, [(name, dataclasses.asdict(q)) for name, q in weights]]
+    layout = hashlib.sha256(json.dumps(given, default=str).encode()).hexdigest()[:8]
+    plain = re.sub(r"[^-+=~,.\w]", "_", recipe)
+    return f"{_MARKS}recipe={plain},formats={formats},layout={layout}]"
+
+
 def _checked(name: str, packed: Any, shapes: dict[str, Any]) -> Mapping[str, Any]:
     """The packed arrays, if they are what they should be."""
     if not isinstance(packed, Mapping):
         raise ValueError(
             f"{name} is frozen: it takes the dict of arrays that srjit.freeze returned in place of "
             f"the parameters, got {type(packed).__name__}"
+        )
+    marks, wanted = ([n for n in given if n.startswith(_MARKS)] for given in (packed, shapes))
+    if marks != wanted:
+        raise ValueError(
+            f"these weights are packed as {marks or 'nothing says, by another version of srjit'}, "
+            f"and {name} was frozen for {wanted or 'none'}: freeze them with the recipe that they "
+            "are used with"
         )
     missing, more = sorted(set(shapes) - set(packed)), sorted(set(packed) - set(shapes))
     if missing or more:

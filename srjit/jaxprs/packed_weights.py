@@ -323,7 +323,7 @@ class _Weighing(Rewriter):
         """See Rewriter."""
         return {}
 
-    def gather(self, stacked: Mapping[WeightKey, Packed]) -> None:
+    def gather(self, stacked: Mapping[WeightKey, Packed], sliced: Mapping[Any, Any]) -> None:
         """See Rewriter."""
 
 
@@ -356,7 +356,7 @@ class Packing(_Weighing):
         """See Rewriter."""
         return body.made
 
-    def gather(self, stacked: Mapping[WeightKey, Packed]) -> None:
+    def gather(self, stacked: Mapping[WeightKey, Packed], sliced: Mapping[Any, Any]) -> None:
         """See Rewriter: what was made in a loop was made in the scope around it."""
         self.made.update(stacked)
 

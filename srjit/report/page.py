@@ -39,7 +39,7 @@ def _table(table: Table[Any]) -> str:
     columns = table.shown("page")
     head = "".join(f"<th>{html.escape(c.name)}</th>" for c in columns)
     body = "\n".join(
-        f'<tr class="{table.kind(row)}">'
+        f'<tr class="{html.escape(table.kind(row))}">'
         + "".join(f"<td>{html.escape(c.cell(row))}</td>" for c in columns)
         + "</tr>"
         for row in table.rows

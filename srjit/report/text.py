@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from srjit.report.document import Document, Table
 _WIDTH = 100  # where nothing says how wide the terminal is
 _NARROWEST = 12  # that a column is made
 _GAP = 2  # between columns
+# Control characters, marks that turn the direction of text around, and what is no character.
+_OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # under the header
 
 
@@ -32,21 +35,27 @@ def text(document: Document) -> str:
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
+def printable(text: str) -> str:
+    """Returns text with an escape in place of every character that a terminal obeys."""
+    return _OBEYED.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
 def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
     wrapper = textwrap.TextWrapper(max(width, 40), subsequent_indent="  ", break_on_hyphens=False)
-    return [line for sentence in sentences for line in wrapper.wrap(sentence)]
+    return [line for s in sentences for line in wrapper.wrap(printable(" ".join(s.split())))]
 
 
 def _table(table: Table[Any], width: int) -> list[str]:
     columns = table.shown("terminal")
     made = RichTable(box=_RULE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    cells = [[column.cell(row) for row in table.rows] for column in columns]
+    cells = [[printable(column.cell(row)) for row in table.rows] for column in columns]
     least = -_GAP
     for column, texts in zip(columns, cells, strict=True):
-        longest = max(map(len, (column.name, *texts)))
+        name = printable(column.name)
+        longest = max(map(len, (name, *texts)))
         narrowest = longest if column.narrows == "never" else min(longest, _NARROWEST)
         made.add_column(
-            Text(column.name),
+            Text(name),
             justify=column.align,
             overflow="fold",
             no_wrap=column.narrows == "never",

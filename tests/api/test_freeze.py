@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -48,6 +49,11 @@ def frozen(fun: Any, recipe: Any, *args: Any, **options: Any) -> dict[str, jax.A
     packed, run = srjit.freeze(srjit.srjit(fun, recipe=recipe, **options), *args)
     assert_same_bits(run(packed, *args[1:]), inference(fun, recipe, *args, **options))
     return packed
+
+
+def arrays(packed: dict[str, jax.Array]) -> list[str]:
+    """Names of all but that which says how weights are packed."""
+    return sorted(name for name in packed if not name.startswith("srjit["))
 
 
 def dtypes(packed: dict[str, jax.Array]) -> dict[str, str]:
@@ -159,7 +165,7 @@ def test_parts_of_one_parameter_are_packed_each_on_its_own():
         return (x @ q) + (x @ k) * (x @ v)
 
     packed = frozen(fun, "int8", {"qkv": normal(0, D, 3 * D)}, X)
-    assert sorted(packed) == [
+    assert arrays(packed) == [
         "qkv.1.codes", "qkv.1.scale", "qkv.2.codes", "qkv.2.scale", "qkv.codes", "qkv.scale",
     ]  # fmt: skip
 
@@ -169,7 +175,7 @@ def test_parameters_that_are_one_weight_together():
         return x @ jnp.concatenate([p["q"], p["k"]], axis=1)
 
     packed = frozen(fun, "int8", {"q": normal(0, D, D), "k": normal(1, D, D)}, X)
-    assert sorted(packed) == ["k+q.codes", "k+q.scale"]
+    assert arrays(packed) == ["k+q.codes", "k+q.scale"]
 
 
 def scanned(params: Any, x: jax.Array) -> jax.Array:
@@ -213,7 +219,7 @@ def test_a_stack_that_two_loops_read_is_packed_once():
         return jax.lax.scan(layer, jax.lax.scan(layer, x, p)[0] + 1, p)[0]
 
     packed = frozen(fun, "int8", normal(0, 3, D, D), X)
-    assert sorted(packed) == ["params.codes", "params.scale"]
+    assert arrays(packed) == ["params.codes", "params.scale"]
 
 
 def test_weights_that_loops_and_branches_do_not_change():
@@ -225,7 +231,7 @@ def test_weights_that_loops_and_branches_do_not_change():
 
     params = {name: normal(i, D, D) for i, name in enumerate(("loop", "a", "b"))}
     packed = frozen(fun, "int8", params, X)
-    assert sorted(packed) == sorted(f"{n}.{part}" for n in params for part in ("codes", "scale"))
+    assert arrays(packed) == sorted(f"{n}.{part}" for n in params for part in ("codes", "scale"))
 
 
 def test_a_weight_that_two_products_read_is_packed_once():
@@ -233,7 +239,7 @@ def test_a_weight_that_two_products_read_is_packed_once():
         layer = jax.jit(lambda h: jnp.tanh(h @ p["w"]))
         return layer(layer(x)) @ p["w"]
 
-    assert sorted(frozen(fun, "nvfp4", {"w": normal(0, D, D)}, X)) == [
+    assert arrays(frozen(fun, "nvfp4", {"w": normal(0, D, D)}, X)) == [
         "w.codes", "w.scale", "w.tensor_scale",
     ]  # fmt: skip
 
@@ -260,7 +266,7 @@ def test_an_embedding_that_is_the_head_too_stays_what_it_is():
 
     params = {"embedding": normal(0, 48, D), "w": normal(1, D, D)}
     packed = frozen(fun, "int8", params, jnp.array([3, 7, 1]))
-    assert sorted(packed) == ["embedding", "w.codes", "w.scale"]
+    assert arrays(packed) == ["embedding", "w.codes", "w.scale"]
     assert packed["embedding"] is params["embedding"]
 
 
@@ -272,7 +278,7 @@ def test_what_the_recipe_keeps_and_what_nothing_reads_stays_what_it_is():
 
     params = {"kept": normal(0, D, D), "w": normal(1, D, D), "unused": jnp.arange(3)}
     packed = frozen(fun, "int8", params, X)
-    assert sorted(packed) == ["kept", "unused", "w.codes", "w.scale"]
+    assert arrays(packed) == ["kept", "unused", "w.codes", "w.scale"]
     assert packed["unused"] is params["unused"]
 
 
@@ -283,7 +289,7 @@ def test_a_weight_that_depends_on_data_is_no_weight():
         return x @ jnp.where(x[:1].T > 0, p["w"], 0.0) @ p["v"]
 
     params = {"w": normal(0, D, D), "v": normal(1, D, D)}
-    assert sorted(frozen(fun, "int8", params, X)) == ["v.codes", "v.scale", "w"]
+    assert arrays(frozen(fun, "int8", params, X)) == ["v.codes", "v.scale", "w"]
 
 
 def test_inside_a_shard_map_weights_are_quantized_at_every_call():
@@ -296,7 +302,7 @@ def test_inside_a_shard_map_weights_are_quantized_at_every_call():
 
     params = {"inside": normal(0, D, D), "outside": normal(1, D, 16)}
     packed = frozen(lambda p, x: mapped(p["inside"], x) @ p["outside"], "int8", params, X)
-    assert sorted(packed) == ["inside", "outside.codes", "outside.scale"]
+    assert arrays(packed) == ["inside", "outside.codes", "outside.scale"]
 
 
 @pytest.mark.parametrize("where", ["before", "inside"])
@@ -317,7 +323,7 @@ def test_a_weight_that_a_loop_does_not_change_is_packed_if_it_is_cast_before(whe
 def test_integers_that_are_weights_once_they_are_cast():
     p = {"w": jax.random.randint(KEY, (D, 64), -100, 100).astype(jnp.int16), "s": jnp.float32(0.1)}
     packed = frozen(lambda p, x: x @ (p["w"].astype(jnp.float32) * p["s"]), "int8", p, X)
-    assert sorted(packed) == ["s+w.codes", "s+w.scale"]
+    assert arrays(packed) == ["s+w.codes", "s+w.scale"]
 
 
 def test_codes_that_would_take_more_than_the_parameter_are_not_kept():
@@ -419,3 +425,37 @@ def test_donated_parameters_are_there_for_the_next_call():
     decorated = srjit.srjit(mlp, recipe="int8", donate_argnums=(0,))
     packed, run = srjit.freeze(decorated, MLP, X)
     assert_same_bits(run(packed, X), run(packed, X))
+
+
+def other_format(role: str, kind: str, q: Any) -> Any:
+    return dataclasses.replace(q, format="fp8_e5m2" if q.format == "fp8_e4m3" else q.format)
+
+
+OTHERWISE: dict[str, Any] = {
+    "another format": srjit.recipes.get("fp8").map_quantizations(other_format),
+    "another recipe": dataclasses.replace(srjit.recipes.get("fp8"), name="mine/<b>"),
+}
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_weights_that_are_packed_otherwise_are_refused(how: str):
+    def fun(p: Any, x: jax.Array) -> jax.Array:
+        return x @ p["up"]
+
+    (packed, run), (other, run_other) = (
+        srjit.freeze(srjit.srjit(fun, recipe=r), MLP, X) for r in ("fp8", OTHERWISE[how])
+    )
+    (mark,), (other_mark,) = ([n for n in p if n.startswith("srjit[")] for p in (packed, other))
+    assert "recipe=fp8,formats=fp8_e4m3,layout=" in mark and "/" not in other_mark
+    for call in (lambda: run(other, X), lambda: jax.jit(run)(other, X)):
+        with pytest.raises(ValueError, match=r"packed as .*frozen for") as error:
+            call()
+        assert mark in str(error.value) and other_mark in str(error.value)
+    run_other(other, X)
+    older = {name: x for name, x in packed.items() if name != mark}
+    with pytest.raises(ValueError, match="nothing says"):
+        run(older, X)
+    two = srjit.freeze(srjit.srjit(lambda p, x: x @ p["up"] @ p["down"], recipe="fp8"), MLP, X)
+    with pytest.raises(ValueError, match="packed as"):
+        run(two[0], X)
+    assert_same_bits(run(packed, X), inference(fun, "fp8", MLP, X))
