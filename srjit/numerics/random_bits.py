@@ -107,11 +107,13 @@ _GENERATORS = {"hash": hash_bits, "threefry": threefry_bits}
 def random_bits(key: Key, like: jax.Array, rng: Rng = "hash") -> jax.Array:
     """uint32 bits of ``like``'s shape, functions of (key, position of the element in ``like``).
 
-    Under ``jax.vmap`` the batch counts as a leading dimension, so examples do not share noise;
+    Under ``jax.vmap`` the batch counts as a leading dimension, so examples do not share noise
+    (where 32 bits do not count it all, each has a key of its own);
     inside ``shard_map`` shards do, unless the key is theirs: see ``shards.py``.
     """
     if rng not in _GENERATORS:
         raise unknown_name("rng", rng, _GENERATORS)
+    key = tuple(example_key_p.bind(*key, like)) if not key[0].shape else key
     rows = _leading_rows(like.shape)
     if rows:
         key = mix(key, _row_index(like.shape, rows))
@@ -178,6 +180,39 @@ def _element_index_batch(args: Any, dims: Any) -> Any:
 
 mlir.register_lowering(element_index_p, mlir.lower_fun(_element_index, multiple_results=False))
 batching.primitive_batchers[element_index_p] = _element_index_batch
+
+
+# A primitive because vmap has to see it: where 32 bits do not index the whole batch, each of its
+# entries gets a key of its own.
+example_key_p = jex_core.Primitive("srjit_example_key")
+example_key_p.multiple_results = True
+
+
+def _key_as_it_is(a: jax.Array, b: jax.Array, like: Any) -> list[jax.Array]:
+    return [a, b]
+
+
+example_key_p.def_impl(_key_as_it_is)
+
+
+@example_key_p.def_abstract_eval
+def _example_key_type(a: Any, b: Any, like: Any) -> Any:
+    return [a, b]
+
+
+def _example_key_batch(args: Any, dims: Any) -> Any:
+    a, b, like = args
+    if dims[0] is not None or dims[1] is not None:
+        return [a, b], dims[:2]
+    like = jnp.moveaxis(like, dims[2], 0)
+    key = a, b = tuple(example_key_p.bind(a, b, like))
+    if not _leading_rows(like.shape):
+        return [a, b], (None, None)
+    return list(mix(key, jnp.arange(like.shape[0], dtype=jnp.uint32))), (0, 0)
+
+
+mlir.register_lowering(example_key_p, mlir.lower_fun(_key_as_it_is, multiple_results=True))
+batching.primitive_batchers[example_key_p] = _example_key_batch
 
 
 def as_key(key: Any) -> Key:

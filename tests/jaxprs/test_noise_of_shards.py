@@ -36,7 +36,13 @@ def pmapped(f):
 
 
 REGIONS = {"typed": typed, "untyped": untyped, "pmap": pmapped}
-gradient = srjit.srjit(jax.grad(lambda w, t: jnp.sum((jnp.eye(32) @ w) * t)), recipe="int8")
+loss_and_gradient = srjit.srjit(
+    jax.value_and_grad(lambda w, t: jnp.sum((jnp.eye(32) @ w) * t)), recipe="int8"
+)
+
+
+def gradient(w, t, **key):
+    return loss_and_gradient(w, t, **key)[1]
 
 
 def rounded_optimizer(w, t):
@@ -160,9 +166,10 @@ def test_what_is_reduced_inside_is_one_value_on_all_shards():
 
     @srjit.transform(recipe="int8", params_argnums=0)
     def cotangents(w, t):
-        return jax.vjp(lambda w: jnp.eye(32) @ w, w)[1](lax.pmean(t, "d") * 1.0)[0]
+        y, back = jax.vjp(lambda w: jnp.eye(32) @ w, w)
+        return y, back(lax.pmean(t, "d") * 1.0)[0]
 
-    out = np.asarray(untyped(lambda w, t: cotangents(w[0], t[0], sr_key=9)[None])(W, T))
+    out = np.asarray(untyped(lambda w, t: cotangents(w[0], t[0], sr_key=9)[1][None])(W, T))
     assert (out == out[0]).all()
 
 
@@ -179,7 +186,9 @@ def test_a_scope_around_a_call_is_refused():
 
 def test_the_other_door_cannot_tell_and_says_so():
     f = srjit.srjit(
-        jax.grad(lambda w, t: jnp.sum((jnp.eye(32) @ w) * t)), recipe="int8", layer="stablehlo"
+        jax.value_and_grad(lambda w, t: jnp.sum((jnp.eye(32) @ w) * t)),
+        recipe="int8",
+        layer="stablehlo",
     )
     with pytest.raises(NotImplementedError, match="pmap"):
-        untyped(lambda w, t: f(w[0], t[0], sr_key=9)[None])(W, T)
+        untyped(lambda w, t: f(w[0], t[0], sr_key=9)[1][None])(W, T)

@@ -169,6 +169,38 @@ def test_vmapped_examples_have_the_noise_of_a_leading_dimension():
     )
 
 
+HUGE = (3, 32768, 65536)  # 3 * 2^31 elements, of which XLA computes a slice only
+
+
+@pytest.mark.parametrize("mapped", [1, 2])
+def test_examples_that_32_bits_do_not_count_share_no_noise(mapped: int):
+    def draw(x: jax.Array) -> jax.Array:
+        return random_bits.random_bits(random_bits.as_key(1), x)
+
+    for _ in range(mapped):
+        draw = jax.vmap(draw)
+
+    def piece(*start: int) -> np.ndarray:
+        def sliced() -> jax.Array:
+            limit = [start[0] + 1, start[1] + 1, start[2] + 1000]
+            return jax.lax.slice(draw(jnp.zeros(HUGE, jnp.bfloat16)), start, limit)
+
+        compiled = jax.jit(sliced).lower().compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 10**8
+        return np.asarray(compiled()).ravel()
+
+    # Flat positions of the last two differ by 2^32, but for what rows are longer by.
+    assert not np.mean(piece(0, 1, 0) == piece(2, 0, 1))
+    assert not np.mean(piece(0, 0, 0) == piece(2, 0, 0))
+
+
+def test_a_small_batch_costs_no_more_keys():
+    key = (jnp.uint32(1), jnp.uint32(2))
+    mapped = jax.jit(jax.vmap(lambda x: random_bits.random_bits(key, x))).lower(X).as_text()
+    alone = jax.jit(lambda x: random_bits.random_bits(key, x)).lower(X).as_text()
+    assert mapped.count("stablehlo.multiply") == alone.count("stablehlo.multiply")
+
+
 def test_a_vmapped_key_gives_each_example_the_noise_of_its_key():
     x = jnp.ones(30)
     keys = jax.random.split(jax.random.key(0), 4)
