@@ -179,7 +179,10 @@ class Flows:
                 if any(o.is_gradient for o in values if o is not v):
                     found = found._replace(updated=found.updated | v.parts)
         made: list[Flow] = []
-        for out in eqn.outvars:
+        for i, out in enumerate(eqn.outvars):
+            if name in IDENTITIES and len(values) == len(eqn.outvars):  # a barrier of several
+                made.append(values[i])
+                continue
             new = self._named(found)._replace(is_uniform=found.is_uniform or out.aval.size == 1)
             if name in IDENTITIES or name == "convert_element_type":
                 new = new._replace(token=values[0].token, origin=values[0].origin)
