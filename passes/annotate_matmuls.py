@@ -47,7 +47,7 @@ class AnnotateMatmuls(Pass):
     params: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
 
-    def run(self, module: ir.Operation) -> None:
+    def run(self, module: ir.Operation) -> dict[str, int]:
         """Annotates."""
         from srjit.planning.roles import classify
         from srjit.planning.stated import with_stated
@@ -69,6 +69,8 @@ class AnnotateMatmuls(Pass):
             if i not in used:
                 raise PassError(None, f"roles={site}={self.roles[i].rpartition('=')[2]} is no site")
         annotation.annotate(found)
+        unknown = sum(c.site.role == "unknown" for c in found)
+        return {"sites found": len(found), "sites of unknown role": unknown}
 
 
 def provenance_of(

@@ -38,7 +38,7 @@ class EliminateDeadCode(Pass):
 
     name: ClassVar[str] = "srjit-eliminate-dead-code"
 
-    def run(self, module: ir.Operation) -> None:
+    def run(self, module: ir.Operation) -> dict[str, int]:
         """Eliminates."""
         try:
             main = operations.main_of(module)
@@ -46,8 +46,10 @@ class EliminateDeadCode(Pass):
             raise PassError(error.op, str(error)) from None
         if why := operations.why_closed(main):
             emit_remark(main, f"its dead code stays: @{operations.entry_of(module)} {why}")
-            return
-        _Elimination(module).run(main)
+            return {}
+        elimination = _Elimination(module)
+        elimination.run(main)
+        return {"operations removed": elimination.removed}
 
 
 class _Elimination:
@@ -56,6 +58,7 @@ class _Elimination:
     def __init__(self, module: ir.Operation) -> None:
         self.module = module
         known = operations.functions(module)
+        self.removed = 0  # operations
         self.functions = {name: op for name, op in known.items() if not operations.why_closed(op)}
         self._taken = set(known)
         self._uncalled: dict[str, None] = {}  # functions that some call does not call any more
@@ -81,6 +84,7 @@ class _Elimination:
             used = [r in live for r in op.results]
             if not any(used) and not self.is_effectful(op):
                 self._uncalled |= dict.fromkeys(operations.used(op))
+                self.removed += sum(1 for _ in operations.walk(op))
                 op.erase()
             elif flow is not None:
                 live_results = [i for i, is_used in enumerate(used) if is_used]

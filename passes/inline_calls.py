@@ -43,12 +43,12 @@ class InlineCalls(Pass):
 
     name: ClassVar[str] = "srjit-inline-calls"
 
-    def run(self, module: ir.Operation) -> None:
+    def run(self, module: ir.Operation) -> dict[str, int]:
         """Inlines."""
         functions = operations.functions(module)
-        editing.erase_unused_functions(
-            module, inline(module, lambda name: not operations.is_public(functions[name]))
-        )
+        inlined = inline(module, lambda name: not operations.is_public(functions[name]))
+        editing.erase_unused_functions(module, inlined)
+        return {"functions inlined": len(inlined)}
 
 
 def inline(module: ir.Operation, is_meant: Callable[[str], bool]) -> set[str]:

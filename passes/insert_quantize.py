@@ -52,7 +52,7 @@ class InsertQuantize(Quantizing, Pass):
 
     name: ClassVar[str] = "srjit-insert-quantize"
 
-    def run(self, module: ir.Operation) -> None:
+    def run(self, module: ir.Operation) -> dict[str, int]:
         """Inserts."""
         from srjit.planning.plan import Settings
         from srjit.planning.planner import plan_of, recipe_of
@@ -79,6 +79,8 @@ class InsertQuantize(Quantizing, Pass):
                 left_alone=plan.left_alone,
             )
         )
+        quantized = len(plan.rewritten)
+        return {"sites quantized": quantized, "sites kept": len(plan.sites) - quantized}
 
     def _complain(self, module: ir.Operation, plan: ProgramPlan) -> list[str]:
         """Returns notes on recipe requests that no pass can meet, and warns of what stays.

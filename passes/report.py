@@ -38,18 +38,19 @@ class WriteReport(Pass):
     output: str = "-"
     format: Literal["text", "json", "html"] = "text"
 
-    def run(self, module: ir.Operation) -> None:
+    def run(self, module: ir.Operation) -> dict[str, int]:
         """Writes."""
         report = report_of(module)
         text = {"text": report.__str__, "json": report.to_json, "html": report.to_html}
         written = text[self.format]() + "\n"
         if self.output == "-":
             sys.stderr.write(written)
-            return
+            return {"sites reported": len(report.sites)}
         try:
             Path(self.output).write_text(written, encoding="utf-8")
         except OSError as error:
             raise PassError(None, f"cannot write {self.output}: {error.strerror}") from None
+        return {"sites reported": len(report.sites)}
 
 
 def report_of(module: Any) -> Report:

@@ -36,15 +36,18 @@ class ShareQuantized(Pass):
 
     name: ClassVar[str] = "srjit-share-quantized"
 
-    def run(self, module: ir.Operation) -> None:
+    def run(self, module: ir.Operation) -> dict[str, int]:
         """Shares."""
+        shared = 0
         for region in module.regions:
             for block in region.blocks:
-                _share(block, {}, {})
+                shared += _share(block, {}, {})
+        return {"quantizations shared": shared}
 
 
-def _share(block: Any, known: dict[Hashable, Any], same: dict[Any, Any]) -> None:
-    """Shares in a block and the regions inside; ``same``: what a value always is."""
+def _share(block: Any, known: dict[Hashable, Any], same: dict[Any, Any]) -> int:
+    """Shares in a block and the regions inside, and counts; ``same``: what a value always is."""
+    shared = 0
     for op in list(block.operations):
         op = op.operation
         if annotation.is_composite(op, QUANTIZE):
@@ -55,12 +58,14 @@ def _share(block: Any, known: dict[Hashable, Any], same: dict[Any, Any]) -> None
             first = known.setdefault(key, op)
             if first != op:
                 editing.replace(op, first.results)
+                shared += 1
                 continue
         is_open = op.name in _OPEN
         inside = {**same, **(_invariants(op, same) if op.name == "stablehlo.while" else {})}
         for region in op.regions:
             for inner in region.blocks:
-                _share(inner, dict(known) if is_open else {}, inside if is_open else {})
+                shared += _share(inner, dict(known) if is_open else {}, inside if is_open else {})
+    return shared
 
 
 def _invariants(op: Any, same: dict[Any, Any]) -> dict[Any, Any]:

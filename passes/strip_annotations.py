@@ -35,17 +35,20 @@ class StripAnnotations(Pass):
     name: ClassVar[str] = "srjit-strip-annotations"
     interface: bool = False
 
-    def run(self, module: ir.Operation) -> None:
+    def run(self, module: ir.Operation) -> dict[str, int]:
         """Removes them from operations, arguments and results."""
+        removed = 0
         for op in operations.walk(module):
             ours = [name for name in op.attributes if name.startswith(annotation.PREFIX)]
             for name in ours:
                 if name != operations.ENTRY:
                     del op.attributes[name]
+                removed += 1
             for name in _OF_ARGUMENTS:
                 given = operations.attribute_of(op, name) if name in op.attributes else None
                 if isinstance(given, ir.ArrayAttr):
                     op.attributes[name] = ir.ArrayAttr.get([self._kept(each) for each in given])
+        return {"attributes removed from operations": removed}
 
     def _kept(self, attributes: ir.Attribute) -> ir.Attribute:
         entries = operations.entries(attributes)

@@ -61,8 +61,11 @@ class Pass(abc.ABC):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def run(self, module: ir.Operation) -> None:
+    def run(self, module: ir.Operation) -> Mapping[str, int] | None:
         """Changes a ``builtin.module`` in place; its context and a location are entered.
+
+        Returns:
+          Statistics, if it has any: numbers by what they count.
 
         Raises:
           PassError: it cannot; whoever runs it makes an MLIR diagnostic of that.

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -111,6 +111,8 @@ class RunOptions(TypedDict, total=False):
       timing: print MLIR's table of times, on standard error.
       printing: when to print the program.
       sink: called with each diagnostic as it comes; without one, warnings are Python warnings.
+      statistics: print what passes counted, on standard error; those of MLIR count nothing, since
+        jaxlib is built without that.
       seen: sees the module before and after every pass; without one, ``SRJIT_DUMP_TO`` names a
         folder for it.
     """
@@ -119,6 +121,7 @@ class RunOptions(TypedDict, total=False):
     timing: bool
     printing: Printing
     sink: diagnostics.Sink | None
+    statistics: bool
     seen: Seen | None
 
 
@@ -130,6 +133,7 @@ def run(
     timing: bool = False,
     printing: Printing = NOTHING,
     sink: diagnostics.Sink | None = None,
+    statistics: bool = False,
     seen: Seen | None = None,
 ) -> None:
     """Runs passes on the operation of a module, in place; keywords as of ``RunOptions``.
@@ -144,6 +148,7 @@ def run(
     said: list[Diagnostic] = []
     raised: list[BaseException] = []
     unseen: list[BaseException] = []
+    counted: list[Mapping[str, int]] = []
 
     def hear(diagnostic: Diagnostic) -> None:
         said.append(diagnostic)
@@ -163,7 +168,7 @@ def run(
         if printing.is_by_mlir:
             _print_by_mlir(manager, printing)
         for number, step in enumerate(steps):
-            _add(manager, step, _Printer(number, step, printing), raised)
+            _add(manager, step, _Printer(number, step, printing), raised, counted)
             if seen is not nothing_seen:
                 show = functools.partial(_show, seen, step.name, steps[number + 1 :], unseen)
                 manager.add(show, name="Show", argument="srjit-show")
@@ -173,6 +178,8 @@ def run(
                 manager.run(module)
             except ir.MLIRError as error:
                 failure = error
+    if statistics:
+        _print_statistics([s.what for s in steps if isinstance(s.what, Pass)], counted)
     if unseen:
         raise unseen[0]
     if raised and not isinstance(raised[0], Exception):
@@ -186,6 +193,7 @@ def _add(
     step: Step,
     printer: _Printer,
     raised: list[BaseException],
+    counted: list[Mapping[str, int]],
 ) -> None:
     printing = printer.printing
     if printing.prints(step.name, "before"):
@@ -194,7 +202,7 @@ def _add(
         manager.add(printer.remember, name="RememberBefore", argument="remember-before")
     if isinstance(step.what, Pass):
         manager.add(
-            _runner(step.what, raised),
+            _runner(step.what, raised, counted),
             name=type(step.what).__name__,
             argument=step.name,
             description=(type(step.what).__doc__ or "").partition("\n")[0],
@@ -206,12 +214,12 @@ def _add(
 
 
 def _runner(
-    one: Pass, raised: list[BaseException]
+    one: Pass, raised: list[BaseException], counted: list[Mapping[str, int]]
 ) -> Callable[[ir.Operation, _mlir.passmanager.ExternalPass], None]:
     def run_pass(module: ir.Operation, handle: _mlir.passmanager.ExternalPass) -> None:
         try:
             with module.context, ir.Location.unknown():
-                one.run(module)
+                counted.append(one.run(module) or {})
         except PassError as error:
             raised.append(error)
             (module if error.op is None else error.op).location.emit_error(error.message)
@@ -227,6 +235,17 @@ def _runner(
 
 
 # ------------------------------------------------------------------------------------------- seeing
+
+
+def _print_statistics(passes: Sequence[Pass], counted: Sequence[Mapping[str, int]]) -> None:
+    """Prints as MLIR does, of the passes that have run to their end."""
+    line = f"===-{'-' * 73}-==="
+    shown = [line, f"{'... Pass statistics report ...':^79}".rstrip(), line]
+    for one, counts in zip(passes, counted, strict=False):
+        shown.append(type(one).__name__)
+        width = max(map(len, map(str, counts.values())), default=0)
+        shown += [f"  (S) {number:{width}d} {what}" for what, number in counts.items()]
+    print("\n".join(shown), file=sys.stderr, flush=True)
 
 
 def nothing_seen(stage: str, module: ir.Operation, left: Sequence[Step]) -> None:

@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     trace = "--mlir-print-stacktrace-on-diagnostic"
     add(trace, action="store_true", help="print the traceback of a pass that failed")
     add("--show-dialects", action="store_true", help="list the dialects that can be parsed")
+    add("--mlir-pass-statistics", action="store_true", help="print what passes counted")
     add("--mlir-timing", action="store_true", help="print how long passes took")
     add("--mlir-disable-threading", action="store_true", help="nothing: there are no threads")
     for when in ("before", "after"):
@@ -349,6 +350,7 @@ def _treat(
                     module,
                     verify_each=verify_each,
                     timing=args.mlir_timing,
+                    statistics=args.mlir_pass_statistics,
                     printing=printing,
                     sink=sink,
                     entry=args.entry,

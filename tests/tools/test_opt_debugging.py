@@ -166,3 +166,28 @@ def test_values_are_named_after_their_locations(shell: Shell):
     before = ("--mlir-print-ir-before=cse", "--cse", "--mlir-use-nameloc-as-prefix")
     assert "%sum = stablehlo.add" in shell(*before, stdin=named).err
     assert "%sum" not in shell(stdin=named).out
+
+
+def test_statistics_count_what_passes_did(shell: Shell):
+    kind = "tensor<4x4xf32>"
+    dot = f"stablehlo.dot %x, %w : ({kind}, {kind}) -> {kind}"
+    text = (
+        f"func.func @main(%w: {kind}, %x: {kind}) -> ({kind}, {kind}) {{\n"
+        f"  %dead = stablehlo.negate %x : {kind}\n  %0 = {dot}\n  %1 = {dot}\n"
+        f"  return %0, %1 : {kind}, {kind}\n}}\n"
+    )
+    pipeline = (
+        "srjit-eliminate-dead-code,srjit-annotate-matmuls{params=0},"
+        "srjit-insert-quantize{recipe=int8},srjit-share-quantized,srjit-legalize{target=cpu},"
+        "srjit-inline-calls,srjit-strip-annotations"
+    )
+    ran = shell("-p", pipeline, "--mlir-pass-statistics", stdin=text)
+    assert ran.status == 0
+    assert "... Pass statistics report ..." in ran.err
+    counted = {what: number for number, what in re.findall(r"\(S\) +(\d+) (.*)", ran.err)}
+    assert counted["operations removed"] == "1"
+    assert (counted["sites found"], counted["sites of unknown role"]) == ("2", "0")
+    assert (counted["sites quantized"], counted["sites kept"]) == ("2", "0")
+    assert counted["quantizations shared"] == "2"
+    plain = shell("-p", pipeline, stdin=text)
+    assert plain.out == ran.out and not plain.err
