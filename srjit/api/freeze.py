@@ -300,10 +300,16 @@ def _mark(recipe: str, weights: Sequence[tuple[str, Quantization]]) -> str:
       weights: names of weights, and how each is quantized.
     """
     formats = "+".join(sorted({q.format for _, q in weights}))
-    given = [recipe, [(name, dataclasses.asdict(q)) for name, q in weights]]
+    given = [recipe, [(name, _told(q)) for name, q in weights]]
     layout = hashlib.sha256(json.dumps(given, default=str).encode()).hexdigest()[:8]
     plain = re.sub(r"[^-+=~,.\w]", "_", recipe)
     return f"{_MARKS}recipe={plain},formats={formats},layout={layout}]"
+
+
+def _told(q: Quantization) -> dict[str, Any]:
+    """What is not as ever: fields that later versions add change nothing."""
+    fields = {f.name: (getattr(q, f.name), f.default) for f in dataclasses.fields(q)}
+    return {name: value for name, (value, default) in fields.items() if value != default}
 
 
 def _checked(name: str, packed: Any, shapes: dict[str, Any]) -> Mapping[str, Any]:
