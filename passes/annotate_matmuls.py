@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, PassError, register
-from srjit.passes.mlir import annotation
+from srjit.passes.mlir import annotation, attributes
 from srjit.program.stablehlo import operations
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ class AnnotateMatmuls(Pass):
         and a number, then `=`, and `fprop`, or `dgrad` or `wgrad` with the operand that is the
         gradient (`#7=wgrad:rhs`). The first about a site counts; one about no site is an error.
       params: which arguments of @main are parameters: positions (`3`), ranges (`0-5`), patterns of
-        the names that their locations carry (`params*`), or `none`. Without it, they are those that
-        belong to the same Python argument as the first one.
+        the names that their locations carry (`params*`), or `none`. Without it, they are found as
+        the decorator finds them (docs/parameters.md), where arguments whose names begin alike
+        (`params['w']`) are one.
 
     Before ==> after:
         %0 = stablehlo.dot_general %arg1, %arg0, contracting_dims = [1] x [0]
@@ -63,30 +64,34 @@ class AnnotateMatmuls(Pass):
             except RecipeError as error:
                 raise PassError(None, f"roles={text}: {error}") from None
             statements.append((site, role))
-        _, provenance, _ = provenance_of(module, self.params)
+        if annotation.PARAMETERS in module.attributes:
+            del module.attributes[annotation.PARAMETERS]
+        _, provenance, taken, _ = provenance_of(module, self.params)
         found, used = with_stated(classify(provenance), statements)
         for i, (site, _) in enumerate(statements):
             if i not in used:
                 raise PassError(None, f"roles={site}={self.roles[i].rpartition('=')[2]} is no site")
         annotation.annotate(found)
+        module.attributes[annotation.PARAMETERS] = attributes.encode(taken)
         unknown = sum(c.site.role == "unknown" for c in found)
         return {"sites found": len(found), "sites of unknown role": unknown}
 
 
 def provenance_of(
     module: Any, params: tuple[str, ...] = ()
-) -> tuple[Program, Provenance, tuple[str, ...]]:
+) -> tuple[Program, Provenance, annotation.Taken, tuple[str, ...]]:
     """The program that a module is, and where the operands of its multiplications come from.
 
-    The last are notes for a report.
+    Then which of its arguments are parameters: those that ``params`` names, or an annotation; or
+    those that are found. The last are notes for a report.
 
     Raises:
       PassError: it is not one program, or a parameter does not exist.
     """
+    from srjit.planning.parameters import labels_of
     from srjit.planning.phases import traced
     from srjit.program.stablehlo.program import ModuleSourceInfo
     from srjit.program.stablehlo.reader import Raiser
-    from srjit.program.values import DATA, PARAMETER
 
     try:
         main = operations.main_of(module)
@@ -94,25 +99,48 @@ def provenance_of(
         program = raiser.main(module)
     except operations.MalformedProgram as error:
         raise PassError(error.op, str(error)) from None
-    entry = operations.entry_of(module)
     names = [raiser.locations.name_of(a.location) for a in main.regions[0].blocks[0].arguments]
-    chosen = _chosen(params, names, main, entry)
-    labels = [PARAMETER if i in chosen else DATA for i in range(len(names))]
     source = ModuleSourceInfo(raiser.locations)
-    return program, traced(program, labels, source), tuple(raiser.notes)
+    if params:
+        chosen = _chosen(params, names, main, operations.entry_of(module))
+        taken = annotation.Taken(inputs=tuple(sorted(chosen)))
+    elif annotation.PARAMETERS in module.attributes:
+        taken = annotation.taken_of(module)
+    else:
+        taken = _found(program, names, main, source)
+    labels = labels_of(program, taken.inputs)
+    return program, traced(program, labels, source), taken, tuple(raiser.notes)
+
+
+def _found(program: Program, names: list[str], main: Any, source: Any) -> annotation.Taken:
+    """What is found of a module: its arguments are those that share the beginning of a name."""
+    from srjit.planning import parameters
+    from srjit.program.stablehlo.program import multiplies
+
+    if not multiplies(program):
+        return annotation.Taken()
+    # The tokens of ordered effects come before a program's own arguments.
+    own = [
+        i
+        for i, a in enumerate(main.regions[0].blocks[0].arguments)
+        if isinstance(a.type, ir.RankedTensorType) and i not in operations.of_jax(main)
+    ]
+    roots = [re.split(r"[\[.]", names[i])[0] for i in own]
+    found = parameters.find(
+        program,
+        [
+            dataclasses.replace(a, inputs=tuple(own[i] for i in a.inputs))
+            for a in parameters.arguments_of(
+                [root or f"argument {i}" for i, root in zip(own, roots, strict=True)],
+                [names[i] != root for i, root in zip(own, roots, strict=True)],
+            )
+        ],
+        source,
+    )
+    return annotation.Taken(inputs=tuple(sorted(found.inputs)), note=found.note)
 
 
 def _chosen(params: tuple[str, ...], names: list[str], main: Any, entry: str) -> set[int]:
-    if not params:
-        arguments = main.regions[0].blocks[0].arguments
-        # The tokens of ordered effects come before a program's own arguments.
-        own = [
-            i
-            for i, a in enumerate(arguments)
-            if isinstance(a.type, ir.RankedTensorType) and i not in operations.of_jax(main)
-        ]
-        roots = {i: re.split(r"[\[.]", names[i])[0] for i in own}
-        return {i for i in own if roots[i] == roots[own[0]] and (roots[i] or i == own[0])}
     chosen: set[int] = set()
     for text in params if params != ("none",) else ():
         interval = re.fullmatch(r"(\d+)(?:-(\d+))?", text)

@@ -65,11 +65,13 @@ class InsertQuantize(Quantizing, Pass):
         except (ValueError, OSError) as error:
             raise PassError(None, str(error)) from None
         settings = Settings(recipe, PORTABLE, self.mode, self.rng)
-        program, provenance, notes = provenance_of(module)
+        program, provenance, taken, notes = provenance_of(module)
         classified = annotation.classified(provenance)
         plan = plan_of(provenance, classified, settings, False)
-        notes = (*notes, *self._complain(module, plan))
+        notes = (*filter(None, [taken.note]), *notes, *self._complain(module, plan))
         _Insertion(module, program, plan).run()
+        if annotation.PARAMETERS in module.attributes:
+            del module.attributes[annotation.PARAMETERS]
         module.attributes[annotation.REPORT] = attributes.encode(
             annotation.Header(
                 recipe=settings.recipe.name,

@@ -28,6 +28,7 @@ SITES = "srjit.sites"
 REPORT = "srjit.report"
 # What is true of an operation's results, whatever makes them.
 MOVED = (SITES, "sdy.sharding", "mhlo.sharding")
+PARAMETERS = "srjit.parameters"
 KEY = "srjit.key"
 STATE = "srjit.state"
 T = TypeVar("T")
@@ -72,6 +73,31 @@ class Header:
     mode: str
     notes: tuple[str, ...] = ()
     left_alone: tuple[SitePlan, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taken:
+    """``srjit.parameters``, on an annotated module: the parameters that roles were found with.
+
+    Attributes:
+      inputs: numbers of @main's arguments.
+      note: for the report; or empty.
+    """
+
+    inputs: tuple[int, ...] = ()
+    note: str = ""
+
+
+def taken_of(module: Any) -> Taken:
+    """The parameters of an annotated module.
+
+    Raises:
+      PassError: they are not what srjit writes.
+    """
+    try:
+        return attributes.decode(Taken, module.attributes[PARAMETERS])
+    except ValueError as error:
+        raise PassError(None, f"malformed {PARAMETERS}: {error}") from None
 
 
 def header_of(module: Any) -> Header | None:

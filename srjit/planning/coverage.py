@@ -46,7 +46,7 @@ def shortfall(plans: Sequence[SitePlan], recipe: Recipe, own: Set[str]) -> str:
     for s, n in zip(sites, work, strict=True):
         if s.status != "kept":
             done += n
-        elif s.reason not in own:
+        elif not s.asked and s.reason not in own:  # what is asked for is warned of by itself
             lost[s.reason] += n
     total = sum(work)
     if not total or lost.total() <= done or 10 * lost.total() < total:

@@ -154,7 +154,10 @@ class Decisions:
             return why, rule is not None
         impossible = _impossible(c)
         if impossible:
-            return impossible, c.product is None and wanted is not None
+            asked = c.product is None and wanted is not None
+            if not asked:  # it is of integers, or of nothing
+                self.own.add(impossible)
+            return impossible, asked
         if rule is not None and rule.keep:
             return rule.keep, False
         why = ""

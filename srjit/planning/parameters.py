@@ -81,6 +81,10 @@ class Parameters:
         return frozenset(i for a in self.arguments for i in a.inputs)
 
 
+def _is_float(dtype: Any) -> bool:
+    return not isinstance(dtype, str) and _compat.is_float(dtype)  # a token has no dtype
+
+
 def labels_of(program: Any, chosen: Iterable[int]) -> list[str]:
     """What every input of a program is, if the chosen ones are those of parameters."""
     chosen = frozenset(chosen)
@@ -90,7 +94,7 @@ def labels_of(program: Any, chosen: Iterable[int]) -> list[str]:
 
 def _label(aval: Any) -> str:
     """What an array beside parameters is."""
-    if _compat.is_float(aval.dtype):
+    if _is_float(aval.dtype):
         return PARAMETER
     # Arrays of plain integers are batches; single bytes and PRNG keys are part of the model.
     is_batch = aval.ndim and str(aval.dtype) in ("int32", "int64")
@@ -106,7 +110,7 @@ def declared(closed: Any, arguments: Sequence[Argument], said: str) -> Parameter
     inputs = _compat.open_jaxpr(closed)[0].invars
     for a in arguments:
         dtypes = dict.fromkeys(str(inputs[i].aval.dtype) for i in a.inputs)
-        if not any(_compat.is_float(inputs[i].aval.dtype) for i in a.inputs):
+        if not any(_is_float(inputs[i].aval.dtype) for i in a.inputs):
             raise ValueError(
                 f"{said}: {a.name} has no arrays of floats ({', '.join(dtypes)}): keys, counters "
                 "and other integers are no parameters; name the argument that the weights are in"
@@ -140,9 +144,7 @@ class _Search:
         self.flows = flows
         program = _compat.open_jaxpr(flows.closed)[0]
         self.kinds = [kind_of(v) for v in program.invars]
-        self.floats = sum(
-            1 << i for i, v in enumerate(program.invars) if _compat.is_float(v.aval.dtype)
-        )
+        self.floats = sum(1 << i for i, v in enumerate(program.invars) if _is_float(v.aval.dtype))
         self.arguments = [a for a in arguments if a.bits & self.floats]
         # Forward products, as (product, side, the operand there, the other one).
         self.sides: list[tuple[Multiplication, int, Flow, Flow]] = [

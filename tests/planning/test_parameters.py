@@ -15,7 +15,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 from small_programs import explain, normal
-from srjit import srjit
+from srjit import rejit, srjit
 
 WEIGHTS = {"a": normal(16, 24, seed=1), "b": normal(24, 8, seed=2)}
 X, Y, KEY = normal(6, 16, seed=3), normal(6, 8, seed=4), jax.random.key(0)
@@ -311,3 +311,21 @@ def test_a_gradient_through_a_captured_constant_is_kept_too():
 def test_captured_data_are_data():
     report = explain(lambda p: step(p, X, Y), WEIGHTS)
     assert roles_of(report) == roles_of(FIRST)
+
+
+# ------------------------------------------------------------------------------ lowered programs
+
+
+@pytest.mark.parametrize("name", ["x, y, params", "batch, TrainState", "bare arrays"])
+def test_a_pipeline_finds_them_in_a_lowered_program(name: str):
+    fun, args = SIGNATURES[name]
+    given = args()
+    passes = "srjit-annotate-matmuls,srjit-insert-quantize{recipe=int8}"
+    rewritten = rejit(jax.jit(fun).lower(*given), passes)
+    decorated = srjit(fun, recipe="int8")
+    assert roles_of(rewritten.report) == roles_of(FIRST)
+    assert [n for n in decorated.explain(*given).notes if n.startswith("parameters: ")] == [
+        n for n in rewritten.report.notes if n.startswith("parameters: ")
+    ]
+    ours, theirs = (jax.tree.leaves(f(*given, sr_key=1)) for f in (decorated, rewritten))
+    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
