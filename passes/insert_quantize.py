@@ -16,6 +16,7 @@ from srjit.passes.emit.lowering import Library
 from srjit.passes.emit.needs import add_arguments, needs_of, split_flips
 from srjit.passes.emit.rewriter import GroupRewriter
 from srjit.passes.mlir import annotation, attributes, editing
+from srjit.passes.mlir.header import Header
 from srjit.program.stablehlo import operations
 from srjit.program.stablehlo.meshes import meshes_of
 
@@ -73,7 +74,7 @@ class InsertQuantize(Quantizing, Pass):
         if annotation.PARAMETERS in module.attributes:
             del module.attributes[annotation.PARAMETERS]
         module.attributes[annotation.REPORT] = attributes.encode(
-            annotation.Header(
+            Header(
                 recipe=settings.recipe.name,
                 target=settings.target.name,
                 mode=settings.mode,

@@ -11,6 +11,7 @@ from srjit.passes.emit.composites import QUANTIZE, SCALED_DOT
 from srjit.passes.emit.target_calls import TargetCalls
 from srjit.passes.inline_calls import inline
 from srjit.passes.mlir import annotation, attributes, editing
+from srjit.passes.mlir.header import header_of
 from srjit.products import kinds
 from srjit.program.left_alone import COMPOSITE
 from srjit.program.stablehlo import operations
@@ -58,7 +59,7 @@ class Legalize(Pass):
         if target is PORTABLE and used:
             used |= dict.fromkeys(inline(module, lambda name: name.startswith(annotation.PREFIX)))
         editing.erase_unused_functions(module, used)
-        header = annotation.header_of(module)
+        header = header_of(module)
         if header is not None:
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]
             header = dataclasses.replace(header, target=target.name, notes=(*header.notes, *notes))

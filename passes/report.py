@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.mlir import annotation
+from srjit.passes.mlir.header import header_of
 from srjit.program.stablehlo import operations
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def report_of(module: Any) -> Report:
     from srjit.planning.site import SitePlan
     from srjit.report.report import Report
 
-    header = annotation.header_of(module)
+    header = header_of(module)
     if header is None:
         raise PassError(None, "nothing to report: run srjit-insert-quantize before srjit-report")
     sites = [

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from srjit._mlir import ir
 from srjit.passes.driver.registry import PassError
 from srjit.passes.mlir import attributes
-from srjit.planning.site import SitePlan
 from srjit.program.stablehlo.operations import inside as operations
 from srjit.program.stablehlo.operations import text
 from srjit.program.stablehlo.program import read_equation
@@ -62,20 +61,6 @@ class Annotation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Header:
-    """``srjit.report``, on the module: what a report says beside its sites.
-
-    ``left_alone``: entries of what may multiply where srjit does not look.
-    """
-
-    recipe: str
-    target: str
-    mode: str
-    notes: tuple[str, ...] = ()
-    left_alone: tuple[SitePlan, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Taken:
     """``srjit.parameters``, on an annotated module: the parameters that roles were found with.
 
@@ -98,20 +83,6 @@ def taken_of(module: Any) -> Taken:
         return attributes.decode(Taken, module.attributes[PARAMETERS])
     except ValueError as error:
         raise PassError(None, f"malformed {PARAMETERS}: {error}") from None
-
-
-def header_of(module: Any) -> Header | None:
-    """The header of a quantized module; None of others.
-
-    Raises:
-      PassError: it is not what srjit writes.
-    """
-    if REPORT not in module.attributes:
-        return None
-    try:
-        return attributes.decode(Header, module.attributes[REPORT])
-    except ValueError as error:
-        raise PassError(None, f"malformed {REPORT}: {error}") from None
 
 
 def annotate(classified: Sequence[Classified]) -> None:
