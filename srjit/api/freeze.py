@@ -319,18 +319,19 @@ def _checked(name: str, packed: Any, shapes: dict[str, Any]) -> Mapping[str, Any
             f"{name} is frozen: it takes the dict of arrays that srjit.freeze returned in place of "
             f"the parameters, got {type(packed).__name__}"
         )
+    differ = sorted(n for n in set(shapes) ^ set(packed) if not n.startswith(_MARKS))
+    missing, more = ([n for n in differ if n in names] for names in (shapes, packed))
+    if missing or more:
+        what = f"lack {missing[:4]}" if missing else f"have {more[:4]} more"
+        raise ValueError(
+            f"these are not the packed parameters that {name} was frozen for: they {what}"
+        )
     marks, wanted = ([n for n in given if n.startswith(_MARKS)] for given in (packed, shapes))
     if marks != wanted:
         raise ValueError(
             f"these weights are packed as {marks or 'nothing says, by another version of srjit'}, "
             f"and {name} was frozen for {wanted or 'none'}: freeze them with the recipe that they "
             "are used with"
-        )
-    missing, more = sorted(set(shapes) - set(packed)), sorted(set(packed) - set(shapes))
-    if missing or more:
-        what = f"lack {missing[:4]}" if missing else f"have {more[:4]} more"
-        raise ValueError(
-            f"these are not the packed parameters that {name} was frozen for: they {what}"
         )
     for key, want in shapes.items():
         array = packed[key]
