@@ -227,7 +227,7 @@ class Jitted:
         """
         del sr_key, sr_state  # the plan does not depend on them
         planned = Report.of(self.planned(args, kwargs))
-        known = all(all_known(jnp.shape(leaf)) for leaf in jax.tree.leaves((args, kwargs)))
+        known = all(all_known(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves((args, kwargs)))
         if self._options.layer == "jaxpr" or not known:  # see TracedFunction.has_known_shapes
             return planned
         done = self._report_of_module(args, kwargs)

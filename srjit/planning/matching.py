@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -91,6 +92,7 @@ class Matching:
         self._may_be_of = may_be_of or self._names_allow
         self._flow = provenance.flow
         self._products: dict[int, Product | None] = {}
+        self._summed: dict[tuple[int, int], tuple[int, frozenset[int]] | None] = {}
         self.gradients: dict[int, Match] = {}
         self.made: dict[int, Occurrence] = {}
         self.orphans: dict[int, tuple[str, str]] = {}
@@ -280,12 +282,14 @@ class Matching:
 
     def _sums(self, o: Occurrence, side: int) -> tuple[int, frozenset[int]] | None:
         """The dimensions of an operand that are summed over, as those of what it is a view of."""
-        product = self._product(o)
-        if product is None:
-            return None
-        shape = o.eqn.invars[side].aval.shape
-        dims = [d for d in product.contracting(side) if shape[d] != 1]
-        return self._flow.frame(o.operands[side].token, dims)
+        key = id(o), side
+        if key not in self._summed:
+            product = self._product(o)
+            shape = o.eqn.invars[side].aval.shape
+            dims = [d for d in product.contracting(side) if shape[d] != 1] if product else []
+            token = o.operands[side].token
+            self._summed[key] = self._flow.frame(token, dims) if product else None
+        return self._summed[key]
 
     def _extent(self, o: Occurrence, side: int) -> int:
         product, n = self._product(o), 1
@@ -351,4 +355,9 @@ def _tangents(
 
 
 def _size(v: Variable) -> int:
-    return math.prod(stand_ins(v.aval.shape))
+    return _elements(tuple(v.aval.shape))
+
+
+@functools.lru_cache(maxsize=4096)
+def _elements(shape: tuple[Any, ...]) -> int:
+    return math.prod(stand_ins(shape))
