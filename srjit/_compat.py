@@ -135,12 +135,6 @@ def types_of_algorithm(algorithm: Any, lhs: Any, rhs: Any, out: Any) -> Sequence
     return _lax.get_algorithm_compute_types(algorithm, lhs, rhs, out)
 
 
-def axis_names(eqn: Any) -> frozenset[str]:
-    """The mesh axes that a collective is over."""
-    given = eqn.params.get("axes", eqn.params.get("axis_name", ()))
-    return frozenset(given if isinstance(given, (tuple, list)) else (given,))
-
-
 def is_float(dtype: Any) -> bool:
     """Whether a dtype is a real floating-point type (not an extended one, as keys are)."""
     return bool(jnp.issubdtype(dtype, jnp.floating))

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 from jax.core import Tracer
 
 from srjit import _compat
@@ -227,7 +226,9 @@ class Jitted:
         """
         del sr_key, sr_state  # the plan does not depend on them
         planned = Report.of(self.planned(args, kwargs))
-        known = all(all_known(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves((args, kwargs)))
+        known = all(
+            all_known(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves((args, kwargs))
+        )
         if self._options.layer == "jaxpr" or not known:  # see TracedFunction.has_known_shapes
             return planned
         done = self._report_of_module(args, kwargs)

@@ -102,6 +102,8 @@ class Matching:
         self._alike: set[int] = set()  # of the backward pass, and read what others read, as they do
         self._taken: set[tuple[int, int]] = set()  # products with the side of a residual
         self._cotangents: dict[int, int] = {}
+        self._results = provenance.results
+        self._products_made = {o.out.token for o in provenance.occurrences}
         shapes = provenance.parameter_shapes
         self._parameters = {stand_ins(shape) for shape in shapes if len(shape) > 1}
         self._data = {origin for origin, label in provenance.given.items() if label == DATA}
@@ -173,16 +175,30 @@ class Matching:
         weights = [v.sources == _PARAMETER for v in o.operands]
         if sum(weights) == 1 and self.may_be_gradient(o.operands[weights.index(False)]):
             return ("weight", "gradient") if weights[0] else ("gradient", "weight")
-        made = [BACKWARD in v.labels or not v.sources for v in o.operands]
-        if not any(made):
-            made = [self._is_cotangent(v) for v in o.operands]
-        has_data = all(DATA in v.sources or m for v, m in zip(o.operands, made, strict=True))
+        made = [BACKWARD in v.labels for v in o.operands]
+        for likely in (lambda v: not v.sources, self._is_cotangent):
+            made = made if any(made) else [likely(v) for v in o.operands]
+        is_weight = [DATA not in v.sources and PARAMETER in v.sources for v in o.operands]
+        has_data = not any(w and not m for w, m in zip(is_weight, made, strict=True))
         shape = stand_ins(o.eqn.outvars[0].aval.shape)
         # Gradients of single examples have a dimension more.
         shapes = {shape, *(shape[:d] + shape[d + 1 :] for d in range(len(shape)))}
-        if has_data and sum(made) == 1 and shapes & self._parameters:
+        is_of_parameter = shapes & self._parameters or o.out.token in self._returned
+        if has_data and sum(made) == 1 and is_of_parameter:
             return ("gradient", "activation") if made[0] else ("activation", "gradient")
         return None
+
+    @functools.cached_property
+    def _returned(self) -> set[int]:
+        """Of what the results that have the shape of a parameter are made, up to products."""
+        todo = [t for t, shape in self._results if stand_ins(shape) in self._parameters]
+        seen: set[int] = set()
+        while todo:
+            token = todo.pop()
+            if token not in seen and token not in self._products_made and token in self._flow.made:
+                todo += self._flow.made[token].operands
+            seen.add(token)
+        return seen
 
     def _near(self, value: Value) -> Iterator[tuple[Occurrence, int]]:
         """Yields the latest products that read a value, latest first."""

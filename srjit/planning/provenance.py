@@ -418,9 +418,9 @@ def _varying(eqn: Equation, values: list[Value]) -> frozenset[str]:
     """Mesh axes over which the results differ, by the operation that made them."""
     varies, name = _NONE.union(*[v.varies for v in values]), eqn.primitive.name
     if name in _SPREADING:
-        return varies | _compat.axis_names(eqn)
+        return varies | _axes_of(eqn)
     if name in _COLLECTIVES and eqn.params.get("axis_index_groups") is None:
-        return varies - _compat.axis_names(eqn)
+        return varies - _axes_of(eqn)
     return varies
 
 
@@ -440,3 +440,9 @@ def _freeze(value: Any) -> Any:
     if callable(value) or hasattr(value, "eqns") or hasattr(value, "jaxpr"):
         return id(value)
     return value
+
+
+def _axes_of(eqn: Any) -> frozenset[str]:
+    """The mesh axes that a collective is over."""
+    given = eqn.params.get("axes", eqn.params.get("axis_name", ()))
+    return frozenset(given if isinstance(given, (tuple, list)) else (given,))

@@ -283,3 +283,25 @@ def test_the_gradient_of_a_sum_is_a_constant_and_known():
     step = jax.grad(lambda w, x: jnp.sum(x @ w))
     (site,) = explain(step, normal(D, 6), normal(3, D)).sites
     assert (site.role, site.status) == ("wgrad", "emulated")
+
+
+@pytest.mark.parametrize("ways", ["alone", "on shards"])
+def test_the_gradient_of_dead_code_is_told_from_a_captured_activation(ways: str):
+    eye = jnp.eye(D)
+
+    def alone(w: jax.Array, t: jax.Array) -> jax.Array:
+        return jax.grad(lambda w: jnp.sum((eye @ w) * t))(w)
+
+    gradient, args = alone, (SQUARE, normal(D, D))
+    if ways == "on shards":
+        auto = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((2,), ("d",), axis_types=auto)
+        spec = jax.sharding.PartitionSpec("d")
+        whole = lambda w, t: alone(w[0], t[0])[None]  # noqa: E731
+        gradient = jax.shard_map(whole, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        args = tuple(jnp.stack([a, a]) for a in args)
+    [site] = explain(gradient, *args).sites
+    assert site.role == "wgrad"
+    assert {site.lhs_kind, site.rhs_kind} == {"gradient", "activation"}
+    stochastic = site.lhs if site.lhs_kind == "gradient" else site.rhs
+    assert stochastic is not None and stochastic.rounding == "stochastic"
