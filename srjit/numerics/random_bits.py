@@ -46,8 +46,8 @@ def whole(word: jax.Array) -> jax.Array:
 def scrambled(h: jax.Array, upper: jax.Array) -> jax.Array:
     """A word whose upper 24 bits depend on all bits of h, as hard to tell from noise as may be.
 
-    Two h may give one word, so that under one ``upper`` a word is likelier than another, by 2^-17
-    of all. Keys have 2^16 of them: over keys, words are equally likely.
+    Two h may give one word, so that under one ``upper`` the probability of a word below a limit is
+    up to 2^-15 from what it should be. Keys have 2^16 of them: over keys it is within 2^-28.
 
     Args:
       h: the index's place on the key's ``line``.
