@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import srjit as package
-from srjit import srjit, transform
+from srjit import shared_noise, srjit, transform
 from steps import KEY, W, X, loss, same, step
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -246,8 +246,15 @@ def test_under_shard_map_and_pmap():
         shard, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=PartitionSpec()
     )
     assert sharded(W, X).shape == W.shape
-    mapped = jax.pmap(lambda x: quantized(W, x, sr_key=KEY))(X.reshape(2, 2, 16))
-    halves = [quantized(W, half, sr_key=KEY) for half in X.reshape(2, 2, 16)]
+
+    @srjit(recipe="int8")
+    def copied(w: jax.Array, x: jax.Array) -> jax.Array:
+        with shared_noise("d"):
+            return step(w, x)
+
+    shards = X.reshape(2, 2, 16)
+    mapped = jax.pmap(lambda x: copied(W, x, sr_key=KEY), axis_name="d")(shards)
+    halves = [quantized(W, half, sr_key=KEY) for half in shards]
     np.testing.assert_allclose(mapped, jnp.stack(halves), rtol=1e-5, atol=1e-6)
 
 

@@ -118,8 +118,7 @@ def test_json_round_trips_with_its_documented_keys():
         )  # fmt: skip
         for side in ("lhs", "rhs"):
             options = made[side]
-            axis = options["axis"]
-            options["axis"] = tuple(axis) if isinstance(axis, list) else axis
+            options |= {k: tuple(v) for k, v in options.items() if isinstance(v, list)}
             assert Quantization(**options) == getattr(plan, side)
     documented = Report.to_json.__doc__ or ""
     assert all(f"``{key}``" in documented for key in data)
