@@ -108,10 +108,10 @@ def test_recipe_auto_weighs_its_own_estimates(layer):
 
 def test_a_recipe_of_it_is_written_with_its_name():
     target = dataclasses.replace(CPU, name="mychip", estimates=Estimates())
-    recipe = recipe_of(target)
+    recipe = recipe_of("auto", target)
     assert recipe.pays_on is target
     assert Recipe.from_toml(recipe.to_toml()) == dataclasses.replace(recipe, pays_on="mychip")
-    known = recipe_of(targets.get("v5e"))
+    known = recipe_of("auto", "v5e")
     assert known.pays_on == "v5e" and Recipe.from_toml(known.to_toml()) == known
 
 
