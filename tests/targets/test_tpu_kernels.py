@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from srjit.numerics import random_bits, rounding, scaling
 from srjit.numerics.elements import ELEMENTS
+from srjit.numerics.shards import of_shards
 from srjit.targets.tpu import kernels
 from targets import instructions
 
@@ -154,7 +155,7 @@ def test_shards_draw_the_bits_of_their_keys():
     rows = PartitionSpec("data")
 
     def shard(quantize, x):
-        return quantize(x, int8, encode, random_bits.of_shards(KEY, ["data"]))
+        return quantize(x, int8, encode, of_shards(KEY, ["data"]))
 
     run = functools.partial(jax.shard_map, mesh=mesh, in_specs=rows, out_specs=rows)
     got, expected = (
