@@ -113,7 +113,7 @@ def provenance_of(
 
 
 def _found(program: Program, names: list[str], main: Any, source: Any) -> annotation.Taken:
-    """What is found of a module: its arguments are those that share the beginning of a name."""
+    """Finds the parameters of a module. Inputs whose names begin alike are one argument."""
     from srjit.planning import parameters
     from srjit.program.stablehlo.program import multiplies
 

@@ -15,7 +15,7 @@ Rng = Literal["hash", "threefry"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantizing:
-    """How matrix multiplications are quantized.
+    """The options that a pass and the decorator share: recipe, mode, generator, strict.
 
     Attributes:
       recipe: a name (``srjit.recipes.names()``), a ``.toml`` file, TOML text of more than one line,

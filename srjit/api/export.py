@@ -166,7 +166,7 @@ class Calling:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Calling:
-        """What a file's header says.
+        """Reads the fields from a file's header.
 
         Raises:
           ValueError: it says something else.

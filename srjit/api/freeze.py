@@ -307,7 +307,7 @@ def _mark(recipe: str, weights: Sequence[tuple[str, Quantization]]) -> str:
 
 
 def _told(q: Quantization) -> dict[str, Any]:
-    """What is not as ever: fields that later versions add change nothing."""
+    """The fields that differ from their defaults, so that a new field does not change old marks."""
     fields = {f.name: (getattr(q, f.name), f.default) for f in dataclasses.fields(q)}
     return {name: value for name, (value, default) in fields.items() if value != default}
 

@@ -72,7 +72,7 @@ def _starting_with(module: ir.Module, entry: str) -> ir.Module:
 
 
 def opened(program: Any) -> Any:
-    """What ``rejit`` is given, with paths as paths and serialized programs of JAX deserialized.
+    """Reads a path and deserializes a program of JAX; returns anything else as it is.
 
     Raises:
       OSError: there is no such file.

@@ -55,7 +55,7 @@ class Examples:
                             self._add(c, partner)
 
     def _add(self, c: Classified, partner: Classified) -> None:
-        """What a gradient with more elements than its weight keeps apart."""
+        """Adds the dimensions of examples, if a gradient has more elements than its weight."""
         weight = partner.occurrence.eqn.invars[_kinds(partner).index("weight")].aval
         size = c.occurrence.eqn.outvars[0].aval.size
         count, rest = divmod(size, max(weight.size, 1))

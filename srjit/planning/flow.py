@@ -16,7 +16,7 @@ _RESHAPES = {"reshape", "squeeze", "expand_dims"}
 
 
 class Made(NamedTuple):
-    """How a value was made.
+    """The operation that made a value, and its operands.
 
     Attributes:
       name: of the operation; ``slice`` and ``stack`` of what loops read and write, ``carry`` of
@@ -31,7 +31,7 @@ class Made(NamedTuple):
 
 
 class Flow:
-    """What every token was made of.
+    """The operations that made the values of a program.
 
     Attributes:
       made: by token.

@@ -42,7 +42,7 @@ _Extents = tuple[int, ...]
 
 
 class Flow(NamedTuple):
-    """What flows into a value.
+    """The inputs and products that flow into a value.
 
     Attributes:
       inputs: bits of all inputs.
@@ -98,7 +98,7 @@ class _Scope(NamedTuple):
 
 @dataclasses.dataclass
 class Flows:
-    """What flows where in a program.
+    """The inputs and products that flow into the values of a program.
 
     Attributes:
       closed: a closed jaxpr, or anything with the attributes of one.
@@ -285,7 +285,7 @@ def _union(bits: Sequence[int]) -> int:
 
 
 def _joined(flows: Sequence[Flow]) -> Flow:
-    """What flows into a value that is one of several."""
+    """The union of what flows into several values."""
     first = flows[0]
     return first._replace(
         inputs=_union([f.inputs for f in flows]),

@@ -190,7 +190,7 @@ class Matching:
 
     @functools.cached_property
     def _returned(self) -> set[int]:
-        """Of what the results that have the shape of a parameter are made, up to products."""
+        """Tokens of what results in a parameter's shape are made of, up to products."""
         todo = [t for t, shape in self._results if stand_ins(shape) in self._parameters]
         seen: set[int] = set()
         while todo:
@@ -320,7 +320,7 @@ class Matching:
 
 
 def depth(o: Occurrence) -> int:
-    """How many transpositions a product stands under, by name."""
+    """The number of transpositions in a product's name stack."""
     return 0 if o.scope.phase == "forward" else o.scope.transforms.count("transpose")
 
 

@@ -86,14 +86,14 @@ def _is_float(dtype: Any) -> bool:
 
 
 def labels_of(program: Any, chosen: Iterable[int]) -> list[str]:
-    """What every input of a program is, if the chosen ones are those of parameters."""
+    """A label for every input of a program, of which the chosen ones are parameters."""
     chosen = frozenset(chosen)
     inputs = _compat.open_jaxpr(program)[0].invars
     return [_label(v.aval) if i in chosen else DATA for i, v in enumerate(inputs)]
 
 
 def _label(aval: Any) -> str:
-    """What an array beside parameters is."""
+    """The label of an input that belongs to a parameter's argument."""
     if _is_float(aval.dtype):
         return PARAMETER
     # Arrays of plain integers are batches; single bytes and PRNG keys are part of the model.
@@ -316,7 +316,7 @@ def _beside(search: _Search, trained: list[Argument], how: str, bodies: bool = T
 
 
 def _without_inputs(search: _Search, weights: list[Argument]) -> list[Argument]:
-    """Of bare arrays that multiply each other and nothing else is data for: the first."""
+    """Drops bare arrays that an earlier one multiplies, where nothing else is data."""
     bits = sum(a.bits for a in weights)
     if any(operand.inputs & ~bits for _, _, operand, _ in search.sides):
         return weights

@@ -328,7 +328,7 @@ class _Search:
         return self._origins[place]
 
     def _sources(self, place: Place, part: bool = False) -> Iterator[_Source]:
-        """What a value may be; ``part``: of a parameter, whose place it takes."""
+        """Yields the parameters that a value may come from; ``part``: it replaces a part of one."""
         origin = self.origin(place)
         if origin is not None:
             yield _Source({origin: 1.0})

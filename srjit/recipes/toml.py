@@ -125,7 +125,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _quoted(text: str, message: str) -> str:
-    """What stands at the line that an error of tomllib tells."""
+    """The line of text that a message of tomllib names, for the end of ours."""
     number = re.search(r"\(at line (\d+),", message)
     line = text.split("\n")[int(number[1]) - 1].strip() if number else ""
     return f": {line[:80]!r}" if line else ""
@@ -166,7 +166,7 @@ def _line_of(statements: Sequence[tuple[int, str]], where: tuple[str, ...]) -> i
 
 
 def _line_of_element(statement: str, element: int) -> int:
-    """How many lines below the begin of a list of tables one of them begins."""
+    """The number of lines between the beginning of a list of tables and one of them."""
     lines = depth = 0
     for token in _TOKENS.finditer(statement):
         found = token.group()

@@ -1,4 +1,4 @@
-"""What surrounds a decorated function: methods, copies, counted calls, transfers."""
+"""Decorated functions as methods, copies, in counted calls, under guarded transfers."""
 
 from __future__ import annotations
 

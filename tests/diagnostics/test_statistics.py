@@ -108,7 +108,7 @@ def test_an_exact_average_has_infinitely_many_bits():
 @pytest.mark.parametrize("kind", ["evenly spread", "nearly all tiny"])
 @pytest.mark.parametrize("of", ["parts", "twins"])
 def test_tests_of_many_elements_at_once_hold_their_limits(of: str, kind: str):
-    """Of independent noise they vary as they say, and exceed a limit as rarely as it says."""
+    """With independent noise the sums vary as stated, and exceed a limit as rarely as stated."""
     rng = np.random.default_rng(2)
     p = FRACTIONS[kind](rng)[rng.integers(0, 64, 24 * 24)]
     ratios, beyond = [], []

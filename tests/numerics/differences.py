@@ -75,7 +75,7 @@ def correlations(hashed: Hash, apart: np.ndarray, keys: int) -> np.ndarray:
 
 
 def bounds(tests: int, keys: int) -> np.ndarray:
-    """How far the largest of so many goes once in a million, by fraction: Bernstein's bound."""
+    """Bernstein's limit, by fraction: the largest of so many exceeds it once in a million runs."""
     p = np.array(FRACTIONS)[:, None]
     log = np.log(2 * tests / FALSE_ALARM)
     most = np.maximum(p, 1 - p) ** 2 / (p * (1 - p))

@@ -190,7 +190,7 @@ FLOATS = sorted(name for name, e in ELEMENTS.items() if not e.is_integer)
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_float64_below_the_smallest_normal_number_is_rounded_in_the_end_too(name: str):
-    """What is returned, not only the grid's numbers: the cast flushes none of them."""
+    """The returned arrays hold the grid's numbers: the cast flushes none of them."""
     grid = np.sort(GRIDS[name].magnitudes)[: 2 ** (7 if name == "bfloat16" else 8)]
     down, up = (np.repeat(side, 256) for side in (grid[:-1], grid[1:]))
     with jax.enable_x64(True):

@@ -1,4 +1,4 @@
-"""Where codes are shared, and where they must not be."""
+"""srjit-share-quantized shares equal codes, and no others."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What passes wrote for each other goes, and nothing else does."""
+"""srjit-strip-annotations removes the passes' own attributes, and no others."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""What srjit does not look into is a row of the report, counts, warns and is an error if strict."""
+"""Equations that srjit does not look into are reported, counted, warned of, errors if strict."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def of_parts(residuals: Array, variance: Array, allowance: Array) -> Iterator[Si
 
 
 def of_twins(residuals: Array, variance: Array, allowance: Array) -> Iterator[Signed]:
-    """What one half of the draws says that elements tell of others, tried on the other half.
+    """Yields a test of whether some elements tell others, learned on half of the draws.
 
     Args:
       residuals: (draws, elements).
