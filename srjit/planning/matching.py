@@ -90,7 +90,7 @@ class Matching:
 
     def __init__(self, provenance: Provenance, may_be_of: MayBe | None = None) -> None:
         self._may_be_of = may_be_of or self._names_allow
-        self._flow = provenance.flow
+        self._graph = provenance.graph
         self._products: dict[int, Product | None] = {}
         self._summed: dict[tuple[int, int], tuple[int, frozenset[int]] | None] = {}
         self.gradients: dict[int, Match] = {}
@@ -195,8 +195,8 @@ class Matching:
         seen: set[int] = set()
         while todo:
             token = todo.pop()
-            if token not in seen and token not in self._products_made and token in self._flow.made:
-                todo += self._flow.made[token].operands
+            if token not in seen and token not in self._products_made and token in self._graph.made:
+                todo += self._graph.made[token].operands
             seen.add(token)
         return seen
 
@@ -280,7 +280,7 @@ class Matching:
         dims = frozenset(here.contracting(1 - residual))
         if shape == p.eqn.outvars[0].aval.shape and dims == given:
             return True
-        return (self._flow.frame(value.token, dims) or (0, None))[1] == given
+        return (self._graph.frame(value.token, dims) or (0, None))[1] == given
 
     def _repeats(self, o: Occurrence, p: Occurrence, side: int) -> bool:
         """Whether ``o`` is ``p`` with another value on the other side."""
@@ -304,7 +304,7 @@ class Matching:
             shape = o.eqn.invars[side].aval.shape
             dims = [d for d in product.contracting(side) if shape[d] != 1] if product else []
             token = o.operands[side].token
-            self._summed[key] = self._flow.frame(token, dims) if product else None
+            self._summed[key] = self._graph.frame(token, dims) if product else None
         return self._summed[key]
 
     def _extent(self, o: Occurrence, side: int) -> int:
@@ -363,7 +363,7 @@ def _tangents(
                 found.add(o.out.token)
             else:
                 last[o.path[:-1], o.location] = o
-    made, before = provenance.flow.made, -1
+    made, before = provenance.graph.made, -1
     while len(found) != before:  # what loops carry may be made later
         before = len(found)
         found.update(t for t, m in made.items() if not found.isdisjoint(m.operands))

@@ -19,7 +19,7 @@ from typing import Any
 
 from srjit import _compat
 from srjit.planning import write_backs
-from srjit.planning.flows import Flow, Flows, Multiplication
+from srjit.planning.dependences import Dependence, Dependences, Multiplication
 from srjit.planning.site import listed
 from srjit.planning.sums import Kind, kind_of
 from srjit.products.kinds import product_of
@@ -134,32 +134,32 @@ def find(closed: Any, arguments: Sequence[Argument], source: SourceInfo[Any]) ->
       arguments: its arguments.
       source: reads scopes off its equations.
     """
-    return _Search(Flows(closed, source), arguments).found()
+    return _Search(Dependences(closed, source), arguments).found()
 
 
 class _Search:
     """Looks for the arguments that a program updates or differentiates."""
 
-    def __init__(self, flows: Flows, arguments: Sequence[Argument]) -> None:
-        self.flows = flows
-        program = _compat.open_jaxpr(flows.closed)[0]
+    def __init__(self, dependences: Dependences, arguments: Sequence[Argument]) -> None:
+        self.dependences = dependences
+        program = _compat.open_jaxpr(dependences.closed)[0]
         self.kinds = [kind_of(v) for v in program.invars]
         self.floats = sum(1 << i for i, v in enumerate(program.invars) if _is_float(v.aval.dtype))
         self.arguments = [a for a in arguments if a.bits & self.floats]
         # Forward products, as (product, side, the operand there, the other one).
-        self.sides: list[tuple[Multiplication, int, Flow, Flow]] = [
+        self.sides: list[tuple[Multiplication, int, Dependence, Dependence]] = [
             (m, side, m.operands[side], m.operands[1 - side])
-            for m in flows.products
+            for m in dependences.products
             if m.phase != "backward" and not any(o.is_gradient for o in m.operands)
             for side in (0, 1)
         ]
-        self.outputs = list(zip(flows.outputs, map(kind_of, program.outvars), strict=True))
+        self.outputs = list(zip(dependences.outputs, map(kind_of, program.outvars), strict=True))
 
     def found(self) -> Parameters:
         """Looks."""
         if trained := self._updated():
             return _beside(self, trained, _UPDATED)
-        if self.flows.differentiates and (trained := self._differentiated()):
+        if self.dependences.differentiates and (trained := self._differentiated()):
             return _beside(self, trained, _DIFFERENTIATED)
         return _usual(self)
 
@@ -171,7 +171,7 @@ class _Search:
         names = listed([a.name for a in arguments], 4) or "none"
         return Parameters(tuple(arguments), f"parameters: {names}: {how}; {OTHERWISE}")
 
-    def alone(self, flow: Flow) -> Argument | None:
+    def alone(self, flow: Dependence) -> Argument | None:
         """The argument that alone flows into a value."""
         if not flow.inputs:
             return None
@@ -189,7 +189,7 @@ class _Search:
                     right += 1 if side else -1
         return deep or right > 0
 
-    def is_raw(self, flow: Flow, a: Argument) -> bool:
+    def is_raw(self, flow: Dependence, a: Argument) -> bool:
         """Whether a value is an array of an argument, or a view of one."""
         return flow.parts != 0 and flow.parts == flow.inputs and not flow.inputs & ~a.bits
 
@@ -200,11 +200,11 @@ class _Search:
             if any(out.updated >> i & 1 and self.kinds[i] == k
                    for out, k in self.outputs for i in a.inputs)
         ]  # fmt: skip
-        if not self.flows.products:
+        if not self.dependences.products:
             return self._written()
-        if not self.flows.differentiates:  # by no name: the gradient of it has to be there
+        if not self.dependences.differentiates:  # by no name: the gradient of it has to be there
             return [a for a in updated if a in self._gradients()]
-        primal = [m for m in self.flows.products if m.phase == "primal"]
+        primal = [m for m in self.dependences.products if m.phase == "primal"]
         multiplied = [a for a in updated if any(_reads(m, a) for m in primal)]
         return multiplied or self._unmixed(updated)
 
@@ -217,7 +217,7 @@ class _Search:
             self.kinds[i][1] in write_backs.NARROW for a in self.arguments[:1] for i in a.inputs
         ):
             return []
-        closed, count = self.flows.closed, len(self.kinds)
+        closed, count = self.dependences.closed, len(self.kinds)
         names = [str(i) for i in range(count)]
         found = write_backs.find(closed, [PARAMETER] * count, names, BUILTIN["bf16-sr"])
         written = {int(w.path) for w in found.reported if w.status == "stochastic"}
@@ -256,10 +256,10 @@ class _Search:
 
     def _gradients(self) -> list[Argument]:
         """Arguments that are multiplied and whose gradient is taken."""
-        flows, found = self.flows, list[Argument]()
-        for m in flows.products:
+        dependences, found = self.dependences, list[Argument]()
+        for m in dependences.products:
             if m.phase == "backward":
-                of = flows.differentiated(m.eqn, m.operands, named=flows.differentiates)
+                of = dependences.differentiated(m.eqn, m.operands, named=dependences.differentiates)
                 if of is not None and (a := self.alone(of)) and a not in found:
                     found.append(a)
         return [a for a in self.arguments if a in found]
@@ -345,12 +345,12 @@ def _more(
         if operand.inputs and not operand.inputs & ~bits
     }
 
-    def is_input(value: Flow, a: Argument) -> bool:
+    def is_input(value: Dependence, a: Argument) -> bool:
         b = alone(value)
         if b is not None:
             return not b.is_container and b not in data and b not in weights
         rest = value.inputs & ~a.bits
-        return bool(rest) and not rest & (search.floats | search.flows.captured)
+        return bool(rest) and not rest & (search.floats | search.dependences.captured)
 
     for m, side, operand, other in search.sides:
         a = alone(operand)
@@ -364,7 +364,9 @@ def _more(
             yield a
 
 
-def _added(search: _Search, operand: Flow, other: Flow, bits: int) -> Iterator[Argument]:
+def _added(
+    search: _Search, operand: Dependence, other: Dependence, bits: int
+) -> Iterator[Argument]:
     """Arguments that an operand adds to weights, whose inputs are ``bits``, and multiplies so."""
     for a in search.arguments:
         both = bits | a.bits
@@ -390,7 +392,7 @@ def _usual(search: _Search) -> Parameters:
     if not (usual or first.is_container) and pytrees:
         first = pytrees[0]
     taken = next((a for a in pytrees if search.is_above(a, first)), first)
-    captured = search.flows.captured
+    captured = search.dependences.captured
     if any(operand.inputs == captured for _, _, operand, _ in sides) and not any(
         ((taken.is_container and search.alone(operand) is taken) or search.is_raw(operand, taken))
         and other.inputs & ~taken.bits & ~captured

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from srjit.planning.flow import Flow
 from srjit.planning.matching import Match, Matching, derivatives
 from srjit.planning.provenance import Provenance
+from srjit.planning.value_graph import ValueGraph
 from srjit.program.values import PARAMETER, Occurrence, Path, SourceInfo
 
 _ROUNDS = 8
@@ -47,9 +47,9 @@ def traced(
 
 class _Phases:
     def __init__(self, provenance: Provenance) -> None:
-        self.provenance, self.flow = provenance, provenance.flow
+        self.provenance, self.graph = provenance, provenance.graph
         self.order = {id(o): i for i, o in enumerate(provenance.occurrences)}
-        self.latest = _latest(provenance, self.flow)
+        self.latest = _latest(provenance, self.graph)
         self.followed: set[int] = set()
         self.made: dict[int, Occurrence] = {}
         for o in provenance.occurrences:
@@ -148,7 +148,7 @@ class _Phases:
                     self.followed.add(id(p))
                     return True
                 continue
-            made = self.flow.made.get(token)
+            made = self.graph.made.get(token)
             if made is not None and made.name in _LINEAR:
                 scaled |= made.name in _FACTORS
                 todo += made.operands
@@ -162,7 +162,7 @@ class _Phases:
             token = todo.pop()
             if token not in seen:
                 seen.add(token)
-                made = self.flow.made.get(token)
+                made = self.graph.made.get(token)
                 if made is not None and token not in self.made:
                     todo += made.operands
         return seen
@@ -172,14 +172,14 @@ def _is_of_weight(match: Match) -> bool:
     return match.partner.operands[1 - match.side].sources == frozenset({PARAMETER})
 
 
-def _latest(provenance: Provenance, flow: Flow) -> dict[int, int]:
+def _latest(provenance: Provenance, graph: ValueGraph) -> dict[int, int]:
     """For every value the last product that flows into it."""
     numbers: dict[int, int] = {}
     for i, o in enumerate(provenance.occurrences):
         numbers.setdefault(o.out.token, i)
     found: dict[int, int] = {}
     for _ in range(2):  # what loops carry is made later than it is read
-        for token, made in flow.made.items():
+        for token, made in graph.made.items():
             found[token] = numbers.get(token, -1)
             found[token] = max(found[token], *(found.get(t, -1) for t in made.operands), -1)
     return found

@@ -19,7 +19,7 @@ import numpy as np
 
 from srjit import _compat
 from srjit.numerics.shards import is_declared, shared_axes
-from srjit.planning.flow import Flow
+from srjit.planning.value_graph import ValueGraph
 from srjit.products.kinds import KINDS
 from srjit.program import left_alone
 from srjit.program.control_flow import ControlFlow, Input, Output, Region, flow_of
@@ -87,7 +87,7 @@ class Provenance:
     ) -> None:
         self._source, self._manual = source or JaxprSourceInfo(), manual
         self._transforms = transforms or {}
-        self.flow = Flow()
+        self.graph = ValueGraph()
         self.occurrences: list[Occurrence] = []
         self.opaque: list[Opaque] = []
         self.random: list[str] = []  # where the program itself draws random bits
@@ -222,7 +222,7 @@ class Provenance:
                 labels |= _BACKWARD
             known = varies and varies & (scope.manual | _compat.typed_axes(out.aval))
             outs.append(Value(labels, token, values[i].origin if view else origin, known))
-            self.flow.add(token, name, tokens, eqn)
+            self.graph.add(token, name, tokens, eqn)
         return outs
 
     def _operation(self, eqn: Equation) -> int:
@@ -298,7 +298,7 @@ class Provenance:
         if flow.trips:
             ends = [outs[-1][i].token for i in flow.body.outputs_by("carried")]
             for (operand, first), end in zip(carry.items(), ends, strict=True):
-                self.flow.add(first.token, "carry", [values[operand].token, end])
+                self.graph.add(first.token, "carry", [values[operand].token, end])
         found: list[list[Value]] = [[] for _ in eqn.outvars]
         for region, results in zip(flow.regions, outs, strict=True):
             edges = zip(region.outputs, region.program.outvars, results, strict=True)
@@ -306,7 +306,7 @@ class Provenance:
                 if output.result is not None:
                     left = next(carried) if output.way == "carried" else out
                     if left is not out:
-                        self.flow.add(left.token, "carry", [out.token])
+                        self.graph.add(left.token, "carry", [out.token])
                     found[output.result].append(self._leaving(output, v, flow, left))
         if str(eqn.params.get("name", "")).startswith(WRITE_BACK):
             # Noise flows into it too, but what was a parameter is one.
@@ -352,14 +352,14 @@ class Provenance:
             token = self.derived(way, how, value.token)
             back = "unshard" if way == "shard" else "shard"
             self._crossed[back, token] = how, value.token
-            self.flow.add(token, "cross", [value.token])
+            self.graph.add(token, "cross", [value.token])
         return value._replace(token=token)
 
     def _sliced(self, stacked: Value) -> Value:
         if stacked.token not in self._stacks:
             token, origin = (self.derived("slice", t) for t in (stacked.token, stacked.origin))
             self._stacks[stacked.token] = stacked._replace(token=token, origin=origin)
-            self.flow.add(token, "slice", [stacked.token])
+            self.graph.add(token, "slice", [stacked.token])
             if stacked.origin in self.given:
                 self.given[origin] = self.given[stacked.origin]
         return self._stacks[stacked.token]
@@ -367,7 +367,7 @@ class Provenance:
     def _stacked(self, value: Value) -> Value:
         token, origin = (self.derived("stack", t) for t in (value.token, value.origin))
         self._stacks[token] = value
-        self.flow.add(token, "stack", [value.token])
+        self.graph.add(token, "stack", [value.token])
         return value._replace(token=token, origin=origin)
 
     def _merged(self, outs: Sequence[Value], chooser: Value) -> Value:
@@ -381,7 +381,7 @@ class Provenance:
             for f in ("token", "origin")
         )
         self._merges[token] = chooser.token, tuple(outs)
-        self.flow.add(token, "merge", [v.token for v in outs])
+        self.graph.add(token, "merge", [v.token for v in outs])
         return Value(labels, token, origin, varies)
 
     def _chosen(self, value: Value, chooser: Value, branch: int, count: int) -> Value:

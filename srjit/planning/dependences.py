@@ -1,4 +1,4 @@
-"""Which of a program's inputs flow into which of its values, and which are added to gradients.
+"""The inputs that every value of a program depends on, and those that are added to gradients.
 
 An abstract interpretation with sets of inputs, which are bits of integers: quick enough for every
 program, and before anybody has said what is a parameter.
@@ -41,7 +41,7 @@ _NAMES = {
 _Extents = tuple[int, ...]
 
 
-class Flow(NamedTuple):
+class Dependence(NamedTuple):
     """The inputs and products that flow into a value.
 
     Attributes:
@@ -78,8 +78,8 @@ class Multiplication(NamedTuple):
     """
 
     eqn: Equation
-    operands: tuple[Flow, Flow]
-    out: Flow
+    operands: tuple[Dependence, Dependence]
+    out: Dependence
     phase: str
 
 
@@ -97,7 +97,7 @@ class _Scope(NamedTuple):
 
 
 @dataclasses.dataclass
-class Flows:
+class Dependences:
     """The inputs and products that flow into the values of a program.
 
     Attributes:
@@ -112,7 +112,7 @@ class Flows:
     closed: Any
     source: SourceInfo[Any]
     products: list[Multiplication] = dataclasses.field(default_factory=list)
-    outputs: list[Flow] = dataclasses.field(default_factory=list)
+    outputs: list[Dependence] = dataclasses.field(default_factory=list)
     differentiates: bool = False
 
     def __post_init__(self) -> None:
@@ -123,22 +123,22 @@ class Flows:
         # Bits of forward products by one operand's origin, and the extents of result and other one.
         self._readers: dict[tuple[int, _Extents, _Extents], int] = {}
         inputs = [
-            self._named(Flow(1 << i, 1 << i, 1 << i, is_uniform=v.aval.size == 1))
+            self._named(Dependence(1 << i, 1 << i, 1 << i, is_uniform=v.aval.size == 1))
             for i, v in enumerate(program.invars)
         ]
         self.outputs = self._run(program, consts, inputs, _Scope())
 
-    def _named(self, flow: Flow) -> Flow:
+    def _named(self, flow: Dependence) -> Dependence:
         token = next(self._fresh)
         return flow._replace(token=token, origin=token)
 
     def _run(
-        self, program: Program, consts: Sequence[Any], inputs: Sequence[Flow], scope: _Scope
-    ) -> list[Flow]:
-        env: dict[Variable, Flow] = dict(zip(program.invars, inputs, strict=True))
+        self, program: Program, consts: Sequence[Any], inputs: Sequence[Dependence], scope: _Scope
+    ) -> list[Dependence]:
+        env: dict[Variable, Dependence] = dict(zip(program.invars, inputs, strict=True))
 
-        def read(v: Variable) -> Flow:
-            return self._named(Flow()) if is_literal(v) else env[v]
+        def read(v: Variable) -> Dependence:
+            return self._named(Dependence()) if is_literal(v) else env[v]
 
         for v, const in zip(program.constvars, consts, strict=True):
             env[v] = self._named(self._constant(const))
@@ -160,16 +160,16 @@ class Flows:
             env.update(zip(eqn.outvars, made, strict=True))
         return [read(v) for v in program.outvars]
 
-    def _constant(self, const: Any) -> Flow:
+    def _constant(self, const: Any) -> Dependence:
         is_tensor = getattr(const, "ndim", 0) >= 2 and _compat.is_float(const.dtype)
-        return Flow(self.captured if is_tensor else 0, is_uniform=not is_tensor)
+        return Dependence(self.captured if is_tensor else 0, is_uniform=not is_tensor)
 
-    def _simple(self, eqn: Equation, values: list[Flow]) -> list[Flow]:
+    def _simple(self, eqn: Equation, values: list[Dependence]) -> list[Dependence]:
         name = eqn.primitive.name.removeprefix("stablehlo.")
         name = _NAMES.get(name, name)
         is_sum = name in _PARTS
         is_scaled = name in _SCALED and sum(not v.is_uniform for v in values) < 2
-        found = _joined(values) if values else Flow(is_uniform=name == "constant")
+        found = _joined(values) if values else Dependence(is_uniform=name == "constant")
         if not is_sum:
             found = found._replace(whole=0)
             if not is_scaled:
@@ -178,7 +178,7 @@ class Flows:
             for v in values:
                 if any(o.is_gradient for o in values if o is not v):
                     found = found._replace(updated=found.updated | v.parts)
-        made: list[Flow] = []
+        made: list[Dependence] = []
         for i, out in enumerate(eqn.outvars):
             if name in IDENTITIES and len(values) == len(eqn.outvars):  # a barrier of several
                 made.append(values[i])
@@ -191,7 +191,9 @@ class Flows:
             made.append(new)
         return made
 
-    def _multiplied(self, eqn: Equation, values: list[Flow], made: Flow, scope: _Scope) -> Flow:
+    def _multiplied(
+        self, eqn: Equation, values: list[Dependence], made: Dependence, scope: _Scope
+    ) -> Dependence:
         lhs, rhs = values[:2]
         phase = scope.phase
         if not phase and self.differentiated(eqn, (lhs, rhs), named=False):
@@ -207,8 +209,8 @@ class Flows:
         return made
 
     def differentiated(
-        self, eqn: Equation, operands: tuple[Flow, Flow], named: bool
-    ) -> Flow | None:
+        self, eqn: Equation, operands: tuple[Dependence, Dependence], named: bool
+    ) -> Dependence | None:
         """The operand of an earlier product whose gradient a product may be, or None.
 
         It shares one operand with the earlier product, whose result has the shape of its other
@@ -227,15 +229,15 @@ class Flows:
     # ------------------------------------------------------------------------------ control flow
 
     def _flow(
-        self, eqn: Equation, flow: ControlFlow, values: list[Flow], scope: _Scope
-    ) -> list[Flow]:
+        self, eqn: Equation, flow: ControlFlow, values: list[Dependence], scope: _Scope
+    ) -> list[Dependence]:
         carry = {
             i.operand: self._named(values[i.operand])
             for i in flow.body.inputs
             if i.way == "carried"
         }
 
-        def run(record: bool) -> list[list[Flow]]:
+        def run(record: bool) -> list[list[Dependence]]:
             where = scope._replace(record=record)
             return [
                 self._run(region.program, region.consts, self._given(region, values, carry), where)
@@ -252,7 +254,7 @@ class Flows:
             if joined == carry:
                 break
             carry = joined
-        found: list[list[Flow]] = [[] for _ in eqn.outvars]
+        found: list[list[Dependence]] = [[] for _ in eqn.outvars]
         for region, results in zip(flow.regions, run(scope.record), strict=True):
             for output, out in zip(region.outputs, results, strict=True):
                 if output.result is not None:
@@ -262,10 +264,12 @@ class Flows:
                     )
         return [vs[0] if len(vs) == 1 else self._named(_joined(vs)) for vs in found]
 
-    def _given(self, region: Region, values: list[Flow], carry: dict[int, Flow]) -> list[Flow]:
+    def _given(
+        self, region: Region, values: list[Dependence], carry: dict[int, Dependence]
+    ) -> list[Dependence]:
         return [carry.get(i.operand) or self._entering(i, values[i.operand]) for i in region.inputs]
 
-    def _entering(self, edge: Input, value: Flow) -> Flow:
+    def _entering(self, edge: Input, value: Dependence) -> Dependence:
         if edge.way != "slice":
             return value
         if value.token not in self._slices:
@@ -274,7 +278,7 @@ class Flows:
         token, origin = self._slices[value.token]
         return value._replace(token=token, origin=origin)
 
-    def _stacked(self, value: Flow) -> Flow:
+    def _stacked(self, value: Dependence) -> Dependence:
         new = self._named(value)
         self._slices[new.token] = value.token, value.origin
         return new
@@ -284,17 +288,17 @@ def _union(bits: Sequence[int]) -> int:
     return functools.reduce(operator.or_, bits, 0)
 
 
-def _joined(flows: Sequence[Flow]) -> Flow:
+def _joined(values: Sequence[Dependence]) -> Dependence:
     """The union of what flows into several values."""
-    first = flows[0]
+    first = values[0]
     return first._replace(
-        inputs=_union([f.inputs for f in flows]),
-        parts=_union([f.parts for f in flows]),
-        whole=_union([f.whole for f in flows]),
-        updated=_union([f.updated for f in flows]),
-        is_gradient=any(f.is_gradient for f in flows),
-        is_uniform=all(f.is_uniform for f in flows),
-        products=_union([f.products for f in flows]),
+        inputs=_union([f.inputs for f in values]),
+        parts=_union([f.parts for f in values]),
+        whole=_union([f.whole for f in values]),
+        updated=_union([f.updated for f in values]),
+        is_gradient=any(f.is_gradient for f in values),
+        is_uniform=all(f.is_uniform for f in values),
+        products=_union([f.products for f in values]),
     )
 
 

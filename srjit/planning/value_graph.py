@@ -30,7 +30,7 @@ class Made(NamedTuple):
     eqn: Equation | None = None
 
 
-class Flow:
+class ValueGraph:
     """The operations that made the values of a program.
 
     Attributes:
