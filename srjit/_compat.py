@@ -76,14 +76,6 @@ def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
     return inner, getattr(closed, "consts", ())
 
 
-def jaxprs_of(eqn: Any) -> Generator[Any]:
-    """All jaxprs among the parameters of an equation."""
-    for value in eqn.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(open_jaxpr(item)[0], "eqns"):
-                yield item
-
-
 def scan_params(eqn: Any) -> tuple[int, int]:
     """How many constants and carried values a scan has. From jax 0.12 on two flat trees tell."""
     params = eqn.params
@@ -352,6 +344,15 @@ def with_more_arguments(
     trees = [lowered.out_tree, registry.flatten([0] * len(results))[1]]
     out_tree = _pytree.treedef_tuple(registry, trees)
     return _stages.Lowered(computation, ((args, kwargs, more), {}), out_tree)
+
+
+def placed_by_xla(lowered: Any) -> frozenset[int]:
+    """Numbers of the flat arguments of a ``jax.stages.Lowered`` that XLA chooses shardings of."""
+    lowering = lowered._lowering
+    shardings = lowering.compile_args["in_shardings"]
+    kept = sorted(lowering.compile_args["kept_var_idx"])
+    free = [i for i, s in zip(kept, shardings, strict=True) if s is UNSPECIFIED]
+    return frozenset(i - len(lowering.const_args) for i in free)
 
 
 def _replicated(lowering: Any, given: dict[str, Any]) -> Any:

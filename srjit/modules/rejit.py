@@ -191,7 +191,7 @@ class Rejitted:
         self._lower = lowered
         self.interface, self.takes_key = interface, interface.key != "none"
         self._lock = threading.Lock()
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: Any = None
         self.__name__ = self.__qualname__ = name
 
     @functools.cached_property
@@ -231,6 +231,10 @@ class Rejitted:
         compiled = self._compiled or self._compile()
         try:
             out, state = compiled(args, kwargs, more)
+        except ValueError:
+            if (moved := self._moved(args, kwargs, more)) is None:
+                raise
+            out, state = compiled(*moved)
         except TypeError as error:
             leaves = jax.tree.leaves((args, kwargs, more))
             if any(isinstance(leaf, Tracer) for leaf in leaves):
@@ -240,11 +244,29 @@ class Rejitted:
                 raise
         return (out, dict(zip(self.interface.states, state, strict=True))) if state else out
 
-    def _compile(self) -> Callable[..., Any]:
+    def _compile(self) -> Any:
         with self._lock:
             compiled = self._compiled or self.lowered.compile()
             self._compiled = compiled
         return compiled
+
+    def _moved(self, *given: Any) -> Any:
+        """The arguments where XLA expects them, if some are elsewhere that nobody has placed."""
+        leaves, tree = jax.tree.flatten(given)
+        shardings = jax.tree.leaves(self._compile().input_shardings[0], is_leaf=lambda s: s is None)
+        free = _compat.placed_by_xla(self.lowered)
+        places = {
+            i: s
+            for i, (x, s) in enumerate(zip(leaves, shardings, strict=True))
+            if i in free
+            and isinstance(x, jax.Array)
+            and not isinstance(x, Tracer)
+            and not x.sharding.is_equivalent_to(s, x.ndim)
+        }
+        if not places:
+            return None
+        moved = [jax.device_put(x, places[i]) if i in places else x for i, x in enumerate(leaves)]
+        return jax.tree.unflatten(tree, moved)
 
     def _call_traced(self, args: Any, kwargs: Any, more: Any) -> Any:
         """The same inside of another transformation, as what ``jax.export`` makes of the module."""

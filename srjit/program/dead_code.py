@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from jax.extend import core as jex_core
@@ -33,7 +33,7 @@ def _has_foreign_calls(closed: Any, known: set[int]) -> bool:
         return False
     known.add(id(jaxpr))
     return any(
-        _is_foreign_call(eqn) or any(_has_foreign_calls(j, known) for j in _compat.jaxprs_of(eqn))
+        _is_foreign_call(eqn) or any(_has_foreign_calls(j, known) for j in _jaxprs_of(eqn))
         for eqn in jaxpr.eqns
         if eqn.primitive.name in FLOWS
     )
@@ -63,3 +63,11 @@ def _as_itself(eqn: Any) -> Sequence[Any]:
     if params[name] is _compat.open_jaxpr(params[name])[0]:
         body, _ = _compat.open_jaxpr(body)
     return (eqn.replace(primitive=primitive, params={**params, name: body}),)
+
+
+def _jaxprs_of(eqn: Any) -> Generator[Any]:
+    """All jaxprs among the parameters of an equation."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(_compat.open_jaxpr(item)[0], "eqns"):
+                yield item

@@ -334,3 +334,28 @@ def test_files_start_no_accelerator(tmp_path: Path):
         command = [sys.executable, "-c", NO_DEVICES, path, f"srjit-annotate-matmuls,{quantize}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.stdout.strip().endswith("none"), done.stderr
+
+
+def test_arguments_go_where_xla_expects_them_but_not_from_where_the_program_says():
+    devices = np.array(jax.devices()).reshape(4, 2)
+    mesh = jax.sharding.Mesh(devices, ("d", "t"))
+    spec = jax.sharding.PartitionSpec
+    places = {
+        n: jax.sharding.NamedSharding(mesh, spec(*n)) for n in [(), ("d",), ("t",), ("t", "d")]
+    }
+    x, w = jnp.arange(128.0).reshape(16, 8) / 128, jnp.ones((8, 4))
+
+    def inside(w: jax.Array, x: jax.Array) -> jax.Array:
+        rows = lambda w, x: jax.lax.pmean((x @ w).sum(), "d")  # noqa: E731
+        specs = {"in_specs": (spec(), spec("d")), "out_specs": spec()}
+        return jax.shard_map(rows, mesh=mesh, **specs)(w, x)
+
+    again = srjit.rejit(jax.jit(inside).lower(w, x), "")
+    for place in places.values():
+        moved = [jax.device_put(a, place) for a in (w, x)]
+        np.testing.assert_allclose(again(*moved), inside(w, x), rtol=1e-6)
+    rows = places["d",]
+    placed = srjit.rejit(jax.jit(inside, in_shardings=(places[()], rows)).lower(w, x), "")
+    with pytest.raises(ValueError, match="sharding"):
+        placed(w, jax.device_put(x, places["t",]))
+    placed(w, jax.device_put(x, rows))
