@@ -301,7 +301,7 @@ MUTANTS: dict[str, Mutant] = {
     "one key for both operands": Mutant(
         module="srjit.jaxprs.evaluator",
         old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
-        new="return mix(mix(self._key(draw.flips), draw.number), np.uint32(0))",
+        new="return mix(mix(self._key(draw.flips), draw.number), 0)",
         killed_by=(PROGRAMS + "test_both_operands_of_a_product_have_noise_of_their_own",),
     ),
     "one key for dgrad and wgrad": Mutant(
@@ -315,13 +315,13 @@ MUTANTS: dict[str, Mutant] = {
     "one key for all sites": Mutant(
         module="srjit.jaxprs.evaluator",
         old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
-        new="return mix(mix(self._key(draw.flips), np.uint32(0)), draw.slot)",
+        new="return mix(mix(self._key(draw.flips), 0), draw.slot)",
         killed_by=(PROGRAMS + "test_equal_values_are_rounded_with_different_noise[unrolled]",),
     ),
     "a trip count that is not folded in": Mutant(
         module="srjit.jaxprs.evaluator",
         old="key = mix(key, trip.counted(bool(flip)))",
-        new="key = mix(key, np.uint32(0))",
+        new="key = mix(key, 0)",
         killed_by=(
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[scanned]",
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[counted]",
