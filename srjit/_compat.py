@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
-from jax._src import core as _core  # whether a transformation is under way
+from jax._src import core as _core  # whether a transformation is under way, and which loops
 from jax._src import dispatch as _dispatch  # see lowers_for_devices
 from jax._src import sharding_impls as _sharding_impls  # see lowered_without_devices, _replicated
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
@@ -88,8 +88,7 @@ def scan_params(eqn: Any) -> tuple[int, int]:
 def name_stack(eqn: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the scopes and of the transformations on an equation's name stack.
 
-    The stack is typed, so that a user's scope called "transpose(...)" is not a transposition. It is
-    private: there is no public way to read it but as text.
+    Publicly it is only text, where a user's scope may be called "transpose(...)".
     """
     stack = eqn.source_info.name_stack.stack
     if eqn.primitive is jex_primitives.remat_p:
@@ -133,10 +132,7 @@ def is_float(dtype: Any) -> bool:
 
 
 def dce(closed: Any, outputs: Sequence[bool] | None = None) -> Any:
-    """A closed jaxpr without dead code, for all its outputs or for those chosen; private in JAX.
-
-    Inputs stay as they are.
-    """
+    """A closed jaxpr without dead code, for all its outputs or those chosen; inputs stay."""
     return _without_dead(closed, outputs, True)[0]
 
 
@@ -195,11 +191,7 @@ def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: 
 
 
 def runs_alone(context: Any) -> bool:
-    """Whether what is lowered runs on one device, or on each device of a mesh by itself.
-
-    Args:
-      context: a ``LoweringRuleContext``. JAX keeps private for how many devices it lowers.
-    """
+    """Whether what a ``LoweringRuleContext`` lowers runs on one device, or on each by itself."""
     axes = context.module_context.axis_context
     mesh = getattr(axes, "mesh", None)
     if mesh is None:
@@ -209,11 +201,7 @@ def runs_alone(context: Any) -> bool:
 
 
 def lowers_for_devices(primitive: Any) -> None:
-    """Lets lowering rules of a primitive know the devices.
-
-    ``jax.custom_partitioning`` wants that; JAX looks for it in the jaxpr, and not in what a
-    primitive becomes.
-    """
+    """Lets lowering rules of a primitive know the devices, as ``jax.custom_partitioning`` wants."""
     _dispatch.prim_requires_devices_during_lowering.add(primitive)
 
 
@@ -223,6 +211,17 @@ def lowers_for_devices(primitive: Any) -> None:
 def inside_transformation() -> bool:
     """Whether a jit, grad, vmap, ... is being applied to what calls this. Private in JAX."""
     return not _core.trace_state_clean()
+
+
+def loop_around(value: Any) -> bool:
+    """Whether a value is made outside of a loop whose body is being traced. Private in JAX."""
+    trace, own = _core.trace_ctx.trace, [getattr(x, "_trace", 0) for x in jax.tree.leaves(value)]
+    while trace is not None and trace not in own:
+        info = getattr(getattr(trace, "frame", None), "debug_info", None)
+        if getattr(info, "traced_for", "") in ("scan", "fori_loop", "while_body"):
+            return True
+        trace = getattr(trace, "parent_trace", None)
+    return False
 
 
 def jit_is_disabled() -> bool:
@@ -322,8 +321,7 @@ def with_more_arguments(
     info = given.get("all_args_info")
     if info is not None:
         names = info.debug_info.arg_names
-        if names is not None:
-            names = (*names, *arguments)
+        names = None if names is None else (*names, *arguments)
         given["all_args_info"] = info._replace(
             in_avals=(*info.in_avals, *avals),
             debug_info=info.debug_info._replace(arg_names=names),

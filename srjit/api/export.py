@@ -23,6 +23,7 @@ from srjit.calling.keys import IfNeeded, Stateful, Words
 from srjit.modules.interface import Interface, KeyUse, words_of
 from srjit.modules.rejit import Rejitted
 from srjit.modules.source import called_back
+from srjit.numerics.random_bits import warn_of_repetition
 from srjit.passes.mlir.serialization import replace_file
 
 # What srjit's own programs call and jax.export does not list: XLA has it on every backend.
@@ -230,6 +231,7 @@ class Exported:
         self._interface.check(self.name, sr_key is not None, sr_state)
         words = None
         if header.key != "none":
+            warn_of_repetition(self.name, sr_key)
             words = words_of(0 if sr_key is None else sr_key, (args, kwargs))
         if header.origin == "rejitted":
             given: dict[str, Any] = sr_state or {}

@@ -27,7 +27,7 @@ from srjit.calling.keys import IfNeeded, Stateful, Uncounted, as_argument, as_wo
 from srjit.calling.signature import is_named, name_of, signature_with_key
 from srjit.calling.stages import Lowered, Traced
 from srjit.diagnostics.watch.stream import Watch, Watched
-from srjit.numerics.random_bits import as_key
+from srjit.numerics.random_bits import as_key, warn_of_repetition
 from srjit.numerics.shards import refuse_around
 from srjit.numerics.symbolic import all_known
 from srjit.passes import PassWarning
@@ -148,6 +148,10 @@ class Jitted:
         """
         if _compat.inside_transformation():
             refuse_around(self.name)
+            if sr_key is not None and _compat.loop_around(sr_key):
+                plan = self.planned(args, kwargs)
+                if plan.draws_forward or plan.draws_backward:
+                    warn_of_repetition(self.name, sr_key)
         key = self._own_key() if sr_key is None else as_argument(sr_key)
         given = key if sr_state is None else Stateful(key, sr_state)
         try:

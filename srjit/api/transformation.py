@@ -31,7 +31,7 @@ from srjit.jaxprs.evaluator import State
 from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
-from srjit.numerics.random_bits import Key
+from srjit.numerics.random_bits import Key, warn_of_repetition
 from srjit.numerics.shards import may_be_copies, refuse_around, untyped_axes
 from srjit.numerics.symbolic import all_known
 from srjit.passes.driver.running import Seen, dumping
@@ -340,6 +340,8 @@ class Transformation:
             raise (MissingKeyError.of_uncounted if uncounted else MissingKeyError.of)(self.name)
         if key is not None and not draws:
             jax.eval_shape(key_words, key)  # a wrong key is wrong, needed or not
+        if draws:
+            warn_of_repetition(self.name, key)
         return key_words(key) if draws else None
 
     # --------------------------------------------------------------------------------- telling

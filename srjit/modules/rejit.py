@@ -18,7 +18,7 @@ from srjit.calling import stages
 from srjit.calling.keys import IfNeeded, Stateful, key_words
 from srjit.modules import source
 from srjit.modules.interface import Interface, marks_of, words_of
-from srjit.numerics.random_bits import mix
+from srjit.numerics.random_bits import mix, warn_of_repetition
 from srjit.passes import PassError
 from srjit.passes.driver.entry import make_main
 from srjit.passes.mlir.serialization import copy_of, text_of
@@ -219,6 +219,7 @@ class Rejitted:
             arguments are not those that the program was lowered for.
           ValueError: ``sr_state`` is not of this program, or an array is on other devices.
         """
+        warn_of_repetition(self.name, sr_key)
         words = None if sr_key is None else words_of(sr_key, (args, kwargs))
         return self.call(args, kwargs, words, sr_state)
 

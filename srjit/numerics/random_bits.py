@@ -12,6 +12,7 @@ the slow reference for audits (Salmon et al., "Parallel random numbers: as easy 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from jax.extend import core as jex_core
 from jax.extend.random import threefry2x32_p
 from jax.interpreters import batching, mlir
 
+from srjit import _compat
 from srjit.choices import Rng, unknown_name
 from srjit.numerics.symbolic import all_known, is_known, word
 
@@ -265,3 +267,19 @@ def mix_words(words: Any) -> Key:
     # A loop, so that XLA computes the key once, not again in every kernel that draws noise.
     a, b = (jnp.full_like(words, digits, shape=()) for digits in (0x243F6A88, 0x85A308D3))  # of pi
     return lax.scan(lambda key, word: (mix(key, word), None), (a, b), words)[0]
+
+
+def warn_of_repetition(name: str, key: Any) -> None:
+    """Warns where every trip of a loop calls ``name`` with one key, made outside of the loop.
+
+    Not seen are a key that an inner ``jax.jit`` has as its argument, and one made in the loop of
+    what does not change in it.
+    """
+    if key is not None and _compat.loop_around(key):
+        message = (
+            f"{name} is called in a loop (scan, map, fori_loop, while_loop) with a key from "
+            "outside of it: every trip draws the same noise. Fold the trip's number into the key, "
+            "with jax.random.fold_in(key, i); or split the key before the loop, one key a trip, "
+            "and scan over the keys"
+        )
+        warnings.warn(message, stacklevel=_compat.user_stacklevel())
