@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from srjit import _compat
@@ -30,9 +31,9 @@ _UPDATED, _DIFFERENTIATED = "the step updates it", "the step differentiates it"
 OTHERWISE = "say otherwise with params_argnums= or params_argnames="
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Argument:
-    """One argument of a program.
+    """One argument of a program; equal to none but itself.
 
     Attributes:
       name: what users call it.
@@ -46,7 +47,7 @@ class Argument:
     is_container: bool
     is_first: bool = False
 
-    @property
+    @functools.cached_property
     def bits(self) -> int:
         """Its inputs as bits."""
         return sum(1 << i for i in self.inputs)
@@ -146,6 +147,8 @@ class _Search:
         self.kinds = [kind_of(v) for v in program.invars]
         self.floats = sum(1 << i for i, v in enumerate(program.invars) if _is_float(v.aval.dtype))
         self.arguments = [a for a in arguments if a.bits & self.floats]
+        self._owners = {i: a for a in self.arguments for i in a.inputs}
+        self._raw: dict[Argument, list[tuple[Dependence, int]]] = {}
         # Forward products, as (product, side, the operand there, the other one).
         self.sides: list[tuple[Multiplication, int, Dependence, Dependence]] = [
             (m, side, m.operands[side], m.operands[1 - side])
@@ -173,20 +176,28 @@ class _Search:
 
     def alone(self, flow: Dependence) -> Argument | None:
         """The argument that alone flows into a value."""
-        if not flow.inputs:
-            return None
-        return next((a for a in self.arguments if not flow.inputs & ~a.bits), None)
+        a = self.owner(flow.inputs)
+        return a if a and not flow.inputs & ~a.bits else None
+
+    def owner(self, bits: int) -> Argument | None:
+        """The argument that the first of some inputs belongs to."""
+        return self._owners.get((bits & -bits).bit_length() - 1)
 
     def is_above(self, a: Argument, bare: Argument) -> bool:
         """Whether a pytree multiplies a bare array, or what is made of it, as weights do."""
         if bare.is_container or not a.is_container:
             return False
+        if a not in self._raw:
+            self._raw[a] = [
+                (other, side)
+                for m, side, operand, other in self.sides
+                if self.is_raw(operand, a) and m.eqn.invars[side].aval.ndim > 1
+            ]
         right, deep = 0, False
-        for m, side, operand, other in self.sides:
-            if self.is_raw(operand, a) and m.eqn.invars[side].aval.ndim > 1:
-                deep = deep or bool(other.inputs & a.bits and other.inputs & bare.bits)
-                if self.alone(other) is bare:
-                    right += 1 if side else -1
+        for other, side in self._raw[a]:
+            deep = deep or bool(other.inputs & a.bits and other.inputs & bare.bits)
+            if self.alone(other) is bare:
+                right += 1 if side else -1
         return deep or right > 0
 
     def is_raw(self, flow: Dependence, a: Argument) -> bool:
@@ -194,19 +205,22 @@ class _Search:
         return flow.parts != 0 and flow.parts == flow.inputs and not flow.inputs & ~a.bits
 
     def _updated(self) -> list[Argument]:
-        updated = [
-            a
-            for a in self.arguments
-            if any(out.updated >> i & 1 and self.kinds[i] == k
-                   for out, k in self.outputs for i in a.inputs)
-        ]  # fmt: skip
+        bits: dict[Kind, int] = collections.defaultdict(int)
+        for out, kind in self.outputs:
+            bits[kind] |= out.updated
+        updated = [a for a in self.arguments if any(bits[self.kinds[i]] >> i & 1 for i in a.inputs)]
         if not self.dependences.products:
             return self._written()
         if not self.dependences.differentiates:  # by no name: the gradient of it has to be there
-            return [a for a in updated if a in self._gradients()]
-        primal = [m for m in self.dependences.products if m.phase == "primal"]
-        multiplied = [a for a in updated if any(_reads(m, a) for m in primal)]
-        return multiplied or self._unmixed(updated)
+            gradients = self._gradients()
+            return [a for a in updated if a in gradients]
+        mixed = 0  # inputs of products of several arguments
+        for m in self.dependences.products:
+            inputs = m.operands[0].inputs | m.operands[1].inputs
+            a = self.owner(inputs)
+            if m.phase == "primal" and (a is None or inputs & ~a.bits):
+                mixed |= inputs
+        return [a for a in updated if a.bits & mixed] or self._unmixed(updated)
 
     def _written(self) -> list[Argument]:
         """Arguments that a program without products writes back; the first if that is one.
@@ -226,24 +240,22 @@ class _Search:
 
     def _unmixed(self, updated: list[Argument]) -> list[Argument]:
         """Those of the updated that are in no other's update: moments are in their parameter's."""
-        alone = [
-            a
-            for a in updated
-            if not any(
-                out.inputs & a.bits and out.whole & b.bits and not out.whole & a.bits
-                for b in updated
-                if b is not a
-                for out, _ in self.outputs
-            )
-        ]
-        return alone or updated
+        bits, mixed = sum(a.bits for a in updated), 0
+        for out, _ in self.outputs:
+            others, whole = out.inputs & bits, out.whole & bits
+            if not whole:
+                continue
+            while a := self.owner(whole):
+                others, whole = others & ~a.bits, whole & ~a.bits
+            mixed |= others
+        return [a for a in updated if not a.bits & mixed] or updated
 
     def _differentiated(self) -> list[Argument]:
-        gradients = {k for out, k in self.outputs if out.is_gradient}
+        gradients, taken = {k for out, k in self.outputs if out.is_gradient}, self._gradients()
         multiplied = [
             a
-            for a in self._gradients()
-            if any(_ends(k, self.kinds[i]) for k in gradients for i in a.inputs)
+            for a in self.arguments
+            if a in taken and any(_ends(k, self.kinds[i]) for k in gradients for i in a.inputs)
         ]
         if multiplied:
             return multiplied
@@ -254,15 +266,15 @@ class _Search:
         ]
         return [a for a in alike if a.is_container] or alike[:1]
 
-    def _gradients(self) -> list[Argument]:
+    def _gradients(self) -> set[Argument]:
         """Arguments that are multiplied and whose gradient is taken."""
-        dependences, found = self.dependences, list[Argument]()
+        dependences, found = self.dependences, set[Argument]()
         for m in dependences.products:
             if m.phase == "backward":
                 of = dependences.differentiated(m.eqn, m.operands, named=dependences.differentiates)
-                if of is not None and (a := self.alone(of)) and a not in found:
-                    found.append(a)
-        return [a for a in self.arguments if a in found]
+                if of is not None and (a := self.alone(of)):
+                    found.add(a)
+        return found
 
     def _float_kinds(self, a: Argument) -> set[Kind]:
         return {self.kinds[i] for i in a.inputs if self.floats >> i & 1}
@@ -272,12 +284,6 @@ def _ends(whole: Kind, kind: Kind) -> bool:
     """Whether arrays of one kind are batches of the other, as of gradients of every example."""
     (shape, dtype), (inner, other) = whole, kind
     return dtype == other and shape[len(shape) - len(inner) :] == inner
-
-
-def _reads(m: Multiplication, a: Argument) -> bool:
-    """Whether an argument, and not it alone, flows into the operands of a product."""
-    inputs = m.operands[0].inputs | m.operands[1].inputs
-    return bool(inputs & a.bits) and bool(inputs & ~a.bits)
 
 
 def _contracted(m: Multiplication, side: int) -> tuple[int, ...]:
@@ -301,18 +307,19 @@ def _beside(search: _Search, trained: list[Argument], how: str, bodies: bool = T
 
     What a trained argument multiplies itself is data.
     """
-    inputs = [a for a in trained if any(search.is_above(b, a) for b in search.arguments)]
-    above = [b for b in search.arguments if any(search.is_above(b, a) for a in inputs)]
+    pytrees = [b for b in search.arguments if b.is_container]
+    inputs = {a for a in trained if any(search.is_above(b, a) for b in pytrees)}
+    above = [b for b in pytrees if any(search.is_above(b, a) for a in inputs)]
     weights = [*dict.fromkeys([*above, *(a for a in trained if a not in inputs)])]
     if how == _DIFFERENTIATED:
         weights = _without_inputs(search, weights)
-    first = list(weights)
-    while more := [a for a in _more(search, weights, first, bodies) if a not in weights]:
-        weights += dict.fromkeys(more)
-    frozen = [a.name for a in weights if a not in trained]
+    first, taken = frozenset(weights), dict.fromkeys(weights)
+    while more := dict.fromkeys(a for a in _more(search, taken, first, bodies) if a not in taken):
+        taken |= more
+    frozen = taken.keys() - trained
     if frozen:
-        how += f"; {listed(frozen, 4)}: frozen beside it"
-    return search.taken([a for a in search.arguments if a in weights], how)
+        how += f"; {listed([a.name for a in taken if a in frozen], 4)}: frozen beside it"
+    return search.taken([a for a in search.arguments if a in taken], how)
 
 
 def _without_inputs(search: _Search, weights: list[Argument]) -> list[Argument]:
@@ -320,25 +327,24 @@ def _without_inputs(search: _Search, weights: list[Argument]) -> list[Argument]:
     bits = sum(a.bits for a in weights)
     if any(operand.inputs & ~bits for _, _, operand, _ in search.sides):
         return weights
-    pairs = [(search.alone(operand), search.alone(other)) for _, _, operand, other in search.sides]
-    left: list[Argument] = []
+    partners: dict[Argument | None, set[Argument | None]] = collections.defaultdict(set)
+    for _, _, operand, other in search.sides:
+        partners[search.alone(operand)].add(search.alone(other))
+    left: dict[Argument, None] = {}
     for a in weights:
-        if a.is_container or not any((a, b) in pairs for b in left):
-            left.append(a)
-    return left
+        if a.is_container or partners[a].isdisjoint(left):
+            left[a] = None
+    return list(left)
 
 
 def _more(
-    search: _Search, weights: list[Argument], trained: list[Argument], bodies: bool
+    search: _Search, weights: Mapping[Argument, None], trained: Set[Argument], bodies: bool
 ) -> Iterator[Argument]:
     """Arguments that multiply as some known ones do."""
     alone = search.alone
     bits = sum(a.bits for a in weights)
-    data = [
-        a
-        for _, _, operand, other in search.sides
-        if alone(operand) in trained and (a := alone(other)) and a not in trained
-    ]
+    data = {alone(other) for _, _, operand, other in search.sides if alone(operand) in trained}
+    data -= trained
     multiplied = {
         (other.token, _contracted(m, 1 - side))
         for m, side, operand, other in search.sides
@@ -355,7 +361,9 @@ def _more(
     for m, side, operand, other in search.sides:
         a = alone(operand)
         if a is None:
-            yield from (a for a in _added(search, operand, other, bits) if a not in data)
+            a = _added(search, operand, other, bits)
+            if a is not None and a not in data:
+                yield a
             continue
         is_beside = (other.token, _contracted(m, 1 - side)) in multiplied
         if not is_beside and bodies and a.is_container:
@@ -364,15 +372,13 @@ def _more(
             yield a
 
 
-def _added(
-    search: _Search, operand: Dependence, other: Dependence, bits: int
-) -> Iterator[Argument]:
-    """Arguments that an operand adds to weights, whose inputs are ``bits``, and multiplies so."""
-    for a in search.arguments:
-        both = bits | a.bits
-        is_sum = operand.parts & a.bits and operand.inputs & bits and not operand.inputs & ~both
-        if is_sum and not bits & a.bits and other.inputs & ~both:
-            yield a
+def _added(search: _Search, operand: Dependence, other: Dependence, bits: int) -> Argument | None:
+    """The argument that an operand adds to weights, of inputs ``bits``, and multiplies so."""
+    a = search.owner(operand.inputs & ~bits)
+    if a is None or a.bits & bits or operand.inputs & ~(bits | a.bits):
+        return None
+    is_sum = operand.parts & a.bits and operand.inputs & bits
+    return a if is_sum and other.inputs & ~(bits | a.bits) else None
 
 
 # ------------------------------------------------------------- where nothing is differentiated
