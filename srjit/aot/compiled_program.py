@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
@@ -53,13 +53,14 @@ class SiteCost:
 
     Attributes:
       products: those found, at most one an instruction.
-      cycles: of the instructions with these products, and what is fused with them; loops counted.
+      cycles: of the instructions with these products, and what is fused with them; loops counted;
+        None if the compiler has no usable estimate of one.
       around: of the site's other instructions: quantization, scales, transposes.
       kernels: of its kernels, by their own estimate.
     """
 
     products: tuple[Multiplication, ...] = ()
-    cycles: int = 0
+    cycles: int | None = 0
     around: int = 0
     kernels: int = 0
 
@@ -87,10 +88,19 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-    """Collectives of one kind: how many a run executes, and what they return, in bytes a device."""
+    """Collectives of one kind, of a whole run.
 
-    count: int
-    size: int
+    Attributes:
+      count: how many; one that is started, stepped and ended by several instructions is one.
+      size: bytes that they return, a device.
+      sent: bytes that a device sends, if they are made as rings are: each but its own share, once.
+      beside: of those, what the compiler has travel while something else runs.
+    """
+
+    count: int = 0
+    size: int = 0
+    sent: int = 0
+    beside: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +127,7 @@ class CompiledProgram:
       collectives: by kind.
       memory: of one device.
       unknown_loops: how many loops have a trip count that is not known, and are counted once.
+      unusable: how many instructions have an estimate that is none, and are not in ``cycles``.
       moved: bytes of the operands and the results of all instructions, loops counted: what memory
         moves where nothing stays in caches.
     """
@@ -128,6 +139,12 @@ class CompiledProgram:
     memory: Memory
     unknown_loops: int
     moved: int = 0
+    unusable: int = 0
+
+    @property
+    def sent(self) -> int:
+        """Bytes that a device sends to others."""
+        return sum(c.sent for c in self.collectives.values())
 
 
 def program_of(module: Module, analysis: Any) -> CompiledProgram:
@@ -154,6 +171,7 @@ def program_of(module: Module, analysis: Any) -> CompiledProgram:
         ),
         unknown_loops=sum(module.trips(e.instruction, e.computation) is None for e in loops),
         moved=sum(_moved(e) for e in executed),
+        unusable=sum(e.instruction.is_unusable for e in executed),
     )
 
 
@@ -240,7 +258,7 @@ def _minor(shape: Shape) -> int:
 def _sites(module: Module, executed: Sequence[Executed]) -> dict[int, SiteCost]:
     costs: dict[int, SiteCost] = {}
     for e in executed:
-        i, cycles = e.instruction, _cycles(e) or 0
+        i, cycles = e.instruction, _cycles(e)
         products = products_of(module, e)
         site = next((s for _, s in products if s is not None), None)
         found = tuple(p for p, s in products if s == site) if site is not None else ()
@@ -249,10 +267,11 @@ def _sites(module: Module, executed: Sequence[Executed]) -> dict[int, SiteCost]:
         if site is None:
             continue
         cost = costs.get(site, SiteCost())
+        known = cost.cycles is not None and (cycles is not None or not found)
         costs[site] = SiteCost(
             products=cost.products + found,
-            cycles=cost.cycles + (cycles if found else 0),
-            around=cost.around + (0 if found else cycles),
+            cycles=(cost.cycles or 0) + ((cycles or 0) if found else 0) if known else None,
+            around=cost.around + (0 if found else cycles or 0),
             kernels=cost.kernels + (0 if found else (i.profiled_cycles or 0) * e.times),
         )
     return costs
@@ -277,29 +296,80 @@ def _kernel(module: Module, e: Executed) -> Kernel:
     )
 
 
-_COLLECTIVE = re.compile(
-    r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|"
-    r"collective-broadcast)(-start)?"
-)
+# What a device sends of the bytes that a collective over n devices returns.
+_SENT: dict[str, Callable[[int], float]] = {
+    "all-gather": lambda n: 1 - 1 / n,
+    "all-reduce": lambda n: 2 * (1 - 1 / n),
+    "reduce-scatter": lambda n: n - 1,
+    "all-to-all": lambda n: 1 - 1 / n,
+    "ragged-all-to-all": lambda n: 1 - 1 / n,
+    "collective-permute": lambda n: 1,
+    "collective-broadcast": lambda n: 1 - 1 / n,
+}
 
 
 def _collectives(module: Module, executed: Sequence[Executed]) -> dict[str, Collective]:
     found: dict[str, Collective] = {}
+    first: dict[tuple[str, str], Instruction] = {}
     for e in executed:
-        inside = (inner for _, inner in module.inside(e.instruction))
-        for instruction in (e.instruction, *inside):
-            match = _COLLECTIVE.fullmatch(instruction.opcode)
-            if match is None:
+        for where, i in ((e.computation, e.instruction), *module.inside(e.instruction)):
+            kind = i.opcode.removesuffix("-start")
+            if kind not in _SENT:
                 continue
-            kind = match.group(1)
-            before = found.get(kind, Collective(count=0, size=0))
-            # What starts a collective returns its operands too.
-            shapes = instruction.shapes[len(instruction.operands) if match.group(2) else 0 :]
+            # One that is fused with what runs beside it stands in every fusion that it has a part
+            # in; they share a channel.
+            channel = i.attributes.get("channel_id", i.name)
+            if first.setdefault((kind, channel), i) is not i:
+                continue
+            shapes, beside = i.shapes, e.is_beside or _starts(where)
+            if kind != i.opcode:  # it returns its operands first, and may return flags last
+                many = len(i.operands)
+                shapes, beside = shapes[many : 2 * many] or shapes, True
+            if kind == "all-reduce" and i is not e.instruction and (cut := _cut(where, i)):
+                kind, shapes = "reduce-scatter", cut
+            size = e.times * sum(map(_size, shapes))
+            sent = round(size * _SENT[kind](_group(module, i)))
+            before = found.get(kind, Collective())
             found[kind] = Collective(
                 count=before.count + e.times,
-                size=before.size + e.times * sum(map(_size, shapes or instruction.shapes)),
+                size=before.size + size,
+                sent=before.sent + sent,
+                beside=before.beside + (sent if beside else 0),
             )
     return found
+
+
+def _starts(where: Computation) -> bool:
+    """Whether a fusion is the first part of a collective that runs beside others."""
+    return any(i.target == "AsyncCollectiveStart" for i in where)
+
+
+def _cut(where: Computation, reduced: Instruction) -> tuple[Shape, ...]:
+    """The shapes of the slices that a fusion takes of a sum: together they are a reduce-scatter."""
+    names, cut = {reduced.name}, ()
+    for i in where:
+        if not names.isdisjoint(i.operands):
+            if i.opcode == "dynamic-slice":
+                cut += i.shapes
+            elif i.opcode in ("bitcast", "copy", "get-tuple-element", "reshape"):
+                names.add(i.name)
+    return cut
+
+
+_AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\(\d+\)(\d+))?")
+
+
+def _group(module: Module, instruction: Instruction) -> int:
+    """How many devices take part in a collective together."""
+    text = instruction.attributes.get("replica_groups", "")
+    if found := re.match(r"\[\d+,(\d+)\]", text):
+        return int(found[1])
+    if text.startswith("mesh"):  # mesh['a'=4,'b'=2] {'a'}; a part of an axis is 'a':(1)2
+        mesh, _, axes = text.partition("]")
+        sizes = {name: int(size) for name, size, _ in _AXIS.findall(mesh)}
+        return math.prod(int(part or sizes[name]) for name, _, part in _AXIS.findall(axes))
+    found = re.match(r"\{\{([\d,]+)\}", text)
+    return len(found[1].split(",")) if found else module.devices
 
 
 def _size(shape: Shape) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -92,7 +93,16 @@ class Instruction:
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate of one execution, in cycles; None if it made none."""
+        """The compiler's estimate of one execution, in cycles; None if it made none to use."""
+        return None if self.is_unusable else self._estimated
+
+    @property
+    def is_unusable(self) -> bool:
+        """Whether the compiler's estimate is none: int64's maximum, or a sum that went beyond."""
+        return self._estimated is not None and not 0 <= self._estimated < _UNUSABLE
+
+    @property
+    def _estimated(self) -> int | None:
         return _integer(self.config.get("window_config"), "estimated_cycles")
 
     @property
@@ -145,12 +155,13 @@ class Executed:
 class Module:
     """A module: its computations by name, and which of them is the program.
 
-    Beside it, where a GPU's compiler writes it down, ``assembly``: the instructions in its kernels
-    that round, by the name of a kernel.
+    Beside them ``devices``, how many run it, and, where a GPU's compiler writes it down,
+    ``assembly``: the instructions in its kernels that round, by the name of a kernel.
     """
 
     computations: Mapping[str, Computation]
     entry: Computation
+    devices: int = 1
     assembly: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def executed(self) -> Generator[Executed]:
@@ -255,7 +266,8 @@ def read(text: str) -> Module:
             current[instruction.name] = instruction
     if entry is None:
         raise ValueError("this is not a module of HLO: no computation in it is the ENTRY")
-    return Module(computations, computations[entry])
+    header = text.partition("\n")[0]
+    return Module(computations, computations[entry], math.prod(map(int, _DEVICES.findall(header))))
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -267,6 +279,8 @@ _SHAPE = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<dims>[^\]]*)\](?P<layout>\{[^}]*\
 _REFERENCE = re.compile(r"%([^\s,(){}]+)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _KERNEL = re.compile(r'\bname = "([^"]*)"')
+_UNUSABLE = 2**50  # cycles: a week
+_DEVICES = re.compile(r"(?:num_partitions|replica_count)=(\d+)")
 _INTEGER = re.compile(r"-?\d+")
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[(){}\[\],]')
 _CALLS = (

@@ -10,6 +10,7 @@ from srjit.aot.compiled_program import CompiledProgram, SiteCost, program_of
 from srjit.aot.compilers import optimized
 from srjit.aot.placement import Placement
 from srjit.aot.rates import rate
+from srjit.aot.step_time import StepTime
 from srjit.planning.profit import counted
 from srjit.planning.site import SitePlan
 from srjit.report.document import Column, Document, Documented, Table, as_json
@@ -19,6 +20,7 @@ from srjit.targets.target import FASTER, Target
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
 
 _MIB = 2**20
+_NONE = "no usable estimate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,8 @@ class CompiledReport(Documented):
       recipe, target, mode: names.
       devices: how many the program is compiled for.
       cycles_per_byte: in which the chip's memory moves a byte, at its peak; None: not known.
+      clock: cycles a second; None: not known.
+      interconnect: bytes a second that a device sends to others at its peak; None: not known.
       notes: what else a user should know.
     """
 
@@ -84,6 +88,8 @@ class CompiledReport(Documented):
     mode: str
     devices: int = 1
     cycles_per_byte: float | None = None
+    clock: float | None = None
+    interconnect: float | None = None
     notes: tuple[str, ...] = ()
 
     def speedup(self) -> float | None:
@@ -91,7 +97,8 @@ class CompiledReport(Documented):
 
         Kernels' are not among them: nothing that has kernels has a speedup by one model.
         """
-        if self.after.kernels or self.before.kernels or not self.before.cycles:
+        both = self.before, self.after
+        if any(p.kernels or p.unusable for p in both) or not self.before.cycles:
             return None
         return self.before.cycles / self.after.cycles if self.after.cycles else None
 
@@ -105,6 +112,18 @@ class CompiledReport(Documented):
             return None
         return sum(
             max(k.cycles or 0, round(k.moved * self.cycles_per_byte)) for k in program.kernels
+        )
+
+    def step_time(self, program: CompiledProgram) -> StepTime:
+        """What a step of a program takes, estimated."""
+        cycles = None if program.unusable else program.cycles
+        if cycles is not None:
+            cycles += self.kernel_cycles(program) or 0
+        rate = self.interconnect
+        return StepTime(
+            compute=None if cycles is None or not self.clock else cycles / self.clock,
+            wire=program.sent / rate if rate else None,
+            beside=sum(c.beside for c in program.collectives.values()) / rate if rate else 0.0,
         )
 
     def document(self) -> Document:
@@ -126,6 +145,7 @@ class CompiledReport(Documented):
         """The report as a JSON object.
 
         Its keys are ``recipe``, ``target``, ``mode``, ``devices``, ``speedup``, ``notes``;
+        ``step_time``, a pair of objects with the attributes of a ``StepTime``;
         ``before`` and ``after``, objects with the attributes of a ``CompiledProgram`` except
         ``sites``; and ``sites``, a list of objects with the attributes of a ``Site`` and a
         ``SiteCost``, with ``status`` and ``reason`` (as planned), ``verdict`` and ``became``.
@@ -150,6 +170,9 @@ class CompiledReport(Documented):
                 "mode": self.mode,
                 "devices": self.devices,
                 "speedup": self.speedup(),
+                "step_time": [
+                    dataclasses.asdict(self.step_time(p)) for p in (self.before, self.after)
+                ],
                 "before": _as_json(self.before),
                 "after": _as_json(self.after),
                 "notes": self._remarks(),
@@ -160,7 +183,13 @@ class CompiledReport(Documented):
     # --------------------------------------------------------------------------------- its parts
 
     def _totals(self) -> list[_Total]:
-        return [*self._cycles(), *self._kernels(), *self._memory(), *self._collectives()]
+        return [
+            *self._cycles(),
+            *self._time(),
+            *self._kernels(),
+            *self._memory(),
+            *self._collectives(),
+        ]
 
     def _cycles(self) -> Iterator[_Total]:
         before, after = self.before, self.after
@@ -170,10 +199,13 @@ class CompiledReport(Documented):
         if not before.cycles or not after.cycles:
             return
         both = _compared("cycles", "estimated cycles", before.cycles, after.cycles, counted)
+        unusable = before.unusable + after.unusable
         if not self.speedup():  # without its kernels a program only looks fast
-            both = both._replace(name=f"{both.name}, kernels excluded", ratio="")
+            left_out = ["kernels"] if before.kernels or after.kernels else []
+            left_out += ["what has no usable estimate"] if unusable else []
+            both = both._replace(name=f"{both.name}, {' and '.join(left_out)} excluded", ratio="")
         yield both
-        dots = sum(s.cost.cycles for s in self.sites)
+        dots = sum(s.cost.cycles or 0 for s in self.sites)
         around = sum(s.cost.around for s in self.sites)
         yield _Total("cycles", "  of sites' products", "", counted(dots))
         yield _Total("cycles", "  of what is around them", "", counted(around))
@@ -182,7 +214,24 @@ class CompiledReport(Documented):
         if was is not None and now is not None and was + now:
             yield _Total("cycles", "kernels, at least", counted(was), counted(now))
             sums = before.cycles + was, after.cycles + now
-            yield _compared("cycles", "both models added up", *sums, counted)
+            added = _compared("cycles", "both models added up", *sums, counted)
+            yield added._replace(ratio="") if unusable else added
+
+    def _time(self) -> Iterator[_Total]:
+        if self.devices == 1 or not self.interconnect:
+            return
+        was, now = self.step_time(self.before), self.step_time(self.after)
+        at = f" at {self.clock / 1e9:.3g} GHz" if self.clock else ""
+        for name, figure in (
+            (f"time of compute{at}", lambda t: t.compute),
+            (f"time on the wire at {self.interconnect / 1e9:.3g} GB/s", lambda t: t.wire),
+            ("  of that beside compute, at most", lambda t: t.overlap),
+            ("step, nothing overlapped", lambda t: t.apart),
+            ("step, that overlapped", lambda t: t.step),
+        ):
+            yield _compared("time", name, figure(was), figure(now), _ms)
+            if was.compute is now.compute is None and figure(was) is not None:
+                return  # nothing else is known
 
     def _kernels(self) -> Iterator[_Total]:
         for kernel in self.after.kernels:
@@ -205,6 +254,9 @@ class CompiledReport(Documented):
 
         for kind in dict.fromkeys((*self.before.collectives, *self.after.collectives)):
             yield _Total("collectives", kind, told(self.before, kind), told(self.after, kind))
+        if self.before.sent or self.after.sent:
+            sent = self.before.sent, self.after.sent
+            yield _compared("collectives", "bytes that a device sends", *sent, _mib)
 
     def _remarks(self) -> list[str]:
         remarks = [*reasons([s.plan for s in self.sites]), *self.notes]
@@ -228,6 +280,19 @@ class CompiledReport(Documented):
             )
         if self.before.cycles and self.after.cycles and self.before.cycles < self.after.cycles:
             remarks.append("by these estimates the program is slower than it was")
+        if self.before.unusable or self.after.unusable:
+            lacking = [str(s.plan.site.number) for s in self.sites if s.cost.cycles is None]
+            of = f"site {', '.join(lacking)}" if lacking else "the program as it was"
+            remarks.append(
+                f"the compiler has no usable estimate of {of}: it is in no sum, and no ratio of "
+                "cycles is told"
+            )
+        if self.devices > 1 and self.interconnect:
+            remarks.append(
+                "the wire is what a device sends, if collectives are made as rings are, over what "
+                "its vendor says that it can send at once; beside compute travels what the "
+                "compiler made asynchronous"
+            )
         loops = max(self.before.unknown_loops, self.after.unknown_loops)
         if loops:
             remarks.append(f"{loops} loops have a trip count that is not known: counted once")
@@ -236,6 +301,10 @@ class CompiledReport(Documented):
 
 def _as_json(program: CompiledProgram) -> dict[str, object]:
     return {k: v for k, v in dataclasses.asdict(program).items() if k != "sites"}
+
+
+def _site_cycles(cost: SiteCost) -> str:
+    return _NONE if cost.cycles is None else counted(cost.cycles) if cost.cycles else "-"
 
 
 def _around(cost: SiteCost) -> str:
@@ -252,7 +321,7 @@ _COLUMNS: tuple[Column[CompiledSite], ...] = (
     Column("rhs", lambda s: operand(s.plan.rhs, s.plan.site.rhs_shape), narrows="middle"),
     Column("became", lambda s: s.became()),
     Column("status", lambda s: s.verdict),
-    Column("cycles", lambda s: counted(s.cost.cycles) if s.cost.cycles else "-", align="right"),
+    Column("cycles", lambda s: _site_cycles(s.cost), align="right"),
     Column("around", lambda s: _around(s.cost), align="right"),
 )
 
@@ -276,10 +345,15 @@ _TOTALS: tuple[Column[_Total], ...] = (
 
 
 def _compared(
-    group: str, name: str, before: int, after: int, shown: Callable[[int], str]
+    group: str, name: str, before: Any, after: Any, shown: Callable[[Any], str]
 ) -> _Total:
     ratio = f"{before / after:.3f}x" if before and after else ""
-    return _Total(group, name, shown(before), shown(after), ratio)
+    was, now = (_NONE if figure is None else shown(figure) for figure in (before, after))
+    return _Total(group, name, was, now, ratio)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f} ms"
 
 
 def _mib(size: int) -> str:
@@ -316,6 +390,8 @@ def reported(before: Any, after: Any, planned: Report, place: Placement) -> Comp
         mode=planned.mode,
         devices=place.count,
         cycles_per_byte=estimates.cycles_per_byte if estimates else None,
+        clock=estimates.clock if estimates else None,
+        interconnect=place.target.interconnect,
         notes=(*planned.notes, *_notes(sites)),
     )
 

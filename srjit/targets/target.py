@@ -123,6 +123,11 @@ class Estimates(Protocol):
         ...
 
     @property
+    def clock(self) -> float:
+        """Cycles a second."""
+        ...
+
+    @property
     def cycles_per_byte(self) -> float:
         """Cycles in which its memory moves a byte, at its peak."""
         ...
@@ -166,6 +171,8 @@ class Target:
       compiler: what compiles for it without it; None: nothing that srjit knows.
       peak: how many times faster than bfloat16 it multiplies two element types, as HLO calls them,
         by its vendor's peaks; None: asked of its compiler instead.
+      interconnect: bytes a second that one of several sends to the others, at its vendor's peak;
+        None: not known.
       estimates: what ``recipe="auto"`` weighs; None: there, it quantizes all that its recipe says.
     """
 
@@ -182,6 +189,7 @@ class Target:
     integers: str = "int8"
     compiler: Compiler | None = None
     peak: Callable[[str, str], float | None] | None = None
+    interconnect: float | None = None
     estimates: Estimates | None = None
 
     def __hash__(self) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from srjit.aot import hlo
-from srjit.aot.compiled_program import program_of
+from srjit.aot.compiled_program import Collective, program_of
+from srjit.aot.report import CompiledReport
 
 # ----------------------------------------------------------------- what stored programs show
 
@@ -20,9 +25,12 @@ ANALYSIS = SimpleNamespace(
 )
 
 
+def text_of(name: str) -> str:
+    return (Path(__file__).parent / "texts" / f"{name}.hlo").read_text(encoding="utf-8")
+
+
 def stored(name: str) -> Any:
-    text = (Path(__file__).parent / "texts" / f"{name}.hlo").read_text(encoding="utf-8")
-    return program_of(hlo.read(text), ANALYSIS)
+    return program_of(hlo.read(text_of(name)), ANALYSIS)
 
 
 def test_sites_are_read_from_names():
@@ -45,6 +53,83 @@ def test_collectives_are_counted_in_bytes():
     (kind,) = program.collectives
     assert kind == "all-reduce"
     assert (program.collectives[kind].count, program.collectives[kind].size) == (1, 2 * 256 * 256)
+
+
+def test_an_asynchronous_collective_is_counted_once_and_a_fused_reduce_scatter_is_one():
+    """Each gathers or cuts a matrix of 256 x 256 among four; the second gathering is beside."""
+    matrix = 2 * 256 * 256
+    sent = matrix * 3 // 4
+    assert stored("v5e_asynchronous").collectives == {
+        "all-gather": Collective(count=2, size=2 * matrix, sent=2 * sent, beside=sent),
+        "reduce-scatter": Collective(count=1, size=matrix // 4, sent=sent),
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1},{2,3}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("{}", 8),
+        ("mesh['a'=4,'b'=2] {'a'}", 4),
+        ("mesh['a'=4,'b'=2] {'b','a'}", 8),
+        ("mesh['a'=4,'b'=2] {'a':(1)2,'b'}", 4),
+    ],
+)
+@pytest.mark.parametrize(
+    ("opcode", "sent"),
+    [
+        ("all-gather", lambda n: 64 * (n - 1) // n),
+        ("all-reduce", lambda n: 2 * 64 * (n - 1) // n),
+        ("reduce-scatter", lambda n: 64 * (n - 1)),
+        ("all-to-all", lambda n: 64 * (n - 1) // n),
+    ],
+)
+def test_what_a_device_sends_depends_on_how_many_take_part(
+    groups: str, size: int, opcode: str, sent: Callable[[int], int]
+):
+    text = f"""HloModule m, num_partitions=8
+
+ENTRY %main (x: f32[16]) -> f32[16] {{
+  %x = f32[16] parameter(0)
+  ROOT %y = f32[16] {opcode}(%x), channel_id=1, replica_groups={groups}
+}}
+"""
+    (found,) = program_of(hlo.read(text), ANALYSIS).collectives.values()
+    assert (found.sent, found.beside) == (sent(size), 0)
+
+
+def report_of(program: Any, **about: Any) -> CompiledReport:
+    names = {"recipe": "int8", "target": "v5e", "mode": "train"}
+    return CompiledReport(sites=(), before=program, after=program, **names, **about)
+
+
+def test_a_step_is_compute_and_wire_and_what_of_them_overlaps():
+    program = stored("v5e_asynchronous")
+    report = report_of(program, devices=4, clock=1e9, interconnect=2e9)
+    found, sent = report.step_time(program), 256 * 256 * 3 / 2
+    assert (found.compute, found.wire) == (program.cycles / 1e9, 3 * sent / 2e9)
+    assert found.overlap == min(found.compute, sent / 2e9)
+    assert found.step == found.compute + found.wire - found.overlap < found.apart
+    text = str(report)
+    for row in ("compute at 1 GHz", "on the wire at 2 GB/s", "nothing overlapped", "that overlap"):
+        assert row in text
+    unknown = report_of(program, devices=4, interconnect=2e9)  # as of GPUs
+    assert unknown.step_time(program).step is None and str(unknown).count("no usable estimate") > 1
+
+
+def test_an_estimate_that_is_none_is_in_no_sum():
+    text = text_of("v5e_loop")
+    program = program_of(hlo.read(text), ANALYSIS)
+    (site,) = program.sites.values()
+    (cycles,) = set(re.findall(r'"estimated_cycles":"(\d+)"', text)) & {str(site.cycles // 4)}
+    spoilt = text.replace(f'cycles":"{cycles}"', f'cycles":"{2**63 - 1}"')
+    program = program_of(hlo.read(spoilt), ANALYSIS)
+    (site,) = program.sites.values()
+    assert site.cycles is None and program.unusable == 1 and program.cycles < 2**40
+    report = report_of(program, devices=4, clock=1e9, interconnect=1e9)
+    assert report.speedup() is None and "no usable estimate" in str(report)
+    assert "excluded" in str(report) and str(2**63)[:4] not in str(report)
 
 
 def test_a_program_without_estimates_has_none():

@@ -481,4 +481,14 @@ MUTANTS: dict[str, Mutant] = {
         new="return jnp.mean(size >= sample.scale * sample.element.max, dtype=jnp.float32)",
         killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),
     ),
+    # What is read of compiled programs
+    "every part of an asynchronous collective counts": Mutant(
+        module="srjit.aot.compiled_program",
+        old="if first.setdefault((kind, channel), i) is not i:",
+        new="if False:",
+        killed_by=(
+            "aot/test_compiled_program.py::test_an_asynchronous_collective_is_counted_once_and_"
+            "a_fused_reduce_scatter_is_one",
+        ),
+    ),
 }

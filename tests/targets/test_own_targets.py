@@ -89,6 +89,7 @@ class Estimates:
 
     name = "mychip"
     cycles_per_byte = 1.0
+    clock = 1e9
 
     def product(self, product, shapes, specs):
         return 1.0, 1.0

@@ -22,6 +22,7 @@ def target_of(gpu: Gpu) -> Target:
         remark=functools.partial(quantize.remark, gpu),
         compiler=gpu.compiler,
         peak=gpu.rate,
+        interconnect=gpu.interconnect,
     )
 
 

@@ -69,6 +69,7 @@ class Gpu:
       memory: bytes.
       cache: bytes of its last level.
       bandwidth: bytes a second of its memory, at its peak.
+      interconnect: bytes a second that it sends to others: half of what its vendor says of NVLink.
       operations: a second at its peak, by element type, both operands being of such types.
     """
 
@@ -81,6 +82,7 @@ class Gpu:
     memory: int
     cache: int
     bandwidth: float
+    interconnect: float
     operations: Mapping[str, float] = dataclasses.field(hash=False)
 
     @property
@@ -140,6 +142,7 @@ _H100 = Gpu(
     memory=80 * _GIB,
     cache=50 * 2**20,
     bandwidth=3.35e12,
+    interconnect=450e9,
     operations=_peaks(bf16=989e12, f8=1979e12, s8=1979e12),
 )
 _B200 = Gpu(
@@ -152,6 +155,7 @@ _B200 = Gpu(
     memory=180 * _GIB,
     cache=126 * 2**20,
     bandwidth=7.7e12,
+    interconnect=900e9,
     operations=_peaks(bf16=2250e12, f8=4500e12, s8=4500e12, f4=9000e12),
 )
 GPUS = {

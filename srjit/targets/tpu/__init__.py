@@ -18,6 +18,7 @@ def target_of(chip: Chip) -> Target:
         native=functools.partial(products.is_native, chip),
         turns=functools.partial(products.turns, chip),
         compiler=chip.compiler,
+        interconnect=chip.interconnect,
         estimates=chip,
     )
 

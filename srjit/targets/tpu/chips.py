@@ -52,6 +52,8 @@ class Chip:
       codes: cycles for an element that is quantized, by its rounding.
       operations: a second at its peak, in bfloat16.
       bandwidth: bytes a second of its memory, at its peak.
+      interconnect: bytes a second that it sends to others over all of its links: half of the
+        "bidirectional ICI bandwidth" in its vendor's documentation.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Chip:
     codes: Mapping[str, float] = dataclasses.field(hash=False)
     operations: float
     bandwidth: float
+    interconnect: float
 
     @property
     def compiler(self) -> Compiler:
@@ -81,9 +84,14 @@ class Chip:
         return Compiler(platform="tpu", topologies=names)
 
     @property
+    def clock(self) -> float:
+        """See target.Estimates: what makes ``plain`` the vendor's ``operations``."""
+        return self.operations / self.plain
+
+    @property
     def cycles_per_byte(self) -> float:
-        """See target.Estimates. The clock is what makes ``plain`` the vendor's ``operations``."""
-        return self.operations / self.plain / self.bandwidth
+        """See target.Estimates."""
+        return self.clock / self.bandwidth
 
     def has_rate(self, elements: set[str]) -> bool:
         """Whether it multiplies such elements faster than bfloat16, in a good order."""
@@ -153,6 +161,7 @@ CHIPS = {
             codes=_codes(5.7e-3, 5.7e-3),
             operations=197e12,
             bandwidth=819e9,
+            interconnect=200e9,
         ),
         Chip(
             name="v5p",
@@ -174,6 +183,7 @@ CHIPS = {
             codes=_codes(2.1e-3, 4.3e-3),
             operations=459e12,
             bandwidth=2765e9,
+            interconnect=600e9,
         ),
         Chip(
             name="v6e",
@@ -195,6 +205,7 @@ CHIPS = {
             codes=_codes(3.7e-3, 4.2e-3),
             operations=918e12,
             bandwidth=1640e9,
+            interconnect=400e9,
         ),
         Chip(
             name="tpu7x",
@@ -216,6 +227,7 @@ CHIPS = {
             codes=_codes(2.3e-3, 3.3e-3),
             operations=2307e12 / 2,  # of one of its two devices
             bandwidth=7370e9 / 2,
+            interconnect=600e9 / 2,
         ),
     )
 }

@@ -1,14 +1,16 @@
 """Writes the modules beside it: small programs, as compilers print them. Needs libtpu.
 
-Left out is what locates them in the Python that made them. Run it to renew them:
+Left out is what locates them in the Python that made them. Run it to renew those that are named;
+the kernel by itself, since the profile that it is compiled with ends the process on other programs:
 
-    python tests/aot/texts/write.py
+    python tests/aot/texts/write.py v5e_mesh v5e_asynchronous
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +20,10 @@ os.environ.update(
     TPU_SKIP_MDS_QUERY="1",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     JAX_PLATFORMS="cpu",
-    LIBTPU_INIT_ARGS=f"--xla_jf_dump_static_llo_profile_to={tempfile.mkdtemp()}",
 )  # before jax looks
+if sys.argv[1:] == ["v5e_kernel"]:
+    profile = f"--xla_jf_dump_static_llo_profile_to={tempfile.mkdtemp()}"
+    os.environ["LIBTPU_INIT_ARGS"] = profile
 
 import jax
 import jax.numpy as jnp
@@ -55,17 +59,34 @@ def kernel(x: jax.Array) -> jax.Array:
     return pl.pallas_call(double, out_shape=Shape(x.shape, x.dtype), name="double")(x)
 
 
-def write(name: str, fun: Callable[..., Any], *shapes: Any, shardings: Any = None) -> None:
-    text = jax.jit(fun, in_shardings=shardings).lower(*shapes).compile().as_text()
+def gathered(x: jax.Array, w: jax.Array, v: jax.Array, y: jax.Array) -> Any:
+    """Two weights are gathered, the second beside a product, and a gradient is summed and cut."""
+    return jnp.dot(x, w) @ v, x.T @ y
+
+
+def write(
+    name: str, fun: Callable[..., Any], *shapes: Any, options: Any = None, **jit: Any
+) -> None:
+    if name not in sys.argv[1:]:
+        return
+    text = jax.jit(fun, **jit).lower(*shapes).compile(compiler_options=options).as_text()
     text = re.sub(r"\nFileNames\n.*?\n\n\n", "\n", text, flags=re.DOTALL)
     (FOLDER / f"{name}.hlo").write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
 codes = Shape((4, 256, 256), jnp.int8), Shape((128, 256), jnp.int8)
 square = Shape((256, 256), jnp.bfloat16)
-write("v5e_loop", loop, *codes, shardings=ONE)
-write("v5e_while", while_positive, square, shardings=ONE)
-write("v5e_kernel", kernel, Shape((256, 256), jnp.float32), shardings=ONE)
+write("v5e_loop", loop, *codes, in_shardings=ONE)
+write("v5e_while", while_positive, square, in_shardings=ONE)
+write("v5e_kernel", kernel, Shape((256, 256), jnp.float32), in_shardings=ONE)
 rows, columns = (NamedSharding(MESH, PartitionSpec(*p)) for p in (("data",), (None, "data")))
-write("v5e_mesh", lambda x, w: (x @ w).sum(), square, square, shardings=(columns, rows))
+write("v5e_mesh", lambda x, w: (x @ w).sum(), square, square, in_shardings=(columns, rows))
+write(
+    "v5e_asynchronous",
+    gathered,
+    *(square,) * 4,
+    in_shardings=rows,
+    out_shardings=rows,
+    options={"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+)
 write("cpu_loop", loop, *codes)
