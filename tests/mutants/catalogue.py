@@ -275,8 +275,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "verify compares neighbours only": Mutant(
         module="srjit.diagnostics.verify.judgement",
-        old="yield from residuals.distances()",
-        new="yield from ()",
+        old="yield from residuals.pairs()",
+        new='yield from (t for t in residuals.pairs() if t.what != "distances")',
         killed_by=(
             "diagnostics/test_verify_function.py::"
             "test_noise_that_comes_again_far_away_is_found[transposed]",
@@ -434,8 +434,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "neighbours are not compared": Mutant(
         module="srjit.diagnostics.verify.judgement",
-        old="yield from residuals.neighbours()",
-        new="yield from ()",
+        old="yield from residuals.pairs()",
+        new='yield from (t for t in residuals.pairs() if t.what != "neighbours")',
         killed_by=(VERIFIED + "test_noise_that_a_row_shares_is_found",),
     ),
     "keys are not compared": Mutant(

@@ -6,6 +6,7 @@ over a set are independent.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,8 +21,10 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Partner = Callable[[Ints], Ints]  # of coordinates (dimensions, elements), others; -1: none
 
 
-def far_pairs(shape: tuple[int, ...], rng: Any) -> dict[str, Ints]:
+@functools.lru_cache(maxsize=16)
+def far_pairs(shape: tuple[int, ...]) -> dict[str, Ints]:
     """Flat positions, (2, pairs) each, by what the pairs are."""
+    rng = np.random.default_rng(0)
     size = int(np.prod(shape, dtype=np.int64))
     if size < 4:
         return {}
@@ -32,21 +35,26 @@ def far_pairs(shape: tuple[int, ...], rng: Any) -> dict[str, Ints]:
     for name, partner in _involutions(shape, rng):
         others = partner(places)
         inside = (others >= 0).all(0) & (others < np.array(shape)[:, None]).all(0)
-        there = np.ravel_multi_index(tuple(others[:, inside]), shape)
-        pairs = np.stack([positions[inside], there])
-        pairs = np.unique(np.sort(pairs[:, pairs[0] != pairs[1]], axis=0), axis=1)
+        there = np.asarray(np.ravel_multi_index(tuple(others[:, inside]), shape))
+        pairs = _once(positions[inside], there, size)
         if pairs.shape[1] > PAIRS:
             pairs = pairs[:, rng.choice(pairs.shape[1], PAIRS, replace=False)]
         if pairs.size:
             found[name] = pairs
-    flat = np.arange(size)[None] if few else positions[None]
     for d in sorted({size // 2, *rng.integers(2, size, _RANDOM).tolist()}):
-        there = _apart(flat, 0, d)[0]
+        there = _apart(positions[None], 0, d)[0]
         told = (there >= 0) & (there < size)
-        pairs = np.unique(np.sort(np.stack([flat[0][told], there[told]]), axis=0), axis=1)
+        pairs = _once(positions[told], there[told], size)
         if pairs.size:
             found[f"{d} elements apart"] = pairs[:, :: -(-pairs.shape[1] // PAIRS)]
     return found
+
+
+def _once(a: Ints, b: Ints, size: int) -> Ints:
+    """Every pair of two different elements once, (2, pairs)."""
+    told = a != b
+    low, high = np.minimum(a, b)[told], np.maximum(a, b)[told]
+    return np.stack(np.divmod(np.unique(low * size + high), size))
 
 
 def _involutions(shape: tuple[int, ...], rng: Any) -> Iterator[tuple[str, Partner]]:

@@ -47,8 +47,7 @@ def judge(found: Sequence[Found]) -> tuple[list[OperandCertificate], int]:
 def alone(residuals: Residuals, bits: int) -> Iterable[Signed]:
     """The sums that tell what is wrong with one rounding, whatever the others do."""
     yield from residuals.biases(bits)
-    yield from residuals.neighbours()
-    yield from residuals.distances()
+    yield from residuals.pairs()
     yield from residuals.sums(bits)
     yield residuals.steps()
 

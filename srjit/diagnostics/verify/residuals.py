@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +141,18 @@ def _disjoint_neighbours(shape: tuple[int, ...], axis: int, rng: Any) -> np.ndar
     return np.stack([first, first + stride])
 
 
+class Pairs(NamedTuple):
+    """Pairs of elements.
+
+    Attributes:
+      positions: flat, (2, pairs); no element is in two pairs.
+      products: of each pair's residuals, summed over all draws.
+    """
+
+    positions: np.ndarray[Any, Any]
+    products: Floats
+
+
 @dataclasses.dataclass(frozen=True)
 class Residuals:
     """The residuals of many draws.
@@ -151,11 +163,9 @@ class Residuals:
       chosen: flat positions of the elements whose sums are here; all of a small tensor.
       totals: their sums of residuals, in steps.
       averages: how their means converge.
-      pairs: positions of neighbours along each dimension, (2, pairs) each, by dimension.
-      products: for each of them, the sums over all draws of r r', with r as it is, and away from 0.
+      neighbours: pairs along each dimension, by its name.
+      far: other pairs, by what they are; see ``far_pairs``.
       head: residuals of the first elements, (draws, elements); 0 beyond the largest value.
-      far: positions of other pairs, (2, pairs) each, by what they are; see ``far_pairs``.
-      far_products: for each of them, as ``products``.
       corner: residuals of the first elements of the first rows, (draws, elements).
       corner_at: their positions, (rows, columns).
     """
@@ -165,11 +175,9 @@ class Residuals:
     chosen: np.ndarray[Any, Any]
     totals: Floats
     averages: Averages
-    pairs: dict[int, np.ndarray[Any, Any]]
-    products: dict[int, tuple[float, float]]
+    neighbours: dict[str, Pairs]
+    far: dict[str, Pairs]
     head: np.ndarray[Any, Any]
-    far: dict[str, np.ndarray[Any, Any]]
-    far_products: Floats
     corner: np.ndarray[Any, Any]
     corner_at: np.ndarray[Any, Any]
 
@@ -211,24 +219,15 @@ class Residuals:
             )
             yield summed(name, inside & (cell == number), 1.0)
 
-    def neighbours(self) -> Iterator[Signed]:
-        """Products of the residuals of neighbours, of disjoint pairs along each dimension."""
-        variance = self.grid.variance
-        for axis, found in self.products.items():
-            first, second = self.pairs[axis]
-            both = variance[first] * variance[second]
-            kinds = "as they are", "away from zero"
-            for kind, total in zip(kinds, found, strict=True):
-                where = f"dimension {axis}, {kind}"
-                yield _signed("neighbours", where, total, both, self.draws)
-
-    def distances(self) -> Iterator[Signed]:
-        """Products of the residuals of pairs at a distance, mirrored and transposed."""
-        variance = self.grid.variance
-        for (name, (first, second)), found in zip(self.far.items(), self.far_products, strict=True):
-            both = variance[first] * variance[second]
-            for kind, total in zip(("as they are", "away from zero"), found, strict=True):
-                yield _signed("distances", f"{name}, {kind}", float(total), both, self.draws)
+    def pairs(self) -> Iterator[Signed]:
+        """Products of the residuals of disjoint pairs: as they are, and as seen from zero."""
+        variance, sign = self.grid.variance, np.sign(self.grid.expected)
+        for what, sets in (("neighbours", self.neighbours), ("distances", self.far)):
+            for name, ((first, second), products) in sets.items():
+                both, signs = variance[first] * variance[second], sign[first] * sign[second]
+                for kind, s in (("as they are", 1.0), ("away from zero", signs)):
+                    total = float(np.sum(products * s))
+                    yield _signed(what, f"{name}, {kind}", total, both, self.draws)
 
     def sums(self, bits: int) -> Iterator[Signed]:
         """Sums over parts of the corner, and what some elements of ``head`` tell of others."""
@@ -317,76 +316,56 @@ def draw_residuals(
     everything = np.arange(size)
     chosen = everything if size <= SAMPLE else np.sort(rng.choice(size, SAMPLE, replace=False))
     ndim = len(grid.shape)
-    pairs = {
-        axis - ndim: _disjoint_neighbours(grid.shape, axis, rng)
+    neighbours = {
+        f"dimension {axis - ndim}": _disjoint_neighbours(grid.shape, axis, rng)
         for axis in range(ndim)
         if grid.shape[axis] > 1 and size
     }
-    head = min(size, HEAD)
-    far, corner_at = far_pairs(grid.shape, rng), _corner(grid.shape)
-    apart, is_pair = _rectangular(list(far.values()))
-    kept_at = np.concatenate([corner_at.ravel(), np.arange(head)])
-    parts = [chosen, *(p.ravel() for p in pairs.values()), apart.ravel(), kept_at]
-    at = np.concatenate(parts)
-    cuts = np.cumsum([len(p) for p in parts])[:-1].tolist()
-    expected = jnp.asarray(grid.expected[at], jnp.float32)
-    unit = jnp.asarray(grid.per_step[at], jnp.float32)
-    sign = jnp.sign(expected)
-    inside = jnp.asarray(~grid.clipped[at], jnp.float32)  # what is clipped is no noise
+    far, corner_at = far_pairs(grid.shape), _corner(grid.shape)
+    sets = [*neighbours.values(), *far.values()]
+    first, second = np.concatenate([*sets, np.zeros((2, 0), np.int64)], axis=1)
+    kept_at = np.concatenate([corner_at.ravel(), np.arange(min(size, HEAD))])
+    constants = (
+        jnp.asarray(grid.expected, jnp.float32),
+        jnp.asarray(grid.per_step, jnp.float32),
+        jnp.asarray(~grid.clipped, jnp.float32),  # what is clipped is no noise
+        *map(jnp.asarray, (chosen, first, second, kept_at)),
+    )
 
-    def one(i: Any, carry: Any, keys: Any, operands: Any) -> Any:
-        totals, products, far_products, kept = carry
-        rounded = (
-            draw(jax.tree.map(lambda k: k[i], keys), *operands).ravel()[at].astype(jnp.float32)
-        )
+    def one(i: Any, carry: Any, keys: Any, operands: Any, constants: Any) -> Any:
+        totals, products, kept = carry
+        expected, unit, inside, chosen, first, second, kept_at = constants
+        rounded = draw(jax.tree.map(lambda k: k[i], keys), *operands).ravel().astype(jnp.float32)
         residual = jnp.where(unit > 0, (rounded - expected) * unit, 0)
         noise = residual * inside
-        signed = noise * sign
-        columns = [
-            [jnp.sum(jnp.prod(part.reshape(2, -1), axis=0)) for part in parts[1:-2]]
-            for parts in (jnp.split(noise, cuts), jnp.split(signed, cuts))
-        ]
-        if pairs:
-            products = products.at[i].set(jnp.asarray(columns))
-        found = [
-            jnp.sum(jnp.prod(jnp.split(x, cuts)[-2].reshape(apart.shape), axis=0) * is_pair, axis=1)
-            for x in (noise, signed)
-        ]
-        far_products = far_products.at[i].set(jnp.stack(found, axis=1))
-        kept = kept.at[i].set(noise[len(at) - len(kept_at) :])
-        return totals + residual[: len(chosen)], products, far_products, kept
+        a, b, few = (noise.at[p].get(mode="promise_in_bounds") for p in (first, second, kept_at))
+        kept = lax.dynamic_update_index_in_dim(kept, few, i, 0)
+        return totals + residual[chosen], products + a * b, kept
 
     @jax.jit
-    def advance(carry: Any, start: Any, stop: Any, keys: Any, operands: Any) -> Any:
-        return lax.fori_loop(start, stop, lambda i, c: one(i, c, keys, operands), carry)
+    def advance(carry: Any, start: Any, stop: Any, *operands: Any) -> Any:
+        return lax.fori_loop(start, stop, lambda i, c: one(i, c, *operands), carry)
 
-    carry = (
-        jnp.zeros(len(chosen)),
-        jnp.zeros((draws, 2, len(pairs))),
-        jnp.zeros((draws, len(far), 2)),
-        jnp.zeros((draws, len(kept_at))),
-    )
+    carry = (jnp.zeros(len(chosen)), jnp.zeros(len(first)), jnp.zeros((draws, len(kept_at))))
     errors: dict[int, Error] = {}
     done, exact = 0, grid.expected[chosen]
     for count in checkpoints(draws):
-        carry = advance(carry, done, count, keys, operands)
+        carry = advance(carry, done, count, keys, operands, constants)
         done = count
         off = np.asarray(carry[0], np.float64) / count * grid.step[chosen]
         errors[count] = Error.of(exact + off, exact)
-    totals, products, far_products, kept = (np.asarray(x) for x in carry)
-    sums = products.astype(np.float64).sum(axis=0)
-    found = {axis: (float(sums[0, i]), float(sums[1, i])) for i, axis in enumerate(pairs)}
+    totals, products, kept = (np.asarray(x) for x in carry)
+    cuts = np.cumsum([p.shape[1] for p in sets])[:-1].tolist()
+    drawn = map(Pairs, sets, np.split(products.astype(np.float64), cuts))
     return Residuals(
         grid=grid,
         draws=draws,
         chosen=chosen,
         totals=totals.astype(np.float64),
         averages=Averages(errors),
-        pairs=pairs,
-        products=found,
+        neighbours=dict(zip(neighbours, drawn, strict=False)),
+        far=dict(zip(far, drawn, strict=True)),
         head=kept[:, corner_at.size :],
-        far=far,
-        far_products=far_products.astype(np.float64).sum(axis=0),
         corner=kept[:, : corner_at.size],
         corner_at=corner_at,
     )
@@ -402,13 +381,3 @@ def _corner(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     height = min(size // columns, CORNER // width)
     width = min(columns, CORNER // height)
     return np.arange(height)[:, None] * columns + np.arange(width)
-
-
-def _rectangular(pairs: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Sets of pairs as (2, sets, most pairs), and 1 where there is a pair, else 0."""
-    most = max((p.shape[1] for p in pairs), default=0)
-    positions, mask = np.zeros((2, len(pairs), most), np.int64), np.zeros((len(pairs), most))
-    for i, p in enumerate(pairs):
-        positions[:, i, : p.shape[1]] = p
-        mask[i, : p.shape[1]] = 1
-    return positions, mask.astype(np.float32)

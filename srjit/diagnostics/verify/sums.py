@@ -30,32 +30,34 @@ def of_parts(residuals: Array, variance: Array, allowance: Array) -> Iterator[Si
     _, rows, columns = residuals.shape
     half = np.random.default_rng(0).integers(0, 2, (rows, columns)).astype(bool)
     row, column = np.indices((rows, columns))
-    flat = residuals.reshape(len(residuals), -1)
-    parts = {"rows": (row, half), "columns": (column, half)}
-    for n in BLOCKS:
-        if n <= min(rows, columns):
-            parts[f"blocks of {n} x {n}"] = (row // n * columns + column // n, half)
-    parts["upper and lower half"] = (np.zeros_like(row), row < rows // 2)
-    parts["left and right half"] = (np.zeros_like(row), column < columns // 2)
-    parts["all"] = (np.zeros_like(row), half)
-    for name, (part, is_first) in parts.items():
+    blocks = {f"blocks of {n} x {n}": (n, n) for n in BLOCKS if n <= min(rows, columns)}
+    parts = {"rows": (1, columns), "columns": (rows, 1), **blocks, "all": (rows, columns)}
+    splits = (
+        (half, parts),
+        (row < rows // 2, {"upper and lower half": (rows, columns)}),
+        (column < columns // 2, {"left and right half": (rows, columns)}),
+    )
+    for is_first, heights_and_widths in splits:
         if not is_first.any() or is_first.all():
             continue
-        order = np.argsort(part.ravel(), kind="stable")
-        starts = np.flatnonzero(np.diff(part.ravel()[order], prepend=-1))
+        first, second = residuals * is_first, residuals * ~is_first
+        for name, size in heights_and_widths.items():
+            yield _products(
+                "sums",
+                f"{name} of {rows} x {columns}",
+                _summed(first, size),
+                _summed(second, size),
+                _summed(variance * ~is_first, size),
+                _summed(allowance * ~is_first, size),
+                _summed(variance * is_first, size),
+            )
 
-        def summed(x: Array, mask: Array, order: Array = order, starts: Array = starts) -> Array:
-            return np.add.reduceat((x * mask.ravel())[..., order], starts, axis=-1)
 
-        yield _products(
-            "sums",
-            f"{name} of {rows} x {columns}",
-            summed(flat, is_first),
-            summed(flat, ~is_first),
-            summed(variance.ravel(), ~is_first),
-            summed(allowance.ravel(), ~is_first),
-            summed(variance.ravel(), is_first),
-        )
+def _summed(x: Array, size: tuple[int, int]) -> Array:
+    """Sums over blocks of (..., rows, columns), smaller ones at the ends: (..., blocks)."""
+    for axis, n in zip((-2, -1), size, strict=True):
+        x = np.add.reduceat(x, np.arange(0, x.shape[axis], n), axis=axis)
+    return x.reshape(*x.shape[:-2], -1)
 
 
 def of_twins(residuals: Array, variance: Array, allowance: Array) -> Iterator[Signed]:
