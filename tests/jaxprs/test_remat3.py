@@ -63,6 +63,6 @@ print("done")
 @pytest.mark.parametrize(
     "policies", ["some", pytest.param("all", marks=pytest.mark.nightly)], ids=str
 )
-def test_it_is_quantized_as_any_checkpoint_is(policies: str):
+def test_it_is_quantized_as_any_checkpoint_is(policies: str, compiler_flags: str):
     code = f"srjit_all = {policies == 'all'}{CODE}"
-    assert fresh.python(code, JAX_PLATFORMS="cpu").strip() == b"done"
+    assert fresh.python(code, XLA_FLAGS=compiler_flags, JAX_PLATFORMS="cpu").strip() == b"done"
