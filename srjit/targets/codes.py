@@ -9,8 +9,6 @@ from jax import lax
 
 from srjit.numerics.elements import Element
 
-_TIES_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
-
 
 def word_of(x: jax.Array) -> jax.Array:
     """A float32's bits as an int32."""
@@ -41,9 +39,10 @@ def _round_units(x: jax.Array, bits: jax.Array | None, factor: float) -> jax.Arr
     """0 <= t = x * factor < 128 to an int32, as ``round_to_grid`` does, in fewer operations.
 
     With k the upper 24 bits and C = ceil(t * 2^24), both exact, u is less than the fraction of t
-    if and only if (k + C) >> 24 is one more than floor(t).
+    if and only if (k + C) >> 24 is one more than floor(t). To nearest, k is a half, or next to
+    nothing less where floor(t) is even; where C is not exact, t is less than 1, and no tie.
     """
-    if bits is None:
-        return lax.round(x * np.float32(factor), _TIES_TO_EVEN).astype(jnp.int32)
     ceiling = jnp.ceil(x * np.float32(factor * 2**24)).astype(jnp.int32)
+    if bits is None:
+        return 0x7FFFFF + (ceiling >> 24 & 1) + ceiling >> 24
     return lax.bitcast_convert_type(bits >> 8, jnp.int32) + ceiling >> 24

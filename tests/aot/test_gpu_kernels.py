@@ -32,6 +32,7 @@ def loss(w: jax.Array, x: jax.Array) -> jax.Array:
         ("b200", "mxfp4", "cvt.rs.satfinite.e2m1x4.f32", "jaxpr"),
         ("b200", "fp8", "cvt.rs.satfinite.e5m2x4.f32", "jaxpr"),
         ("h200", "fp8", None, "jaxpr"),
+        ("rtxpro6000", "nvfp4", None, "jaxpr"),
     ],
 )
 def test_every_stochastic_quantization_is_one_kernel_that_rounds_by_it(

@@ -27,7 +27,7 @@ needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu, TPUs' compiler
 HAS_CUDA = importlib.util.find_spec("jax_cuda13_plugin") is not None
 needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="JAX's plugin for CUDA is not installed")
 CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
-GPUS = ("h100", "h200", "b200", "gb200", "b300")
+GPUS = ("h100", "h200", "b200", "gb200", "b300", "rtxpro6000")
 COMPILED = [pytest.param(chip, marks=needs_libtpu) for chip in CHIPS]
 COMPILED += [pytest.param(gpu, marks=needs_cuda) for gpu in ("h200", "b200")]
 Shape = jax.ShapeDtypeStruct
@@ -128,6 +128,7 @@ def attention(ws: Any, x: jax.Array) -> jax.Array:
         *(("b200", recipe, "odd") for recipe in ("nvfp4", "mxfp8", "mxfp4")),
         ("b200", "nvfp4", "attention"),
         ("b300", "nvfp4", "even"),
+        ("rtx5090", "nvfp4-eden", "even"),  # without kernels
     ],
 )
 def test_products_with_scales_of_blocks_are_cudnns_in_all_roles(gpu: str, recipe: str, which: str):

@@ -278,3 +278,11 @@ def test_shards_draw_the_noise_of_their_places(spec, shape, by_instruction):
     if shape != (72, 80):  # no shard cuts a block
         text = compiled.as_text()
         assert "all-gather" not in text and "all-to-all" not in text and "all-reduce" in text
+
+
+def test_codes_without_the_chips_own_cast_are_the_same():
+    x = tensor((4, 32)).at[0, :2].set(jnp.array([0.0, -0.0]))
+    with_it, without = (
+        wanted(Quantization(format="nvfp4"), by_instruction=b) for b in (True, False)
+    )
+    assert_same(plainly(without, x, None), plainly(with_it, x, None))

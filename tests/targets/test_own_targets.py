@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +143,17 @@ def test_a_copy_of_it_is_equal(name):
 @pytest.mark.parametrize("name", ["cpu", "portable"])
 def test_it_can_be_pickled(name):
     assert pickle.loads(pickle.dumps(targets.get(name))) == targets.get(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA GB200", "gb200"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtxpro6000"),
+        ("NVIDIA GeForce RTX 5080", "rtx5090"),
+        ("NVIDIA RTX 5000 Ada Generation", "cpu"),
+    ],
+)
+def test_a_device_is_known_by_what_its_driver_calls_it(kind, name, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    assert targets.get("auto").name == name

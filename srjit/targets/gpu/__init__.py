@@ -11,7 +11,7 @@ def target_of(gpu: Gpu) -> Target:
     """A GPU of the table as a target."""
     return Target(
         name=gpu.name,
-        kinds=(gpu.name,),
+        kinds=gpu.kinds or (gpu.name,),
         recipe=gpu.recipe,
         native=functools.partial(products.is_native, gpu),
         multiply=products.multiply,

@@ -1,8 +1,8 @@
 """NVIDIA's GPUs as a table: what XLA's compiler needs to know of one, and what its units can do.
 
 Another GPU is one entry. Peaks as the vendor publishes them, dense, of the boards that go into
-servers (SXM). The rest only sizes what the compiler makes: of gb200, of which no description was at
-hand, it is b200's.
+servers (SXM), or of workstations' with sums in float32. The rest only sizes what the compiler
+makes: of gb200, of which no description was at hand, it is b200's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
   shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
+  shared_memory_per_core: {chip.shared}
+  threads_per_core_limit: {chip.threads}
   core_count: {chip.cores}
   fpus_per_core: 128
   block_dim_limit_x: 2147483647
@@ -32,9 +32,9 @@ gpu_device_info {{
   l2_cache_size: {chip.cache}
   clock_rate_ghz: {chip.clock}
   device_memory_size: {chip.memory}
-  shared_memory_per_block_optin: 232448
+  shared_memory_per_block_optin: {chip.block_shared}
   cuda_compute_capability {{
-    major: {chip.capability[0]} minor: {chip.capability[1]} feature_extension: ACCELERATED_FEATURES
+    major: {chip.capability[0]} minor: {chip.capability[1]}{chip.features}
   }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
@@ -60,16 +60,20 @@ class Gpu:
     """One GPU.
 
     Attributes:
-      name: what users type, and a part of what its driver calls it.
+      name: what users type.
+      kinds: parts of what its driver calls it, in lower case; by default its name.
       label: what its vendor calls it.
       recipe: what ``recipe="auto"`` is there.
       capability: major and minor number of what its instructions are.
       cores: streaming multiprocessors.
+      threads, shared, block_shared: of one, at most: threads, and bytes of shared memory for all
+        blocks and for one.
       clock: of them, at most, in GHz.
       memory: bytes.
       cache: bytes of its last level.
       bandwidth: bytes a second of its memory, at its peak.
-      interconnect: bytes a second that it sends to others: half of what its vendor says of NVLink.
+      interconnect: bytes a second that it sends to others: half of what its vendor says of NVLink,
+        or of PCIe where it has none.
       operations: a second at its peak, by element type, both operands being of such types.
     """
 
@@ -84,17 +88,27 @@ class Gpu:
     bandwidth: float
     interconnect: float
     operations: Mapping[str, float] = dataclasses.field(hash=False)
+    kinds: tuple[str, ...] = ()
+    threads: int = 2048
+    shared: int = 233472
+    block_shared: int = 232448
+
+    @property
+    def features(self) -> str:
+        """What XLA adds to its capability: the instructions of sm_90a, sm_100a and sm_103a."""
+        return " feature_extension: ACCELERATED_FEATURES" if self.capability[0] < 12 else ""
 
     @property
     def has_block_scales(self) -> bool:
         """Whether its units multiply codes with scales of blocks."""
-        return self.capability[0] == 10
+        return self.capability[0] >= 10
 
     @property
     def has_stochastic_rounding(self) -> bool:
         """Whether it has ``cvt.rs`` to E2M1, E4M3 and E5M2: sm_100a and sm_103a do, and no other.
 
-        PTX ISA, cvt: neither sm_90a nor sm_110a nor sm_120a.
+        PTX ISA, cvt: neither sm_90a nor sm_110a nor sm_120a. What lacks them here lacks ``cvt.rn``
+        to E2M1 too: XLA compiles for sm_120, and only sm_120a has it.
         """
         return self.capability in ((10, 0), (10, 3))
 
@@ -158,6 +172,23 @@ _B200 = Gpu(
     interconnect=900e9,
     operations=_peaks(bf16=2250e12, f8=4500e12, s8=4500e12, f4=9000e12),
 )
+_RTX = Gpu(
+    name="rtxpro6000",
+    kinds=("rtx pro",),
+    label="RTX PRO 6000 Blackwell Server Edition",
+    recipe="nvfp4",
+    capability=(12, 0),
+    cores=188,
+    threads=1536,
+    shared=131072,
+    block_shared=101376,
+    clock=2.6,
+    memory=96 * _GIB,
+    cache=128 * 2**20,
+    bandwidth=1.792e12,
+    interconnect=64e9,
+    operations=_peaks(bf16=503.8e12, f8=1007e12, s8=1007e12, f4=2015e12),
+)
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -182,6 +213,19 @@ GPUS = {
             bandwidth=8e12,
             # Few units for integers are left.
             operations=_peaks(bf16=2250e12, f8=4500e12, s8=150e12, f4=14000e12),
+        ),
+        _RTX,
+        dataclasses.replace(
+            _RTX,
+            name="rtx5090",
+            kinds=("geforce rtx 50",),
+            label="GeForce RTX 5090",
+            cores=170,
+            clock=2.407,
+            memory=32 * _GIB,
+            cache=96 * 2**20,
+            # Products of 16 and 8 bits are half as fast if their sums are float32.
+            operations=_peaks(bf16=209.5e12, f8=419e12, s8=838e12, f4=1676e12),
         ),
     )
 }

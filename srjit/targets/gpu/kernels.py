@@ -165,14 +165,14 @@ def _rounded(task: Task, values: list[jax.Array], noise: TileNoise | None) -> li
     words: list[jax.Array] = []
     for start in range(0, len(values), per):
         some = values[start : start + per]
-        if noise is None:
+        if noise is None and (task.by_instruction or element != ELEMENTS["float4_e2m1fn"]):
             words.append(ptx.nearest(some, conversion))
-        elif task.by_instruction:
+        elif noise is not None and task.by_instruction:
             drawn = [noise.word(k) for k in range(start, start + per, ptx.SHARING)]
             words.append(ptx.stochastic(some, conversion, drawn))
         else:
             codes = [
-                ptx.signed(y, float_code(y, element, noise.bits(start + k)), element)
+                ptx.signed(y, float_code(y, element, noise and noise.bits(start + k)), element)
                 for k, y in enumerate(some)
             ]
             words.append(ptx.packed(codes, conversion))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from srjit import _compat
 from srjit.choices import Rng
@@ -17,10 +18,12 @@ from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.products.quantized import ScaledValues, emulated
+from srjit.targets.codes import float_code
 from srjit.targets.gpu import matrices as gpu_quantize
 from srjit.targets.gpu import products as gpu_products
 from srjit.targets.gpu.chips import Gpu
 from srjit.targets.gpu.matrices import Want
+from srjit.targets.gpu.ptx import signed
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.target import Demand
 
@@ -124,6 +127,18 @@ def _quantize_plainly(
         made = emulated(x, spec, key, before=before, rng=rng)
         return dataclasses.replace(made, values=made.values.astype(want.carrier))
     q = encode(x, spec, key, rng=rng, subnormal=False)
-    codes = get_format(spec.format).storage.cast(q.codes).astype(want.carrier)
+    codes = _carried(want, q.codes)
     turned = codes.T if want.can_turn(x.shape) else None
     return ScaledValues(codes, q.tensor_scale, spec, turned, q.scale)
+
+
+def _carried(want: Want, codes: jax.Array) -> jax.Array:
+    """Codes on their grid, in the dtype that holds them."""
+    fmt = get_format(want.spec.format)
+    if want.carrier != fmt.element.name:
+        return codes.astype(want.carrier)
+    if fmt.storage.bits > 4 or want.by_instruction:
+        return fmt.storage.cast(codes)
+    # XLA's own cast takes an instruction that such chips lack.
+    bits = signed(codes, float_code(codes, fmt.element, None), fmt.element)
+    return lax.bitcast_convert_type(bits.astype(jnp.uint4), fmt.storage.dtype)

@@ -36,7 +36,8 @@ class Task:
         always the last dimension of the codes in memory.
       lead: of blocks along columns, how many matrices stand below each other, (lead, R / lead, C):
         each is transposed by itself.
-      by_instruction: whether the chip's own conversion rounds stochastically, or the formula.
+      by_instruction: whether the chip's own conversions round stochastically, and to E2M1 at all;
+        or the formula does.
     """
 
     spec: Quantization
