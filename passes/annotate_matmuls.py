@@ -120,10 +120,11 @@ def _found(program: Program, names: list[str], main: Any, source: Any) -> annota
     if not multiplies(program):
         return annotation.Taken()
     # The tokens of ordered effects come before a program's own arguments.
+    of_jax = operations.of_jax(main)
     own = [
         i
         for i, a in enumerate(main.regions[0].blocks[0].arguments)
-        if isinstance(a.type, ir.RankedTensorType) and i not in operations.of_jax(main)
+        if isinstance(a.type, ir.RankedTensorType) and i not in of_jax
     ]
     roots = [re.split(r"[\[.]", names[i])[0] for i in own]
     found = parameters.find(

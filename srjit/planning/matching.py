@@ -46,16 +46,6 @@ class Match:
     why: str
     level: int = 1
 
-    def has_shapes(self, o: Occurrence) -> bool:
-        """Whether the shapes of ``o`` are those of this gradient, up to the order of dimensions."""
-        given, made = o.eqn.invars, self.partner.eqn.invars
-        pairs = (
-            (given[self.residual], made[self.side]),
-            (given[1 - self.residual], self.partner.eqn.outvars[0]),
-            (o.eqn.outvars[0], made[1 - self.side]),
-        )
-        return all(stand_ins(a.aval.shape) == stand_ins(b.aval.shape) for a, b in pairs)
-
 
 def matched(provenance: Provenance) -> Matching:
     """Which products of a program are gradients of which."""

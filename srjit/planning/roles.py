@@ -17,8 +17,9 @@ import functools
 import itertools
 import math
 import re
+from typing import Any
 
-from srjit.numerics.symbolic import in_numbers, is_known, with_ones
+from srjit.numerics.symbolic import in_numbers, is_known, stand_ins, with_ones
 from srjit.planning.matching import Match, derivatives, matched
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import Site
@@ -162,10 +163,15 @@ class _Roles:
         occurrences = provenance.occurrences
         self.matching = matched(provenance)
         self.differentiated = any(o.scope.phase == "backward" for o in occurrences)
-        self.at_location: dict[str, list[Occurrence]] = collections.defaultdict(list)
         self.forward = [o for o in occurrences if o.scope.phase != "backward"]
+        # By source line, or anywhere, and shapes: the first of each side and kinds of operand.
+        self._alike: dict[Any, dict[Any, Occurrence]] = collections.defaultdict(dict)
         for o in self.forward:
-            self.at_location[o.location].append(o)
+            for side in (0, 1):
+                shared, other, out = _shapes(o, side)
+                for place in (o.location, None):
+                    first = self._alike[place, shared, out, other]
+                    first.setdefault((side, forward_kinds(o)), o)
 
     def of(self, o: Occurrence) -> Classified:
         """The role of one product."""
@@ -200,23 +206,24 @@ class _Roles:
         is_second = derivatives(o).count("transpose") > 1
         if is_second or not any(map(self.matching.may_be_gradient, o.operands)):
             return None
-        for where, candidates in (
-            ("this source line", self.at_location.get(o.location, [])),
-            ("this program", self.forward),
-        ):
+        for where, place in (("this source line", o.location), ("this program", None)):
             why = f"its shapes are those of a forward product of {where}"
             found = [
-                m
+                Match(p, side, residual, why)
                 for residual in (1, 0)
                 if self.matching.may_be_gradient(o.operands[1 - residual])
-                for p in candidates
-                for side in (0, 1)
-                if (m := Match(p, side, residual, why)).has_shapes(o)
-                and (_role(m)[1][residual] == "weight") == (_rank(o.operands[residual]) > 0)
+                for (side, kinds), p in self._alike[place, *_shapes(o, residual)].items()
+                if (kinds[side] == "weight") == (_rank(o.operands[residual]) > 0)
             ]
             if len({_role(m) for m in found}) == 1:
                 return found[0]
         return None
+
+
+def _shapes(o: Occurrence, side: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of one operand, of the other, and of the result."""
+    values = (o.eqn.invars[side], o.eqn.invars[1 - side], o.eqn.outvars[0])
+    return tuple(stand_ins(v.aval.shape) for v in values)
 
 
 def _role(match: Match) -> tuple[str, tuple[str, str]]:
