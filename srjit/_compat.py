@@ -18,6 +18,7 @@ from jax._src import sharding_impls as _sharding_impls  # see lowered_without_de
 from jax._src import source_info_util  # typed name stacks and frames: see name_stack
 from jax._src import stages as _stages  # see with_more_arguments
 from jax._src import tree_util as _tree_util  # see differences
+from jax._src import util as _util  # see lowered_without_devices
 from jax._src.export import _export  # see export_lowered
 from jax._src.interpreters import mlir as _mlir  # see lowered_without_devices
 from jax._src.interpreters import partial_eval  # dead-code elimination: see dce
@@ -72,8 +73,7 @@ def explicit_sharding(aval: Any) -> Any:
 
 def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants. From jax 0.11 on a closed jaxpr may be the jaxpr itself."""
-    inner = getattr(closed, "jaxpr", closed)
-    return inner, getattr(closed, "consts", ())
+    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
 
 
 def scan_params(eqn: Any) -> tuple[int, int]:
@@ -260,11 +260,13 @@ def name_of_module(lowered: Any) -> str:
     return name[len("jit(") : -1] if name.startswith("jit(") else name
 
 
-def lowered_without_devices(traced: Any, platform: str) -> Any:
-    """The module of a ``jax.stages.Traced`` for a platform, for one device that need not exist.
+@_util.cache(max_size=1024)  # whose keys have JAX's configuration and its mesh
+def lowered_without_devices(fun: Any, signature: Any, platform: str) -> Any:
+    """The text of the module of a function for a platform, for one device that need not exist.
 
     Everything public asks for the default device, and so starts whatever accelerator there is.
     """
+    traced = jax.jit(fun, keep_unused=True).trace(*(jax.ShapeDtypeStruct(*s) for s in signature))
     nowhere: Any = _NoDevice()
     with jax.default_device(nowhere):
         return _mlir.build_mlir_module_helper(
@@ -273,7 +275,7 @@ def lowered_without_devices(traced: Any, platform: str) -> Any:
             platforms=(platform,),
             backend=nowhere,
             axis_context=_sharding_impls.ShardingContext(1, (nowhere,)),
-        )
+        ).operation.get_asm(enable_debug_info=True)
 
 
 class _NoDevice:

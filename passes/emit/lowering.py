@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -22,6 +23,22 @@ def type_of(shape: Sequence[int], dtype: Any) -> Any:
     """The tensor type of a shape and dtype."""
     text = products.element_type_of(dtype)
     return ir.Type.parse(f"tensor<{''.join(f'{n}x' for n in shape)}{text}>")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """A JAX function, for JAX's caches: equal to those of its name and key."""
+
+    name: str
+    key: Hashable
+    fun: Callable[..., Any] = dataclasses.field(compare=False)
+
+    @property
+    def __name__(self) -> str:
+        return self.name.replace(".", "_")  # what profilers show
+
+    def __call__(self, *args: Any) -> Any:
+        return self.fun(*args)
 
 
 class Library:
@@ -54,7 +71,7 @@ class Library:
 
         Args:
           name: what it is called, if that is free.
-          key: with ``name`` and ``signature``, equal for equal functions.
+          key: with ``name`` and ``signature``, equal for equal functions, in whatever modules.
           fun: a JAX function of arrays.
           signature: of its arguments.
           platform: that it is lowered for, as JAX calls it. What is lowered for a CPU runs
@@ -65,25 +82,19 @@ class Library:
         if known not in self._symbols:
             dtypes = [dtype for _, dtype in signature]
             wide = any(d.itemsize == 8 for d in (*dtypes, *([] if result is None else [result])))
-            self._symbols[known] = self._lower(name, fun, signature, platform, wide)
+            self._symbols[known] = self._lower(_Function(name, key, fun), signature, platform, wide)
         return self._symbols[known]
 
     def _lower(
-        self, name: str, fun: Callable[..., Any], signature: Signature, platform: str, wide: bool
+        self, fun: _Function, signature: Signature, platform: str, wide: bool
     ) -> tuple[str, list[Any]]:
         import jax
 
         from srjit import _compat
 
-        def named(*args: Any) -> Any:
-            return fun(*args)
-
-        named.__name__ = named.__qualname__ = name.replace(".", "_")  # what profilers show
+        name = fun.name
         with jax.enable_x64(wide):
-            structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in signature]
-            traced = jax.jit(named, keep_unused=True).trace(*structs)
-            module = _compat.lowered_without_devices(traced, platform)
-        text = module.operation.get_asm(enable_debug_info=True)
+            text = _compat.lowered_without_devices(fun, signature, platform)
         inner = ir.Module.parse(text, self.module.context)
         functions = operations.functions(inner.operation)
         renamed = {old: self.free(name if old == "main" else f"{name}.{old}") for old in functions}

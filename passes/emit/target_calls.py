@@ -118,7 +118,7 @@ class TargetCalls:
         with kernels, self.target.lowering():
             return self.library.lowered(
                 f"{found.label}_{self.target.name}",
-                found,
+                (found, self.target, self.runs_alone),
                 found.on(self.target),
                 signature_of(operands),
                 platform=compiler.platform if compiler else "cpu",

@@ -250,33 +250,41 @@ FLOATS = ("f64", "f32", "bf16", "f16", "f8E4M3FN", "f8E5M2", "f4E2M1FN")
 DTYPES = (*FLOATS, "i4", "i8", "ui8", "i32", "i1", "complex<f32>")
 
 
-def _product(lhs: str, rhs: str, out: str) -> str:
-    kinds = f"(tensor<4x32x{lhs}>, tensor<32x16x{rhs}>) -> tensor<4x16x{out}>"
-    arguments = f"%w: tensor<32x16x{rhs}>, %x: tensor<4x32x{lhs}>"
-    return f"""func.func @main({arguments}) -> tensor<4x16x{out}> {{
-      %0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0] : {kinds}
-      return %0 : tensor<4x16x{out}>
+PRODUCTS = [
+    (lhs, rhs, out)
+    for lhs in DTYPES
+    for rhs in (DTYPES if lhs in FLOATS[:3] else (lhs,))
+    for out in DTYPES
+]
+
+
+def _products() -> str:
+    """A module of all of them, of arguments of every dtype."""
+    name = {dtype: str(i) for i, dtype in enumerate(DTYPES)}
+    weights = [f"%w{name[d]}: tensor<32x16x{d}>" for d in DTYPES]
+    inputs = [f"%x{name[d]}: tensor<4x32x{d}>" for d in DTYPES]
+    lines = [
+        f"%{i} = stablehlo.dot_general %x{name[lhs]}, %w{name[rhs]}, contracting_dims = [1] x [0] "
+        f": (tensor<4x32x{lhs}>, tensor<32x16x{rhs}>) -> tensor<4x16x{out}>\n"
+        for i, (lhs, rhs, out) in enumerate(PRODUCTS)
+    ]
+    kinds = ", ".join(f"tensor<4x16x{out}>" for _, _, out in PRODUCTS)
+    results = ", ".join(f"%{i}" for i in range(len(PRODUCTS)))
+    return f"""func.func @main({", ".join(weights + inputs)}) -> ({kinds}) {{
+      {"".join(lines)} return {results} : {kinds}
     }}"""
 
 
 @pytest.mark.parametrize("recipe", ["int8", "nvfp4"])
 def test_products_of_all_dtypes_are_quantized_with_their_result_or_kept(recipe: str):
-    pipeline = passes.parse(INT8.replace("int8", recipe))
-    seen = {"emulated": 0, "kept": 0}
-    for lhs in DTYPES:
-        for rhs in DTYPES if lhs in FLOATS[:3] else (lhs,):
-            for out in DTYPES:
-                try:
-                    module = passes.Pipeline().run(_product(lhs, rhs, out))
-                except passes.PipelineError:
-                    continue  # no StableHLO
-                pipeline.run(module)  # verifies
-                assert module.operation.verify()
-                (site,) = _sites(module)
-                seen[site.status] += 1
-                assert site.status == "emulated" or site.reason, (lhs, rhs, out)
-    assert seen["emulated"] >= 9
-    assert seen["kept"] >= 9
+    module = passes.parse(INT8.replace("int8", recipe)).run(_products())  # verifies
+    assert module.operation.verify()
+    sites = _sites(module)
+    for product, site in zip(PRODUCTS, sites, strict=True):
+        assert site.status in ("emulated", "kept")
+        assert site.status == "emulated" or site.reason, product
+    assert sum(site.status == "emulated" for site in sites) >= 9
+    assert sum(site.status == "kept" for site in sites) >= 9
 
 
 def _sites(module: Any) -> Any:
