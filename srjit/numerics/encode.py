@@ -126,9 +126,11 @@ def encoded(
     fmt = get_format(spec.format)
     x = prepared(x, spec)
     view = spec.view(x.shape)
-    known = jnp.asarray(spec.amax, x.dtype) if spec.scaling == "static" else before
+    known = before if spec.amax is None else float(spec.amax)
     draw = functools.partial(random_bits.random_bits, key, rng=rng) if key else None
-    how = Request(view, fmt.element, spec.scale_rounding, known, draw, subnormal)
+    how = Request(
+        view, fmt.element, spec.scale_rounding, known, fmt.storage.has_nan, draw, subnormal
+    )
     return *fmt.scales.encode(x, how), view
 
 

@@ -28,7 +28,9 @@ class Request:
       view: what shares a scale.
       element: the grid that scales take the tensor to.
       rounding: of the scales.
-      known: an amax to use in place of the tensor's own, if positive; see ``takes_amax``.
+      known: an amax to use in place of the tensor's own, if positive; see ``takes_amax``. A number
+        is one that is given once and for all.
+      has_nan: whether codes can be NaN.
       draw: noise for an array of that shape; None where rounding is to nearest.
       subnormal: whether scales of subnormal numbers count: see ``scaling.nvfp4_scales`` and
         ``scaling.e8m0_scales``.
@@ -37,7 +39,8 @@ class Request:
     view: BlockView
     element: Element
     rounding: ScaleRounding
-    known: jax.Array | None
+    known: jax.Array | float | None
+    has_nan: bool
     draw: Callable[[jax.Array], jax.Array] | None
     subnormal: bool
 
@@ -128,7 +131,15 @@ class _Float32(ScaleLayout):
 
     def scales(self, blocks: jax.Array, how: Request) -> Scales:
         """See the base class; no amax that is divided by M clips, however scales are rounded."""
-        return scaling.tensor_scales(how.view.amax(blocks), how.known, how.element)
+        amax = how.view.amax(blocks)
+        return scaling.tensor_scales(amax, how.known, how.element, None if how.has_nan else amax)
+
+    def encode(self, x: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
+        """See the base class; where scales do not show NaN and Inf, codes do if they can."""
+        codes, scales = super().encode(x, how)
+        if how.known is None or not how.has_nan:
+            return codes, scales
+        return keep_visible(how.view.split(x), codes), scales
 
 
 class _E8M0(ScaleLayout):

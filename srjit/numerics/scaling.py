@@ -87,16 +87,27 @@ def split(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     return scale * inverse * inverse, power
 
 
-def tensor_scales(amax: jax.Array, known: jax.Array | None, element: Element) -> Scales:
+def tensor_scales(
+    amax: jax.Array, known: jax.Array | float | None, element: Element, hidden: jax.Array | None
+) -> Scales:
     """Scales of a tensor that has ``amax``, made of an amax that is ``known`` if it is positive.
 
     A scale from elsewhere must not hide NaN and Inf; the codes need not wait for that.
+
+    Args:
+      amax: the tensor's own.
+      known: another one, or None; a number is one that is given once and for all.
+      element: the grid.
+      hidden: the amax of what may hold NaN and Inf that codes do not show; None: they do.
     """
     if known is None:
         return float_scales(amax, element)
-    scales = float_scales(jnp.where(known > 0, known.astype(amax.dtype), amax), element)
-    visible = jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)
-    return scales._replace(scale=visible, amax=amax.astype(jnp.float32))
+    given = jnp.asarray(known, amax.dtype)
+    chosen = given if isinstance(known, float) else jnp.where(given > 0, given, amax)
+    scales = float_scales(chosen, element)._replace(amax=amax.astype(jnp.float32))
+    if hidden is None:
+        return scales
+    return scales._replace(scale=jnp.where(jnp.isfinite(hidden), scales.scale, jnp.nan))
 
 
 def tensor_amax(x: jax.Array) -> jax.Array:

@@ -120,7 +120,8 @@ def test_nan_stays_visible_and_is_not_remembered() -> None:
     w, x = jnp.eye(WIDTH), _inputs()
     _, state = forward(w, x, sr_state=forward.init_state(w, x))
     out, after = forward(w, x.at[0, 0].set(jnp.nan), sr_state=state)
-    assert not np.isfinite(out).any()
+    finite = np.isfinite(out)  # FP8 codes show it themselves, where it is
+    assert not finite[0].any() and finite[1:].all()
     assert after and all(np.isfinite(v).all() for v in after.values())
     assert np.isfinite(forward(w, x, sr_state=after)[0]).all()
 

@@ -191,7 +191,7 @@ def test_an_instruction_takes_a_word_of_four_values(format, axis):
 def scaled(x, spec):
     view, fmt = spec.view(x.shape), get_format(spec.format)
     blocks = view.split(x)
-    how = Request(view, fmt.element, spec.scale_rounding, None, lambda like: None, False)
+    how = Request(view, fmt.element, spec.scale_rounding, None, False, lambda like: None, False)
     scales = fmt.scales.scales(blocks, how)
     return view.merge(on_grid(blocks, view, scales))
 

@@ -214,12 +214,15 @@ def test_amax_comes_with_the_codes(shape, name, converts):
     options = {"element": element, "transposed": True, "with_amax": True}
     for special in (1.0, -7e4, np.nan, np.inf):
         x = normal.at[(-1,) * len(shape)].set(special)
-        *codes, largest = quantize_kernel(
+        *codes, largest, hidden = quantize_kernel(
             x, encode, *KEY, **options, converts=converts, tile=TILES[0]
         )
-        *plain_codes, plain = quantize_plainly(x, encode, *KEY, **options)
+        *plain_codes, plain, plain_hidden = quantize_plainly(x, encode, *KEY, **options)
         np.testing.assert_array_equal(largest, scaling.amax(x.astype(jnp.float32)))
         np.testing.assert_array_equal(plain, largest)
+        np.testing.assert_array_equal(hidden, largest)
+        shown = np.asarray(plain_codes[0], np.float32)[(-1,) * len(shape)]
+        assert np.isfinite(special) or not (np.isfinite(shown) and np.isfinite(plain_hidden))
         if np.isfinite(special):
             for one, other in zip(codes, plain_codes, strict=True):
                 assert_same_bits(one, other)

@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from srjit.numerics import random_bits, rounding, scaling
 from srjit.numerics.elements import Element
 from srjit.numerics.random_bits import Key
+from srjit.numerics.scale_layouts import keep_visible
 from srjit.numerics.scaling import tensor_amax
 from srjit.targets.codes import float_code, word_of
 from srjit.targets.kernel_call import kernel_call
@@ -78,7 +79,9 @@ def quantize(
       encode: float32 scalar.
       key: two uint32 scalars, for stochastic rounding; None for nearest.
       transposed: also the codes with their last dimension first, from the same read.
-      with_amax: also ``amax(x)``, from the same read.
+      with_amax: also ``amax(x)``, from the same read, and that of what may hold NaN and Inf that
+        codes do not show: a kernel's show none, and a kernel runs on one device; in plain
+        operations, which may run on many, codes show it that can, and nothing waits for others.
       converts: whether the chip has instructions that round to the element, as ``converted`` does.
 
     Returns:
@@ -135,11 +138,16 @@ def quantize_plainly(
 ) -> Any:
     """``quantize`` in plain operations, which XLA fuses with what makes x."""
     bits = random_bits.random_bits((words[0], words[1]), x) if words else None
-    rounded = rounding.round_to_grid(x.astype(jnp.float32) * encode, element, bits)
+    wide = x.astype(jnp.float32)
+    rounded = rounding.round_to_grid(wide * encode, element, bits)
+    shows = with_amax and not element.is_integer
+    if shows:
+        rounded = keep_visible(wide, rounded)
     codes = rounded.astype(CARRIERS[element.name])
     more = [last_first(codes)] * transposed
     if with_amax:
         more.append(_amax_beside(x, codes))
+        more.append(jnp.zeros_like(more[-1]) if shows else more[-1])
     return (codes, *more) if more else codes
 
 
@@ -216,6 +224,7 @@ def _quantize_kernel(
         more[0] = more[0].reshape(x.shape[-1], *x.shape[:-1])
     if with_amax:
         more[-1] = _largest(more[-1])
+        more.append(more[-1])
     return (codes, *more) if more else codes
 
 

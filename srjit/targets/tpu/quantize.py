@@ -48,17 +48,17 @@ def quantize(
         if not in_memory and spec.rounding in chip.fuses:
             return emulated(x, spec, key)
         seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
-        scales = tensor_scales(seen, None, element)
+        scales = float_scales(seen, element)
         codes, *copies = _several(by_kernel(scales.encode))
         return ScaledValues(codes, scales.scale, spec, *copies)
-    known = jnp.asarray(spec.amax, jnp.float32) if before is None else before
-    encode = float_scales(known, element).encode
+    known = float(spec.amax) if spec.amax is not None else before
+    encode = float_scales(jnp.asarray(known, jnp.float32), element).encode
     by_xla = functools.partial(tpu_kernels.quantize_plainly, x, element=element)
     if in_memory or "given" not in chip.fuses:
-        *codes, seen = by_kernel(encode, with_amax=True)
+        *codes, seen, hidden = by_kernel(encode, with_amax=True)
     else:
-        *codes, seen = by_xla(encode, *(key or ()), with_amax=True)
-    scales = tensor_scales(seen, known, element)
+        *codes, seen, hidden = by_xla(encode, *(key or ()), with_amax=True)
+    scales = tensor_scales(seen, known, element, hidden)
     if before is None:
         return ScaledValues(codes[0], scales.scale, spec, *codes[1:])
 
