@@ -4,6 +4,7 @@ from srjit import optim as optim
 from srjit import passes as passes
 from srjit import recipes as recipes
 from srjit import targets as targets
+from srjit.api.calibrate import calibrate as calibrate
 from srjit.api.export import Exported as Exported
 from srjit.api.export import export as export
 from srjit.api.export import load as load

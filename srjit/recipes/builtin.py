@@ -74,6 +74,20 @@ BUILTIN: dict[str, Recipe] = {
         _recipe("int4-qat", _q("int4"), _q("int4")),
         _recipe("fp8", _q("fp8_e4m3"), _q("fp8_e4m3"), _sr("fp8_e5m2")),
         _recipe("fp8-delayed", _DELAYED, _DELAYED, _sr("fp8_e5m2", scaling="delayed")),
+        # The ranges of the formats (2^15 between normal numbers of E4M3, 2^30 of E5M2) leave room
+        # on both sides of what models have; of integers, gradients leave none.
+        _recipe(
+            "fp8-static",
+            _q("fp8_e4m3", scaling="static", amax=64.0),
+            _q("fp8_e4m3", scaling="static", amax=4.0),
+            _sr("fp8_e5m2", scaling="static", amax=1.0),
+        ),
+        _recipe(
+            "int8-static",
+            _q("int8", scaling="static", amax=8.0),
+            _q("int8", scaling="static", amax=0.5),
+            _sr("int8"),
+        ),
         _recipe("mxfp8", _q("mxfp8"), _q("mxfp8"), _sr("mxfp8", scale_rounding="up")),
         _recipe(
             "mxfp4",
