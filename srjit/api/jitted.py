@@ -238,7 +238,9 @@ class Jitted:
         done = self._report_of_module(args, kwargs)
         notes = dict.fromkeys((*planned.notes, *done.notes))
         # Write-backs are rewritten before lowering: a module does not say what is a parameter's.
-        return dataclasses.replace(done, notes=tuple(notes), write_backs=planned.write_backs)
+        return dataclasses.replace(
+            done, notes=tuple(notes), write_backs=planned.write_backs, chosen=planned.chosen
+        )
 
     def _report_of_module(self, args: Any, kwargs: Any) -> Report:
         modules: list[Any] = []

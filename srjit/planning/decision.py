@@ -188,7 +188,7 @@ class Decisions:
         possible = ("dgrad", "wgrad") if site.phase == "backward" else ("fprop",)
         cases = list(itertools.product(possible, weights))
         for rule in self.recipe.rules:
-            matched = [rule.matches(site.path, site.op, *case, size) for case in cases]
+            matched = [rule.matches(site.path, site.number, site.op, *case, size) for case in cases]
             if rule.keep and all(matched):
                 return rule
             asks = (getattr(rule, role) not in (None, Operands()) for role, _ in cases)
@@ -199,7 +199,7 @@ class Decisions:
     def _rule(self, c: Classified, site: Site) -> Rule | None:
         weighted = "weight" in (site.lhs_kind, site.rhs_kind) or site.role == "wgrad"
         for i, rule in enumerate(self.recipe.rules):
-            if rule.matches(site.path, site.op, site.role, weighted, _size(c)):
+            if rule.matches(site.path, site.number, site.op, site.role, weighted, _size(c)):
                 self.used.add(i)
                 return rule
         return None

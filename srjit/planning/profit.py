@@ -60,7 +60,12 @@ def paying(
         if reason is None:
             return dataclasses.replace(row, backward=backward)
         return SitePlan(
-            site=row.site, status="kept", reason=reason, rule=row.rule, backward=backward
+            site=row.site,
+            status="kept",
+            reason=reason,
+            rule=row.rule,
+            pays=False,
+            backward=backward,
         )
 
     return list(map(kept, rows))

@@ -60,6 +60,7 @@ class SitePlan:
       reason: why it is kept; empty otherwise.
       asked: whether the recipe asked for it to be quantized.
       rule: which of the recipe's rules decided; empty if none did.
+      pays: whether it pays to quantize it, if that was asked; else it is kept.
       backward: the plans of the gradients of its lhs and of its rhs, should the function be
         differentiated from outside; empty if it is differentiated inside, or cannot be.
     """
@@ -71,6 +72,7 @@ class SitePlan:
     reason: str = ""
     asked: bool = False
     rule: str = ""
+    pays: bool = True
     backward: tuple[SitePlan, ...] = ()
 
     def __getattr__(self, name: str) -> Any:

@@ -105,11 +105,11 @@ class Rule:
             )
             raise RecipeError(f"rule {self.path!r}, {role}: {message}", (role,))
 
-    def matches(self, path: str, op: str, role: str, weight: bool, size: int) -> bool:
+    def matches(self, path: str, number: int, op: str, role: str, weight: bool, size: int) -> bool:
         """Whether this rule decides about a site."""
         return (
             not self.computes
-            and fnmatch.fnmatchcase(path, self.path)
+            and (self.path == f"#{number}" or fnmatch.fnmatchcase(path, self.path))
             and fnmatch.fnmatchcase(op, self.op)
             and self.role in ("*", role)
             and self.operands in ("any", "weight" if weight else "activations")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.site import Site, SitePlan, WriteBack, listed, shape_in_words
 from srjit.products.kinds import label_of
+from srjit.recipes import Recipe, Rule
 from srjit.report.document import Column, Document, Documented, Table, as_json
 
 
@@ -23,6 +25,7 @@ class Report(Documented):
       recipe, target, mode: names.
       notes: what else a user should know: rules that matched nothing, kernels left alone, ...
       write_backs: what becomes of narrow parameters, if the recipe asks for their write-back.
+      chosen: the recipe itself; None where only its name is known.
     """
 
     sites: tuple[SitePlan, ...]
@@ -31,6 +34,7 @@ class Report(Documented):
     mode: str
     notes: tuple[str, ...] = ()
     write_backs: tuple[WriteBack, ...] = ()
+    chosen: Recipe | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def of(cls, plan: ProgramPlan) -> Report:
@@ -43,7 +47,38 @@ class Report(Documented):
             mode=settings.mode,
             notes=plan.notes,
             write_backs=plan.write_backs.reported,
+            chosen=settings.recipe,
         )
+
+    def pinned(self) -> Recipe:
+        """The recipe that chooses as was chosen here: for runs that must not change with the chip.
+
+        What does not pay by the estimates that ``recipe="auto"`` asks for is kept by a rule for its
+        path and role, or for its number where others of that path and role are quantized; nothing
+        is weighed any more. Of the same program it makes the same codes with the same noise on any
+        target and mesh whose arithmetic is the same.
+
+        Raises:
+          ValueError: the report is of a module whose recipe it does not tell, or a site's two
+            gradients of one role are chosen differently, which no rule says.
+        """
+        if self.chosen is None:
+            raise ValueError("this report tells its recipe's name only: pin that of fn.explain")
+        rows = self.with_gradients
+        rules: dict[tuple[str, str], Rule] = {}
+        for row in (s for s in rows if not s.pays):
+            alike = [s for s in rows if s.path == row.path and s.role == row.role]
+            path = glob.escape(row.path).replace("#", "[#]")
+            if any(s.status != "kept" for s in alike):
+                path = f"#{row.number}"
+                if any(s.status != "kept" for s in alike if s.number == row.number):
+                    raise ValueError(
+                        f"of {row.described()} one is quantized and one does not pay, which no "
+                        "rule says: keep both, by srjit.keep_high_precision() or a rule"
+                    )
+            rules[path, row.role] = Rule(path=path, role=row.role, keep=row.reason)
+        every = (*rules.values(), *self.chosen.rules)
+        return dataclasses.replace(self.chosen, pays_on="", rules=every)
 
     @property
     def with_gradients(self) -> list[SitePlan]:

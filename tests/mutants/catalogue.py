@@ -212,8 +212,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a static scale hides NaN": Mutant(
         module=SCALING,
-        old="visible = jnp.where(jnp.isfinite(amax), scales.scale, jnp.nan)",
-        new="visible = scales.scale",
+        old="return scales._replace(scale=jnp.where(jnp.isfinite(hidden), scales.scale, jnp.nan))",
+        new="return scales",
         killed_by=(VISIBILITY + "test_static_scales_do_not_hide_what_is_not_finite[int8-nan]",),
     ),
     # Noise
@@ -480,6 +480,24 @@ MUTANTS: dict[str, Mutant] = {
         old="return jnp.mean(size > sample.scale * sample.element.max, dtype=jnp.float32)",
         new="return jnp.mean(size >= sample.scale * sample.element.max, dtype=jnp.float32)",
         killed_by=(WATCHED + "test_figures_are_those_of_the_operand",),
+    ),
+    "what is not finite saturates under a scale that is given": Mutant(
+        module="srjit.numerics.scale_layouts",
+        old="return keep_visible(how.view.split(x), codes), scales",
+        new="return codes, scales",
+        killed_by=(VISIBILITY + "test_static_scales_do_not_hide_what_is_not_finite[fp8_e4m3-inf]",),
+    ),
+    "what does not pay is not pinned": Mutant(
+        module="srjit.planning.profit",
+        old="pays=False,",
+        new="pays=True,",
+        killed_by=("report/test_pinned.py::test_gradients_outside_are_pinned_too",),
+    ),
+    "codes that several sites read are measured at one alone": Mutant(
+        module="srjit.api.calibrate",
+        old="measured.get(o.shared, ())",
+        new="[r.amax for r in records if (r.site, r.operand) == place]",
+        killed_by=("api/test_calibrate.py::test_a_margin_is_a_factor",),
     ),
     # What is read of compiled programs
     "every part of an asynchronous collective counts": Mutant(
