@@ -310,18 +310,21 @@ _SENT: dict[str, Callable[[int], float]] = {
 
 def _collectives(module: Module, executed: Sequence[Executed]) -> dict[str, Collective]:
     found: dict[str, Collective] = {}
-    first: dict[tuple[str, str], Instruction] = {}
+    started: set[object] = set()
     for e in executed:
         for where, i in ((e.computation, e.instruction), *module.inside(e.instruction)):
             kind = i.opcode.removesuffix("-start")
             if kind not in _SENT:
                 continue
             # One that is fused with what runs beside it stands in every fusion that it has a part
-            # in; they share a channel.
-            channel = i.attributes.get("channel_id", i.name)
-            if first.setdefault((kind, channel), i) is not i:
+            # in. They share a channel and shapes; collectives that are combined share channels too.
+            identity = kind, i.attributes.get("channel_id"), tuple(s.dims for s in i.shapes)
+            starts = any(other.target == "AsyncCollectiveStart" for other in where)
+            if starts:
+                started.add(identity)
+            elif i is not e.instruction and identity in started:
                 continue
-            shapes, beside = i.shapes, e.is_beside or _starts(where)
+            shapes, beside = i.shapes, e.is_beside or starts
             if kind != i.opcode:  # it returns its operands first, and may return flags last
                 many = len(i.operands)
                 shapes, beside = shapes[many : 2 * many] or shapes, True
@@ -337,11 +340,6 @@ def _collectives(module: Module, executed: Sequence[Executed]) -> dict[str, Coll
                 beside=before.beside + (sent if beside else 0),
             )
     return found
-
-
-def _starts(where: Computation) -> bool:
-    """Whether a fusion is the first part of a collective that runs beside others."""
-    return any(i.target == "AsyncCollectiveStart" for i in where)
 
 
 def _cut(where: Computation, reduced: Instruction) -> tuple[Shape, ...]:

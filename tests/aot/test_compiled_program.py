@@ -65,6 +65,15 @@ def test_an_asynchronous_collective_is_counted_once_and_a_fused_reduce_scatter_i
     }
 
 
+def test_collectives_of_one_channel_are_two():
+    """The compiler combines some under a channel that another has."""
+    text = text_of("v5e_mesh")
+    (line,) = (line for line in text.splitlines() if " = " in line and "all-reduce(" in line)
+    again = line.replace("%all-reduce =", "%all-reduce.2 =")
+    program = program_of(hlo.read(text.replace(line, f"{line}\n{again}")), ANALYSIS)
+    assert program.collectives["all-reduce"].count == 2
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [

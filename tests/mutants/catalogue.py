@@ -502,8 +502,8 @@ MUTANTS: dict[str, Mutant] = {
     # What is read of compiled programs
     "every part of an asynchronous collective counts": Mutant(
         module="srjit.aot.compiled_program",
-        old="if first.setdefault((kind, channel), i) is not i:",
-        new="if False:",
+        old="elif i is not e.instruction and identity in started:",
+        new="elif False:",
         killed_by=(
             "aot/test_compiled_program.py::test_an_asynchronous_collective_is_counted_once_and_"
             "a_fused_reduce_scatter_is_one",
