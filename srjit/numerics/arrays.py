@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -47,6 +48,8 @@ class QuantizedArray:
         return dequantize(self, dtype)
 
 
+# One program where nothing is traced, and otherwise the operations themselves.
+@functools.partial(jax.jit, static_argnames="dtype", inline=True)
 def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
     """codes * scale * tensor_scale, as ``dtype``, of the codes' shape."""
     shape = q.codes.shape

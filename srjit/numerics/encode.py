@@ -48,6 +48,8 @@ def stochastic_round(x: jax.Array, dtype: Any, key: Any, *, rng: Rng = "hash") -
     return round_with(words, x, get_storage(dtype), rng)
 
 
+# One program where nothing is traced, and otherwise the operations themselves.
+@functools.partial(jax.jit, static_argnames=("storage", "rng"), inline=True)
 def round_with(words: random_bits.Key, x: jax.Array, storage: Storage, rng: Rng) -> jax.Array:
     """``stochastic_round`` by two key words, which are the same on every shard or are not."""
     bits = random_bits.random_bits(words, x, rng)
@@ -82,6 +84,11 @@ def quantize(
     if spec.rounding == "stochastic":
         random_bits.warn_of_repetition("quantize", key)
         words = of_all_shards(random_bits.as_key(key), x)
+    return _stored(x, words, spec, rng)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "rng"), inline=True)
+def _stored(x: jax.Array, words: Key | None, spec: Quantization, rng: Rng) -> QuantizedArray:
     q = encode(x, spec, words, rng=rng)
     return dataclasses.replace(q, codes=get_format(spec.format).storage.cast(q.codes))
 
