@@ -11,6 +11,7 @@ the slow reference for audits (Salmon et al., "Parallel random numbers: as easy 
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -263,7 +264,11 @@ def int_words(step: Any) -> tuple[np.uint32, np.uint32]:
 
 def mix_words(words: Any) -> Key:
     """Any number of uint32 words as one key."""
-    words = jnp.asarray(words, jnp.uint32).reshape(-1)
+    return _mix_words(jnp.asarray(words, jnp.uint32).reshape(-1))
+
+
+@functools.partial(jax.jit, inline=True)  # compiled once where nothing is traced
+def _mix_words(words: jax.Array) -> Key:
     # A loop, so that XLA computes the key once, not again in every kernel that draws noise.
     a, b = (jnp.full_like(words, digits, shape=()) for digits in (0x243F6A88, 0x85A308D3))  # of pi
     return lax.scan(lambda key, word: (mix(key, word), None), (a, b), words)[0]

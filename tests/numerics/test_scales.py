@@ -13,7 +13,7 @@ from oracles.grids import GRIDS
 from srjit.numerics import scaling
 from srjit.numerics.arrays import QuantizedArray, dequantize
 from srjit.numerics.elements import ELEMENTS
-from srjit.numerics.encode import quantize
+from srjit.numerics.encode import quantize, stochastic_round
 from srjit.numerics.formats import FORMATS
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.scale_layouts import E8M0, FLOAT32, NVFP4
@@ -430,3 +430,18 @@ def test_float64_scales_are_as_small_as_float64_has_them():
             x = np.ldexp(np.linspace(-1, 1, 33), exponent)
             q = quantize(jnp.asarray(x), Quantization(format="int8"))
             np.testing.assert_allclose(q.dequantize(jnp.float64), x, atol=2.0 ** (exponent - 7.9))
+
+
+def test_outside_of_programs_each_function_is_one_program_and_the_second_call_compiles_none(caplog):
+    spec = Quantization(format="nvfp4", rounding="stochastic")
+    x = jax.block_until_ready(jnp.ones((3, 19)))
+
+    def programs(step: int) -> list[str]:
+        caplog.clear()
+        with jax.log_compiles(True):
+            quantize(x, spec, step).dequantize()
+            stochastic_round(x, jnp.bfloat16, step)
+        return [r.message for r in caplog.records if "Compiling" in r.message]
+
+    assert len(programs(1)) < 8  # of which three are these, the others make the key
+    assert not programs(2)
