@@ -1,5 +1,6 @@
 """Scales of products do not make zeros of normal numbers, nor infinities of finite ones."""
 
+import functools
 from typing import Any
 
 import jax
@@ -28,16 +29,20 @@ SPECS = {
 
 def multiplied(x: np.ndarray, w: np.ndarray, *specs: Any) -> np.ndarray:
     """The product of operands so quantized, or as they are for None."""
+    return np.asarray(_compiled(*(s and tuple(s.items()) for s in specs))(x, w))
 
+
+@functools.cache
+def _compiled(*specs: Any) -> Any:
     def fun(x: jax.Array, w: jax.Array) -> jax.Array:
         axes = (-1,), (0,)
         operands = [
-            o if s is None else emulated(o, srjit.Quantization(**s, axis=axis), None)
+            o if s is None else emulated(o, srjit.Quantization(**dict(s), axis=axis), None)
             for o, s, axis in zip((x, w), specs, axes, strict=True)
         ]
         return scaled_dot(PRODUCT, *operands, dtype=jnp.float32)
 
-    return np.asarray(jax.jit(fun)(x, w))
+    return jax.jit(fun)
 
 
 def dequantized(x: np.ndarray, spec: Any, axis: int) -> np.ndarray:
