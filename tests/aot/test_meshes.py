@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from srjit import srjit
+from srjit import srjit, targets
+from srjit.aot.compilers import devices_of
 
 from .test_reports import COMPILED, Shape, W, X, loss, needs_cuda, needs_libtpu, step, verdicts
 
@@ -114,6 +115,25 @@ def test_shards_that_run_by_themselves_are_native_too(gpu: str, recipe: str):
 
     report = srjit(jax.grad(inside), recipe=recipe).aot(W, X, target=gpu, mesh={"data": 4})
     assert verdicts(report) == ["native"] * 2 and "all-gather" not in report.after.collectives
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e", "tpu7x"])
+def test_slices_have_the_devices_that_they_are_for(chip: str):
+    _, *counts = targets.get(chip).compiler.topologies
+    assert counts == [4, 8, 16, 32, 64, 128, 256]
+    assert [len(devices_of(targets.get(chip), count)) for count in counts] == counts
+
+
+@needs_libtpu
+def test_a_step_on_256_chips_sends_what_a_ring_does():
+    axes = {"data": 64, "model": 4}
+    fun = srjit(step, recipe="int8", in_shardings=(P(None, "model"), P("data")))
+    report = fun.aot(W, X, target="v5e", mesh=axes)
+    assert report.devices == 256 and set(verdicts(report)) <= {"native", "narrow"}
+    # The weight's gradient, of which each has a fourth, over 64; the rest are scalars.
+    ring = 2 * (2 * 256 * 64) * 63 // 64
+    assert 0 <= report.before.sent - ring < 64
 
 
 @needs_libtpu

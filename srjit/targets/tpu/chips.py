@@ -34,7 +34,7 @@ class Chip:
       name: what users type.
       kinds: parts of what its driver calls it.
       recipe: what ``recipe="auto"`` is there.
-      slices: what its compiler calls a slice of one, four and eight devices.
+      slices: what its compiler calls a slice of one, four, eight, 16, ... and 256 devices.
       native: element types whose products, with each other, have more than bfloat16's rate.
       converts: element types that it has instructions to round to, stochastically too.
       fuses: what is best left to XLA where another operation makes the operand: quantizing to
@@ -59,7 +59,7 @@ class Chip:
     name: str
     kinds: tuple[str, ...]
     recipe: str
-    slices: tuple[str, str, str]
+    slices: tuple[str, ...]
     native: frozenset[str]
     converts: frozenset[str]
     fuses: frozenset[Literal["nearest", "given"]]
@@ -80,7 +80,8 @@ class Chip:
     @property
     def compiler(self) -> Compiler:
         """How to compile for it."""
-        names = {n: f"{self.name}:{size}" for n, size in zip((1, 4, 8), self.slices, strict=True)}
+        counts = (1, 4, *(2**n for n in range(3, 9)))
+        names = {n: f"{self.name}:{size}" for n, size in zip(counts, self.slices, strict=True)}
         return Compiler(platform="tpu", topologies=names)
 
     @property
@@ -138,6 +139,8 @@ def _codes(nearest: float, stochastic: float) -> Mapping[str, float]:
     return MappingProxyType({"nearest": nearest, "stochastic": stochastic, "none": 0.0})
 
 
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")  # of 8 chips to 128
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -145,7 +148,7 @@ CHIPS = {
             name="v5e",
             kinds=("v5 lite", "v5e"),
             recipe="int8",
-            slices=("1x1", "2x2", "2x4"),
+            slices=_FLAT,
             native=INT8 | {"float8_e5m2"},
             converts=_BF16,
             fuses=frozenset({"nearest", "given"}),
@@ -167,7 +170,7 @@ CHIPS = {
             name="v5p",
             kinds=("tpu v5", "v5p"),
             recipe="int8",
-            slices=("1x1x1", "2x2x1", "2x2x2"),
+            slices=("1x1x1", "2x2x1", *_CUBES, "4x8x8"),
             native=INT8 | {"float8_e5m2"},
             converts=_BF16,
             fuses=frozenset(),
@@ -189,7 +192,7 @@ CHIPS = {
             name="v6e",
             kinds=("v6 lite", "v6e"),
             recipe="int8",
-            slices=("1x1", "2x2", "2x4"),
+            slices=_FLAT,
             native=INT8 | {"float8_e5m2"},
             converts=_BF16,
             fuses=frozenset(),
@@ -211,7 +214,7 @@ CHIPS = {
             name="tpu7x",
             kinds=("tpu7x", "tpu v7"),
             recipe="fp8",
-            slices=("1x1x1", "1x2x1", "2x2x1"),  # a chip has two cores, each a device
+            slices=("1x1x1", "1x2x1", "2x2x1", *_CUBES),  # a chip has two cores, each a device
             native=FP8,
             converts=_BF16 | FP8,
             fuses=frozenset({"given"}),
