@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import fresh
 import srjit
 from srjit import passes
 from srjit.tools import opt
@@ -312,9 +311,9 @@ def test_results_in_float64_are_those_of_the_decorator(dtype: str):
 # ------------------------------------------------------------------------------- accelerators
 
 NO_DEVICES = """
-import os, sys
-os.environ.pop("JAX_PLATFORMS", None)
+import sys
 from jax._src import xla_bridge
+assert not xla_bridge._backends  # by importing JAX and srjit
 def started(*_, **__):
     raise RuntimeError("a backend was started")
 xla_bridge.backends = started
@@ -339,9 +338,8 @@ def test_files_start_no_accelerator(tmp_path: Path):
     path.write_text(jax.jit(train).lower(PARAMS, X, 1.0).as_text(debug_info=True))
     for recipe, target in (("int8", "cpu"), ("nvfp4", "b200")):
         quantize = f"srjit-insert-quantize{{recipe={recipe}}},srjit-legalize{{target={target}}}"
-        command = [sys.executable, "-c", NO_DEVICES, path, f"srjit-annotate-matmuls,{quantize}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.stdout.strip().endswith("none"), done.stderr
+        out = fresh.python(NO_DEVICES, str(path), f"srjit-annotate-matmuls,{quantize}")
+        assert out.strip().endswith(b"none")
 
 
 def test_arguments_go_where_xla_expects_them_but_not_from_where_the_program_says():
