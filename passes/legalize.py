@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, PassError, register
+from srjit.passes.emit import shardings
 from srjit.passes.emit.composites import QUANTIZE, SCALED_DOT
+from srjit.passes.emit.partial_sums import settle
 from srjit.passes.emit.target_calls import TargetCalls
 from srjit.passes.inline_calls import inline
 from srjit.passes.mlir import annotation, attributes, editing
@@ -26,7 +28,8 @@ class Legalize(Pass):
     decorator uses there. ``target=portable`` inlines the decompositions that the composites carry.
     In a module of a program on one device (`mhlo.num_partitions = 1`), a target that multiplies
     codes with the scales of their blocks beside them gets them so, and a target that can quantizes
-    a value in several ways at once.
+    a value in several ways at once. If the arguments are sharded, devices that have parts of a
+    contraction add them in the dtype of the program's own product (docs/meshes.md).
     A composite that srjit does not know stays, and the report says so.
 
     Attributes:
@@ -59,6 +62,9 @@ class Legalize(Pass):
         if target is PORTABLE and used:
             used |= dict.fromkeys(inline(module, lambda name: name.startswith(annotation.PREFIX)))
         editing.erase_unused_functions(module, used)
+        is_sharded = (operations.device_counts(module)[0] or 1) > 1
+        if not is_sharded or shardings.are_given(operations.main_of(module)):
+            settle(module)  # otherwise it is a part of a program, which its lowering settles
         header = header_of(module)
         if header is not None:
             notes = [f"composite {n} stays: target {target.name} does not know it" for n in unknown]

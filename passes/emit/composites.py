@@ -215,6 +215,7 @@ class ScaledDot:
       lhs, rhs: how the operands were quantized; None: in high precision.
       counts: how many values each operand is.
       blocked: which operands have the scales of blocks beside their codes.
+      reduce: as of ``Recipe.reduce``.
     """
 
     composite: ClassVar[str] = SCALED_DOT
@@ -224,12 +225,14 @@ class ScaledDot:
     rhs: Quantization | None
     counts: tuple[int, int]
     blocked: tuple[bool, bool] = (False, False)
+    reduce: str | None = None
 
     def on(self, target: Target) -> Callable[..., Any]:
         """The JAX function of the operands' values that a target runs."""
 
         def fun(*values: Any) -> tuple[Any]:
             from srjit.products.quantized import scaled_dot
+            from srjit.targets.target import PORTABLE
 
             a, b = self.counts
             lhs, rhs = values[:a], values[a : a + b]
@@ -240,6 +243,7 @@ class ScaledDot:
                 *values[a + b :],
                 dtype=self.dtype,
                 multiply=target.multiply,
+                reduce="exact" if target is PORTABLE else self.reduce,
             )
             return (out,)
 
@@ -269,6 +273,8 @@ class ScaledDot:
                 found[side] = attributes.encode(spec)
         if getattr(self.product, "is_turned", False):
             found["is_turned"] = ir.UnitAttr.get()
+        if self.reduce is not None:
+            found["reduce"] = ir.StringAttr.get(self.reduce)
         return found
 
     @classmethod
@@ -309,7 +315,8 @@ class ScaledDot:
         if "is_turned" in given and isinstance(product, DotProduct):
             product = dataclasses.replace(product, is_turned=True)
         dtype = signature_of(op.results)[0][1]
-        return cls(product, dtype, specs[0], specs[1], (counts[0], counts[1]))
+        reduce = ir.StringAttr(given["reduce"]).value if "reduce" in given else None
+        return cls(product, dtype, specs[0], specs[1], (counts[0], counts[1]), reduce=reduce)
 
 
 def _operand(

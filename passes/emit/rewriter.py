@@ -133,7 +133,9 @@ class GroupRewriter:
                 self._operand(item, params, o, keys[o.side], signs, site) for o in planned.operands
             ]
             counts = (len(operands[0]), len(operands[1]))
-            dot = ScaledDot(params.product, params.dtype, params.lhs, params.rhs, counts)
+            dot = ScaledDot(
+                params.product, params.dtype, params.lhs, params.rhs, counts, reduce=params.reduce
+            )
             with _named(op, f"srjit_{params.label}", site):
                 values = [*operands[0], *operands[1], *extras]
                 new = composite(self.library, dot, values, dot.described(op))

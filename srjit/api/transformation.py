@@ -31,6 +31,7 @@ from srjit.jaxprs.evaluator import State
 from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
+from srjit.modules.partial_sums import settled
 from srjit.numerics.random_bits import Key, warn_of_repetition
 from srjit.numerics.shards import may_be_copies, refuse_around, untyped_axes
 from srjit.numerics.symbolic import all_known
@@ -157,6 +158,8 @@ class Transformation:
             outs, remembered = self._call_module(program, words, histories)
         else:
             outs, remembered, watched = program.evaluate(words, program.leaves, histories)
+        if program.plan.rewritten:
+            outs = settled(outs, program.leaves)
         out, changes = program.unflatten(outs)
         if given.state is not None:
             out = out, remembered

@@ -89,6 +89,7 @@ def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
             *extras,
             dtype=site.dtype,
             multiply=site.target.multiply,
+            reduce=site.reduce,
         )
 
 

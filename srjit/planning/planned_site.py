@@ -43,6 +43,7 @@ class SiteParams:
       rng: the generator of its noise.
       label: shown by profilers.
       turned: whether a turned copy of the operands' codes is wanted.
+      reduce: as of ``Recipe.reduce``.
       tree: structure of the primitive's operands, once they are bound.
     """
 
@@ -55,6 +56,7 @@ class SiteParams:
     rng: Rng = "hash"
     label: str = "site"
     turned: tuple[bool, bool] = (False, False)
+    reduce: str | None = None
     tree: Any = None
 
     @property

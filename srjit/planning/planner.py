@@ -182,4 +182,5 @@ def _params(c: Classified, row: SitePlan, settings: Settings) -> planned.SitePar
         rng=settings.rng,
         label=row.site.role,
         turned=target.turns(product, shapes, (lhs, rhs)),
+        reduce=settings.recipe.reduce,
     )

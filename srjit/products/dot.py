@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from srjit import _compat
 from srjit.products.kinds import OperandTypes, PrimitiveCall, Rules
@@ -16,6 +18,9 @@ from srjit.products.product import Product
 
 Labels = tuple[int, ...]
 _LHS = 0
+
+# What a product's operation says of itself: see DotProduct.sums.
+SUMS = "srjit_sums"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,8 @@ class DotProduct(Product):
       out_sharding: of the result, for explicitly sharded programs.
       is_turned: whether all that the program does with the result, a matrix, is to transpose it:
         compilers then multiply the other way around.
+      sums: HLO's name of the dtype in which partial products are to be added, should a compiler
+        shard the contraction; empty: in that of the product.
     """
 
     lhs: Labels
@@ -37,6 +44,7 @@ class DotProduct(Product):
     precision: Any = None
     out_sharding: Any = None
     is_turned: bool = False
+    sums: str = ""
 
     @classmethod
     def of(cls, primitive: Any, params: Mapping[str, Any], ndims: tuple[int, ...]) -> DotProduct:
@@ -53,14 +61,16 @@ class DotProduct(Product):
         """See Product."""
         dot = self.untransposed()
         sharding = {"out_sharding": dot.out_sharding} if dot.out_sharding else {}
-        out = lax.dot_general(
-            lhs,
-            rhs,
-            dot.dot_dimensions()[1],
-            precision=self.precision,
-            preferred_element_type=dtype,
-            **sharding,
-        )
+        said = set_xla_metadata(**{SUMS: self.sums}) if self.sums else contextlib.nullcontext()
+        with said:
+            out = lax.dot_general(
+                lhs,
+                rhs,
+                dot.dot_dimensions()[1],
+                precision=self.precision,
+                preferred_element_type=dtype,
+                **sharding,
+            )
         return self.transposed(out)
 
     def untransposed(self) -> DotProduct:

@@ -177,6 +177,7 @@ def scaled_dot(
     *extras: jax.Array,
     dtype: Any,
     multiply: Multiply = multiply_values,
+    reduce: str | None = None,
 ) -> jax.Array:
     """The product of two operands, each quantized or in high precision.
 
@@ -186,11 +187,14 @@ def scaled_dot(
       *extras: group sizes of a ragged product.
       dtype: of the result.
       multiply: the target's way to multiply values.
+      reduce: as of ``Recipe.reduce``.
     """
     (a, a_scale), (b, b_scale) = _factored(product, 0, lhs), _factored(product, 1, rhs)
     scales = [split(scale) for scale in (a_scale, b_scale) if scale is not None]
     if len(scales) == 1:  # beside codes are numbers: of codes alone sums may be too large or small
         a, b = (_raised(a, b), b) if b_scale is None else (a, _raised(b, a))
+    if isinstance(product, DotProduct) and reduce is None:
+        product = dataclasses.replace(product, sums=_SUMS.get(jnp.dtype(dtype).name, ""))
     out = multiply(product, a, b, *extras)
     out = out.astype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
     if len(scales) == 1:
@@ -200,6 +204,11 @@ def scaled_dot(
         out = out * ((rest * power) * (other_rest * other_power)).astype(out.dtype)
         out = out * (power * other_power).astype(out.dtype)
     return out.astype(dtype)
+
+
+# In which partial products are added, by the dtype of the program's own product. They are not
+# scaled yet: beyond float16.
+_SUMS = {"bfloat16": "bf16", "float16": "bf16", "float32": "f32"}
 
 
 def _factored(product: Product, side: int, operand: Operand) -> tuple[Operand, jax.Array | None]:

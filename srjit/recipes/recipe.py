@@ -34,6 +34,10 @@ class Recipe:
         dtypes: the moments of an optimizer. Goes with ``weights``.
       casts: ``stochastic``: every cast of a gradient to a narrower float type, in the backward pass
         as JAX wrote it, rounds stochastically. None: to nearest, as the program has it.
+      reduce: ``exact``: where devices hold parts of a contraction, they add their parts of the
+        product as exactly as one device adds: as int32 or float32, which may be twice the bytes
+        that the program's own product sends. None: in the dtype of that product (bfloat16 for
+        float16). On one device there is no difference.
       pays_on: a target, or its name, by whose estimates quantizing has to pay: sites where it does
         not stay in high precision. Empty: whatever it costs.
       source: where the scheme is published, and how the recipe differs.
@@ -46,6 +50,7 @@ class Recipe:
     weights: WriteBackRounding | None = None
     moments: WriteBackRounding | None = None
     casts: WriteBackRounding | None = None
+    reduce: Literal["exact"] | None = None
     pays_on: str | Target = ""
     source: str = ""
 
@@ -56,6 +61,8 @@ class Recipe:
             if getattr(self, field) not in (None, "stochastic"):
                 known = ("stochastic",)
                 raise RecipeError(str(unknown_name(field, getattr(self, field), known)), (field,))
+        if self.reduce not in (None, "exact"):
+            raise RecipeError(str(unknown_name("reduce", self.reduce, ("exact",))), ("reduce",))
         if self.moments and not self.weights:
             message = 'moments are written back as weights are: it needs weights = "stochastic" too'
             raise RecipeError(message, ("moments",))

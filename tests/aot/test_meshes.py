@@ -104,6 +104,22 @@ def test_block_scaled_products_stay_the_librarys_on_meshes(recipe: str, specs: A
     assert (before is None) is (after is None)
     if before:  # weights are gathered as codes
         assert after.count <= before.count and after.size < 0.6 * before.size
+    assert _added(report.after) <= _added(report.before) + 64  # scales, too
+
+
+def _added(program: Any) -> int:
+    """The bytes that devices have of what they have added."""
+    kinds = ("all-reduce", "reduce-scatter")
+    return sum(program.collectives[kind].size for kind in kinds if kind in program.collectives)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("chip", "recipe"), [("v5e", "int8"), ("tpu7x", "fp8")])
+def test_parts_of_products_take_the_bytes_of_the_programs_own(chip: str, recipe: str):
+    fun = srjit(step, recipe=recipe, in_shardings=(P(), P("data")))
+    report = fun.aot(W, X, target=chip, mesh={"data": 4})
+    assert _added(report.before) <= _added(report.after) <= _added(report.before) + 64
+    assert set(verdicts(report)) <= {"native", "narrow"}
 
 
 @needs_cuda

@@ -46,6 +46,7 @@ WRITTEN = "planning/test_write_backs.py::"
 VERIFIED = "diagnostics/test_verify.py::"
 STATISTICS = "diagnostics/test_statistics.py::"
 WATCHED = "diagnostics/test_watch.py::"
+PARTIAL = "modules/test_partial_sums.py::"
 
 MUTANTS: dict[str, Mutant] = {
     # Rounding
@@ -408,6 +409,21 @@ MUTANTS: dict[str, Mutant] = {
             "planning/test_write_backs_on_devices.py::"
             "test_shards_of_a_parameter_do_not_share_noise[True]",
         ),
+    ),
+    "parts of products are added in bfloat16 wherever": Mutant(
+        module="srjit.passes.emit.partial_sums",
+        old="return any(lhs[a] & rhs[b] for a, b in pairs)",
+        new="return any(lhs[a] | rhs[b] for a, b in pairs)",
+        killed_by=(
+            PARTIAL + "test_a_product_is_of_the_programs_dtype_where_its_contraction_is_sharded"
+            "[v5e-int8-i32]",
+        ),
+    ),
+    "parts of products in functions are added exactly": Mutant(
+        module="srjit.passes.emit.shardings",
+        old="inlined = inline(copy, lambda name: name != operations.entry_of(copy))",
+        new="inlined = inline(copy, lambda name: False)",
+        killed_by=(PARTIAL + "test_so_it_is_in_loops_whose_bodies_are_functions",),
     ),
     # What verifies
     "limits are half of Bernstein's": Mutant(

@@ -23,7 +23,7 @@ from srjit.targets.target import Demand
 BLOCKED = ["nvfp4", "mxfp8", "mxfp4"]
 
 
-def matrix_product(a: Any, b: Any, a_scales: Any, b_scales: Any) -> jax.Array:
+def matrix_product(a: Any, b: Any, a_scales: Any, b_scales: Any, sums: str = "") -> jax.Array:
     """What the library computes, in float32."""
 
     def scaled(codes: jax.Array, scales: jax.Array) -> jax.Array:
@@ -33,6 +33,10 @@ def matrix_product(a: Any, b: Any, a_scales: Any, b_scales: Any) -> jax.Array:
 
     assert a.dtype == b.dtype and a_scales.dtype == b_scales.dtype
     return jnp.einsum("bmk,bnk->bmn", scaled(a, a_scales), scaled(b, b_scales))
+
+
+def by_library(dtype: Any, *operands: jax.Array) -> jax.Array:
+    return matrix_product(*operands).astype(dtype)
 
 
 @pytest.mark.parametrize("format", BLOCKED)
@@ -109,7 +113,7 @@ def test_every_shard_multiplies_what_it_has(
     lhs: Any, rhs: Any, size: int, monkeypatch: pytest.MonkeyPatch
 ):
     product = gpu_products._matrix_product
-    monkeypatch.setattr(product, "fun", matrix_product)
+    monkeypatch.setattr(gpu_products, "_by_library", by_library)
     keys = jax.random.split(jax.random.key(1), 4)
     a, b = (jax.random.normal(k, (2, 16, size)).astype(jnp.float8_e4m3fn) for k in keys[:2])
     scales = [
@@ -117,12 +121,38 @@ def test_every_shard_multiplies_what_it_has(
     ]
     expected = matrix_product(a, b, *scales)
     places = [NamedSharding(MESH, p) for p in (lhs, rhs, P(), P())]
-    compiled = jax.jit(product, in_shardings=places)
+    compiled = jax.jit(lambda *operands: product(*operands, ""), in_shardings=places)
     got = compiled(a, b, *scales)
     # Both sum in float32, in orders of their own; signs are in the codes alone.
     magnitudes = [jnp.abs(x.astype(jnp.float32)).astype(x.dtype) for x in (a, b)]
     bound = 2 * size * 2.0**-24 * np.asarray(matrix_product(*magnitudes, *scales))
     assert np.all(np.abs(got - expected) <= bound) and np.abs(expected).max() > 1
+
+
+@pytest.mark.parametrize(("result", "kind"), [(P(), "all_reduce"), (P(None, "data"), "scatter")])
+@pytest.mark.parametrize("sums", ["", "bf16"])
+def test_parts_are_added_as_the_program_adds_its_own(
+    sums: str, result: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    dtypes: list[Any] = []
+
+    def multiply(dtype: Any, *operands: jax.Array) -> jax.Array:
+        dtypes.append(jnp.dtype(dtype).name)
+        return by_library(dtype, *operands)
+
+    monkeypatch.setattr(gpu_products, "_by_library", multiply)
+    ones = [jnp.ones((1, 8, 64), jnp.float8_e4m3fn)] * 2
+    scales = [jnp.full((1, 8, 4), 1 + s / 8, jnp.float8_e4m3fn) for s in (1, 3)]
+    places = [NamedSharding(MESH, p) for p in [P(None, None, "data")] * 2 + [P(), P()]]
+    fun = jax.jit(
+        lambda *operands: gpu_products._matrix_product(*operands, sums),
+        in_shardings=places,
+        out_shardings=NamedSharding(MESH, result),
+    )
+    text = fun.lower(*ones, *scales).compile().as_text()
+    assert dtypes[-1] == ("bfloat16" if sums else "float32")
+    assert ("reduce-scatter(" in text) is (kind == "scatter")
+    assert np.unique(fun(*ones, *scales)).tolist() == [64 * 1.125 * 1.375]
 
 
 def loss(params: Any, x: jax.Array) -> jax.Array:

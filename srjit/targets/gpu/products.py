@@ -77,14 +77,6 @@ def _fp8(product: DotProduct, lhs: Operand, rhs: Operand) -> jax.Array:
 
 # ------------------------------------------------------------------------------ scales of blocks
 
-_CONFIG = {
-    "scaled_dot_backend_config": {
-        "lhs_batch_dimensions": [0],
-        "rhs_batch_dimensions": [0],
-        "dequantize_type": "F32",
-    }
-}
-
 
 def _is_block_scaled(product: DotProduct, lhs: Operand, rhs: Operand) -> bool:
     pair = [o.blocks for o in (lhs, rhs) if isinstance(o, ScaledValues) and o.blocks is not None]
@@ -103,25 +95,38 @@ def _block_scaled(product: DotProduct, lhs: ScaledValues, rhs: ScaledValues) -> 
     sizes = dict(zip(product.lhs + product.rhs, lhs.values.shape + rhs.values.shape, strict=True))
     a, a_scales = _as_matrices(lhs, product.lhs, (batch, rows, summed))
     b, b_scales = _as_matrices(rhs, product.rhs, (batch, columns, summed))
-    out = _matrix_product(a, b, a_scales, b_scales)
+    out = _matrix_product(a, b, a_scales, b_scales, product.sums)
     untransposed = product.untransposed()
     return product.transposed(out.reshape([sizes[d] for d in untransposed.out]))
 
 
-@custom_partitioning
+@functools.partial(custom_partitioning, static_argnums=(4,))
 def _matrix_product(
-    lhs: jax.Array, rhs: jax.Array, lhs_scales: jax.Array, rhs_scales: jax.Array
+    lhs: jax.Array, rhs: jax.Array, lhs_scales: jax.Array, rhs_scales: jax.Array, sums: str
 ) -> jax.Array:
-    """float32 (B, M, N) of codes (B, M, K) and (B, N, K) with scales (B, M, K/b), (B, N, K/b)."""
+    """float32 (B, M, N) of codes (B, M, K) and (B, N, K) with scales (B, M, K/b), (B, N, K/b).
+
+    Parts of it are added over devices as ``DotProduct.sums`` says.
+    """
+    return _by_library(jnp.float32, lhs, rhs, lhs_scales, rhs_scales)
+
+
+def _by_library(dtype: Any, *operands: jax.Array) -> jax.Array:
+    """What one device multiplies, in float32 or rounded to bfloat16."""
+    config = {
+        "lhs_batch_dimensions": [0],
+        "rhs_batch_dimensions": [0],
+        "dequantize_type": "BF16" if dtype == jnp.bfloat16 else "F32",
+    }
     return jax.ffi.ffi_call(
         "__op$block_scaled_dot",
-        jax.ShapeDtypeStruct((*lhs.shape[:2], rhs.shape[1]), jnp.float32),
+        jax.ShapeDtypeStruct((*operands[0].shape[:2], operands[1].shape[1]), dtype),
         custom_call_api_version=2,
-        legacy_backend_config=json.dumps(_CONFIG),
-    )(lhs, rhs, lhs_scales, rhs_scales)
+        legacy_backend_config=json.dumps({"scaled_dot_backend_config": config}),
+    )(*operands)
 
 
-def _shards_of_matrices(mesh: Mesh, args: Any, result: Any) -> Any:
+def _shards_of_matrices(sums: str, mesh: Mesh, args: Any, result: Any) -> Any:
     """Every device multiplies what it has; sums over parts of the contraction are left."""
     (batch, rows, left), (_, columns, right) = (mesh_axes(a.sharding.spec, 3) for a in args[:2])
     summed = left if left == right else ()
@@ -131,14 +136,24 @@ def _shards_of_matrices(mesh: Mesh, args: Any, result: Any) -> Any:
     # An axis shards one dimension of the result.
     columns = tuple(axis for axis in columns if axis not in {*batch, *rows, *summed})
     rows = tuple(axis for axis in rows if axis not in {*batch, *summed})
-    place = functools.partial(placed, mesh)
+    place, out = functools.partial(placed, mesh), [batch, rows, columns]
+    wanted = mesh_axes(result.sharding.spec, 3)
+    free = (d for d in (1, 2) if not out[d] and wanted[d] == summed and not result.shape[d] % count)
+    scattered = next(free, None) if summed else None
+    if scattered is not None:
+        out[scattered] = summed
 
     def multiply_shards(*operands: jax.Array) -> jax.Array:
-        out = _matrix_product.fun(*operands)
-        return lax.psum(out, summed) if summed else out
+        dtype = jnp.bfloat16 if summed and sums == "bf16" else jnp.float32
+        part = _by_library(dtype, *operands)
+        if scattered is not None:
+            part = lax.psum_scatter(part, summed, scatter_dimension=scattered, tiled=True)
+        elif summed:
+            part = lax.psum(part, summed)
+        return part.astype(jnp.float32)
 
     lhs, rhs = place((batch, rows, summed)), place((batch, columns, summed))
-    return mesh, multiply_shards, place((batch, rows, columns)), (lhs, rhs, lhs, rhs)
+    return mesh, multiply_shards, place(out), (lhs, rhs, lhs, rhs)
 
 
 _matrix_product.def_partition(
