@@ -106,6 +106,18 @@ LEFT_ALONE = {
         ),
         says="reversed window",
     ),
+    "a convolution of dynamic padding": Foreign(
+        main(
+            """%0 = "stablehlo.dynamic_conv"(%x, %w, %pads) {dimension_numbers = #stablehlo.conv<
+              [b, f, 0]x[o, i, 0]->[b, f, 0]>,
+              feature_group_count = 1 : i64, batch_group_count = 1 : i64}
+              : (tensor<1x2x8xf32>, tensor<4x2x3xf32>, tensor<1x2xi64>) -> tensor<1x4x?xf32>
+            return %0 : tensor<1x4x?xf32>""",
+            "%w: tensor<4x2x3xf32>, %x: tensor<1x2x8xf32>, %pads: tensor<1x2xi64>",
+            "tensor<1x4x?xf32>",
+        ),
+        says="this kind of multiplication",
+    ),
     "@main of several blocks": Foreign(
         main(
             f"""{PLAIN}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.experimental import pallas
+from jax.experimental import hijax, pallas
 from jax.experimental.custom_partitioning import custom_partitioning
 
 import srjit
@@ -49,6 +49,19 @@ partitioned.def_partition(
 )
 
 
+class HighLevel(hijax.VJPHiPrimitive):
+    """``x @ w`` as a primitive of a library: ``call_hi_primitive`` in a jaxpr."""
+
+    def __init__(self, *given: jax.Array) -> None:
+        self.in_avals = tuple(map(jax.typeof, given))
+        self.out_aval = jax.typeof(given[0])
+        self.params = {}
+        super().__init__()
+
+    def expand(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        return x @ w
+
+
 def composite(w: jax.Array, x: jax.Array) -> jax.Array:
     return lax.composite(lambda x, w: x @ w, "mine.linear")(x, w) @ w
 
@@ -78,6 +91,9 @@ CASES: dict[str, tuple[Any, str, int, float]] = {
     "kernel": (lambda w, x: kernel(x, w) @ w, "pallas_call", ONE, 1 / 2),
     "kernel in a loop": (looped, "pallas_call", ONE, 1 / 2),
     "composite": (composite, "composite", ONE, 1 / 2),
+    "high-level": (
+        lambda w, x: HighLevel(x, w)(x, w) @ w, "call_hi_primitive", ONE, 1 / 2,
+    ),
     "linear solve": (solved, "custom_linear_solve", 2 * 2 * 16 * 16, 8 / 10),
     "partitioned by hand": (
         lambda w, x: partitioned(x, w) @ w, "custom_partitioning", ONE, 1 / 2,
