@@ -46,6 +46,10 @@ WRITTEN = "planning/test_write_backs.py::"
 VERIFIED = "diagnostics/test_verify.py::"
 STATISTICS = "diagnostics/test_statistics.py::"
 WATCHED = "diagnostics/test_watch.py::"
+ANYWHERE = (
+    "planning/test_parameters.py::"
+    "test_coverage_does_not_depend_on_where_parameters_stand[bare arrays-jaxpr]"
+)
 PARTIAL = "modules/test_partial_sums.py::"
 
 MUTANTS: dict[str, Mutant] = {
@@ -514,6 +518,91 @@ MUTANTS: dict[str, Mutant] = {
         old="measured.get(o.shared, ())",
         new="[r.amax for r in records if (r.site, r.operand) == place]",
         killed_by=("api/test_calibrate.py::test_a_margin_is_a_factor",),
+    ),
+    # What no test of numbers sees
+    "all trips may draw from one key, unsaid": Mutant(
+        module=BITS,
+        old="if key is not None and _compat.loop_around(key):",
+        new="if False:",
+        killed_by=("numerics/test_noise_of_trips.py::test_every_kind_of_loop_is_seen[True-map]",),
+    ),
+    "examples share scales": Mutant(
+        module="srjit.planning.examples",
+        old="if self.counts and isinstance(c.product, DotProduct):",
+        new="if False:",
+        killed_by=(
+            "api/test_per_example.py::test_no_example_changes_the_bits_of_another[one layer-nvfp4]",
+        ),
+    ),
+    "a history has its loop's last trip": Mutant(
+        module="srjit.jaxprs.rewrite",
+        old="k: v if k in sliced else jnp.max(v, axis=0, initial=UNSEEN)",
+        new="k: v if k in sliced else v[-1]",
+        killed_by=("api/test_delayed_loops.py::test_a_history_has_the_largest_of_all_trips[map]",),
+    ),
+    "verify adds up no parts of tensors": Mutant(
+        module="srjit.diagnostics.verify.judgement",
+        old="yield from residuals.sums(bits)",
+        new="yield from (t for t in residuals.sums(bits) if t.what == 'twins')",
+        killed_by=(
+            "diagnostics/test_verify_function.py::"
+            "test_noise_that_comes_again_far_away_is_found[a fifth of a row]",
+        ),
+    ),
+    "a gradient is of no earlier product": Mutant(
+        module="srjit.planning.dependences",
+        old="found = other.products & readers or (readers if named else 0)",
+        new="found = 0",
+        killed_by=(
+            "passes/test_roles_without_names.py::test_roles_are_the_same_without_locations"
+            "[a Hessian by two backward passes]",
+        ),
+    ),
+    "only arguments that come first are parameters": Mutant(
+        module="srjit.planning.parameters",
+        old="if trained := self._updated():",
+        new="return _usual(self)\n        if trained := self._updated():",
+        killed_by=(ANYWHERE,),
+    ),
+    "what is left alone is not asked for": Mutant(
+        module="srjit.planning.decision",
+        old="asked=rule is not None,",
+        new="asked=False,",
+        killed_by=(
+            "planning/test_left_alone.py::"
+            "test_it_is_a_row_a_warning_and_an_error_under_strict_through_both_doors[high-level]",
+        ),
+    ),
+    "little that is quantized is no shortfall": Mutant(
+        module="srjit.planning.coverage",
+        old="if not total or lost.total() <= done or 10 * lost.total() < total:",
+        new="if True:",
+        killed_by=("planning/test_shortfall.py::test_a_pipeline_says_it_too",),
+    ),
+    "a file's digest is any": Mutant(
+        module="srjit.api.program_file",
+        old='if digest != _digest({"format": of, **fields}, program):',
+        new="if digest is None:",
+        killed_by=("api/test_program_files.py::test_every_bit_of_the_program_counts",),
+    ),
+    "weights of another recipe have the same mark": Mutant(
+        module="srjit.api.freeze",
+        old="if marks != wanted:",
+        new="if False:",
+        killed_by=(
+            "api/test_freeze_bad_input.py::"
+            "test_weights_that_are_packed_otherwise_are_refused[another recipe]",
+        ),
+    ),
+    "both scales are multiplied first": Mutant(
+        module="srjit.products.quantized",
+        old="out = out * ((rest * power) * (other_rest * other_power)).astype(out.dtype)",
+        new="out = out * ((rest * power * power) * (other_rest * other_power * other_power))\n"
+        "        return out.astype(dtype)",
+        killed_by=(
+            "products/test_scales.py::"
+            "test_products_scale_with_their_operands_as_long_as_they_are_normal[fp8-both]",
+        ),
     ),
     # What is read of compiled programs
     "every part of an asynchronous collective counts": Mutant(
