@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srjit import recipes as known_recipes
+from srjit.api.bound import BoundMethod, unbound
 from srjit.api.function import SrjitFunction, srjit
 from srjit.api.options import UNDONATED
 from srjit.numerics.formats import get_format
@@ -176,6 +177,10 @@ def recommend(
     ):
         if is_wrong:
             raise ValueError(said)
+    head: tuple[Any, ...] = ()  # the object that a method is of
+    if isinstance(fn, BoundMethod):
+        fn, whole = unbound(fn, args, kwargs)
+        head, args = whole[:1], whole[1:]
     decorated = fn if isinstance(fn, SrjitFunction) else srjit(fn)
     own = {"target": target, "params_argnums": params_argnums}
     changed = {name: value for name, value in own.items() if value is not None}
@@ -188,7 +193,7 @@ def recommend(
         given, losses, seconds = args, list[float](), list[float]()
         for i in range(budget):
             began = time.perf_counter()
-            out = jax.block_until_ready(step(i, given))
+            out = jax.block_until_ready(step(i, (*head, *given)))
             seconds.append(time.perf_counter() - began)
             losses.append(float(measure(out)))
             given = proceed(i, given, out)
@@ -200,8 +205,8 @@ def recommend(
     key = None if options.mode == "inference" else jax.random.key(seed)
     for recipe in tried:
         function = function.copy(recipe=recipe)
-        report = function.explain(*args, **kwargs)
-        state = function.init_state(*args, **kwargs) if recipe.has_delayed_scales else None
+        report = function.explain(*head, *args, **kwargs)
+        state = function.init_state(*head, *args, **kwargs) if recipe.has_delayed_scales else None
         steps = _steps(function, key, kwargs, state)
         trials[recipe.name] = _trial(recipe, *run(steps), report)
     return _recommended(trials, found, within, tolerance, budget, function.target.name)

@@ -38,6 +38,18 @@ def test_the_cheapest_of_those_that_learn_as_well_is_recommended():
     assert json.loads(found.to_json())["recipe"] == found.recipe.name
 
 
+class Trainer:
+    @srjit.srjit(static_argnums=0)
+    def step(self, w, x):
+        return step(w, x)
+
+
+def test_a_method_goes_on_with_what_it_learned_too():
+    found = srjit.recommend(Trainer().step, W, X, budget=2, recipes=["fp8-delayed"])
+    plain = srjit.recommend(step, W, X, budget=2, recipes=["fp8-delayed"])
+    assert [t.losses for t in found.trials] == [t.losses for t in plain.trials]
+
+
 def test_costs_are_of_the_target():
     found = srjit.recommend(step, W, X, budget=1, recipes=["int8"], target="v5e")
     costs = {t.recipe: t.cost for t in found.trials}
