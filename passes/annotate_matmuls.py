@@ -36,6 +36,8 @@ class AnnotateMatmuls(Pass):
         the names that their locations carry (`params*`), or `none`. Without it, they are found as
         the decorator finds them (docs/parameters.md), where arguments whose names begin alike
         (`params['w']`) are one.
+      constants: beside `params`, and in the same words: which are arrays that the program captures,
+        constants beside its parameters.
 
     Before ==> after:
         %0 = stablehlo.dot_general %arg1, %arg0, contracting_dims = [1] x [0]
@@ -46,6 +48,7 @@ class AnnotateMatmuls(Pass):
 
     name: ClassVar[str] = "srjit-annotate-matmuls"
     params: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
 
     def run(self, module: ir.Operation) -> dict[str, int]:
@@ -66,7 +69,7 @@ class AnnotateMatmuls(Pass):
             statements.append((site, role))
         if annotation.PARAMETERS in module.attributes:
             del module.attributes[annotation.PARAMETERS]
-        _, provenance, taken, _ = provenance_of(module, self.params)
+        _, provenance, taken, _ = provenance_of(module, self.params, self.constants)
         found, used = with_stated(classify(provenance), statements)
         for i, (site, _) in enumerate(statements):
             if i not in used:
@@ -78,7 +81,7 @@ class AnnotateMatmuls(Pass):
 
 
 def provenance_of(
-    module: Any, params: tuple[str, ...] = ()
+    module: Any, params: tuple[str, ...] = (), constants: tuple[str, ...] = ()
 ) -> tuple[Program, Provenance, annotation.Taken, tuple[str, ...]]:
     """The program that a module is, and where the operands of its multiplications come from.
 
@@ -90,8 +93,10 @@ def provenance_of(
     """
     from srjit.planning.parameters import labels_of
     from srjit.planning.phases import traced
+    from srjit.planning.provenance import is_tensor
     from srjit.program.stablehlo.program import ModuleSourceInfo
     from srjit.program.stablehlo.reader import Raiser
+    from srjit.program.values import CONSTANT, COUNTER
 
     try:
         main = operations.main_of(module)
@@ -102,13 +107,19 @@ def provenance_of(
     names = [raiser.locations.name_of(a.location) for a in main.regions[0].blocks[0].arguments]
     source = ModuleSourceInfo(raiser.locations)
     if params:
-        chosen = _chosen(params, names, main, operations.entry_of(module))
-        taken = annotation.Taken(inputs=tuple(sorted(chosen)))
+        entry = operations.entry_of(module)
+        chosen = [
+            tuple(sorted(_chosen(option, texts, names, main, entry)))
+            for option, texts in (("params", params), ("constants", constants))
+        ]
+        taken = annotation.Taken(inputs=chosen[0], constants=chosen[1])
     elif annotation.PARAMETERS in module.attributes:
         taken = annotation.taken_of(module)
     else:
         taken = _found(program, names, main, source)
     labels = labels_of(program, taken.inputs)
+    for i in taken.constants:
+        labels[i] = CONSTANT if is_tensor(program.invars[i].aval) else COUNTER
     return program, traced(program, labels, source), taken, tuple(raiser.notes)
 
 
@@ -141,9 +152,11 @@ def _found(program: Program, names: list[str], main: Any, source: Any) -> annota
     return annotation.Taken(inputs=tuple(sorted(found.inputs)), note=found.note)
 
 
-def _chosen(params: tuple[str, ...], names: list[str], main: Any, entry: str) -> set[int]:
+def _chosen(
+    option: str, texts: tuple[str, ...], names: list[str], main: Any, entry: str
+) -> set[int]:
     chosen: set[int] = set()
-    for text in params if params != ("none",) else ():
+    for text in texts if texts != ("none",) else ():
         interval = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
         if interval:
             first, last = int(interval[1]), int(interval[2] or interval[1])
@@ -155,6 +168,6 @@ def _chosen(params: tuple[str, ...], names: list[str], main: Any, entry: str) ->
             called = ", ".join(repr(n) for n in names[:8]) or "nothing"
             what = f"@{entry}'s arguments are called {called}"
         if not found:
-            raise PassError(main, f"params={text} is no argument: {what}")
+            raise PassError(main, f"{option}={text} is no argument: {what}")
         chosen |= found
     return chosen

@@ -67,10 +67,12 @@ class Taken:
     Attributes:
       inputs: numbers of @main's arguments.
       note: for the report; or empty.
+      constants: numbers of those that are arrays which the program captures.
     """
 
     inputs: tuple[int, ...] = ()
     note: str = ""
+    constants: tuple[int, ...] = ()
 
 
 def taken_of(module: Any) -> Taken:

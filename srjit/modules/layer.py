@@ -48,6 +48,7 @@ class Rewriting:
       target: what they legalize for.
       mode, rng: names.
       parameters: which arguments are parameters.
+      captured: how many of them, from the first on, the function captures.
       has_key: whether a key is given.
       states: names of the histories of delayed scales, in order.
       seen: sees the module after every pass.
@@ -63,6 +64,7 @@ class Rewriting:
     has_key: bool
     states: tuple[str, ...]
     seen: Seen | None
+    captured: int = 0
     is_looked_at: bool = False
 
     def run(self, module: Any, first: int) -> None:
@@ -72,9 +74,10 @@ class Rewriting:
           PipelineError: a pass cannot do what it was asked to.
         """
         chosen = tuple(str(first + i) for i, p in enumerate(self.parameters) if p)
+        held = tuple(str(first + i) for i in range(self.captured) if not self.parameters[i])
         options: dict[str, dict[str, Any]] = {
             "srjit-eliminate-dead-code": {},
-            "srjit-annotate-matmuls": {"params": chosen or ("none",)},
+            "srjit-annotate-matmuls": {"params": chosen or ("none",), "constants": held},
             "srjit-insert-quantize": {"recipe": self.recipe, "mode": self.mode, "rng": self.rng},
             "srjit-share-quantized": {},
             "srjit-legalize": {"target": self.target},
@@ -112,7 +115,9 @@ def call(
     # A captured tensor is a weight, unless there are parameters to be weights.
     weights = not any(rewriting.parameters)
     more = [weights and x.ndim >= 2 and _compat.is_float(x.dtype) for x in captured]
-    rewriting = dataclasses.replace(rewriting, parameters=(*more, *rewriting.parameters))
+    rewriting = dataclasses.replace(
+        rewriting, parameters=(*more, *rewriting.parameters), captured=len(captured)
+    )
     key = [jnp.stack(words)] if words is not None else []
     histories = [states[name] for name in rewriting.states]
     outs = hlo_call_p.bind(

@@ -153,7 +153,7 @@ class Provenance:
             return env[v]
 
         for v, const in zip(jaxpr.constvars, consts, strict=True):
-            env[v] = self._new(self._held if _is_tensor(const) else None, v)
+            env[v] = self._new(self._held if is_tensor(const) else None, v)
         env.update(zip(jaxpr.invars, inputs, strict=True))
         if scope.record:
             tokens = [value.token for value in inputs]
@@ -424,7 +424,7 @@ def _varying(eqn: Equation, values: list[Value]) -> frozenset[str]:
     return varies
 
 
-def _is_tensor(const: Any) -> bool:
+def is_tensor(const: Any) -> bool:
     """Whether a captured constant could be a weight: a float array of two or more dimensions."""
     dtype = getattr(const, "dtype", None)
     return getattr(const, "ndim", 0) >= 2 and dtype is not None and _compat.is_float(dtype)

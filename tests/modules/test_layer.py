@@ -102,6 +102,19 @@ def test_arrays_of_an_enclosing_jit_may_be_captured():
         assert same(*results)
 
 
+def test_what_is_captured_of_an_enclosing_jit_is_a_constant_beside_parameters():
+    reports: list[str] = []
+
+    @jax.jit
+    def outer(w: jax.Array, x: jax.Array, tableau: jax.Array) -> None:
+        for layer in ("jaxpr", "stablehlo"):
+            f = srjit.srjit(lambda w, x: tableau @ (x @ w), recipe="int8", layer=layer)
+            reports.append(str(f.explain(w, x)))
+
+    outer(W, X, X @ X.T)
+    assert reports[0] == reports[1] and "a constant beside its parameters" in reports[1]
+
+
 def test_what_cannot_be_differentiated_or_batched_says_what_to_do():
     _, by_module = both(step)
     to_do = "inside of the decorated function, or use layer='jaxpr'"
