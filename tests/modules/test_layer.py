@@ -108,7 +108,8 @@ def test_what_is_captured_of_an_enclosing_jit_is_a_constant_beside_parameters():
     @jax.jit
     def outer(w: jax.Array, x: jax.Array, tableau: jax.Array) -> None:
         for layer in ("jaxpr", "stablehlo"):
-            f = srjit.srjit(lambda w, x: tableau @ (x @ w), recipe="int8", layer=layer)
+            options: dict[str, Any] = {"recipe": "int8", "mode": "inference", "layer": layer}
+            f = srjit.srjit(lambda w, x: tableau @ (x @ w), **options)
             reports.append(str(f.explain(w, x)))
 
     outer(W, X, X @ X.T)
