@@ -36,15 +36,23 @@ def settle(module: ir.Operation, returned: Sequence[Any] | None = None) -> int:
     count = operations.device_counts(module)[0]
     sharded = _sharded(module, dots, returned) if dots and (count or 1) > 1 else []
     with module.context:
-        for op in sharded:
+        for op, whole in sharded:
             _add_in(op, _said(op))
+            if whole is not None:
+                _constrain(op, whole)
         for op in found:
             _forget(op)
     return len(sharded)
 
 
-def _sharded(module: ir.Operation, dots: list[Any], returned: Sequence[Any] | None) -> list[Any]:
-    """The products of which devices have parts of the contraction."""
+def _sharded(
+    module: ir.Operation, dots: list[Any], returned: Sequence[Any] | None
+) -> list[tuple[Any, Any]]:
+    """The products of which devices have parts of the contraction, and how to shard the sums.
+
+    None where they are sharded as they are to be; otherwise one device keeps a part of what all
+    devices add.
+    """
     with module.context:
         for number, op in enumerate(dots):
             op.attributes[_NUMBER] = ir.IntegerAttr.get(ir.IntegerType.get_signless(32), number)
@@ -62,22 +70,38 @@ def _sharded(module: ir.Operation, dots: list[Any], returned: Sequence[Any] | No
     finally:
         for op in dots:
             del op.attributes[_NUMBER]
-    numbers = {
-        ir.IntegerAttr(op.attributes[_NUMBER]).value
-        for op in operations.inside(copy)
-        if _NUMBER in op.attributes and _is_partial(op)
-    }
-    return [op for number, op in enumerate(dots) if number in numbers]
+    numbered = [op for op in operations.inside(copy) if _NUMBER in op.attributes]
+    found: dict[int, Any] = {}
+    for op in numbered:
+        if axes := _contracted(op):
+            number = ir.IntegerAttr(op.attributes[_NUMBER]).value
+            found[number] = shardings.without(op.results[0], axes, module)
+    return [(op, found[number]) for number, op in enumerate(dots) if number in found]
 
 
-def _is_partial(dot: Any) -> bool:
-    """Whether both operands of a product are sharded over an axis where they are contracted."""
+def _contracted(dot: Any) -> set[str]:
+    """The axes over which both operands of a product are sharded where they are contracted."""
     numbers = stablehlo.DotDimensionNumbers(dot.attributes["dot_dimension_numbers"])
     lhs, rhs = map(shardings.axes_of, dot.operands)
     if lhs is None or rhs is None:
-        return False
+        return set()
     pairs = zip(numbers.lhs_contracting_dimensions, numbers.rhs_contracting_dimensions, strict=True)
-    return any(lhs[a] & rhs[b] for a, b in pairs)
+    return {axis for a, b in pairs for axis in lhs[a] & rhs[b]}
+
+
+def _constrain(dot: Any, whole: Any) -> None:
+    """Lets devices add all of a product before they keep their parts of it, in one collective.
+
+    Otherwise XLA may send an operand, in float32, by all-to-all instead.
+    """
+    result = dot.results[0]
+    with ir.InsertionPoint(dot), dot.location:
+        said = {"sharding": whole}
+        (constrained,) = editing.create("sdy.sharding_constraint", [result.type], [result], said)
+    constraint = operations.owner(constrained)
+    assert constraint is not None
+    constraint.move_after(dot)
+    result.replace_all_uses_except(constrained, constraint)
 
 
 def _add_in(dot: Any, name: str) -> None:

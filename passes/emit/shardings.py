@@ -83,6 +83,44 @@ def axes_of(value: Any) -> list[set[str]] | None:
     return _axes(found[ir.OpResult(value).result_number]) if found else None
 
 
+def without(value: Any, axes: set[str], module: ir.Operation) -> Any:
+    """The sharding of a result without some axes; None if it has none of them.
+
+    Args:
+      value: of a module of ``propagated``.
+      axes: of the mesh.
+      module: that the sharding is for, which may not have the meshes of the copy.
+    """
+    found = _per_value(value.owner.operation, _SHARDING)
+    if not found:
+        return None
+    sharding = sdy.TensorShardingAttr(found[ir.OpResult(value).result_number])
+    dims = [sdy.DimensionShardingAttr(dim) for dim in sharding.dimension_shardings]
+    if not any(_name(axis) in axes for dim in dims for axis in dim.axes):
+        return None
+    left = [
+        sdy.DimensionShardingAttr.get([a for a in dim.axes if _name(a) not in axes], is_closed=True)
+        for dim in dims
+    ]
+    mesh = sharding.mesh_or_ref
+    symbol = str(mesh).removeprefix("@").strip('"') if str(mesh).startswith("@") else ""
+    known = {operations.text(op, "sym_name") for op in _meshes(module)}
+    if symbol and symbol not in known:  # it is lifted later
+        copy = value.owner.operation
+        while copy.parent is not None:
+            copy = copy.parent
+        mesh = next(
+            op.attributes["mesh"]
+            for op in _meshes(copy)
+            if operations.text(op, "sym_name") == symbol
+        )
+    return sdy.TensorShardingAttr.get(mesh, left)
+
+
+def _meshes(module: ir.Operation) -> list[ir.Operation]:
+    return [op for op in operations.top_level(module) if op.name == "sdy.mesh"]
+
+
 def _axes_of_argument(op: ir.Operation, number: int) -> list[set[str]] | None:
     """Of an argument of the first block of an operation's region."""
     if op.name == "func.func":

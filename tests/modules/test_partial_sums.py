@@ -78,6 +78,17 @@ def test_so_it_is_in_gradients(layer: Any):
     assert results(fun.lower(W, X, sr_key=0)) == ["i32", "i32"]
 
 
+def test_a_gradient_of_a_sharded_weight_is_whole_before_it_is_sharded():
+    """Or XLA sends an operand by all-to-all in place of a reduce-scatter."""
+    fun = srjit.srjit(step, recipe="int8", target="v5e")
+    text = fun.lower(*placed(SHARDINGS["gathered"], W, X), sr_key=0).as_text()
+    assert re.findall(r"sdy\.sharding_constraint .*<@mesh, (.*)> : (.*)", text) == [
+        ("[{}, {}]", "tensor<16x8xbf16>")
+    ]
+    whole = fun.lower(*placed((P(), P("data")), W, X), sr_key=0)
+    assert "sdy.sharding_constraint" not in whole.as_text()
+
+
 def test_so_it_is_in_loops_whose_bodies_are_functions():
     fun = srjit.srjit(jax.grad(looped), recipe="int8", target="v5e")
     args = placed((P(None, None, "model"), P("data")), jnp.stack([W, W]), X)
