@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Sequence, Set
 
+from srjit.planning.roles import CONSTANT_REASON
 from srjit.planning.site import SitePlan
 from srjit.recipes import Recipe
 from srjit.recipes.rule import ROLES, Operands
@@ -55,4 +56,9 @@ def shortfall(plans: Sequence[SitePlan], recipe: Recipe, own: Set[str]) -> str:
     none = (
         "" if weighted else f", and no product {'is the gradient of' if trains else 'has'} a weight"
     )
-    return f"{done / total:.1%} of the FLOPs are quantized{none}. Kept, {reasons}. Cure: {_CURE}"
+    cure = _CURE
+    if CONSTANT_REASON in lost:
+        cure += (
+            "; constants that hold no weights: srjit.keep_high_precision() around their products"
+        )
+    return f"{done / total:.1%} of the FLOPs are quantized{none}. Kept, {reasons}. Cure: {cure}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from typing import Any
@@ -47,6 +48,25 @@ def test_a_base_that_is_captured_beside_adapters_is_no_silence():
     of = lambda p, x: jnp.mean((x @ base + x @ p["a"] @ p["b"]) ** 2)  # noqa: E731
     with pytest.warns(UserWarning, match="make it an argument if it holds weights"):
         srjit.srjit(jax.grad(of), recipe="int8")(adapters, normal(6, 16, seed=3), sr_key=0)
+
+
+def test_captured_constants_that_hold_no_weights_can_be_said_to():
+    tableau = normal(6, 6)
+
+    def staged(p: Any, x: jax.Array, keep: Any) -> jax.Array:
+        for _ in range(2):
+            with keep():
+                x = tableau @ (tableau @ x)
+            x = x @ p
+        return x
+
+    given = normal(6, 6, seed=1), normal(6, 6, seed=2)
+    options: Any = {"recipe": "int8", "mode": "inference", "static_argnums": 2}
+    with pytest.warns(UserWarning, match=r"captures.*srjit.keep_high_precision\(\) around their"):
+        srjit.srjit(staged, **options)(*given, contextlib.nullcontext)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        srjit.srjit(staged, strict=True, **options)(*given, srjit.keep_high_precision)
 
 
 def attention(p: Any, x: jax.Array) -> jax.Array:
