@@ -61,7 +61,7 @@ def test_captured_constants_that_hold_no_weights_can_be_said_to():
         return x
 
     given = normal(6, 6, seed=1), normal(6, 6, seed=2)
-    options: Any = {"recipe": "int8", "mode": "inference", "static_argnums": 2}
+    options: Any = {"recipe": "int8", "mode": "inference", "static_argnums": 2, "params_argnums": 0}
     with pytest.warns(UserWarning, match=r"captures.*srjit.keep_high_precision\(\) around their"):
         srjit.srjit(staged, **options)(*given, contextlib.nullcontext)
     with warnings.catch_warnings():
