@@ -18,6 +18,7 @@ from typing import Any
 
 from srjit.numerics.symbolic import stand_ins
 from srjit.planning.provenance import Provenance
+from srjit.planning.tangents import tangents
 from srjit.products.dot import DotProduct
 from srjit.products.kinds import product_of
 from srjit.products.product import Product
@@ -25,6 +26,7 @@ from srjit.program.protocols import Variable
 from srjit.program.values import BACKWARD, DATA, PARAMETER, Occurrence, Value
 
 _PARAMETER = frozenset({PARAMETER})
+DOUBTFUL = "doubtful"  # the transformation under which phases.py puts what may be a gradient
 _MOST = 32  # candidates that are compared: many products read a weight that layers share
 
 
@@ -86,12 +88,13 @@ class Matching:
         self.gradients: dict[int, Match] = {}
         self.made: dict[int, Occurrence] = {}
         self.orphans: dict[int, tuple[str, str]] = {}
-        self.tangents = _tangents(provenance, self._repeats)
+        self.tangents = tangents(provenance, self.repeats)
         self._readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         self._repeated: dict[int, Occurrence] = {}
         self._alike: set[int] = set()  # of the backward pass, and read what others read, as they do
         self._taken: set[tuple[int, int]] = set()  # products with the side of a residual
         self._cotangents: dict[int, int] = {}
+        self._scaled = provenance.scaled
         self._results = provenance.results
         self._products_made = {o.out.token for o in provenance.occurrences}
         shapes = provenance.parameter_shapes
@@ -105,20 +108,22 @@ class Matching:
 
     def add(self, o: Occurrence) -> None:
         """The next product in order, to be the partner of later ones."""
-        if o.out.token in self.made:
+        if (original := self.made.get(o.out.token)) is not None:
+            self._taken -= {(id(original), 0), (id(original), 1)}  # it may be differentiated again
             return
         if o.scope.phase != "backward" and not self.level(o):
             self.made[o.out.token] = o
         for side, value in enumerate(o.operands):
-            self._readers[value.origin].append((o, side))
+            self._readers[self._root(value)].append((o, side))
 
     def find(self, o: Occurrence) -> None:
         """The match of the next product in order, if it is a gradient."""
         found = [
             (self._rank(o, residual, p, side), n, p, side, residual)
             for residual in (1, 0)
+            if not self._is_weight(o.operands[1 - residual])
             for n, (p, side) in enumerate(self._near(o.operands[residual]))
-            if self._may_be_of(o, residual, p) and self._fits(o, residual, p, side)
+            if self._fits(o, residual, p, side) and self._may_be_of(o, residual, p)
         ]
         if not found:
             self._note_repetition(o)
@@ -133,6 +138,11 @@ class Matching:
         self.gradients[id(o)] = match
         self._taken.add((id(p), side))
         self._cotangents[id(p)] = o.operands[1 - residual].origin
+
+    def _is_weight(self, value: Value) -> bool:
+        """Whether it is a parameter that a forward product read: no gradient."""
+        readers = self._near(value) if value.sources == _PARAMETER else ()
+        return any(not self.level(p) for p, _ in readers)
 
     def computed_again(self, o: Occurrence) -> Occurrence | None:
         """The product that ``o``, of the backward pass, computes again; itself if it is the first.
@@ -190,9 +200,16 @@ class Matching:
             seen.add(token)
         return seen
 
+    def _root(self, value: Value) -> int:
+        """The origin of what a value is a multiple of."""
+        origin = value.origin
+        while origin in self._scaled:
+            origin = self._scaled[origin]
+        return origin
+
     def _near(self, value: Value) -> Iterator[tuple[Occurrence, int]]:
         """Yields the latest products that read a value, latest first."""
-        readers = self._readers.get(value.origin, [])
+        readers = self._readers.get(self._root(value), [])
         yield from readers[: -_MOST - 1 : -1]
         if len(readers) > _MOST:
             yield from readers[:_MOST]
@@ -201,7 +218,8 @@ class Matching:
         """Notes that ``o`` reads a value as a product does that is no gradient."""
         for side, value in enumerate(o.operands):
             for p, other in self._near(value):
-                if other == side and not self.level(p) and self._reads_alike(o, p, side):
+                is_alike = p.operands[other].origin == value.origin and other == side
+                if is_alike and not self.level(p) and self._reads_alike(o, p, side):
                     self._alike.add(id(o))
                     is_weight = value.sources == _PARAMETER
                     if is_weight and self._sizes(o) == self._sizes(p):
@@ -221,8 +239,9 @@ class Matching:
         cotangent = self._cotangents.get(id(p))
         other = o.operands[1 - residual]
         return (
-            not _is_transpose(derivatives(o), derivatives(p)),
+            not _is_transpose(o.derivatives, p.derivatives),
             not self.may_be_gradient(other),
+            p.operands[side].origin != o.operands[residual].origin,
             self.level(p),
             _size(o.eqn.invars[1 - residual]) != _size(p.eqn.outvars[0]),
             depth(o) == depth(p),
@@ -247,7 +266,8 @@ class Matching:
         made = _size(o.eqn.outvars[0]), _size(p.eqn.invars[1 - side])
         if not all((*given, *made)):
             return False
-        if not o.operands[1 - residual].sources:  # a constant, which vmap does not repeat
+        is_outer = self._extent(o, residual) == self._extent(p, side) == 1  # no sum tells them
+        if not o.operands[1 - residual].sources and not is_outer:  # vmap repeats no constants
             if given[1] % given[0] or (made[0] % made[1] and made[1] % made[0]):
                 return False
         # Gradients of single examples have a dimension more; groups have a masked gradient each.
@@ -272,9 +292,15 @@ class Matching:
             return True
         return (self._graph.frame(value.token, dims) or (0, None))[1] == given
 
-    def _repeats(self, o: Occurrence, p: Occurrence, side: int) -> bool:
-        """Whether ``o`` is ``p`` with another value on the other side."""
-        return self._sizes(o) == self._sizes(p) and self._reads_alike(o, p, side)
+    def repeats(self, o: Occurrence, p: Occurrence, side: int) -> bool:
+        """Whether ``o`` is ``p`` with another value, or a batch of them, on the other side."""
+        pairs = list(zip(self._sizes(o), self._sizes(p), strict=True))
+        if not all(size for _, size in pairs) or any(a % b for a, b in pairs):
+            return False
+        times = {a // b for i, (a, b) in enumerate(pairs) if i != side}
+        return (
+            pairs[side][0] == pairs[side][1] and len(times) == 1 and self._reads_alike(o, p, side)
+        )
 
     def _sizes(self, o: Occurrence) -> list[int]:
         return [_size(v) for v in (*o.eqn.invars[:2], *o.eqn.outvars)]
@@ -314,50 +340,12 @@ def depth(o: Occurrence) -> int:
     return 0 if o.scope.phase == "forward" else o.scope.transforms.count("transpose")
 
 
-def derivatives(o: Occurrence) -> list[str]:
-    """The differentiating transformations around a product, outermost first."""
-    return [t for t in o.scope.transforms if t in ("jvp", "transpose")]
-
-
 def _is_transpose(outer: Sequence[str], inner: Sequence[str]) -> bool:
     """Whether ``outer`` is ``inner`` but for one transposition more."""
     if len(outer) != len(inner) + 1:
         return False
     n = next((i for i, (a, b) in enumerate(zip(outer, inner, strict=False)) if a != b), len(inner))
     return outer[n] == "transpose" and list(outer[n + 1 :]) == list(inner[n:])
-
-
-def _tangents(
-    provenance: Provenance, repeats: Callable[[Occurrence, Occurrence, int], bool]
-) -> set[int]:
-    """The products that forward mode adds where a gradient is differentiated so.
-
-    They are those that repeat the product before them with another operand, and all that depends
-    on them: no value of the program itself does.
-    """
-    stacks = {tuple(derivatives(o)) for o in provenance.occurrences}
-    outer = {
-        stack
-        for stack in stacks
-        if len(stack) > 1 and stack[0] == "jvp" and ("transpose", *stack) not in stacks
-    }
-    if not any("transpose" in stack for stack in outer):
-        return set()
-    last: dict[tuple[Any, ...], Occurrence] = {}
-    found: set[int] = set()
-    for o in provenance.occurrences:
-        if tuple(derivatives(o)) in outer:
-            p = last.setdefault((o.path[:-1], o.location), o)
-            same = [a.token == b.token for a, b in zip(o.operands, p.operands, strict=True)]
-            if sum(same) == 1 and repeats(o, p, same.index(True)):
-                found.add(o.out.token)
-            else:
-                last[o.path[:-1], o.location] = o
-    made, before = provenance.graph.made, -1
-    while len(found) != before:  # what loops carry may be made later
-        before = len(found)
-        found.update(t for t, m in made.items() if not found.isdisjoint(m.operands))
-    return {id(o) for o in provenance.occurrences if o.out.token in found}
 
 
 def _size(v: Variable) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from srjit import _compat
 from srjit.numerics.shards import is_declared, shared_axes
-from srjit.planning.value_graph import ValueGraph
+from srjit.planning.value_graph import ADDITIONS, VIEWS, ValueGraph
 from srjit.products.kinds import KINDS
 from srjit.program import left_alone
 from srjit.program.control_flow import ControlFlow, Input, Output, Region, flow_of
@@ -46,13 +46,7 @@ _NONE = frozenset[str]()
 _STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 WRITE_BACK = "srjit_write_back_"  # begins the names of what rounds a parameter
-# What keeps a value what it is, seen as a tensor of a network.
-_VIEWS = {
-    "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pcast",
-    "sharding_constraint", "reduce_precision", "reshard", "broadcast_in_dim", "rev",
-}  # fmt: skip
 _SLICES = {"slice", "dynamic_slice", "stablehlo.slice", "stablehlo.dynamic_slice"}
-_ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
 # After these a value is the same along their mesh axes.
 _COLLECTIVES = {
     "psum", "psum2", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant",
@@ -104,6 +98,7 @@ class Provenance:
         self._forward: set[int] = set()  # what the forward pass made, or its recomputation
         self._stacks: dict[int, Value] = {}
         self.casts: list[tuple[Scope, Any]] = []  # of gradients
+        self.scaled: dict[int, int] = {}  # origins of scaled values: what was scaled
         self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
         self._crossed: dict[tuple[str, int], tuple[Any, int]] = {}  # shard_maps, to cross back
         jaxpr, consts = _compat.open_jaxpr(closed)
@@ -205,7 +200,7 @@ class Provenance:
         name = eqn.primitive.name
         if name in IDENTITIES or keeps_dtype(eqn):
             return values
-        view = name in _VIEWS and len(values) >= len(eqn.outvars)
+        view = name in VIEWS and len(values) >= len(eqn.outvars)
         what = self._operation(eqn)
         labels = self._labels(eqn, values)
         varies = _varying(eqn, values)
@@ -223,6 +218,8 @@ class Provenance:
             known = varies and varies & (scope.manual | _compat.typed_axes(out.aval))
             outs.append(Value(labels, token, values[i].origin if view else origin, known))
             self.graph.add(token, name, tokens, eqn)
+            if (scaled := self.graph.scale(token, name, eqn, values)) is not None:
+                self.scaled[outs[-1].origin] = scaled.origin
         return outs
 
     def _operation(self, eqn: Equation) -> int:
@@ -238,7 +235,7 @@ class Provenance:
     def _labels(eqn: Equation, values: list[Value]) -> frozenset[str]:
         name = eqn.primitive.name
         flowing = values[1:] if name == "select_n" else values  # what is chosen, not who chooses
-        if name in _ADDITIONS:
+        if name in ADDITIONS:
             shape = eqn.outvars[0].aval.shape
             for v, value in zip(eqn.invars, values, strict=True):
                 others = [o for o in values if o is not value]

@@ -20,7 +20,7 @@ import re
 from typing import Any
 
 from srjit.numerics.symbolic import in_numbers, is_known, stand_ins, with_ones
-from srjit.planning.matching import Match, derivatives, matched
+from srjit.planning.matching import DOUBTFUL, Match, matched
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import Site
 from srjit.products.dot import DotProduct
@@ -38,6 +38,7 @@ _SECOND = "the derivative of a gradient: a second derivative"
 _TANGENT = (
     "a derivative of forward mode, around a gradient: a second derivative, or on the way to one"
 )
+_DOUBTFUL = "it may be a gradient, or lead to one that no product explains: say srjit.role(...)"
 _ALONE = "no operand of this backward product was read by a forward one: say srjit.role(...)"
 _DEAD = "the gradient of a product that is dead code"
 _UPDATE = "outside the differentiated function, of gradients or parameters alone: an update's"
@@ -180,10 +181,12 @@ class _Roles:
             return Classified(o, *tagged, "srjit.role", phase=phase)
         if id(o) in self.matching.tangents:
             return Classified(o, *_UNKNOWN, _TANGENT, phase=phase)
+        if DOUBTFUL in o.scope.transforms:
+            return Classified(o, *_UNKNOWN, _DOUBTFUL, phase=phase)
         if phase != "backward":
             labels = o.lhs.labels | o.rhs.labels
             is_update = BACKWARD in labels or DATA not in labels
-            if self.differentiated and not derivatives(o) and is_update:
+            if self.differentiated and not o.derivatives and is_update:
                 return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE, phase=phase)
             return Classified(o, "fprop", *forward_kinds(o), "forward", phase=phase)
         again = self.matching.computed_again(o)
@@ -192,7 +195,7 @@ class _Roles:
             kinds = forward_kinds(o)
             return Classified(o, "fprop", *kinds, why, again, phase="recompute")
         match = self.matching.gradients.get(id(o)) or self._by_shape(o)
-        is_second = match.level > 1 if match else derivatives(o).count("transpose") > 1
+        is_second = match.level > 1 if match else o.derivatives.count("transpose") > 1
         if match is None and (kinds := self.matching.orphans.get(id(o))):
             role = "dgrad" if "weight" in kinds else "wgrad"
             return Classified(o, role, *kinds, _DEAD, phase=phase)
@@ -203,7 +206,7 @@ class _Roles:
 
     def _by_shape(self, o: Occurrence) -> Match | None:
         """The match of a product whose residual was changed on the way, if shapes leave one."""
-        is_second = derivatives(o).count("transpose") > 1
+        is_second = o.derivatives.count("transpose") > 1
         if is_second or not any(map(self.matching.may_be_gradient, o.operands)):
             return None
         for where, place in (("this source line", o.location), ("this program", None)):

@@ -7,7 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from srjit.program.protocols import Equation
+from srjit.program.values import Value
 
+# What keeps a value what it is, seen as a tensor of a network.
+VIEWS = {
+    "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pcast",
+    "sharding_constraint", "reduce_precision", "reshard", "broadcast_in_dim", "rev",
+}  # fmt: skip
+ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
+_SCALINGS = {
+    "mul", "div", "neg", "add", "sub",
+    "stablehlo.multiply", "stablehlo.divide", "stablehlo.negate",
+}  # fmt: skip
 # These keep the order of elements, or turn whole dimensions around.
 _SAME_DIMENSIONS = {
     "convert_element_type", "pcast", "sharding_constraint", "reduce_precision", "reshard", "rev",
@@ -35,10 +46,12 @@ class ValueGraph:
 
     Attributes:
       made: by token.
+      scaled: by token, the value of which it is a multiple, or which a constant was added to.
     """
 
     def __init__(self) -> None:
         self.made: dict[int, Made] = {}
+        self.scaled: dict[int, int] = {}
 
     def add(
         self, token: int, name: str, operands: Iterable[int], eqn: Equation | None = None
@@ -47,6 +60,33 @@ class ValueGraph:
         if token not in self.made:
             self.made[token] = Made(name, tuple(operands), eqn)
 
+    def viewed(self, token: int) -> int:
+        """The first value of which one is a view."""
+        while (made := self.made.get(token)) is not None and made.name in VIEWS:
+            token = made.operands[0]
+        return token
+
+    def scale(self, token: int, name: str, eqn: Equation, values: Sequence[Value]) -> Value | None:
+        """Notes, and returns, the operand that a value is a multiple of or moved by a constant."""
+        if name not in _SCALINGS:
+            return None
+        whole = [
+            (v, value)
+            for v, value in zip(eqn.invars, values, strict=True)
+            if value.labels and v.aval.shape and not self._is_repeated(value.token)
+        ]
+        if len(whole) != 1 or whole[0][0].aval.shape != eqn.outvars[0].aval.shape:
+            return None
+        self.scaled[token] = whole[0][1].token
+        return whole[0][1]
+
+    def _is_repeated(self, token: int) -> bool:
+        """Whether a value is one number, repeated."""
+        made = self.made.get(token)
+        if made is None or made.name != "broadcast_in_dim" or made.eqn is None:
+            return False
+        return math.prod(made.eqn.invars[0].aval.shape) == 1
+
     def frame(self, token: int, dims: Iterable[int]) -> tuple[int, frozenset[int]] | None:
         """Some dimensions of a value as those of the first value of which it is a view.
 
@@ -54,6 +94,9 @@ class ValueGraph:
         """
         found = frozenset(dims)
         while (made := self.made.get(token)) is not None:
+            if token in self.scaled:
+                token = self.scaled[token]
+                continue
             before = _before(made, found)
             if before is None:
                 break

@@ -113,6 +113,11 @@ class Occurrence:
         """Both operands' provenance."""
         return self.lhs, self.rhs
 
+    @property
+    def derivatives(self) -> tuple[str, ...]:
+        """The differentiating transformations around it, outermost first."""
+        return tuple(t for t in self.scope.transforms if t in ("jvp", "transpose"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Opaque:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nameless import both, told
 from srjit import srjit
 
 from . import flops
@@ -97,6 +98,17 @@ def test_every_site_is_found_and_has_its_role(known: Known) -> None:
     assert told <= oracle, f"wrong roles: {told - oracle}, missing: {oracle - told}"
     assert _flops(oracle - told) <= 0.05 * total
     assert [s.path for s in report.sites if s.role in flops.ROLES and not _kinds_fit(s)] == []
+
+
+def test_roles_are_the_same_without_names(known: Known) -> None:
+    """As of a module without locations."""
+    given = known.case.params_argnums
+    parameters = given if isinstance(given, tuple) else (given,)
+    named, nameless = both(known.case.step, *known.case.args, parameters=parameters)
+    pairs = zip(named, nameless, strict=True)
+    assert [(a, b) for a, b in pairs if b.role != "unknown" and told(a) != told(b)] == []
+    unknown = sum(c.site.flops * c.site.trips for c in nameless if c.role == "unknown")
+    assert unknown <= 0.01 * flops.total(known.step)
 
 
 def test_nearly_all_flops_are_quantized(known: Known) -> None:

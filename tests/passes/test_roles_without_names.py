@@ -101,6 +101,10 @@ CASES = {name: case[:2] for name, case in programs.CASES.items()} | {
     ),
     "MAML": (jax.grad(structure._adapted), programs.STEP),
     "a Hessian by two backward passes": (structure._hessian_vector, (PARAMS, *programs.STEP)),
+    "a Hessian, forward over reverse": (
+        structure._forward_over_reverse,
+        (PARAMS, *programs.STEP),
+    ),
     "forces": (jax.grad(structure._forces), structure.FORCES),
     "a tangent kernel": (structure._tangent_kernel, (PARAMS, X)),
     **{
@@ -111,8 +115,6 @@ CASES = {name: case[:2] for name, case in programs.CASES.items()} | {
         for rule in (structure._recursive, structure._reversed, structure._stacked)
     },
 }
-# Its residuals are 1.5 times the operands: without names these are other values.
-CASES.pop("custom_vjp with other residuals")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,0 +1,172 @@
+"""Programs that differentiate in other ways than once, backward: roles with and without names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from nameless import both, flops, told
+from small_programs import PARAMS, X, Y, loss, mlp, mlp_params, normal, sgd
+
+from . import programs
+from .test_roles_from_structure import _forward_over_reverse, _leaves_product
+
+DEEP = mlp_params(3, 7, 6, 2)
+STEP = DEEP, X, Y
+SQUARES, ROWS = jnp.stack([normal(4, 4, seed=i) for i in range(3)]), normal(6, 4)
+
+
+def _product(fun: Any) -> Any:
+    """The product of the Hessian of a function with a vector, forward over reverse."""
+    return lambda p, v, *args: jax.jvp(lambda p: jax.grad(fun)(p, *args), (p,), (v,))
+
+
+def _squared(fun: Any) -> Any:
+    return lambda p, x: (fun(p, x) ** 2).sum()
+
+
+def _scanned(ws: jax.Array, x: jax.Array) -> jax.Array:
+    return lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, ws)[0]
+
+
+def _gated(p: Any, x: jax.Array) -> jax.Array:
+    layer = lambda x, w: x + (jax.nn.silu(x @ w["gate"]) * (x @ w["up"])) @ w["down"]  # noqa: E731
+    return lax.scan(lambda x, w: (layer(x, w), None), x, p)[0]
+
+
+GATED = {"gate": normal(2, 4, 7), "up": normal(2, 4, 7, seed=1), "down": normal(2, 7, 4, seed=2)}
+
+
+def _conjugate_gradients(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    def step(c: Any, _: Any) -> Any:
+        return sgd(c, _product(loss)(p, c, x, y)[1]), None
+
+    return sgd(p, lax.scan(step, jax.grad(loss)(p, x, y), length=3)[0])
+
+
+def _estimated_diagonal(p: Any, xs: jax.Array, ys: jax.Array, key: jax.Array) -> Any:
+    """Steps of an optimizer that reads Hessian-vector products, in a loop."""
+
+    def step(p: Any, batch: Any) -> Any:
+        v = jax.tree.map(lambda a: jax.random.normal(key, a.shape), p)
+        g, h = _product(loss)(p, v, *batch)
+        return jax.tree.map(lambda p, g, h: p - g / (1 + abs(h)), p, g, h), None
+
+    return lax.scan(step, p, (xs, ys))[0]
+
+
+def _perturbed(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    """Sharpness-aware: a second step, from where the first one would go."""
+    return sgd(p, jax.grad(loss)(sgd(p, jax.grad(loss)(p, x, y)), x, y))
+
+
+def _adversarial(d: Any, g: Any, z: jax.Array, x: jax.Array) -> Any:
+    """Both steps of a GAN: the critic's mean has constant gradients."""
+    critic = lambda d: (mlp(d, mlp(g, z)) - mlp(d, x)).mean()  # noqa: E731
+    return jax.grad(critic)(d), jax.grad(lambda g: mlp(d, mlp(g, z)).mean())(g)
+
+
+def _two_tasks(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    a, b = jax.grad(loss)(p, x, y), jax.grad(loss)(p, 2 * x, y)
+    overlap = _leaves_product(a, b)
+    return sgd(p, jax.tree.map(lambda a, b: a - b * overlap, a, b))
+
+
+def _gauss_newton(p: Any, v: Any, x: jax.Array) -> Any:
+    out, tangent = jax.jvp(lambda p: mlp(p, x), (p,), (v,))
+    return jax.vjp(lambda p: mlp(p, x), p)[1](tangent / out.size)
+
+
+def _with_residuals(change: Any) -> Any:
+    """A step whose products, differentiated by a rule, keep their operands changed."""
+
+    @jax.custom_vjp
+    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+        return a @ b
+
+    rule = lambda r, g: (g @ r[1].T, r[0].T @ g)  # noqa: E731
+    dot.defvjp(lambda a, b: (a @ b, (change(a), change(b))), rule)
+    hidden = lambda p, x: jnp.tanh(dot(jnp.tanh(dot(x, p["w1"])), p["w2"]))  # noqa: E731
+    return jax.grad(lambda p, x, y: ((dot(hidden(p, x), p["w3"]) - y) ** 2).mean())
+
+
+CRITIC, MAKER = mlp_params(4, 7, 1), mlp_params(3, 7, 4)
+BATCHES = jnp.stack([X, X]), jnp.stack([Y, Y])
+ALIKE: dict[str, tuple[Any, ...]] = {
+    "forward over reverse": (_forward_over_reverse, DEEP, DEEP, X, Y),
+    "the Hessian-vector product alone": (lambda *a: _product(loss)(*a)[1], DEEP, DEEP, X, Y),
+    "a Hessian": (jax.hessian(loss), PARAMS, X, Y),
+    "a Jacobian of a gradient": (jax.jacfwd(jax.grad(loss)), PARAMS, X, Y),
+    "products of a batch of vectors": (
+        lambda p, vs, *a: jax.vmap(lambda v: _product(loss)(p, v, *a)[1])(vs),
+        *(DEEP, jax.tree.map(lambda a: jnp.stack([a, a]), DEEP), X, Y),
+    ),
+    "of layers in a loop": (_product(_squared(_scanned)), SQUARES, SQUARES, ROWS),
+    "of gated layers in a loop": (_product(_squared(_gated)), GATED, GATED, ROWS),
+    "of attention": (
+        _product(_squared(programs._attention)),
+        *(programs.ATTENTION, programs.ATTENTION, programs.TOKENS),
+    ),
+    "of a checkpointed function": (_product(programs._remat()), DEEP, DEEP, X, Y),
+    "conjugate gradients": (_conjugate_gradients, *STEP),
+    "an estimated diagonal": (_estimated_diagonal, DEEP, *BATCHES, jax.random.key(0)),
+    "gated layers, trained": (jax.grad(_squared(_gated)), GATED, ROWS),
+    "attention, reverse over reverse": (
+        lambda p, v, x: jax.grad(
+            lambda p: _leaves_product(jax.grad(_squared(programs._attention))(p, x), v)
+        )(p),
+        *(programs.ATTENTION, programs.ATTENTION, programs.TOKENS),
+    ),
+    "forward mode alone": (lambda p, v, x: jax.jvp(lambda p: mlp(p, x), (p,), (v,)), DEEP, DEEP, X),
+    "a sharpness-aware step": (_perturbed, *STEP),
+    "gradients of two tasks": (_two_tasks, *STEP),
+    "a GAN": (_adversarial, CRITIC, MAKER, X, normal(5, 4)),
+    **{
+        f"residuals {name}": (_with_residuals(change), *STEP)
+        for name, change in {
+            "doubled": lambda a: 2 * a,
+            "scaled by a root": lambda a: a / jnp.sqrt(3.0),
+            "scaled by their size": lambda a: a / abs(a).max(),
+            "moved": lambda a: a + 1.0,
+            "negative, and rounded": lambda a: (-a).astype(jnp.bfloat16).astype(jnp.float32),
+        }.items()
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_roles_are_those_that_names_tell(name: str):
+    fun, *args = ALIKE[name]
+    named, nameless = both(fun, *args, parameters=(0, 1) if name == "a GAN" else (0,))
+    assert [told(c) for c in nameless] == [told(c) for c in named]
+
+
+# The same program can be another derivative, or the residual is another value.
+UNDECIDED: dict[str, tuple[Any, float, tuple[Any, ...]]] = {
+    "Gauss-Newton": (_gauss_newton, 0.3, (PARAMS, PARAMS, X)),
+    "residuals squared": (_with_residuals(lambda a: a * a), 0.7, STEP),
+    "residuals through tanh": (_with_residuals(jnp.tanh), 0.7, STEP),
+    "a linearized gradient": (
+        lambda p, v, x, y: jax.linearize(lambda p: jax.grad(loss)(p, x, y), p)[1](v),
+        *(0.3, (DEEP, DEEP, X, Y)),
+    ),
+    "gradients projected by an optimizer": (
+        lambda w, u, x: w - u @ (u.T @ jax.grad(lambda w: (jnp.tanh(x @ w) ** 2).sum())(w)),
+        *(0.7, (normal(3, 2), normal(3, 2), X)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDECIDED)
+def test_what_structure_leaves_open_is_unknown(name: str):
+    fun, most, args = UNDECIDED[name]
+    named, nameless = both(fun, *args)
+    pairs = zip(named, nameless, strict=True)
+    assert all("unknown" in (a.role, b.role) or told(a) == told(b) for a, b in pairs)
+    unknown = [c for c in nameless if c.role == "unknown"]
+    assert 0 < flops(unknown) <= most * flops(nameless)
+    assert all("second derivative" in c.why or "may be a gradient" in c.why for c in unknown)
