@@ -184,7 +184,7 @@ class Matching:
         # Gradients of single examples have a dimension more.
         shapes = {shape, *(shape[:d] + shape[d + 1 :] for d in range(len(shape)))}
         is_of_parameter = shapes & self._parameters or o.out.token in self._returned
-        if has_data and sum(made) == 1 and is_of_parameter:
+        if has_data and sum(made) == 1 and is_of_parameter and not _weighs(o):
             return ("gradient", "activation") if made[0] else ("activation", "gradient")
         return None
 
@@ -346,6 +346,12 @@ def _is_transpose(outer: Sequence[str], inner: Sequence[str]) -> bool:
         return False
     n = next((i for i, (a, b) in enumerate(zip(outer, inner, strict=False)) if a != b), len(inner))
     return outer[n] == "transpose" and list(outer[n + 1 :]) == list(inner[n:])
+
+
+def _weighs(o: Occurrence) -> bool:
+    """Whether an operand is a captured vector, as a solver's weights of its stages are."""
+    pairs = zip(o.operands, o.eqn.invars, strict=False)
+    return any(not value.sources and len(v.aval.shape) < 2 for value, v in pairs)
 
 
 def _size(v: Variable) -> int:

@@ -170,3 +170,23 @@ def test_what_structure_leaves_open_is_unknown(name: str):
     unknown = [c for c in nameless if c.role == "unknown"]
     assert 0 < flops(unknown) <= most * flops(nameless)
     assert all("second derivative" in c.why or "may be a gradient" in c.why for c in unknown)
+
+
+def test_a_captured_vector_is_no_gradient_and_no_activation():
+    weights = jnp.arange(1.0, 4.0)  # of a solver's stages; results are shaped as the parameter
+
+    @jax.custom_vjp
+    def block(p: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.tensordot(weights, jnp.stack([jnp.tanh(x @ p)] * 3), 1)
+
+    def backward(residuals: Any, g: jax.Array) -> Any:
+        p, x = residuals
+        g *= jnp.tensordot(weights, jnp.stack([jnp.cos(x @ p + i) for i in range(3)]), 1)
+        return x.T @ g, g @ p.T
+
+    block.defvjp(lambda p, x: (block(p, x), (p, x)), backward)
+    step = lambda p, x: p - jax.grad(lambda p: jnp.sum(block(p, x) ** 2))(p)  # noqa: E731
+    for found in both(step, normal(4, 4), normal(4, 4)):
+        roles = [c.role for c in found]
+        assert roles[:-1].count("fprop") + roles[:-1].count("unknown") == len(found) - 1
+        assert roles[-1] == "wgrad"
