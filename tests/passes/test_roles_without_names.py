@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -128,3 +129,28 @@ def test_roles_are_the_same_without_locations(name: str):
         (s.role, *sorted([s.lhs_kind, s.rhs_kind]), s.op, s.flops) for s in report.sites
     )
     assert counted(_report(text, f"0-{count - 1}")) == counted(explain(fun, *args))
+
+
+# What PyTorch's own differentiation wrote of training steps in PyTorch, lowered by torchax: a
+# two-layer perceptron, and a block of attention and a perceptron. In the order of the modules.
+OF_A_LAYER = ["dgrad gradient weight", "wgrad gradient activation"]
+OF_ATTENTION = ["dgrad activation gradient", "dgrad gradient activation"]
+FORWARD, SCORES = "fprop activation weight", "fprop activation activation"
+TORCH = {
+    "mlp": (4, [FORWARD] * 2 + OF_A_LAYER + ["wgrad gradient activation"]),
+    "attention": (
+        8,
+        [
+            *(FORWARD, SCORES, SCORES, FORWARD, FORWARD, FORWARD),
+            *(*OF_A_LAYER * 3, *OF_ATTENTION * 2, *OF_A_LAYER[::-1]),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_steps_of_pytorch_have_their_roles(name: str):
+    parameters, expected = TORCH[name]
+    text = (Path(__file__).parent / "texts" / f"torch_{name}.mlir").read_text(encoding="utf-8")
+    sites = _report(text, f"0-{parameters - 1}").sites
+    assert [f"{s.role} {s.lhs_kind} {s.rhs_kind}" for s in sites] == expected
