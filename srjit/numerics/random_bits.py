@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex_core
 from jax.extend.random import threefry2x32_p
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat
 from srjit.choices import Rng, unknown_name
@@ -216,6 +216,17 @@ def _example_key_batch(args: Any, dims: Any) -> Any:
 
 mlir.register_lowering(example_key_p, mlir.lower_fun(_key_as_it_is, multiple_results=True))
 batching.primitive_batchers[example_key_p] = _example_key_batch
+
+
+def _no_derivative(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "stochastic rounding has no derivative: round y = jax.lax.stop_gradient(x), and for the "
+        "derivative of its mean, which is x, take x + (rounded - y)"
+    )
+
+
+for _primitive in (example_key_p, element_index_p):
+    ad.primitive_jvps[_primitive] = _no_derivative
 
 
 def as_key(key: Any) -> Key:

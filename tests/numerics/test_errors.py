@@ -1,6 +1,7 @@
 """What is asked for and cannot be had is an error that says what to do."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,3 +167,19 @@ def test_combinations_that_make_no_sense_are_refused(spec: dict[str, object], me
 def test_delayed_scales_need_state():
     with pytest.raises(ValueError, match="init_state"):
         quantize(X, Quantization(format="int8", scaling="delayed"))
+
+
+def test_the_derivative_of_a_rounding_says_what_to_write():
+    roundings = (
+        lambda x: stochastic_round(x, jnp.bfloat16, 0).astype(x.dtype),
+        lambda x: quantize(x, STOCHASTIC, 0).dequantize(),
+    )
+    for rounded in roundings:
+        with pytest.raises(NotImplementedError, match=r"y = jax.lax.stop_gradient\(x\)"):
+            jax.grad(lambda x, rounded=rounded: rounded(x).sum())(X)
+
+        def straight(x: jax.Array, rounded: Any = rounded) -> jax.Array:
+            y = jax.lax.stop_gradient(x)
+            return (x + (rounded(y) - y)).sum()
+
+        assert (jax.grad(straight)(X) == 1).all()
