@@ -49,7 +49,11 @@ partitioned.def_partition(
 )
 
 
-class HighLevel(hijax.VJPHiPrimitive):
+# Its name until JAX 0.11, and since.
+HiPrimitive: Any = getattr(hijax, "VJPHiPrimitive", None) or hijax.HiPrim
+
+
+class HighLevel(HiPrimitive):
     """``x @ w`` as a primitive of a library: ``call_hi_primitive`` in a jaxpr."""
 
     def __init__(self, *given: jax.Array) -> None:
