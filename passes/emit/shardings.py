@@ -20,7 +20,7 @@ def are_given(function: ir.Operation) -> bool:
 
 
 def _given(function: ir.Operation) -> list[ir.DictAttr]:
-    """What a function says of its arguments; nothing of any, or of each."""
+    """The attributes of each argument of a function; none if it has no list of them."""
     if "arg_attrs" not in function.attributes:
         return []
     return [ir.DictAttr(each) for each in ir.ArrayAttr(function.attributes["arg_attrs"])]
@@ -122,7 +122,7 @@ def _meshes(module: ir.Operation) -> list[ir.Operation]:
 
 
 def _axes_of_argument(op: ir.Operation, number: int) -> list[set[str]] | None:
-    """Of an argument of the first block of an operation's region."""
+    """The mesh axes of each dimension of an argument of a region; None if nothing says them."""
     if op.name == "func.func":
         said = dict(enumerate(_given(op))).get(number, {})
         return _axes(said[_SHARDING]) if _SHARDING in said else None

@@ -115,7 +115,7 @@ class CompiledReport(Documented):
         )
 
     def step_time(self, program: CompiledProgram) -> StepTime:
-        """What a step of a program takes, estimated."""
+        """Estimates the seconds of one step: compute, wire, and what runs beside compute."""
         cycles = None if program.unusable else program.cycles
         if cycles is not None:
             cycles += self.kernel_cycles(program) or 0

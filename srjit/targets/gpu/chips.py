@@ -95,7 +95,7 @@ class Gpu:
 
     @property
     def features(self) -> str:
-        """What XLA adds to its capability: the instructions of sm_90a, sm_100a and sm_103a."""
+        """XLA's line for the instructions that sm_90a, sm_100a and sm_103a add."""
         return " feature_extension: ACCELERATED_FEATURES" if self.capability[0] < 12 else ""
 
     @property

@@ -112,7 +112,7 @@ def _matrix_product(
 
 
 def _by_library(dtype: Any, *operands: jax.Array) -> jax.Array:
-    """What one device multiplies, in float32 or rounded to bfloat16."""
+    """Multiplies codes and scales of blocks on one device; in float32 or rounded to bfloat16."""
     config = {
         "lhs_batch_dimensions": [0],
         "rhs_batch_dimensions": [0],
