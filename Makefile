@@ -37,7 +37,7 @@ test-compiled: setup-test ## the tests that compare bits, with XLA's default fla
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m bits $(ARGS)
 
 .PHONY: mutants
-mutants: setup-test ## plant each mistake of tests/mutants/catalogue.py: its tests have to fail
+mutants: setup-test ## plant each mistake of tests/mutants: its tests have to fail
 	PYTHONPATH=tests:. $(BIN)/python -m mutants.run --jobs $(JOBS)
 
 .PHONY: lint

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
-from mutants.catalogue import MUTANTS, Mutant
+from mutants.catalogue import MUTANTS
+from mutants.mutant import Mutant
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -24,7 +25,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         if found != 1:
             raise AssertionError(
                 f"{self.path} has {found} times, not once:\n    {self.mutant.old}\n"
-                "bring tests/mutants/catalogue.py up to date with it"
+                "bring the catalogue in tests/mutants up to date with it"
             )
         return compile(source.replace(self.mutant.old, self.mutant.new), self.path, "exec")
 

@@ -1,0 +1,212 @@
+"""Planted mistakes in what becomes of programs."""
+
+from __future__ import annotations
+
+from mutants.mutant import Mutant
+
+BITS = "srjit.numerics.random_bits"
+PROGRAMS = "jaxprs/test_noise_of_programs.py::"
+WRITTEN = "planning/test_write_backs.py::"
+VERIFIED = "diagnostics/test_verify.py::"
+ANYWHERE = (
+    "planning/test_parameters.py::"
+    "test_coverage_does_not_depend_on_where_parameters_stand[bare arrays-jaxpr]"
+)
+PARTIAL = "modules/test_partial_sums.py::"
+
+MUTANTS = {
+    # Programs
+    "one key for both operands": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
+        new="return mix(mix(self._key(draw.flips), draw.number), 0)",
+        killed_by=(PROGRAMS + "test_both_operands_of_a_product_have_noise_of_their_own",),
+    ),
+    "one key for dgrad and wgrad": Mutant(
+        module="srjit.jaxprs.site",
+        old="noise = of_typed_shards(mix(key, slot), x)",
+        new="noise = of_typed_shards(mix(key, 0), x)",
+        killed_by=(
+            PROGRAMS + "test_a_cotangent_that_is_quantized_in_two_orientations_has_two_draws",
+        ),
+    ),
+    "one key for all sites": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",
+        new="return mix(mix(self._key(draw.flips), 0), draw.slot)",
+        killed_by=(PROGRAMS + "test_equal_values_are_rounded_with_different_noise[unrolled]",),
+    ),
+    "a trip count that is not folded in": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="key = mix(key, trip.counted(bool(flip)))",
+        new="key = mix(key, 0)",
+        killed_by=(
+            PROGRAMS + "test_equal_values_are_rounded_with_different_noise[scanned]",
+            PROGRAMS + "test_equal_values_are_rounded_with_different_noise[counted]",
+            PROGRAMS + "test_equal_values_are_rounded_with_different_noise[nested]",
+        ),
+    ),
+    # Write-backs
+    "write-backs are rounded to nearest": Mutant(
+        module="srjit.jaxprs.write_back",
+        old="return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, storage, rng))",
+        new="return nearest",
+        killed_by=(
+            WRITTEN + "test_small_updates_accumulate_that_nearest_rounding_loses[1.0-1000]",
+            WRITTEN + "test_one_write_back_goes_up_as_often_as_its_fraction_says[bfloat16]",
+            VERIFIED + "test_write_backs_moments_and_casts_are_verified",
+        ),
+    ),
+    "a parameter is added to before it is widened": Mutant(
+        module="srjit.jaxprs.write_back",
+        old="lax.convert_element_type(v, working_dtype(jnp.result_type(v))) for v in values",
+        new="v for v in values",
+        killed_by=(WRITTEN + "test_a_step_moves_parameters_by_its_update_on_average[decayed]",),
+    ),
+    "what leads to a write-back is rounded": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="if path in found.widened:",
+        new="if False:",
+        killed_by=(WRITTEN + "test_nothing_is_rounded_between_a_parameter_and_its_write_back",),
+    ),
+    "one key for all write-backs": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="key = mix(self._key(()), _WRITE_BACKS + write.number)",
+        new="key = mix(self._key(()), _WRITE_BACKS)",
+        killed_by=(
+            WRITTEN + "test_write_backs_share_no_noise_with_each_other_or_between_steps",
+            VERIFIED + "test_write_backs_moments_and_casts_are_verified",
+        ),
+    ),
+    "layers that a loop writes share noise": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="key = mix(self._key(()), _WRITE_BACKS + write.number)",
+        new="key = mix(self.root, _WRITE_BACKS + write.number)",
+        killed_by=(WRITTEN + "test_every_layer_and_every_step_of_a_loop_has_noise_of_its_own",),
+    ),
+    "shards of a parameter share noise": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="key = of_shards(key, varies)",
+        new="key = of_shards(key, ())",
+        killed_by=(
+            "planning/test_write_backs_on_devices.py::"
+            "test_shards_of_a_parameter_do_not_share_noise[True]",
+        ),
+    ),
+    "parts of products are added in bfloat16 wherever": Mutant(
+        module="srjit.passes.emit.partial_sums",
+        old="for axis in lhs[a] & rhs[b]}",
+        new="for axis in lhs[a] | rhs[b]}",
+        killed_by=(
+            PARTIAL + "test_a_product_is_of_the_programs_dtype_where_its_contraction_is_sharded"
+            "[v5e-int8-i32]",
+        ),
+    ),
+    "parts of products are sharded before they are added": Mutant(
+        module="srjit.passes.emit.partial_sums",
+        old="if whole is not None:",
+        new="if False:",
+        killed_by=(PARTIAL + "test_a_gradient_of_a_sharded_weight_is_whole_before_it_is_sharded",),
+    ),
+    "parts of products in functions are added exactly": Mutant(
+        module="srjit.passes.emit.shardings",
+        old="inlined = inline(copy, lambda name: name != operations.entry_of(copy))",
+        new="inlined = inline(copy, lambda name: False)",
+        killed_by=(PARTIAL + "test_so_it_is_in_loops_whose_bodies_are_functions",),
+    ),
+    # What no test of numbers sees
+    "all trips may draw from one key, unsaid": Mutant(
+        module=BITS,
+        old="if key is not None and _compat.loop_around(key):",
+        new="if False:",
+        killed_by=("numerics/test_noise_of_trips.py::test_every_kind_of_loop_is_seen[True-map]",),
+    ),
+    "examples share scales": Mutant(
+        module="srjit.planning.examples",
+        old="if self.counts and isinstance(c.product, DotProduct):",
+        new="if False:",
+        killed_by=(
+            "api/test_per_example.py::test_no_example_changes_the_bits_of_another[one layer-nvfp4]",
+        ),
+    ),
+    "a history has its loop's last trip": Mutant(
+        module="srjit.jaxprs.rewrite",
+        old="k: v if k in sliced else jnp.max(v, axis=0, initial=UNSEEN)",
+        new="k: v if k in sliced else v[-1]",
+        killed_by=("api/test_delayed_loops.py::test_a_history_has_the_largest_of_all_trips[map]",),
+    ),
+    "verify adds up no parts of tensors": Mutant(
+        module="srjit.diagnostics.verify.judgement",
+        old="yield from residuals.sums(bits)",
+        new="yield from (t for t in residuals.sums(bits) if t.what == 'twins')",
+        killed_by=(
+            "diagnostics/test_verify_function.py::"
+            "test_noise_that_comes_again_far_away_is_found[a fifth of a row]",
+        ),
+    ),
+    "a gradient is of no earlier product": Mutant(
+        module="srjit.planning.dependences",
+        old="found = other.products & readers or (readers if named else 0)",
+        new="found = 0",
+        killed_by=(
+            "passes/test_roles_without_names.py::test_roles_are_the_same_without_locations"
+            "[a Hessian by two backward passes]",
+        ),
+    ),
+    "only arguments that come first are parameters": Mutant(
+        module="srjit.planning.parameters",
+        old="if trained := self._updated():",
+        new="return _usual(self)\n        if trained := self._updated():",
+        killed_by=(ANYWHERE,),
+    ),
+    "what is left alone is not asked for": Mutant(
+        module="srjit.planning.decision",
+        old="asked=rule is not None,",
+        new="asked=False,",
+        killed_by=(
+            "planning/test_left_alone.py::"
+            "test_it_is_a_row_a_warning_and_an_error_under_strict_through_both_doors[high-level]",
+        ),
+    ),
+    "little that is quantized is no shortfall": Mutant(
+        module="srjit.planning.coverage",
+        old="if not total or lost.total() <= done or 10 * lost.total() < total:",
+        new="if True:",
+        killed_by=("planning/test_shortfall.py::test_a_pipeline_says_it_too",),
+    ),
+    "a file's digest is any": Mutant(
+        module="srjit.api.program_file",
+        old='if digest != _digest({"format": of, **fields}, program):',
+        new="if digest is None:",
+        killed_by=("api/test_program_files.py::test_every_bit_of_the_program_counts",),
+    ),
+    "weights of another recipe have the same mark": Mutant(
+        module="srjit.api.freeze",
+        old="if marks != wanted:",
+        new="if False:",
+        killed_by=(
+            "api/test_freeze_bad_input.py::"
+            "test_weights_that_are_packed_otherwise_are_refused[another recipe]",
+        ),
+    ),
+    "both scales are multiplied first": Mutant(
+        module="srjit.products.quantized",
+        old="out = out * ((rest * power) * (other_rest * other_power)).astype(out.dtype)",
+        new="out = out * ((rest * power * power) * (other_rest * other_power * other_power))\n"
+        "        return out.astype(dtype)",
+        killed_by=(
+            "products/test_scales.py::"
+            "test_products_scale_with_their_operands_as_long_as_they_are_normal[fp8-both]",
+        ),
+    ),
+    # What is read of compiled programs
+    "every part of an asynchronous collective counts": Mutant(
+        module="srjit.aot.compiled_program",
+        old="elif i is not e.instruction and identity in started:",
+        new="elif False:",
+        killed_by=(
+            "aot/test_compiled_program.py::test_an_asynchronous_collective_is_counted_once_and_"
+            "a_fused_reduce_scatter_is_one",
+        ),
+    ),
+}
