@@ -5,12 +5,16 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 
+from srjit.planning.layers import trips_of_layers
 from srjit.planning.plan import Settings
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified
 from srjit.planning.site import SitePlan, listed
-from srjit.program.values import DATA, visible
+from srjit.planning.value_graph import ValueGraph
+from srjit.program.values import DATA, Path, visible
 from srjit.recipes import BUILTIN, Recipe
+
+_INDEXING = {"dynamic_slice", "gather", "stablehlo.dynamic_slice", "stablehlo.gather"}
 
 # What built-in recipes keep, if a model has it, is not missed where it has not.
 _IF_THERE = frozenset(rule for r in BUILTIN.values() for rule in r.rules if rule.keep)
@@ -23,6 +27,7 @@ def notes_of(
     recipe: Recipe,
     used: set[int],
     settings: Settings,
+    over: frozenset[Path],
 ) -> Iterator[str]:
     """Yields the notes on a planned program.
 
@@ -33,6 +38,7 @@ def notes_of(
       recipe: what it is planned by.
       used: which rules of the recipe decided something.
       settings: what a user chose.
+      over: paths of the loops over weights.
     """
     places: dict[tuple[str, str], dict[str, None]] = collections.defaultdict(dict)
     for o in provenance.opaque:
@@ -65,4 +71,46 @@ def notes_of(
         yield "per-example gradients: every example has scales of its own" + (
             ", but for delayed ones, which are of all examples of earlier steps" if delayed else ""
         )
+    indexed = [
+        str(c.number)
+        for c, p in zip(classified, plans, strict=True)
+        if None in trips_of_layers(provenance, over, c.occurrence)
+        and _by_index(c, p, provenance.graph)
+    ]
+    if indexed:
+        yield (
+            f"sites {', '.join(indexed)}: a loop reads their weights by an index (ws[i]), so that "
+            "delayed scales have one history for all its trips; scan over the stacked weights for "
+            "one a layer"
+        )
     yield from filter(None, dict.fromkeys(map(settings.target.remark, specs)))
+
+
+def _by_index(c: Classified, plan: SitePlan, graph: ValueGraph) -> bool:
+    """Whether a site with delayed scales reads another weight on every trip, such as ``ws[i]``."""
+    specs = [q for s in plan.with_gradients for q in (s.lhs, s.rhs) if q]
+    if all(q.scaling != "delayed" for q in specs):
+        return False
+    kinds = zip((c.lhs_kind, c.rhs_kind), c.occurrence.operands, strict=True)
+    return any(_changes(graph, value.token) for kind, value in kinds if kind == "weight")
+
+
+def _changes(graph: ValueGraph, weight: int) -> bool:
+    """Whether a loop's counter, or what is scanned, says which part of a stack a weight is."""
+    made = graph.made.get(graph.viewed(weight))
+    if made is not None and made.name == "select_n":  # as jnp.take lets no index out of range
+        made = graph.made.get(graph.viewed(made.operands[-1]))
+    if made is None or made.name not in _INDEXING:
+        return False
+    seen: set[int] = set()
+    pending = list(made.operands[1:])
+    while pending:
+        token = pending.pop()
+        above = graph.made.get(token)
+        if above is None or token in seen:
+            continue
+        if above.name == "carry" or (above.name == "slice" and above.eqn is None):
+            return True
+        seen.add(token)
+        pending += above.operands
+    return False

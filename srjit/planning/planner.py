@@ -107,7 +107,7 @@ def plan_of(
         c.occurrence.path: _planned(c, row, settings, provenance, draws, over)
         for c, row in zip(classified, rows, strict=True)
     }
-    notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings))
+    notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings, over))
     notes = (*notes, *filter(None, [short]))
     return ProgramPlan(sites, provenance, settings, notes=notes, left_alone=alone, shortfall=short)
 

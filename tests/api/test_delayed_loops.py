@@ -98,6 +98,40 @@ def test_both_doors_have_the_same_histories_of_loops(name: str):
         jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+def counter(ws: jax.Array, xs: jax.Array) -> jax.Array:
+    return lax.fori_loop(0, LAYERS, lambda i, h: jnp.tanh(h @ ws[i]), xs[0])
+
+
+def taken(ws: jax.Array, xs: jax.Array) -> jax.Array:
+    body = lambda c: (c[0] + 1, jnp.tanh(c[1] @ jnp.take(ws, c[0], axis=0)))  # noqa: E731
+    return lax.while_loop(lambda c: c[0] < LAYERS, body, (0, xs[0]))[1]
+
+
+def differentiated(ws: jax.Array, xs: jax.Array) -> jax.Array:
+    """In the backward loop they are stacked."""
+
+    def loss(ws: jax.Array) -> jax.Array:
+        read = lambda h, i: (jnp.tanh(h @ lax.dynamic_index_in_dim(ws, i, 0, False)), None)  # noqa: E731
+        return jnp.sum(lax.scan(read, xs[0], jnp.arange(LAYERS))[0])
+
+    return jax.grad(loss)(ws)
+
+
+def one_of_them(ws: jax.Array, xs: jax.Array) -> jax.Array:
+    """It is read before the loop."""
+    return counted(jnp.take(ws, jnp.int32(xs[0, 0, 0]), axis=0), xs)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("door", ["jaxpr", "stablehlo"])
+@pytest.mark.parametrize("fun", [counter, taken, differentiated, one_of_them, by_position])
+def test_a_history_of_all_layers_is_said(fun: Callable[..., Any], door: str):
+    function = srjit.srjit(fun, recipe="fp8-delayed", layer=door)
+    notes = function.explain(W if fun is by_position else WS, batches(1, 8)).notes
+    said = [note.partition(":")[0] for note in notes if "by an index (ws[i])" in note]
+    assert said == ([] if fun in (one_of_them, by_position) else ["sites 0"])
+
+
 @pytest.mark.parametrize("name", ["micro-batches", "by position"])
 def test_micro_batches_may_come_in_any_order_and_number(name: str):
     fun, w, _ = PROGRAMS[name]
