@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import os
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -28,6 +26,8 @@ from jax._src.lib import pytree as _pytree  # trees of the registry that lowered
 from jax._src.named_sharding import UNSPECIFIED  # what jit says of a sharding nobody gave
 from jax.extend import core as jex_core
 from jax.extend.core import primitives as jex_primitives
+
+from srjit import _stack
 
 ragged_dot_general_p = _lax.ragged_dot_general_p
 
@@ -215,8 +215,12 @@ def inside_transformation() -> bool:
 
 def loop_around(value: Any) -> bool:
     """Whether a value is made outside of a loop whose body is being traced. Private in JAX."""
-    trace, own = _core.trace_ctx.trace, [getattr(x, "_trace", 0) for x in jax.tree.leaves(value)]
-    while trace is not None and trace not in own:
+    trace, made = _core.trace_ctx.trace, jax.tree.leaves(value)
+    while trace is not None:
+        # The arguments of a jit in between are what it was called with.
+        made = [_stack.passed(x) if getattr(x, "_trace", 0) is trace else x for x in made]
+        if any(x is None for x in made):
+            return False
         info = getattr(getattr(trace, "frame", None), "debug_info", None)
         if getattr(info, "traced_for", "") in ("scan", "fori_loop", "while_body"):
             return True
@@ -233,17 +237,6 @@ def transfers_are_guarded() -> bool:
     """Whether ``jax.transfer_guard`` forbids, or logs, sending numbers unasked. Untyped in JAX."""
     guard = getattr(jax.config, "jax_transfer_guard_host_to_device")  # noqa: B009
     return guard not in (None, "allow")
-
-
-_LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, __file__))
-
-
-def user_stacklevel() -> int:
-    """``stacklevel`` of a warning that the caller gives, for it to point at the user's own line."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 # --------------------------------------------------------------------------------- lowered programs

@@ -6,13 +6,12 @@ do the same to any training step.
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from srjit import _compat
+from srjit import _stack
 from srjit.choices import Rng
 from srjit.numerics.encode import round_with
 from srjit.numerics.formats import get_storage
@@ -84,7 +83,7 @@ def stochastic_rounding(
             )
         if guessed := guessed_axes():
             message = f"stochastic_rounding: {may_be_copies(guessed)}"
-            warnings.warn(message, stacklevel=_compat.user_stacklevel())
+            _stack.warn(message)
         updates, inside = inner.update(updates, state.inner, params, **extra)
         leaves, tree = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
         now = mix((state.key[0], state.key[1]), state.steps)

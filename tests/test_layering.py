@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # What each part may import: itself, its own row, and the rows above.
 ORDER = [
-    ["_compat", "_mlir", "choices"],
+    ["_stack", "_compat", "_mlir", "choices"],
     ["numerics"],
     ["products", "calling", "optim"],
     ["recipes", "targets"],

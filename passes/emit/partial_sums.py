@@ -9,7 +9,6 @@ to the bit.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,12 +58,11 @@ def _sharded(
     try:
         copy = shardings.propagated(module, returned)
     except ir.MLIRError as error:
-        from srjit import _compat
+        from srjit import _stack
 
-        warnings.warn(
+        _stack.warn(
             "how the program is sharded is not known, so that parts of products which devices add "
-            f"may take more bytes than the program's own: {error}",
-            stacklevel=_compat.user_stacklevel(),
+            f"may take more bytes than the program's own: {error}"
         )
         return []
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from srjit import _compat
+from srjit import _compat, _stack
 from srjit.api.options import Chosen, Resolved, TransformOptions, check_position, takes
 from srjit.calling.arguments import Arguments, Changed
 from srjit.calling.keys import (
@@ -371,7 +370,7 @@ class Transformation:
         if self.options.strict:
             raise UnsupportedSiteError(message)
         self._warned = True
-        warnings.warn(message, stacklevel=_compat.user_stacklevel())
+        _stack.warn(message)
 
     def _missing(self, given: Sequence[SitePlan | WriteBack], what: str) -> str:
         missing = [s for s in given if _is_missing(s)]

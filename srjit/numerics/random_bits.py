@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from jax.extend import core as jex_core
 from jax.extend.random import threefry2x32_p
 from jax.interpreters import ad, batching, mlir
 
-from srjit import _compat
+from srjit import _compat, _stack
 from srjit.choices import Rng, unknown_name
 from srjit.numerics.symbolic import all_known, is_known, word
 
@@ -288,8 +287,8 @@ def _mix_words(words: jax.Array) -> Key:
 def warn_of_repetition(name: str, key: Any) -> None:
     """Warns where every trip of a loop calls ``name`` with one key, made outside of the loop.
 
-    Not seen are a key that an inner ``jax.jit`` has as its argument, and one made in the loop of
-    what does not change in it.
+    Not seen are the argument of an inner ``jax.jit`` that was traced before, and a key made in the
+    loop of what does not change in it.
     """
     if key is not None and _compat.loop_around(key):
         message = (
@@ -298,4 +297,4 @@ def warn_of_repetition(name: str, key: Any) -> None:
             "with jax.random.fold_in(key, i); or split the key before the loop, one key a trip, "
             "and scan over the keys"
         )
-        warnings.warn(message, stacklevel=_compat.user_stacklevel())
+        _stack.warn(message)

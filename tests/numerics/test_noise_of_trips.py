@@ -46,6 +46,15 @@ LOOPS: dict[str, Callable[[Call, Any], Any]] = {
         lambda s: s[0] < 2, lambda s: (s[0] + 1, 0 * call(s[1], key) + s[1]), (0, X)
     ),
     "jit inside": lambda call, key: jax.lax.map(jax.jit(lambda x: call(x, key)), XS),
+    "argument of a jit": lambda call, key: jax.lax.map(
+        lambda x: jax.jit(lambda n, k, x: n * call(x, k), static_argnums=0)(1, key, x), XS
+    ),
+    "argument of two jits": lambda call, key: jax.lax.map(
+        lambda x: jax.jit(lambda x, key: jax.jit(lambda k: call(x, k))(k=key))(x, key=key), XS
+    ),
+    "argument of a remat": lambda call, key: jax.lax.map(
+        lambda x: jax.checkpoint(lambda x, k: call(x, k))(x, key), XS
+    ),
     "remat inside": lambda call, key: jax.lax.map(jax.checkpoint(lambda x: call(x, key)), XS),
     "vmap inside": lambda call, key: jax.lax.map(jax.vmap(lambda x: call(x[None], key)), XS),
     "grad inside": lambda call, key: jax.lax.map(jax.grad(lambda x: total(call, x, key)), XS),
@@ -66,10 +75,32 @@ def folded(call: Call, key: Any) -> Any:
     return jax.lax.fori_loop(0, 2, body, X)
 
 
+def passed(call: Call, key: Any) -> Any:
+    """A key of the trip's own is the argument of a jit."""
+
+    def body(i: Any, x: jax.Array) -> Any:
+        return jax.jit(lambda k, x: call(x, k).sum() * 0)(jax.random.fold_in(key, i), x) + x
+
+    return jax.lax.fori_loop(0, 2, body, X)
+
+
+def folded_inside(call: Call, key: Any) -> Any:
+    """The trip's number is folded into the argument of a jit, inside it."""
+
+    def body(i: Any, x: jax.Array) -> Any:
+        fold = jax.jit(lambda k, i, x: call(x, jax.random.fold_in(k, i)).sum() * 0)
+        return fold(key, i, x) + x
+
+    return jax.lax.fori_loop(0, 2, body, X)
+
+
 NO_LOOPS: dict[str, Callable[[Call, Any], Any]] = {
     "a key a trip": own_keys,
     "the trip folded in": folded,
+    "a key a trip, passed": passed,
+    "the trip folded in inside": folded_inside,
     "jit": lambda call, key: jax.jit(lambda x: call(x, key))(X),
+    "argument of a jit without a loop": lambda call, key: jax.jit(lambda x, k: call(x, k))(X, key),
     "grad": lambda call, key: jax.grad(lambda x: total(call, x, key))(X),
     "vmap": lambda call, key: jax.vmap(lambda x: call(x, key))(XS),
     "remat": lambda call, key: jax.checkpoint(lambda x: call(x, key))(X),

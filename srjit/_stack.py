@@ -1,0 +1,53 @@
+"""What Python's stack tells: the user's own line, and what JAX's functions were called with."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+import warnings
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+
+_FOLDERS = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, __file__))
+# Functions of JAX that trace others, and the name that each has for what they were called with.
+_GIVEN = {"_trace_for_jit": "args_ft", "fun_remat": "args_flat"}
+
+
+def warn(message: str) -> None:
+    """Warns, at the line of the user's own code."""
+    ours = itertools.takewhile(lambda f: f.f_code.co_filename.startswith(_FOLDERS), _frames())
+    warnings.warn(message, stacklevel=1 + len(list(ours)))
+
+
+def passed(argument: Any) -> Any:
+    """What a jit or checkpoint that is being traced was called with for an argument of it.
+
+    JAX says it nowhere else. None of what is no such argument, and where JAX has other names.
+    """
+    place: int | None = None
+    for frame in _frames():
+        name, values = frame.f_code.co_name, frame.f_locals
+        if not frame.f_code.co_filename.startswith(_FOLDERS[0]):
+            continue
+        if place is not None and name in _GIVEN:
+            given = list(values.get(_GIVEN[name], ()))
+            return given[place] if place < len(given) else None
+        if name.startswith("trace_to_jaxpr"):
+            if place is not None:
+                return None
+            traced = list(values.get("in_tracers", ()))
+            place = next((i for i, x in enumerate(traced) if x is argument), None)
+    return None
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames of the stack, from that of the caller."""
+    frame = inspect.currentframe()
+    frame = frame and frame.f_back
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
