@@ -183,7 +183,10 @@ class _Insertion:
 
     def _original(self, main: Frame, entry: str, users: list[ir.Operation]) -> ir.Operation:
         """A copy of the entry as it is, for those that call it: its signature may change."""
-        other = [op for op in users if op.name != "func.call"]
+        own = ir.FlatSymbolRefAttr.get(entry)
+        other = [
+            op for op in users if "callee" not in op.attributes or op.attributes["callee"] != own
+        ]
         if other:
             message = (
                 f"@{entry} cannot be quantized: {other[0].name} uses it, and would get another"

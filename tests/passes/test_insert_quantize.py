@@ -88,6 +88,13 @@ REWRITTEN = {
                "return %0 : tensor<4x8xf32>").replace("public @main(", "public @serve("),
         rewritten=1,
     ),
+    "@main that an operation of another dialect calls": Foreign(
+        main(f"{PLAIN}\nreturn %plain : tensor<4x8xf32>")
+        + main('%0 = "alien.call"(%w, %x) {callee = @main} '
+               ": (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>\n"
+               "return %0 : tensor<4x8xf32>").replace("public @main(", "public @serve("),
+        rewritten=1,
+    ),
     "a function that a custom call and another dialect's region use too": Foreign(
         main(
             """%0 = call @f(%w, %x) : (tensor<8x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>
@@ -304,12 +311,19 @@ def test_a_module_that_starts_nowhere_is_an_error_that_says_so(name: str) -> Non
             passes.parse(first).run(corpus.parsed(text))
 
 
-def test_callers_that_are_not_rewritten_get_what_they_got_before() -> None:
-    module = corpus.parsed(REWRITTEN["@main that another function calls"].text)
+@pytest.mark.parametrize(
+    ("who", "call"),
+    [
+        ("another function", "call @main_srjit("),
+        ("an operation of another dialect", "= @main_srjit"),
+    ],
+)
+def test_callers_that_are_not_rewritten_get_what_they_got_before(who: str, call: str) -> None:
+    module = corpus.parsed(REWRITTEN[f"@main that {who} calls"].text)
     passes.parse(corpus.DELAYED).run(module)
     functions = {ir.StringAttr(op.attributes["sym_name"]).value: op for op in module.body}
     serve = str(functions["serve"])
-    assert "call @main_srjit(" in serve
+    assert call in serve
     assert "stablehlo.dot_general %arg1, %arg0" in str(functions["main_srjit"])
     assert len(report_of(module.operation).sites) == 1
 
