@@ -13,6 +13,7 @@ STOCHASTIC = "numerics/test_stochastic_rounding.py::"
 SCALES = "numerics/test_scales.py::"
 EDEN = "numerics/test_eden_scales.py::"
 NOISE = "numerics/test_noise.py::"
+EAGER = "numerics/test_eager.py::"
 VISIBILITY = "numerics/test_visibility.py::"
 AVERAGES = "numerics/test_averages.py::"
 SIGNS = "jaxprs/test_noise.py::test_products_draw_signs_of_their_own"
@@ -300,6 +301,27 @@ MUTANTS = {
         "        signs = s and mix(s, operand.side)",
         killed_by=(
             RECIPES + "test_every_builtin_recipe_runs_and_stays_near_the_truth[nvfp4-eden]",
+        ),
+    ),
+    # What runs outside of a trace
+    "rounding without a trace is operation by operation": Mutant(
+        module="srjit.numerics.encode",
+        old='@functools.partial(jax.jit, static_argnames=("storage", "rng"), inline=True)',
+        new="@functools.partial(lambda f: f)",
+        killed_by=(EAGER + "test_a_new_shape_is_one_new_program[stochastic_round]",),
+    ),
+    "quantizing without a trace is operation by operation": Mutant(
+        module="srjit.numerics.encode",
+        old='@functools.partial(jax.jit, static_argnames=("spec", "rng"), inline=True)',
+        new="@functools.partial(lambda f: f)",
+        killed_by=(EAGER + "test_a_new_shape_is_one_new_program[quantize]",),
+    ),
+    "a traced rounding is a call": Mutant(
+        module="srjit.numerics.encode",
+        old='static_argnames=("storage", "rng"), inline=True',
+        new='static_argnames=("storage", "rng")',
+        killed_by=(
+            EAGER + "test_inside_of_a_trace_it_is_the_operations_themselves[stochastic_round]",
         ),
     ),
 }

@@ -13,6 +13,10 @@ ANYWHERE = (
     "test_coverage_does_not_depend_on_where_parameters_stand[bare arrays-jaxpr]"
 )
 PARTIAL = "modules/test_partial_sums.py::"
+ONCE = (
+    "passes/emit/test_lowering.py::"
+    "test_equal_functions_are_lowered_once_for_all_modules_and_again_where_jax_is_told_otherwise"
+)
 
 MUTANTS = {
     # Programs
@@ -113,6 +117,25 @@ MUTANTS = {
         old="inlined = inline(copy, lambda name: name != operations.entry_of(copy))",
         new="inlined = inline(copy, lambda name: False)",
         killed_by=(PARTIAL + "test_so_it_is_in_loops_whose_bodies_are_functions",),
+    ),
+    # Functions that are lowered once for all modules
+    "functions of one name are one, whatever their key": Mutant(
+        module="srjit.passes.emit.lowering",
+        old="    key: Hashable\n    fun:",
+        new="    key: Hashable = dataclasses.field(compare=False)\n    fun:",
+        killed_by=(ONCE,),
+    ),
+    "no function is another's": Mutant(
+        module="srjit.passes.emit.lowering",
+        old="@dataclasses.dataclass(frozen=True)\nclass _Function:",
+        new="@dataclasses.dataclass(frozen=True, eq=False)\nclass _Function:",
+        killed_by=(ONCE,),
+    ),
+    "functions are lowered once, whatever JAX is told": Mutant(
+        module="srjit._compat",
+        old="@_util.cache(max_size=1024)  #",
+        new="@__import__('functools').lru_cache(1024)  #",
+        killed_by=(ONCE,),
     ),
     # What no test of numbers sees
     "all trips may draw from one key, unsaid": Mutant(
