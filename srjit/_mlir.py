@@ -19,7 +19,8 @@ from jaxlib.mlir._mlir_libs import _jax_mlir_ext
 from jaxlib.mlir.dialects import chlo, func, mhlo, mpmd, sdy, stablehlo
 
 __all__ = [
-    "chlo", "func", "inlined_func_call", "ir", "new_context", "passmanager", "sdy", "stablehlo",
+    "chlo", "func", "inlined_func_call", "ir", "new_context", "new_kernel_context", "passmanager",
+    "sdy", "stablehlo",
 ]  # fmt: skip
 
 # The bindings register those of MLIR and of Shardy by themselves.
@@ -47,4 +48,18 @@ def new_context() -> ir.Context:
     mhlo.register_mhlo_dialect(context)
     chlo.register_dialect(context)
     stablehlo.register_dialect(context)
+    return context
+
+
+def new_kernel_context() -> ir.Context:
+    """A context that reads the kernels of TPUs as their calls have them.
+
+    Their operations have names of a dialect of their own, for which there are no bindings; their
+    attributes are those of Mosaic.
+    """
+    from jaxlib.mosaic.python import tpu  # only who reads kernels needs it
+
+    context = new_context()
+    context.allow_unregistered_dialects = True
+    tpu.register_dialect(context)
     return context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
+from srjit.aot.kernel_operations import multiplied
 from srjit.program.site_names import site_of
 from srjit.targets.operand import QUANTIZER
 from srjit.targets.target import WITHOUT_HISTORY
@@ -75,6 +77,7 @@ class Kernel:
       times: how often a run executes it.
       cycles: of all executions, by the estimate of its own schedule; None if there is none.
       moved: bytes of its operands and results, of all executions.
+      operations: of its matrix products, of all executions; None where that is not known.
       rounds_by: the chip's instructions in it that round, where its compiler shows them.
     """
 
@@ -83,6 +86,7 @@ class Kernel:
     times: int
     cycles: int | None
     moved: int
+    operations: int | None = None
     rounds_by: tuple[str, ...] = ()
 
 
@@ -95,12 +99,17 @@ class Collective:
       size: bytes that they return, a device.
       sent: bytes that a device sends, if they are made as rings are: each but its own share, once.
       beside: of those, what the compiler has travel while something else runs.
+      small: how many return no more than 4 KiB, such as amaxes and losses: they take the time of
+        their hops, and none for bytes.
+      sent_as: what is sent of larger ones, by element type.
     """
 
     count: int = 0
     size: int = 0
     sent: int = 0
     beside: int = 0
+    small: int = 0
+    sent_as: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +137,8 @@ class CompiledProgram:
       memory: of one device.
       unknown_loops: how many loops have a trip count that is not known, and are counted once.
       unusable: how many instructions have an estimate that is none, and are not in ``cycles``.
+      relayouts: bytes of operands and results of copies to another layout that another unit makes
+        beside the rest, and of which the compiler estimates nothing.
       moved: bytes of the operands and the results of all instructions, loops counted: what memory
         moves where nothing stays in caches.
     """
@@ -140,11 +151,21 @@ class CompiledProgram:
     unknown_loops: int
     moved: int = 0
     unusable: int = 0
+    relayouts: int = 0
 
     @property
     def sent(self) -> int:
         """Bytes that a device sends to others."""
         return sum(c.sent for c in self.collectives.values())
+
+    @property
+    def added_as(self) -> Mapping[str, int]:
+        """Bytes that a device sends to have them added, by the element type that it adds in."""
+        found: collections.Counter[str] = collections.Counter()
+        for kind in ("all-reduce", "reduce-scatter"):
+            if kind in self.collectives:
+                found.update(self.collectives[kind].sent_as)
+        return found
 
 
 def program_of(module: Module, analysis: Any) -> CompiledProgram:
@@ -172,6 +193,7 @@ def program_of(module: Module, analysis: Any) -> CompiledProgram:
         unknown_loops=sum(module.trips(e.instruction, e.computation) is None for e in loops),
         moved=sum(_moved(e) for e in executed),
         unusable=sum(e.instruction.is_unusable for e in executed),
+        relayouts=sum(_moved(e) for e in executed if _is_relayout(e)),
     )
 
 
@@ -206,6 +228,25 @@ def _moved(e: Executed) -> int:
     results = i.shapes[:1] if i.target in _LIBRARIES else i.shapes
     operands = [s for o in e.computation.operands(i) for s in o.shapes]
     return e.times * sum(map(_size, (*operands, *results)))
+
+
+def _is_relayout(e: Executed) -> bool:
+    """Whether an instruction without an estimate copies something to another layout, beside."""
+    i = e.instruction
+    if not e.is_beside or i.opcode not in ("custom-call", "copy", "transpose") or i.cycles:
+        return False
+    (result, *_), operands = i.shapes, [s for o in e.computation.operands(i) for s in o.shapes[:1]]
+    return any(
+        o.dtype == result.dtype
+        and math.prod(o.dims) == math.prod(result.dims)
+        and _order_and_tiles(o) != _order_and_tiles(result)
+        for o in operands
+    )
+
+
+def _order_and_tiles(shape: Shape) -> str:
+    """A layout without the memory space."""
+    return re.sub(r"S\(\d+\)", "", shape.layout)
 
 
 def products_of(module: Module, executed: Executed) -> list[tuple[Multiplication, int | None]]:
@@ -293,9 +334,11 @@ def _kernel(module: Module, e: Executed) -> Kernel:
         times=e.times,
         cycles=None if cycles is None else cycles * e.times,
         moved=_moved(e),
+        operations=None if (n := multiplied(e.instruction.kernel_body)) is None else n * e.times,
     )
 
 
+SMALL = 4096  # bytes
 # What a device sends of the bytes that a collective over n devices returns.
 _SENT: dict[str, Callable[[int], float]] = {
     "all-gather": lambda n: 1 - 1 / n,
@@ -332,12 +375,18 @@ def _collectives(module: Module, executed: Sequence[Executed]) -> dict[str, Coll
                 kind, shapes = "reduce-scatter", cut
             size = e.times * sum(map(_size, shapes))
             sent = round(size * _SENT[kind](_group(module, i)))
+            is_small = sum(map(_size, shapes)) <= SMALL
             before = found.get(kind, Collective())
+            sent_as = collections.Counter(before.sent_as)
+            for shape in () if is_small else shapes:
+                sent_as[shape.dtype] += round(sent * _size(shape) * e.times / size)
             found[kind] = Collective(
                 count=before.count + e.times,
                 size=before.size + size,
                 sent=before.sent + sent,
                 beside=before.beside + (sent if beside else 0),
+                small=before.small + is_small * e.times,
+                sent_as=dict(sent_as),
             )
     return found
 

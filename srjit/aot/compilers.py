@@ -86,25 +86,32 @@ def mesh_of(target: Target, like: Any) -> Mesh:
 
 def optimized(target: Target, lowered: Any) -> tuple[hlo.Module, Any]:
     """Compiles a ``jax.stages.Lowered``: the optimized program, and the memory that it takes."""
+    text, assembly, memory = compiled(target, lowered)
+    return dataclasses.replace(hlo.read(text), assembly=assembly), memory
+
+
+def compiled(target: Target, lowered: Any) -> tuple[str, Mapping[str, tuple[str, ...]], Any]:
+    """Compiles a ``jax.stages.Lowered``.
+
+    Returns:
+      The optimized program as text; the instructions of its kernels that round, as of
+      ``hlo.Module``; and what ``jax.stages.Compiled.memory_analysis()`` returns.
+    """
     options = dict(target.compiler.options) if target.compiler else {}
     assembly: dict[str, tuple[str, ...]] = {}
     if target.compiler and target.compiler.platform == "cuda":
         with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
             with target.lowering():
-                compiled = lowered.compile(
+                made = lowered.compile(
                     compiler_options={**options, **_ASSEMBLY, "xla_dump_to": folder}
                 )
             for path in Path(folder).glob("*.ptx"):
                 _note_rounding(path.read_text(encoding="utf-8"), assembly)
-    else:
-        compiled = lowered.compile(compiler_options=options)
-    try:
         with _silenced():
-            text = compiled.as_text()
-    except jax.errors.JaxRuntimeError:  # a jaxlib older than the compiler may not understand it
-        text = _dumped(lowered, options)
-    module = dataclasses.replace(hlo.read(text), assembly=assembly)
-    return module, compiled.memory_analysis()
+            text = made.as_text()
+    else:
+        made, text = _made(target.name, lowered, options)
+    return text, assembly, made.memory_analysis()
 
 
 _ASSEMBLY = {"xla_dump_emitter_re": "ptx"}  # what is dumped beside the module
@@ -132,14 +139,25 @@ def _silenced() -> Generator[None]:
         os.close(stderr)
 
 
-def _dumped(lowered: Any, options: dict[str, Any]) -> str:
-    """The optimized program as the compiler itself writes it, from compiling once more."""
+# Targets whose optimized programs this jaxlib does not understand: it is older than their compiler.
+_unreadable: set[str] = set()
+
+
+def _made(name: str, lowered: Any, options: dict[str, Any]) -> tuple[Any, str]:
+    """A program compiled for a target, and its text, from the compiler itself if need be."""
+    if name not in _unreadable:
+        made = lowered.compile(compiler_options=options)
+        try:
+            with _silenced():
+                return made, made.as_text()
+        except jax.errors.JaxRuntimeError:
+            _unreadable.add(name)
     with tempfile.TemporaryDirectory(prefix="srjit-aot-") as folder:
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        lowered.compile(compiler_options={**options, **dump})
+        made = lowered.compile(compiler_options={**options, **dump})
         # The one that has estimates: they are made while code is generated.
         (path,) = Path(folder).glob("*.after_codegen.txt")
-        return path.read_text(encoding="utf-8")
+        return made, path.read_text(encoding="utf-8")
 
 
 def _libtpu(name: str, compiler: Compiler, count: int) -> Sequence[Any]:

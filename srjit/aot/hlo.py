@@ -92,6 +92,12 @@ class Instruction:
         return found.group(1) if found else ""
 
     @property
+    def kernel_body(self) -> str:
+        """The program of a TPU's kernel, as its custom call has it; empty for others."""
+        config = self.config.get("custom_call_config")
+        return str(config.get("body", "")) if isinstance(config, dict) else ""
+
+    @property
     def cycles(self) -> int | None:
         """The compiler's estimate of one execution, in cycles; None if it made none to use."""
         return None if self.is_unusable else self._estimated

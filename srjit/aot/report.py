@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from srjit.aot.compiled_program import CompiledProgram, SiteCost, program_of
 from srjit.aot.compilers import optimized
 from srjit.aot.placement import Placement
 from srjit.aot.rates import rate
-from srjit.aot.step_time import StepTime
+from srjit.aot.step_time import Peaks, StepTime
+from srjit.aot.totals import UNKNOWN, Total, Totals
 from srjit.planning.profit import counted
 from srjit.planning.site import SitePlan
 from srjit.report.document import Column, Document, Documented, Table, as_json
@@ -18,9 +19,6 @@ from srjit.report.report import SITE, Report, operand, reasons
 from srjit.targets.target import FASTER, Target
 
 Verdict = Literal["native", "narrow", "emulated", "kept", "unseen"]
-
-_MIB = 2**20
-_NONE = "no usable estimate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,9 +72,7 @@ class CompiledReport(Documented):
       before, after: the program as it was, and rewritten.
       recipe, target, mode: names.
       devices: how many the program is compiled for.
-      cycles_per_byte: in which the chip's memory moves a byte, at its peak; None: not known.
-      clock: cycles a second; None: not known.
-      interconnect: bytes a second that a device sends to others at its peak; None: not known.
+      peaks: what one of them does at its peak.
       notes: what else a user should know.
     """
 
@@ -87,44 +83,30 @@ class CompiledReport(Documented):
     target: str
     mode: str
     devices: int = 1
-    cycles_per_byte: float | None = None
-    clock: float | None = None
-    interconnect: float | None = None
+    peaks: Peaks = dataclasses.field(default_factory=Peaks)
     notes: tuple[str, ...] = ()
+
+    @property
+    def totals(self) -> Totals:
+        """Figures of the whole program."""
+        return Totals(
+            before=self.before,
+            after=self.after,
+            devices=self.devices,
+            peaks=self.peaks,
+            costs=[s.cost for s in self.sites],
+        )
 
     def speedup(self) -> float | None:
         """Estimated cycles of the program before over those after; None if there is no estimate.
 
         Kernels' are not among them: nothing that has kernels has a speedup by one model.
         """
-        both = self.before, self.after
-        if any(p.kernels or p.unusable for p in both) or not self.before.cycles:
-            return None
-        return self.before.cycles / self.after.cycles if self.after.cycles else None
-
-    def kernel_cycles(self, program: CompiledProgram) -> int | None:
-        """Cycles of a program's kernels, at least: of each the larger of two models.
-
-        They are the estimate of its schedule, where there is one, and its bytes at the memory's
-        peak. None if nothing is known of the memory.
-        """
-        if self.cycles_per_byte is None:
-            return None
-        return sum(
-            max(k.cycles or 0, round(k.moved * self.cycles_per_byte)) for k in program.kernels
-        )
+        return self.totals.speedup()
 
     def step_time(self, program: CompiledProgram) -> StepTime:
-        """Estimates the seconds of one step: compute, wire, and what runs beside compute."""
-        cycles = None if program.unusable else program.cycles
-        if cycles is not None:
-            cycles += self.kernel_cycles(program) or 0
-        rate = self.interconnect
-        return StepTime(
-            compute=None if cycles is None or not self.clock else cycles / self.clock,
-            wire=program.sent / rate if rate else None,
-            beside=sum(c.beside for c in program.collectives.values()) / rate if rate else 0.0,
-        )
+        """Estimates the seconds of one step of a program, and of what they are made."""
+        return self.peaks.step_time(program)
 
     def document(self) -> Document:
         """Returns the report as data: a row for each site, and the program before and after."""
@@ -136,15 +118,19 @@ class CompiledReport(Documented):
             lead=f"{len(self.sites)} sites: {counts}",
             tables=[
                 Table(_COLUMNS, self.sites, kind=lambda s: s.verdict),
-                Table(_TOTALS, self._totals(), group=lambda t: t.group),
+                Table(_TOTALS, self.totals.rows(), group=lambda t: t.group),
             ],
-            notes=[f"note: {remark}" for remark in self._remarks()],
+            notes=[
+                *(f"warning: {warning}" for warning in self.totals.warnings()),
+                *(f"note: {remark}" for remark in self._remarks()),
+            ],
         )
 
     def to_json(self) -> str:
         """The report as a JSON object.
 
-        Its keys are ``recipe``, ``target``, ``mode``, ``devices``, ``speedup``, ``notes``;
+        Its keys are ``recipe``, ``target``, ``mode``, ``devices``, ``speedup``, ``notes``,
+        ``warnings``;
         ``step_time``, a pair of objects with the attributes of a ``StepTime``;
         ``before`` and ``after``, objects with the attributes of a ``CompiledProgram`` except
         ``sites``; and ``sites``, a list of objects with the attributes of a ``Site`` and a
@@ -176,87 +162,12 @@ class CompiledReport(Documented):
                 "before": _as_json(self.before),
                 "after": _as_json(self.after),
                 "notes": self._remarks(),
+                "warnings": self.totals.warnings(),
                 "sites": sites,
             }
         )
 
     # --------------------------------------------------------------------------------- its parts
-
-    def _totals(self) -> list[_Total]:
-        return [
-            *self._cycles(),
-            *self._time(),
-            *self._kernels(),
-            *self._memory(),
-            *self._collectives(),
-        ]
-
-    def _cycles(self) -> Iterator[_Total]:
-        before, after = self.before, self.after
-        if not after.cycles:
-            name = "bytes that instructions read and write"
-            yield _compared("cycles", name, before.moved, after.moved, _mib)
-        if not before.cycles or not after.cycles:
-            return
-        both = _compared("cycles", "estimated cycles", before.cycles, after.cycles, counted)
-        unusable = before.unusable + after.unusable
-        if not self.speedup():  # without its kernels a program only looks fast
-            left_out = ["kernels"] if before.kernels or after.kernels else []
-            left_out += ["what has no usable estimate"] if unusable else []
-            both = both._replace(name=f"{both.name}, {' and '.join(left_out)} excluded", ratio="")
-        yield both
-        dots = sum(s.cost.cycles or 0 for s in self.sites)
-        around = sum(s.cost.around for s in self.sites)
-        yield _Total("cycles", "  of sites' products", "", counted(dots))
-        yield _Total("cycles", "  of what is around them", "", counted(around))
-        yield _Total("cycles", "  of everything else", "", counted(after.cycles - dots - around))
-        was, now = self.kernel_cycles(before), self.kernel_cycles(after)
-        if was is not None and now is not None and was + now:
-            yield _Total("cycles", "kernels, at least", counted(was), counted(now))
-            sums = before.cycles + was, after.cycles + now
-            added = _compared("cycles", "both models added up", *sums, counted)
-            yield added._replace(ratio="") if unusable else added
-
-    def _time(self) -> Iterator[_Total]:
-        if self.devices == 1 or not self.interconnect:
-            return
-        was, now = self.step_time(self.before), self.step_time(self.after)
-        at = f" at {self.clock / 1e9:.3g} GHz" if self.clock else ""
-        for name, figure in (
-            (f"time of compute{at}", lambda t: t.compute),
-            (f"time on the wire at {self.interconnect / 1e9:.3g} GB/s", lambda t: t.wire),
-            ("  of that beside compute, at most", lambda t: t.overlap),
-            ("step, nothing overlapped", lambda t: t.apart),
-            ("step, that overlapped", lambda t: t.step),
-        ):
-            yield _compared("time", name, figure(was), figure(now), _ms)
-            if was.compute is now.compute is None and figure(was) is not None:
-                return  # nothing else is known
-
-    def _kernels(self) -> Iterator[_Total]:
-        for kernel in self.after.kernels:
-            told = _mib(kernel.moved)
-            if kernel.cycles is not None:
-                told += f", {counted(kernel.cycles)} (schedule)"
-            name = f"kernel {kernel.name}" + (f" x{kernel.times}" if kernel.times > 1 else "")
-            where = "" if kernel.site is None else f", site {kernel.site}"
-            yield _Total("kernels", name + where, "", ", ".join(kernel.rounds_by) or told)
-
-    def _memory(self) -> Iterator[_Total]:
-        before = dataclasses.asdict(self.before.memory)
-        for name, now in dataclasses.asdict(self.after.memory).items():
-            yield _compared("memory", f"memory: {name}", before[name], now, _mib)
-
-    def _collectives(self) -> Iterator[_Total]:
-        def told(program: CompiledProgram, kind: str) -> str:
-            found = program.collectives.get(kind)
-            return f"{found.count} of {_mib(found.size)}" if found else "none"
-
-        for kind in dict.fromkeys((*self.before.collectives, *self.after.collectives)):
-            yield _Total("collectives", kind, told(self.before, kind), told(self.after, kind))
-        if self.before.sent or self.after.sent:
-            sent = self.before.sent, self.after.sent
-            yield _compared("collectives", "bytes that a device sends", *sent, _mib)
 
     def _remarks(self) -> list[str]:
         remarks = [*reasons([s.plan for s in self.sites]), *self.notes]
@@ -274,12 +185,10 @@ class CompiledReport(Documented):
                 remarks.append("rates are of the vendor's peaks, relative to bfloat16")
         if self.after.kernels:
             remarks.append(
-                "kernels are not in the estimated cycles: they take what their bytes take at the "
-                "peak of the memory, at least, or what their schedule takes, by another model; to "
-                "have that one, see docs/aot.md"
+                "kernels are not in the estimated cycles: at least, they take what their bytes "
+                "take at the peak of the memory, or their products at that of bfloat16's, or what "
+                "their schedule takes, by another model; to have that one, see docs/aot.md"
             )
-        if self.before.cycles and self.after.cycles and self.before.cycles < self.after.cycles:
-            remarks.append("by these estimates the program is slower than it was")
         if self.before.unusable or self.after.unusable:
             lacking = [str(s.plan.site.number) for s in self.sites if s.cost.cycles is None]
             of = f"site {', '.join(lacking)}" if lacking else "the program as it was"
@@ -287,7 +196,12 @@ class CompiledReport(Documented):
                 f"the compiler has no usable estimate of {of}: it is in no sum, and no ratio of "
                 "cycles is told"
             )
-        if self.devices > 1 and self.interconnect:
+        if self.before.relayouts or self.after.relayouts:
+            remarks.append(
+                "of copies to other layouts that another unit makes beside the rest the compiler "
+                "estimates nothing: added by their bytes, they are as if nothing ran beside them"
+            )
+        if self.devices > 1 and self.peaks.interconnect:
             remarks.append(
                 "the wire is what a device sends, if collectives are made as rings are, over what "
                 "its vendor says that it can send at once; beside compute travels what the "
@@ -304,7 +218,7 @@ def _as_json(program: CompiledProgram) -> dict[str, object]:
 
 
 def _site_cycles(cost: SiteCost) -> str:
-    return _NONE if cost.cycles is None else counted(cost.cycles) if cost.cycles else "-"
+    return UNKNOWN if cost.cycles is None else counted(cost.cycles) if cost.cycles else "-"
 
 
 def _around(cost: SiteCost) -> str:
@@ -326,38 +240,12 @@ _COLUMNS: tuple[Column[CompiledSite], ...] = (
 )
 
 
-class _Total(NamedTuple):
-    """A figure of the whole program, before and after; rows of one group stand together."""
-
-    group: str
-    name: str
-    before: str
-    after: str
-    ratio: str = ""
-
-
-_TOTALS: tuple[Column[_Total], ...] = (
+_TOTALS: tuple[Column[Total], ...] = (
     Column("", lambda t: t.name),
     Column("as it was", lambda t: t.before, align="right"),
     Column("rewritten", lambda t: t.after, align="right"),
     Column("ratio", lambda t: t.ratio, align="right"),
 )
-
-
-def _compared(
-    group: str, name: str, before: Any, after: Any, shown: Callable[[Any], str]
-) -> _Total:
-    ratio = f"{before / after:.3f}x" if before and after else ""
-    was, now = (_NONE if figure is None else shown(figure) for figure in (before, after))
-    return _Total(group, name, was, now, ratio)
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f} ms"
-
-
-def _mib(size: int) -> str:
-    return f"{size / _MIB:.{1 if size >= 10 * _MIB else 3}f} MiB"
 
 
 # ------------------------------------------------------------------------------------- making one
@@ -380,7 +268,6 @@ def reported(before: Any, after: Any, planned: Report, place: Placement) -> Comp
         )
         for plan in planned.sites
     )
-    estimates = place.target.estimates
     return CompiledReport(
         sites=sites,
         before=was,
@@ -389,9 +276,7 @@ def reported(before: Any, after: Any, planned: Report, place: Placement) -> Comp
         target=planned.target,
         mode=planned.mode,
         devices=place.count,
-        cycles_per_byte=estimates.cycles_per_byte if estimates else None,
-        clock=estimates.clock if estimates else None,
-        interconnect=place.target.interconnect,
+        peaks=Peaks.of(place.target),
         notes=(*planned.notes, *_notes(sites)),
     )
 

@@ -128,6 +128,11 @@ class Estimates(Protocol):
         ...
 
     @property
+    def plain(self) -> float:
+        """Operations a cycle of a bfloat16 product."""
+        ...
+
+    @property
     def cycles_per_byte(self) -> float:
         """Cycles in which its memory moves a byte, at its peak."""
         ...

@@ -232,4 +232,13 @@ MUTANTS = {
             "a_fused_reduce_scatter_is_one",
         ),
     ),
+    "both branches of a kernel count": Mutant(
+        module="srjit.aot.kernel_operations",
+        old="times * ((taken != 0) == is_taken)",
+        new="times",
+        killed_by=(
+            "aot/test_compiled_program.py::"
+            "test_a_kernel_tells_what_it_multiplies_where_its_mask_lets_it",
+        ),
+    ),
 }

@@ -59,6 +59,37 @@ def kernel(x: jax.Array) -> jax.Array:
     return pl.pallas_call(double, out_shape=Shape(x.shape, x.dtype), name="double")(x)
 
 
+def causal(x: jax.Array, w: jax.Array) -> jax.Array:
+    """A kernel that multiplies in 6 of 9 steps of its grid, twice in each."""
+
+    def block(x_ref: Any, w_ref: Any, out_ref: Any) -> None:
+        i, j = pl.program_id(0), pl.program_id(1)
+
+        @pl.when(j == 0)
+        def _() -> None:
+            out_ref[...] = jnp.zeros_like(out_ref)
+
+        @pl.when(j * 128 <= i * 128 + 127)
+        def _() -> None:
+            def add(k: Any, _: Any) -> None:
+                part = jnp.dot(x_ref[...], w_ref[k], preferred_element_type=jnp.float32)
+                out_ref[...] += part
+
+            jax.lax.fori_loop(0, 2, add, None)
+
+    return pl.pallas_call(
+        block,
+        out_shape=Shape(x.shape, jnp.float32),
+        grid=(3, 3),
+        in_specs=[
+            pl.BlockSpec((128, 128), lambda i, j: (i, j)),
+            pl.BlockSpec((2, 128, 128), lambda i, j: (0, j, 0)),
+        ],
+        out_specs=pl.BlockSpec((128, 128), lambda i, j: (i, 0)),
+        name="causal",
+    )(x, w)
+
+
 def gathered(x: jax.Array, w: jax.Array, v: jax.Array, y: jax.Array) -> Any:
     """Two weights are gathered, the second beside a product, and a gradient is summed and cut."""
     return jnp.dot(x, w) @ v, x.T @ y
@@ -79,6 +110,8 @@ square = Shape((256, 256), jnp.bfloat16)
 write("v5e_loop", loop, *codes, in_shardings=ONE)
 write("v5e_while", while_positive, square, in_shardings=ONE)
 write("v5e_kernel", kernel, Shape((256, 256), jnp.float32), in_shardings=ONE)
+tiles = Shape((384, 384), jnp.bfloat16), Shape((2, 384, 128), jnp.bfloat16)
+write("v5e_causal", causal, *tiles, in_shardings=ONE)
 rows, columns = (NamedSharding(MESH, PartitionSpec(*p)) for p in (("data",), (None, "data")))
 write("v5e_mesh", lambda x, w: (x @ w).sum(), square, square, in_shardings=(columns, rows))
 write(
