@@ -43,7 +43,7 @@ def stochastic_round(x: jax.Array, dtype: Any, key: Any, *, rng: Rng = "hash") -
       ValueError: nothing can be rounded to ``dtype``.
     """
     x = _as_float(x, "stochastic_round")
-    random_bits.warn_of_repetition("stochastic_round", key)
+    random_bits.warn_of_repetition("stochastic_round", key, x.shape)
     words = of_all_shards(random_bits.as_key(key), x)
     return round_with(words, x, get_storage(dtype), rng)
 
@@ -82,7 +82,7 @@ def quantize(
         raise ValueError("delayed scales are state: use srjit(...).init_state, or scaling='static'")
     words = None
     if spec.rounding == "stochastic":
-        random_bits.warn_of_repetition("quantize", key)
+        random_bits.warn_of_repetition("quantize", key, x.shape)
         words = of_all_shards(random_bits.as_key(key), x)
     return _stored(x, words, spec, rng)
 

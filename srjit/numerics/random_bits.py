@@ -26,7 +26,7 @@ from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat, _stack
 from srjit.choices import Rng, unknown_name
-from srjit.numerics.symbolic import all_known, is_known, word
+from srjit.numerics.symbolic import all_known, is_known, may_repeat, word
 
 Key = tuple[jax.Array, jax.Array]
 
@@ -141,7 +141,7 @@ def strides(shape: Sequence[int]) -> list[int]:
 def _leading_rows(shape: tuple[int, ...]) -> int:
     """How many leading dimensions to cut off so that 32 bits index what is left."""
     if not all_known(shape):
-        return 0  # nobody exports a program for more
+        return 0  # where it may have more elements, users are told
     padded = (*shape[:-1], *map(row_stride, shape[-1:]))
     return next(d for d in range(len(shape) + 1) if math.prod(padded[d:]) <= 2**32)
 
@@ -284,9 +284,10 @@ def _mix_words(words: jax.Array) -> Key:
     return lax.scan(lambda key, word: (mix(key, word), None), (a, b), words)[0]
 
 
-def warn_of_repetition(name: str, key: Any) -> None:
+def warn_of_repetition(name: str, key: Any, shape: Sequence[Any] = ()) -> None:
     """Warns where every trip of a loop calls ``name`` with one key, made outside of the loop.
 
+    And where what it rounds has a symbolic ``shape`` that may have more elements than noise.
     Not seen are the argument of an inner ``jax.jit`` that was traced before, and a key made in the
     loop of what does not change in it.
     """
@@ -298,3 +299,5 @@ def warn_of_repetition(name: str, key: Any) -> None:
             "and scan over the keys"
         )
         _stack.warn(message)
+    if message := may_repeat(shape):
+        _stack.warn(f"{name}: {message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -51,6 +52,27 @@ def _stand_in(n: Any) -> int:
 def word(n: Any) -> Any:
     """A number of elements modulo 2^32, as uint32: a constant, or a value of the program."""
     return np.uint32(n % 2**32) if is_known(n) else jax.lax.convert_element_type(n, jnp.uint32)
+
+
+def may_repeat(shape: Sequence[Any]) -> str:
+    """That a tensor of a shape may have more elements than noise, and the cure; empty if not.
+
+    Where a shape is known, noise never ends: see ``random_bits``.
+    """
+    if all_known(shape):
+        return ""
+    *leading, columns = shape
+    count = math.prod(leading) * (columns + 1)  # as many as indices, or more
+    try:
+        if count <= 2**32:  # by the constraints of the dimensions
+            return ""
+    except jax.errors.InconclusiveDimensionOperation:
+        pass
+    names = ", ".join(map(str, shape))
+    return (
+        f"noise of a tensor of shape ({names}) comes again beyond 2^32 elements: bound it where "
+        f'its dimensions are made, constraints=["{count}<=4294967296"]'
+    )
 
 
 class SymbolicDimensionError(ValueError):

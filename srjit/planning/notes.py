@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 
+from srjit.numerics.symbolic import may_repeat
 from srjit.planning.layers import trips_of_layers
 from srjit.planning.plan import Settings
 from srjit.planning.provenance import Provenance
@@ -83,6 +84,13 @@ def notes_of(
             "delayed scales have one history for all its trips; scan over the stacked weights for "
             "one a layer"
         )
+    shapes = [
+        v.aval.shape
+        for c, p in zip(classified, plans, strict=True)
+        if any(q and q.rounding == "stochastic" for s in p.with_gradients for q in (s.lhs, s.rhs))
+        for v in (*c.occurrence.eqn.invars[:2], *c.occurrence.eqn.outvars)
+    ]
+    yield from filter(None, dict.fromkeys(map(may_repeat, shapes)))
     yield from filter(None, dict.fromkeys(map(settings.target.remark, specs)))
 
 

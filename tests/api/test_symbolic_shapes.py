@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -83,6 +84,7 @@ def test_jax_exports_what_the_decorator_returns(layer: str):
     assert not np.array_equal(exported.call(W["a"], batch(9)), batch(9) @ W["a"])
 
 
+@pytest.mark.filterwarnings("ignore:stochastic_round. noise of")
 def test_noise_is_that_of_known_lengths_whichever_dimension_is_symbolic():
     rows, columns, both = ((B, 32), (32, B), (B, B))
     for shape in (rows, columns, both):
@@ -93,6 +95,32 @@ def test_noise_is_that_of_known_lengths_whichever_dimension_is_symbolic():
         for n in (6, 7):
             x = jax.random.normal(jax.random.key(n), tuple(32 if d == 32 else n for d in shape))
             same(exported.call(x, jax.random.key(1)), round_it(x, jax.random.key(1)))
+
+
+def said_of_more(layer: str, fun: Any, b: Any, **options: Any) -> list[str]:
+    f = srjit.srjit(fun, recipe="int8", layer=layer, **options)
+    notes = f.explain(SHAPES, jax.ShapeDtypeStruct((b, 32), jnp.float32)).notes
+    return [note for note in notes if "2^32" in note]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_more_elements_than_noise_are_said_with_the_bound_to_write(layer: str):
+    said = said_of_more(layer, step, B)
+    assert said and all("constraints=" in note for note in said)
+    assert any("shape (b, 32)" in note and '["33*b<=4294967296"]' in note for note in said)
+    (bounded,) = export.symbolic_shape("b", constraints=["33*b<=4294967296"])
+    assert not said_of_more(layer, step, bounded)
+    assert not said_of_more(layer, model, B, mode="inference")
+
+
+def test_stochastic_round_says_it_in_a_warning():
+    fun = jax.jit(lambda x: srjit.stochastic_round(x, jnp.bfloat16, 0))
+    with pytest.warns(UserWarning, match=r"stochastic_round: .*\(b, b\).*b\^2 \+ b<=4294967296"):
+        export.export(fun)(jax.ShapeDtypeStruct((B, B), jnp.float32))
+    (small,) = export.symbolic_shape("b", constraints=["b<=1024"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export.export(fun)(jax.ShapeDtypeStruct((small, small), jnp.float32))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
