@@ -15,6 +15,8 @@ from srjit.program.stablehlo import operations
 
 # What a function says of itself that is true of its body wherever that goes.
 _OWN = ("function_type", "sym_name", "sym_visibility", "arg_attrs", "res_attrs")
+# Stands at the border of a function, and nowhere else: Shardy's own inliner removes it.
+_EDGE = "sdy.func_data_flow_edge"
 
 
 @register
@@ -25,8 +27,9 @@ class InlineCalls(Pass):
     JAX makes a function of every inner `jit`. Passes that look at one function at a time see more
     without them, and MLIR's own `inline` does not inline a `func.call` here. Functions that no call
     needs any more go. A call stays, with a remark, where body or call carry an attribute that would
-    be lost (shardings, frontend attributes, `no_inline`), and where functions call each other in a
-    circle. One function that is called twice becomes two copies: share it by not running this.
+    be lost (shardings, frontend attributes, `no_inline`), where Shardy has marked their border
+    (`sdy.func_data_flow_edge`), and where functions call each other in a circle. One function that
+    is called twice becomes two copies: share it by not running this.
 
     Before ==> after:
         func.func public @main(%x: tensor<2xf32>) -> tensor<2xf32> {
@@ -101,6 +104,8 @@ def _why_not(function: ir.Operation, calls_itself: bool) -> str:
         return f"@{name} {why}"
     if calls_itself:
         return f"@{name} calls itself"
+    if any(op.name == _EDGE for op in operations.inside(function)):
+        return f"@{name} has an {_EDGE}"
     own = [n for n in function.attributes if n not in _OWN and not n.startswith(annotation.PREFIX)]
     if own:
         return f"@{name} has the attribute {own[0]!r}"
@@ -118,6 +123,8 @@ def _why_not_here(call: ir.Operation) -> str:
     moved = annotation.MOVED if len(call.results) == 1 else ()
     known = ("callee", *(moved if operations.callee(call).startswith(annotation.PREFIX) else ()))
     own = [n for n in call.attributes if n not in known and not n.startswith(annotation.PREFIX)]
+    if any(use.owner.name == _EDGE for result in call.results for use in result.uses):
+        return f"its result has an {_EDGE}"
     return f"the call has the attribute {own[0]!r}" if own else ""
 
 

@@ -35,3 +35,32 @@ def test_sites_that_were_found_before_are_still_on_their_products_afterwards():
     assert "func.func private" not in str(late)
     numbers = [f"number = {n} : i64" for n in range(2)]
     assert all(number in str(late) for number in numbers)
+
+
+MARKED = """
+sdy.mesh @mesh = <["a"=2]>
+func.func @main(%x: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>) {
+  %0 = call @plain(%x) : (tensor<4xf32>) -> tensor<4xf32>
+  %1 = call @plain(%x) : (tensor<4xf32>) -> tensor<4xf32>
+  %2 = sdy.func_data_flow_edge %1 {sdy.sharding = #sdy.sharding_per_value<[<@mesh, [{"a"}]>]>}
+    : tensor<4xf32>
+  %3 = call @entered(%x) : (tensor<4xf32>) -> tensor<4xf32>
+  return %0, %2, %3 : tensor<4xf32>, tensor<4xf32>, tensor<4xf32>
+}
+func.func private @plain(%x: tensor<4xf32>) -> tensor<4xf32> {
+  %0 = stablehlo.abs %x : tensor<4xf32>
+  return %0 : tensor<4xf32>
+}
+func.func private @entered(%x: tensor<4xf32>) -> tensor<4xf32> {
+  %0 = sdy.func_data_flow_edge %x {sdy.sharding = #sdy.sharding_per_value<[<@mesh, [{"a"}]>]>}
+    : tensor<4xf32>
+  return %0 : tensor<4xf32>
+}
+"""
+
+
+def test_calls_whose_borders_shardy_has_marked_stay():
+    module = passes.parse("srjit-inline-calls").run(MARKED)
+    assert module.operation.verify()
+    main, *_ = str(module).split("func.func private")
+    assert main.count("call @plain") == main.count("call @entered") == main.count("abs") == 1
