@@ -9,7 +9,7 @@ from srjit._mlir import ir
 from srjit.passes.driver.registry import Pass, PassError, register
 from srjit.passes.emit import shardings
 from srjit.passes.emit.composites import QUANTIZE, SCALED_DOT
-from srjit.passes.emit.partial_sums import settle
+from srjit.passes.emit.settle import settle
 from srjit.passes.emit.target_calls import TargetCalls
 from srjit.passes.inline_calls import inline
 from srjit.passes.mlir import annotation, attributes, editing

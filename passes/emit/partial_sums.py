@@ -14,67 +14,27 @@ from typing import Any
 
 from srjit._mlir import ir, stablehlo
 from srjit.passes.emit import shardings
-from srjit.passes.mlir import editing
+from srjit.passes.mlir import attributes, editing
 from srjit.program.stablehlo import operations
 
-_SAID, _NUMBER = "mhlo.frontend_attributes", "srjit.number"
 
-
-def settle(module: ir.Operation, returned: Sequence[Any] | None = None) -> int:
-    """Changes products that say in which dtype parts of them are added, and lets none say it.
+def add(module: ir.Operation, dots: Sequence[Any], found: Sequence[Sequence[Any]]) -> None:
+    """Changes the products whose contraction is sharded.
 
     Args:
-      module: of all devices, with shardings of ``@main``'s arguments.
-      returned: values of ``@main`` that depend on all of it, if it is still being written.
-
-    Returns:
-      How many products were changed.
+      module: of all devices.
+      dots: its products that say in which dtype parts of them are added.
+      found: of each, the copies that say how their operands are sharded.
     """
-    found = [op for op in operations.inside(module) if _said(op)]
-    dots = [op for op in found if op.name == "stablehlo.dot_general"]
-    count = operations.device_counts(module)[0]
-    sharded = _sharded(module, dots, returned) if dots and (count or 1) > 1 else []
-    with module.context:
-        for op, whole in sharded:
-            _add_in(op, _said(op))
-            if whole is not None:
-                _constrain(op, whole)
-        for op in found:
-            _forget(op)
-    return len(sharded)
-
-
-def _sharded(
-    module: ir.Operation, dots: list[Any], returned: Sequence[Any] | None
-) -> list[tuple[Any, Any]]:
-    """The products of which devices have parts of the contraction, and how to shard the sums.
-
-    None where they are sharded as they are to be; otherwise one device keeps a part of what all
-    devices add.
-    """
-    with module.context:
-        for number, op in enumerate(dots):
-            op.attributes[_NUMBER] = ir.IntegerAttr.get(ir.IntegerType.get_signless(32), number)
-    try:
-        copy = shardings.propagated(module, returned)
-    except ir.MLIRError as error:
-        from srjit import _stack
-
-        _stack.warn(
-            "how the program is sharded is not known, so that parts of products which devices add "
-            f"may take more bytes than the program's own: {error}"
-        )
-        return []
-    finally:
-        for op in dots:
-            del op.attributes[_NUMBER]
-    numbered = [op for op in operations.inside(copy) if _NUMBER in op.attributes]
-    found: dict[int, Any] = {}
-    for op in numbered:
-        if axes := _contracted(op):
-            number = ir.IntegerAttr(op.attributes[_NUMBER]).value
-            found[number] = shardings.without(op.results[0], axes, module)
-    return [(op, found[number]) for number, op in enumerate(dots) if number in found]
+    for op, copies in zip(dots, found, strict=True):
+        sharded = [(copy, axes) for copy in copies if (axes := _contracted(copy))]
+        if not sharded:
+            continue
+        copy, axes = sharded[-1]
+        whole = shardings.without(copy.results[0], axes, module)
+        _add_in(op, said(op))
+        if whole is not None:
+            _constrain(op, whole)
 
 
 def _contracted(dot: Any) -> set[str]:
@@ -120,21 +80,8 @@ def _add_in(dot: Any, name: str) -> None:
     result.replace_all_uses_except(back, converted)
 
 
-def _said(op: Any) -> str:
+def said(op: Any) -> str:
     """The element type in which an operation says that parts of it are added; empty if none."""
     from srjit.products.dot import SUMS
 
-    if _SAID not in op.attributes:
-        return ""
-    given = ir.DictAttr(op.attributes[_SAID])
-    return ir.StringAttr(given[SUMS]).value if SUMS in given else ""
-
-
-def _forget(op: Any) -> None:
-    from srjit.products.dot import SUMS
-
-    given = {entry.name: entry.attr for entry in ir.DictAttr(op.attributes[_SAID])}
-    del given[SUMS]
-    del op.attributes[_SAID]
-    if given:
-        op.attributes[_SAID] = ir.DictAttr.get(given)
+    return attributes.frontend(op, SUMS)

@@ -10,8 +10,10 @@ from srjit.passes.driver import diagnostics
 from srjit.passes.inline_calls import inline
 from srjit.passes.mlir import editing
 from srjit.program.stablehlo import operations
+from srjit.program.stablehlo.meshes import mesh_named_by
 
-_SHARDING = "sdy.sharding"
+_SHARDING, _NUMBER = "sdy.sharding", "srjit.number"
+Spec = tuple[tuple[str, ...], ...]  # for each dimension, the axes that shard it
 
 
 def are_given(function: ir.Operation) -> bool:
@@ -26,28 +28,58 @@ def _given(function: ir.Operation) -> list[ir.DictAttr]:
     return [ir.DictAttr(each) for each in ir.ArrayAttr(function.attributes["arg_attrs"])]
 
 
-def propagated(module: ir.Operation, returned: Sequence[Any] | None = None) -> ir.Operation:
+def propagated(
+    module: ir.Operation, asked: Sequence[Any], returned: Sequence[Any] | None = None
+) -> tuple[ir.Operation, list[list[Any]]]:
     """A copy of a module in which every operation says how its results are sharded.
 
     Args:
       module: with shardings of ``@main``'s arguments.
+      asked: operations of it that are to be found again: calls, whose functions are not there any
+        more, as operations that return their first arguments.
       returned: the values that ``@main`` is to return in the copy, if it is still being written.
+
+    Returns:
+      The copy, and for each operation the ones that it has become: one for each call of a function.
 
     Raises:
       ir.MLIRError: it does not verify, or Shardy cannot do it.
     """
+    for number, op in enumerate(asked):
+        op.attributes[_NUMBER] = ir.IntegerAttr.get(ir.IntegerType.get_signless(32), number)
     copy = module.clone(ip=False).operation
+    for op in asked:
+        del op.attributes[_NUMBER]
     with copy.context, ir.Location.unknown():
         if returned is not None:
             _finish(operations.main_of(module), operations.main_of(copy), returned)
             # As JAX does at the end of its own lowering.
             _run("sdy-lift-inlined-meshes", copy)
+        for call in list(operations.inside(copy)):
+            if call.name == "func.call" and _NUMBER in call.attributes:
+                _mark_argument(call)
         # As XLA does, or nothing would enter a function from the gradients of a loop.
         with diagnostics.going_to(lambda _: None, copy.context):  # not every one can be
             inlined = inline(copy, lambda name: name != operations.entry_of(copy))
         editing.erase_unused_functions(copy, inlined)
         _run("sdy-propagation-pipeline", copy)
-    return copy
+    found: list[list[Any]] = [[] for _ in asked]
+    for op in operations.inside(copy):
+        if _NUMBER in op.attributes:
+            found[ir.IntegerAttr(op.attributes[_NUMBER]).value].append(op)
+    return copy, found
+
+
+def _mark_argument(call: Any) -> None:
+    """Lets a call's first argument pass an operation that has the call's number."""
+    said = {_NUMBER: call.attributes[_NUMBER]}
+    for name in (_NUMBER, "mhlo.frontend_attributes"):
+        del call.attributes[name]
+    given = call.operands[0]
+    with ir.InsertionPoint(call):
+        (call.operands[0],) = editing.create(
+            "stablehlo.optimization_barrier", [given.type], [given], said
+        )
 
 
 def _run(step: str, module: ir.Operation) -> None:
@@ -91,10 +123,9 @@ def without(value: Any, axes: set[str], module: ir.Operation) -> Any:
       axes: of the mesh.
       module: that the sharding is for, which may not have the meshes of the copy.
     """
-    found = _per_value(value.owner.operation, _SHARDING)
-    if not found:
+    sharding = _of_result(value)
+    if sharding is None:
         return None
-    sharding = sdy.TensorShardingAttr(found[ir.OpResult(value).result_number])
     dims = [sdy.DimensionShardingAttr(dim) for dim in sharding.dimension_shardings]
     if not any(_name(axis) in axes for dim in dims for axis in dim.axes):
         return None
@@ -102,19 +133,64 @@ def without(value: Any, axes: set[str], module: ir.Operation) -> Any:
         sdy.DimensionShardingAttr.get([a for a in dim.axes if _name(a) not in axes], is_closed=True)
         for dim in dims
     ]
-    mesh = sharding.mesh_or_ref
-    symbol = str(mesh).removeprefix("@").strip('"') if str(mesh).startswith("@") else ""
+    mesh, symbol = sharding.mesh_or_ref, mesh_named_by(sharding)
     known = {operations.text(op, "sym_name") for op in _meshes(module)}
     if symbol and symbol not in known:  # it is lifted later
-        copy = value.owner.operation
-        while copy.parent is not None:
-            copy = copy.parent
+        root = operations.root_of(value.owner.operation)
         mesh = next(
             op.attributes["mesh"]
-            for op in _meshes(copy)
+            for op in _meshes(root)
             if operations.text(op, "sym_name") == symbol
         )
     return sdy.TensorShardingAttr.get(mesh, left)
+
+
+def spec_of(value: Any) -> Spec | None:
+    """The axes that shard each dimension of a result, in order; None if they are parts of axes.
+
+    Args:
+      value: of a module of ``propagated``, which does not say what every device has a copy of.
+    """
+    sharding = _of_result(value)
+    if sharding is None:
+        return ((),) * ir.RankedTensorType(value.type).rank
+    dims = [sdy.DimensionShardingAttr(dim).axes for dim in sharding.dimension_shardings]
+    axes = [[sdy.AxisRefAttr(axis) for axis in dim] for dim in dims]
+    if any(axis.sub_axis_info is not None for dim in axes for axis in dim):
+        return None
+    return tuple(tuple(axis.name for axis in dim) for dim in axes)
+
+
+def mesh_of(value: Any, copy: ir.Operation) -> Any:
+    """The mesh that a result is sharded over; any, of what all have copies; None if there is none.
+
+    None has devices out of order: which places these have on its axes, nobody can tell.
+    """
+    sharding = _of_result(value)
+    given = {operations.text(op, "sym_name"): op.attributes["mesh"] for op in _meshes(copy)}
+    if sharding is None:
+        meshes = list(given.values())
+    else:
+        symbol = mesh_named_by(sharding)
+        meshes = [given[symbol] if symbol else sharding.mesh_or_ref]
+    known = map(sdy.MeshAttr, meshes)
+    return next((mesh for mesh in known if len(mesh.axes) and not mesh.device_ids), None)
+
+
+def over(mesh: Any, given: Any) -> Any:
+    """The shardings of several values over another mesh with the same axes."""
+    found = map(sdy.TensorShardingAttr, sdy.TensorShardingPerValueAttr(given).shardings)
+    return sdy.TensorShardingPerValueAttr.get(
+        [sdy.TensorShardingAttr.get(mesh, list(each.dimension_shardings)) for each in found]
+    )
+
+
+def _of_result(value: Any) -> Any:
+    """What an operation says of a result of it; None if it says nothing."""
+    found = _per_value(value.owner.operation, _SHARDING)
+    if not found:
+        return None
+    return sdy.TensorShardingAttr(found[ir.OpResult(value).result_number])
 
 
 def _meshes(module: ir.Operation) -> list[ir.Operation]:

@@ -111,10 +111,10 @@ class TargetCalls:
         self, found: Quantizer | ScaledDot | Together, operands: list[Any]
     ) -> tuple[str, list[Any]]:
         """The function that the target runs, and the types of its results."""
-        from srjit.targets.kernel_call import without_kernels
+        from srjit.targets.kernel_call import as_part
 
         compiler = self.target.compiler
-        kernels = contextlib.nullcontext() if self.runs_alone else without_kernels()
+        kernels = contextlib.nullcontext() if self.runs_alone else as_part()
         with kernels, self.target.lowering():
             return self.library.lowered(
                 f"{found.label}_{self.target.name}",

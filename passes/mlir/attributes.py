@@ -115,3 +115,28 @@ def _decode(hint: Any, attribute: Any) -> Any:
     if isinstance(attribute, (ir.StringAttr, ir.IntegerAttr, ir.BoolAttr, ir.FloatAttr)):
         return attribute.value
     raise ValueError(f"unexpected {attribute}")
+
+
+_FRONTEND = "mhlo.frontend_attributes"
+
+
+def frontend(op: Any, name: str) -> str:
+    """The value of a frontend attribute; empty if there is none."""
+    given = _frontend(op)
+    return ir.StringAttr(given[name]).value if name in given else ""
+
+
+def forget_frontend(op: Any, name: str) -> None:
+    """Removes a frontend attribute, if there is one."""
+    given = _frontend(op)
+    if given.pop(name, None) is None:
+        return
+    del op.attributes[_FRONTEND]
+    if given:
+        op.attributes[_FRONTEND] = ir.DictAttr.get(given)
+
+
+def _frontend(op: Any) -> dict[str, Any]:
+    if _FRONTEND not in op.attributes:
+        return {}
+    return {entry.name: entry.attr for entry in ir.DictAttr(op.attributes[_FRONTEND])}

@@ -30,7 +30,7 @@ from srjit.jaxprs.evaluator import State
 from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
-from srjit.modules.partial_sums import settled
+from srjit.modules.settled import settled
 from srjit.numerics.random_bits import Key, warn_of_repetition
 from srjit.numerics.shards import may_be_copies, refuse_around, untyped_axes
 from srjit.numerics.symbolic import all_known

@@ -1,7 +1,10 @@
 """A kernel where a chip runs it, and everywhere else the formula that it computes.
 
 Most kernels do not partition: they are used where a program runs on one device, and inside of a
-``shard_map`` over all axes of a mesh. Whether it does is known when the program is lowered.
+``shard_map`` over all axes of a mesh. Whether it does is known when the program is lowered. In
+other programs of several devices the formula is called, and the call says which kernel could run
+on shards in its place: who knows how the call's arguments are sharded puts it there
+(``passes/emit/on_shards.py``).
 """
 
 from __future__ import annotations
@@ -9,26 +12,61 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Literal, Protocol
 
 import jax
 from jax.extend import core as jex_core
 from jax.interpreters import batching, mlir
 
 from srjit import _compat
+from srjit._mlir import ir
 
-_allowed = contextvars.ContextVar("allowed", default=True)
+Axes = tuple[tuple[str, ...], ...]  # of a mesh, that shard each dimension
+_lowered_as = contextvars.ContextVar[Literal["itself", "part", "formulas"]]("as", default="itself")
+
+# In which frontend attribute a call of a formula says which kernel could run on shards instead.
+ON_SHARDS = "srjit_kernel"
+
+
+class OnShards(Protocol):
+    """How a kernel runs on the shards of its first argument; of the others all have a copy.
+
+    Equal ones are one kernel.
+    """
+
+    def __call__(
+        self, shape: tuple[int, ...], axes: Axes, sizes: Mapping[str, int], /
+    ) -> tuple[Callable[..., Any], Any] | None:
+        """The kernel of shards, with all axes manual, and ``out_specs`` as of ``jax.shard_map``.
+
+        None where there is none that gives the bits of the formula.
+
+        Args:
+          shape: of the whole first argument.
+          axes: that shard it.
+          sizes: of all axes of the mesh.
+        """
+        ...
 
 
 @contextlib.contextmanager
-def without_kernels() -> Generator[None]:
-    """Lowers programs without kernels, as if they were parts of programs on several devices."""
-    token = _allowed.set(False)
+def _lowering(what: Literal["part", "formulas"]) -> Generator[None]:
+    token = _lowered_as.set("formulas" if _lowered_as.get() == "formulas" else what)
     try:
         yield
     finally:
-        _allowed.reset(token)
+        _lowered_as.reset(token)
+
+
+def without_kernels() -> contextlib.AbstractContextManager[None]:
+    """Lowers programs without kernels."""
+    return _lowering("formulas")
+
+
+def as_part() -> contextlib.AbstractContextManager[None]:
+    """Lowers programs as parts of one on several devices."""
+    return _lowering("part")
 
 
 def kernel_call(
@@ -38,6 +76,7 @@ def kernel_call(
     platform: str,
     partitions: bool = False,
     by_xla: bool = False,
+    on_shards: OnShards | None = None,
 ) -> Any:
     """``kernel(*args)`` or, if it is lowered for something else, ``formula(*args)``.
 
@@ -48,6 +87,7 @@ def kernel_call(
       platform: that the kernel is for, as JAX calls it.
       partitions: whether it may be a part of a program on several devices.
       by_xla: whether it is of XLA's own operations, which are there without kernels too.
+      on_shards: how it runs on shards, where it does not partition.
     """
     leaves, args_tree = jax.tree.flatten(args)
     tree = jax.tree.structure(jax.eval_shape(formula, *args))
@@ -59,6 +99,7 @@ def kernel_call(
         platform=platform,
         partitions=partitions,
         by_xla=by_xla,
+        on_shards=on_shards,
     )
     return jax.tree.unflatten(tree, outs)
 
@@ -98,12 +139,42 @@ def _lowered(
     platform: str,
     partitions: bool,
     by_xla: bool,
+    on_shards: OnShards | None,
 ) -> Any:
-    given = context.platforms or context.module_context.platforms
-    allowed = by_xla or _allowed.get()
-    fits = allowed and (partitions or _compat.runs_alone(context))
-    fun = _flat(kernel if fits and tuple(given) == (platform,) else formula)
+    given = tuple(context.platforms or context.module_context.platforms)
+    lowered_as = _lowered_as.get()
+    allowed = given == (platform,) and (by_xla or lowered_as != "formulas")
+    alone = lowered_as != "part" and _compat.runs_alone(context)
+    if allowed and not (partitions or alone) and on_shards is not None:
+        return _called(context, formula, _number_of(on_shards, platform), *args)
+    fun = _flat(kernel if allowed and (partitions or alone) else formula)
     return mlir.lower_fun(fun, multiple_results=True)(context, *args)
+
+
+def _called(context: Any, formula: Any, number: int, *args: Any) -> Any:
+    """A call of a formula that says the number of a kernel."""
+
+    def srjit_formula(*args: Any) -> list[Any]:
+        return _flat(formula)(*args)
+
+    call = jax.jit(srjit_formula)
+    outs = mlir.lower_fun(lambda *args: call(*args), multiple_results=True)(context, *args)
+    said: dict[str, ir.Attribute] = {ON_SHARDS: ir.StringAttr.get(str(number))}
+    outs[0].owner.attributes["mhlo.frontend_attributes"] = ir.DictAttr.get(said)
+    return outs
+
+
+_known: dict[tuple[OnShards, str], int] = {}
+
+
+def _number_of(on_shards: OnShards, platform: str) -> int:
+    return _known.setdefault((on_shards, platform), len(_known))
+
+
+def numbered(number: str) -> tuple[OnShards, str] | None:
+    """The kernel that a call says, and its platform; None if this process has not lowered it."""
+    found = list(_known)
+    return found[int(number)] if number.isdecimal() and int(number) < len(found) else None
 
 
 batching.primitive_batchers[kernel_call_p] = _batch

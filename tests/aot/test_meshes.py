@@ -153,14 +153,15 @@ def test_a_step_on_256_chips_sends_what_a_ring_does():
 
 
 @needs_libtpu
-def test_kernels_are_used_where_each_device_runs_by_itself():
+def test_kernels_are_used_on_shards_of_users_and_of_compilers():
     def inside(w: jax.Array, x: jax.Array) -> jax.Array:
         total = lambda w, x: jax.lax.psum(loss(w, x), "data")  # noqa: E731
         return jax.shard_map(total, in_specs=(P(), P("data")), out_specs=P())(w, x)
 
     mesh = {"data": 4}
     assert srjit(inside, recipe="int8").aot(W, X, target="v5e", mesh=mesh).after.kernels
-    assert not srjit(loss, recipe="int8").aot(W, X, target="v5e", mesh=mesh).after.kernels
+    on_shards = srjit(loss, recipe="int8", in_shardings=(P(), P("data")))
+    assert on_shards.aot(W, X, target="v5e", mesh=mesh).after.kernels
     assert srjit(loss, recipe="int8").aot(W, X, target="v5e").after.kernels
 
 

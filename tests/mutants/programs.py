@@ -17,6 +17,7 @@ ONCE = (
     "passes/emit/test_lowering.py::"
     "test_equal_functions_are_lowered_once_for_all_modules_and_again_where_jax_is_told_otherwise"
 )
+ON_SHARDS = "modules/test_on_shards.py::"
 
 MUTANTS = {
     # Programs
@@ -136,6 +137,18 @@ MUTANTS = {
         old="@_util.cache(max_size=1024)  #",
         new="@__import__('functools').lru_cache(1024)  #",
         killed_by=(ONCE,),
+    ),
+    "shards draw the noise of the first": Mutant(
+        module="srjit.targets.tpu.on_shards",
+        old="origin += place * jnp.uint32(local[d] * steps[d] % 2**32)",
+        new="origin += place * jnp.uint32(0)",
+        killed_by=(ON_SHARDS + "test_shards_have_the_bits_of_the_whole[int8-shape0-axes0]",),
+    ),
+    "calls of one function are sharded alike": Mutant(
+        module="srjit.passes.emit.on_shards",
+        old="if is_meant(op):",
+        new="if False:",
+        killed_by=(ON_SHARDS + "test_so_it_is_in_loops[jaxpr]",),
     ),
     # What no test of numbers sees
     "all trips may draw from one key, unsaid": Mutant(

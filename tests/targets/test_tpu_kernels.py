@@ -35,7 +35,7 @@ def emulated(x, element, encode, key):
 
 STATIC = ("element", "transposed", "with_amax", "converts", "tile")
 quantize_kernel = instructions.interpreted()(
-    jax.jit(kernels._quantize_kernel, static_argnames=STATIC)
+    jax.jit(kernels.quantize_kernel, static_argnames=STATIC)
 )
 quantize_plainly = jax.jit(kernels.quantize_plainly, static_argnames=STATIC[:3])
 
@@ -129,7 +129,7 @@ def test_both_orientations_hold_the_same_codes(shape):
 def test_transpose_is_a_transposition():
     codes = jax.random.randint(jax.random.key(3), (96, 300), -127, 127, jnp.int8)
     with instructions.interpreted():
-        assert_same_bits(kernels._transpose_kernel(codes, tile=TILES[0]), codes.T)
+        assert_same_bits(kernels.transpose_kernel(codes, tile=TILES[0]), codes.T)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -137,7 +137,7 @@ def test_transpose_is_a_transposition():
 def test_amax_is_the_emulations(shape, special):
     x = jnp.full(shape, 2.0**-140, jnp.float32).at[(-1,) * len(shape)].set(special)
     with instructions.interpreted():
-        got = kernels._amax_kernel(x, tile=TILES[0])
+        got = kernels.amax_kernel(x, tile=TILES[0])
     assert_same_bits(got, scaling.amax(x))
 
 

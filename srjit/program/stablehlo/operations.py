@@ -159,6 +159,13 @@ def terminator(block: ir.Block) -> ir.Operation:
     return block.operations[len(block.operations) - 1].operation
 
 
+def root_of(op: ir.Operation) -> ir.Operation:
+    """The module that an operation stands in, the outermost."""
+    while op.parent is not None:
+        op = op.parent.operation
+    return op
+
+
 def owner(value: ir.Value[Any]) -> ir.Operation | None:
     """The operation that makes a value; none makes a block's argument."""
     made_by = value.owner

@@ -26,6 +26,7 @@ from srjit.numerics.scale_layouts import keep_visible
 from srjit.numerics.scaling import tensor_amax
 from srjit.targets.codes import float_code, word_of
 from srjit.targets.kernel_call import kernel_call
+from srjit.targets.tpu import on_shards
 
 # Elements whose codes Mosaic can store, and the dtype that holds them.
 CARRIERS: dict[str, Any] = {
@@ -45,15 +46,15 @@ _SCALAR = pl.BlockSpec(memory_space=pltpu.SMEM)
 def fits(shape: tuple[int, ...], dtype: Any, element: Element) -> bool:
     """Whether a kernel can quantize such an array, seen as a matrix without moving it."""
     known = jnp.dtype(dtype).name in _INPUTS and element.name in CARRIERS
-    return known and _is_matrix(shape)
+    return known and is_matrix(shape)
 
 
 def can_transpose(codes: jax.Array) -> bool:
     """Whether a kernel can transpose codes."""
-    return codes.dtype.itemsize == 1 and _is_matrix(codes.shape)
+    return codes.dtype.itemsize == 1 and is_matrix(codes.shape)
 
 
-def _is_matrix(shape: tuple[int, ...]) -> bool:
+def is_matrix(shape: tuple[int, ...]) -> bool:
     """Whether it is one, not too large, or can be seen as one without moving it."""
     is_one = len(shape) == 2 or (len(shape) > 2 and shape[-2] % _SUBLANES == 0)
     return is_one and 0 < math.prod(shape) < 2**31
@@ -92,9 +93,10 @@ def quantize(
         x,
         encode,
         *(() if key is None else key),
-        kernel=functools.partial(_quantize_kernel, **options, converts=converts),
+        kernel=functools.partial(quantize_kernel, **options, converts=converts),
         formula=functools.partial(quantize_plainly, **options),
         platform="tpu",
+        on_shards=on_shards.Quantize(element, transposed, with_amax, converts),
     )
 
 
@@ -105,7 +107,9 @@ def amax(x: jax.Array, formula: Callable[[jax.Array], jax.Array] = tensor_amax) 
       x: of a shape that ``fits``.
       formula: the same in plain operations.
     """
-    return kernel_call(x, kernel=_amax_kernel, formula=formula, platform="tpu")
+    return kernel_call(
+        x, kernel=amax_kernel, formula=formula, platform="tpu", on_shards=on_shards.Amax()
+    )
 
 
 def last_first(codes: jax.Array) -> jax.Array:
@@ -122,7 +126,13 @@ def transpose(
       codes: of 8 bits and a shape that ``fits``.
       formula: the same in plain operations.
     """
-    return kernel_call(codes, kernel=_transpose_kernel, formula=formula, platform="tpu")
+    return kernel_call(
+        codes,
+        kernel=transpose_kernel,
+        formula=formula,
+        platform="tpu",
+        on_shards=on_shards.Transpose(),
+    )
 
 
 # -------------------------------------------------------------------------------- the same, plainly
@@ -165,7 +175,7 @@ def _amax_beside(x: jax.Array, codes: jax.Array) -> jax.Array:
 # ------------------------------------------------------------------------------------------ kernels
 
 
-def _quantize_kernel(
+def quantize_kernel(
     x: jax.Array,
     encode: jax.Array,
     *words: jax.Array,
@@ -174,17 +184,27 @@ def _quantize_kernel(
     with_amax: bool = False,
     converts: bool = False,
     tile: tuple[int, int] = _TILE,
+    origin: jax.Array | None = None,
+    stride: int | None = None,
 ) -> Any:
+    """``quantize``, of an array, or of a shard that begins at the index ``origin`` (uint32).
+
+    Its rows are then ``stride`` apart.
+    """
     convert = functools.partial(converted, element=element)
     codes_of = convert if converts else functools.partial(_codes, element=element)
     matrix = x.reshape(-1, x.shape[-1])
     rows, columns = matrix.shape
     block, at = _tiles(tile, matrix.shape)
     over = _overhangs(block, matrix.shape)
+    stride = random_bits.row_stride(columns) if stride is None else stride
+    if words and origin is not None:
+        words = *words, origin
 
     def kernel(encode_ref: Any, *refs: Any) -> None:
         *word_refs, x_ref, codes_ref = refs[: len(refs) - transposed - with_amax]
-        key = tuple(lax.bitcast_convert_type(ref[0], jnp.uint32) for ref in word_refs)
+        key = tuple(lax.bitcast_convert_type(ref[0], jnp.uint32) for ref in word_refs[:2])
+        start = word_refs[2][0] if len(word_refs) > 2 else 0
         top, left = (pl.program_id(d) * n for d, n in enumerate(x_ref.shape))
         if with_amax:
             _start_amax(refs[-1])
@@ -193,9 +213,8 @@ def _quantize_kernel(
             x = x_ref[strip, :].astype(jnp.float32)
             bits = None
             if key:
-                stride = random_bits.row_stride(columns)
-                origin = (top + first) * stride + left
-                bits = _hash_bits((key[0], key[1]), x.shape, origin, stride)
+                here = (top + first) * stride + left + start
+                bits = _hash_bits((key[0], key[1]), x.shape, here, stride)
             codes_ref[strip, :] = codes_of(x * encode_ref[0], bits=bits, dtype=codes_ref.dtype)
             if with_amax:
                 _add_to_amax(refs[-1], x, (rows - top - first, columns - left), over)
@@ -274,7 +293,8 @@ def converted(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: 
     return pltpu.stochastic_round(capped, bits, target_dtype=dtype)
 
 
-def _amax_kernel(x: jax.Array, *, tile: tuple[int, int] = _TILE) -> jax.Array:
+def amax_kernel(x: jax.Array, *, tile: tuple[int, int] = _TILE) -> jax.Array:
+    """``amax``, of an array or of a shard."""
     matrix = x.reshape(-1, x.shape[-1])
     block, at = _tiles(tile, matrix.shape)
     over = _overhangs(block, matrix.shape)
@@ -332,7 +352,8 @@ def _largest(words: jax.Array) -> jax.Array:
     return scaling.amax(lax.bitcast_convert_type(words, jnp.float32))
 
 
-def _transpose_kernel(codes: jax.Array, *, tile: tuple[int, int] = _TILE) -> jax.Array:
+def transpose_kernel(codes: jax.Array, *, tile: tuple[int, int] = _TILE) -> jax.Array:
+    """``transpose``, of an array or of a shard."""
     matrix = codes.reshape(-1, codes.shape[-1])
     block, at = _tiles(tile, matrix.shape)
 

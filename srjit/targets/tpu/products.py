@@ -58,6 +58,7 @@ def multiply(
             kernel=functools.partial(fastest, True),
             formula=functools.partial(fastest, False),
             platform="tpu",
+            partitions=True,  # XLA's own operations, and kernels that are calls of their own
         )
     if dtypes <= FP8 | {"bfloat16"}:  # exact in bfloat16
         return product(*(values.astype(jnp.bfloat16) for values in pair), dtype=jnp.float32)

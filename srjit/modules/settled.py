@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat
 from srjit._mlir import ir
-from srjit.passes.emit import partial_sums
+from srjit.passes.emit.settle import settle
 from srjit.program.stablehlo import operations
 
 
@@ -49,7 +49,7 @@ def _lower(ctx: Any, *values: Any) -> Any:
     main = operations.functions(module).get("main")
     point: Any = ir.InsertionPoint.current
     if main is not None and point.block == operations.body_of(main):
-        partial_sums.settle(module, values)
+        settle(module, values)
     return [values[0]]
 
 

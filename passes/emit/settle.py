@@ -1,0 +1,61 @@
+"""What waits until it is known how a program is sharded: sums of parts, kernels on shards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from srjit._mlir import ir
+from srjit.passes.emit import on_shards, partial_sums, shardings
+from srjit.passes.mlir import attributes
+from srjit.program.stablehlo import operations
+
+
+def settle(module: ir.Operation, returned: Sequence[Any] | None = None) -> None:
+    """Changes what says what is to become of it on several devices, and lets nothing say it.
+
+    Products give parts of their sums in another dtype, and calls of formulas call kernels that run
+    on shards.
+
+    Args:
+      module: of all devices, with shardings of ``@main``'s arguments.
+      returned: values of ``@main`` that depend on all of it, if it is still being written.
+    """
+    from srjit.products.dot import SUMS
+    from srjit.targets.kernel_call import ON_SHARDS
+
+    count = operations.device_counts(module)[0]
+    with module.context:
+        if (count or 1) > 1:
+            on_shards.keep_apart(module)
+            dots = [
+                op
+                for op in operations.inside(module)
+                if op.name == "stablehlo.dot_general" and partial_sums.said(op)
+            ]
+            calls = list(filter(on_shards.said, operations.inside(module)))
+            _settle(module, dots, calls, returned)
+        for op in operations.inside(module):
+            for name in (SUMS, ON_SHARDS):
+                attributes.forget_frontend(op, name)
+
+
+def _settle(
+    module: ir.Operation, dots: list[Any], calls: list[Any], returned: Sequence[Any] | None
+) -> None:
+    if not (dots or calls):
+        return
+    try:
+        copy, found = shardings.propagated(module, [*dots, *calls], returned)
+    except ir.MLIRError as error:
+        from srjit import _stack
+
+        warnings.warn(
+            "how the program is sharded is not known, so that parts of products which devices add "
+            f"may take more bytes than the program's own, and no kernels run: {error}",
+            stacklevel=_stack.user_stacklevel(),
+        )
+        return
+    partial_sums.add(module, dots, found[: len(dots)])
+    on_shards.place(module, copy, calls, found[len(dots) :])
