@@ -26,7 +26,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # Qwix tells weights by their shape: a square x must not have it.
-        return _dense(self.hidden, "up")(x[None])[0]
+        return dense(self.hidden, "up")(x[None])[0]
 
 
 class FeedForward(nn.Module):
@@ -35,7 +35,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _dense(self.width, "down")(nn.gelu(_dense(self.hidden, "up")(x)))
+        return dense(self.width, "down")(nn.gelu(dense(self.hidden, "up")(x)))
 
 
 class Block(nn.Module):
@@ -48,16 +48,16 @@ class Block(nn.Module):
             gain = self.param(name, nn.initializers.ones, (self.width,), jnp.float32)
             return programs.norm(x, gain)
 
-        qkv = _dense(3 * self.width, "qkv")(norm(x, "norm1"))
-        x = x + _dense(self.width, "out")(programs.attention(qkv))
+        qkv = dense(3 * self.width, "qkv")(norm(x, "norm1"))
+        x = x + dense(self.width, "out")(programs.attention(qkv))
         return x + FeedForward(self.width, self.hidden)(norm(x, "norm2"))
 
 
-def _dense(size: int, name: str) -> nn.Dense:
+def dense(size: int, name: str) -> nn.Dense:
     return nn.Dense(size, use_bias=False, dtype=BF16, param_dtype=BF16, name=name)
 
 
-def _quantized(module: nn.Module, dtype: str) -> nn.Module:
+def quantized(module: nn.Module, dtype: str) -> nn.Module:
     rule = qwix.QtRule(
         module_path=".*(qkv|out|up|down)",  # not the products inside of the attention's kernels
         op_names=("dot_general",),
@@ -71,13 +71,13 @@ def _quantized(module: nn.Module, dtype: str) -> nn.Module:
 
 def _step(module: nn.Module, x: Any, cotangent: Any, dtype: str, finish: Callable[..., Any]) -> Any:
     """A step of (params, x, cotangent, key), and its arguments."""
-    quantized = _quantized(module, dtype)
+    rewritten = quantized(module, dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(module.init, key, x)["params"]
 
     def step(params: Any, x: Any, cotangent: Any, key: Any) -> Any:
         def fun(params: Any, x: Any) -> Any:
-            return quantized.apply({"params": params}, x, rngs={"stochastic_rounding": key})
+            return rewritten.apply({"params": params}, x, rngs={"stochastic_rounding": key})
 
         return finish(fun)(params, x, cotangent)
 

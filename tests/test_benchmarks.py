@@ -123,6 +123,51 @@ def test_steps_for_a_tpu_have_native_sites_and_fewer_cycles_of_xla(tmp_path):
     assert row["srjit, kernels"] > 0 and not row["some kernels by bytes alone"]
 
 
+@pytest.mark.nightly
+@needs_libtpu
+def test_steps_on_meshes_of_tpus_are_beside_bf16_and_projected(tmp_path):
+    """With Qwix where it is installed; figures of so small a step are of no use."""
+    table = _figures("tpu_mesh", tmp_path, "v5e", "--keep", tmp_path / "kept")
+    others = ["qwix"] if importlib.util.find_spec("qwix") else []
+    assert list(table) == [f"v5e, linear DP, {r}" for r in ("int8", *others)]
+    for row in table.values():
+        assert row["compute"] > 0 and row["apart"] > 0 and row["compile"] > 0
+        assert row["wire"] == pytest.approx(1, abs=0.01)  # in the program's own dtype
+        assert row["of bf16"] <= row["scalars"] <= 4
+        assert row["projected"].keys() == {"256", "4096"}
+    again = _figures("tpu_mesh", tmp_path, "v5e", "--keep", tmp_path / "kept")
+    assert again == table  # nothing is compiled again
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="JAX's plugin for CUDA is missing"
+)
+def test_steps_on_meshes_of_gpus_are_compared_by_bytes(tmp_path):
+    table = _figures("gpu_mesh", tmp_path, "b200", "h200", "--no-qwix")
+    assert list(table) == ["b200, MLP FSDP, nvfp4", "h200, MLP FSDP, fp8"]
+    assert all(0 < row["wire"] < 0.8 and row["moved"] > 0 for row in table.values())
+
+
+def test_a_projection_keeps_the_device_and_makes_the_rings_longer(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    tpu_mesh = importlib.import_module("tpu_mesh")
+    each = [
+        {"compute": 2e-3, "wire": 7e-3, "scalars": 10},
+        {"compute": 1e-3, "wire": 0, "scalars": 0},
+    ]
+    for chip, devices, longer, hops in (
+        ("v5e", 256, 255 / 256, 32),
+        ("v6e", 4096, 255 / 256, 32),
+        ("tpu7x", 256, 255 / 256, 16),
+        ("tpu7x", 4096, 4095 / 4096, 40),
+    ):
+        expected = 2 + 8 * longer + 10e-3 * (5 + hops)
+        assert tpu_mesh.projected({"each": each}, chip, devices) == pytest.approx(expected)
+    unknown = [{**each[0], "compute": None}, each[1]]
+    assert tpu_mesh.projected({"each": unknown}, "v5e", 256) is None
+
+
 def test_every_benchmark_has_a_test():
     source = Path(__file__).read_text()
     missing = [p.stem for p in FOLDER.glob("[a-z]*.py") if f'"{p.stem}"' not in source]

@@ -105,7 +105,7 @@ class Instruction:
     @property
     def is_unusable(self) -> bool:
         """Whether the compiler's estimate is none: int64's maximum, or a sum that went beyond."""
-        return self._estimated is not None and not 0 <= self._estimated < _UNUSABLE
+        return self._estimated is not None and not _is_usable(self._estimated)
 
     @property
     def _estimated(self) -> int | None:
@@ -117,7 +117,8 @@ class Instruction:
 
         It is of another model than ``cycles``, and leaves out what waits for memory.
         """
-        return _integer(self.config.get("bundle_analysis_data"), "estimated_cycles")
+        found = _integer(self.config.get("bundle_analysis_data"), "estimated_cycles")
+        return found if found is not None and _is_usable(found) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +354,10 @@ def _parts(text: str) -> Generator[str]:
             yield text[start : mark.start()].strip()
             start = mark.end()
     yield text[start:].strip()
+
+
+def _is_usable(cycles: int) -> bool:
+    return 0 <= cycles < _UNUSABLE
 
 
 def _integer(config: Any, name: str) -> int | None:

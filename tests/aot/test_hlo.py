@@ -77,6 +77,8 @@ def test_a_kernel_has_the_estimate_of_its_own_schedule():
     kernel = module.entry.root
     assert (kernel.opcode, kernel.target) == ("custom-call", "tpu_custom_call")
     assert kernel.cycles is None and kernel.profiled_cycles == 2719
+    spoilt = hlo.read(TEXTS["v5e_kernel"].replace('"2719"', f'"{2**63 - 1}"'))
+    assert spoilt.entry.root.profiled_cycles is None
     assert kernel.op_name == "jit(kernel)/double/pallas_call"
 
 
