@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,10 +50,9 @@ def _settle(
     except ir.MLIRError as error:
         from srjit import _stack
 
-        warnings.warn(
+        _stack.warn(
             "how the program is sharded is not known, so that parts of products which devices add "
-            f"may take more bytes than the program's own, and no kernels run: {error}",
-            stacklevel=_stack.user_stacklevel(),
+            f"may take more bytes than the program's own, and no kernels run: {error}"
         )
         return
     partial_sums.add(module, dots, found[: len(dots)])

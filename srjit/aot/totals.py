@@ -158,8 +158,8 @@ class Totals:
         sent = self.before.sent, self.after.sent
         yield _compared("collectives", "bytes that a device sends", *sent, _mib)
         for kind in dict.fromkeys((*both[0], *both[1])):
-            parts = [c.get(kind, _NONE).sent for c in both]
-            yield _compared("collectives", f"  by {kind}", *parts, _mib)
+            was, now = (c.get(kind, _NONE).sent for c in both)
+            yield _compared("collectives", f"  by {kind}", was, now, _mib)
 
 
 def _told(found: Collective) -> str:
