@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -20,9 +21,11 @@ from srjit import recipes, srjit
 from srjit.aot import Placement, hlo
 from srjit.aot.compiled_program import CompiledProgram, program_of
 from srjit.aot.compilers import compiled
-from srjit.aot.step_time import Peaks
+from srjit.aot.step_time import Peaks, StepTime
 from srjit.program.site_names import naming_sites
 from srjit.targets import Target
+from srjit.targets.target import WITHOUT_HISTORY
+from srjit.targets.tpu.chips import CHIPS, Chip
 
 KEEP = "keep what compilers make there, and read it from there instead, whatever srjit has become"
 MEMORY = ("argument_size", "output_size", "alias_size", "temp_size", "peak_memory")
@@ -30,10 +33,16 @@ MEMORY = ("argument_size", "output_size", "alias_size", "temp_size", "peak_memor
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program, and the processor seconds that its compiler took."""
+    """A program, and the processor seconds that its compiler took.
+
+    Attributes:
+      scheduled: cycles that srjit's kernels take by tpu_kernels.py's figures beyond those that they
+        take at the peaks: where their schedule, not the memory, is what they wait for.
+    """
 
     program: CompiledProgram
     seconds: float
+    scheduled: float = 0.0
 
 
 def as_it_is(program: programs.Program, target: Target) -> Any:
@@ -91,7 +100,8 @@ class Compilers:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(gzip.compress(json.dumps(kept).encode()))
         module = dataclasses.replace(hlo.read(kept["text"]), assembly=kept["assembly"])
-        return Compiled(program_of(module, SimpleNamespace(**kept["memory"])), kept["seconds"])
+        program = program_of(module, SimpleNamespace(**kept["memory"]))
+        return Compiled(program, kept["seconds"], scheduled(module, program, target))
 
     def _warm_up(self, target: Target) -> None:
         """Has the compiler loaded, and known how its programs are read: neither is a program's."""
@@ -112,6 +122,42 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(gzip.decompress(path.read_bytes()))
 
 
+def scheduled(module: hlo.Module, program: CompiledProgram, target: Target) -> float:
+    """See Compiled."""
+    chip, peaks = CHIPS.get(target.name), Peaks.of(target)
+    if chip is None:
+        return 0.0
+    calls = [
+        e
+        for e in module.executed()
+        if e.instruction.target == "tpu_custom_call"
+        and WITHOUT_HISTORY not in e.instruction.op_name
+    ]
+    found = 0.0
+    for e, kernel in zip(calls, program.kernels, strict=True):
+        if "srjit_" in e.instruction.op_name:
+            alone = dataclasses.replace(program, kernels=(kernel,))
+            own = e.times * _rate(chip, e) - (peaks.kernel_cycles(alone) or 0)
+            found += max(own, 0.0)
+    return found
+
+
+def _rate(chip: Chip, e: hlo.Executed) -> float:
+    """Cycles of one of srjit's kernels, by its kind: what it reads, and what it writes."""
+    results = e.instruction.shapes
+    given = [s for o in e.computation.operands(e.instruction) for s in o.shapes]
+    largest = max((*given, *results), key=lambda s: math.prod(s.dims))
+    codes = [s for s in results if s.dims == largest.dims or s.dims == largest.dims[::-1]]
+    if largest.dtype not in ("bf16", "f32"):
+        rate = chip.transposing
+    elif not codes:
+        rate = chip.amax
+    else:
+        is_noisy = "_stochastic" in e.instruction.op_name
+        rate = chip.codes["stochastic" if is_noisy else "nearest"] + chip.beside * (len(codes) - 1)
+    return rate * math.prod(largest.dims)
+
+
 def ratios(before: Compiled, after: Compiled, target: Target, layers: int) -> dict[str, Any]:
     """What a program was over what it is, and what it takes of the wire, memory and compiler.
 
@@ -119,9 +165,8 @@ def ratios(before: Compiled, after: Compiled, target: Target, layers: int) -> di
     ``scalars`` are all-reduces of 4 KiB at most, a layer. None: nothing is known of it.
     """
     peaks = Peaks.of(target)
-    (was, now), (a, b) = zip(
-        *((peaks.step_time(c.program), c.program) for c in (before, after)), strict=True
-    )
+    a, b = before.program, after.program
+    was, now = (_step_time(c, peaks) for c in (before, after))
     copies = (was.relayouts or 0) + (now.relayouts or 0)
     with_copies = [t.compute + t.relayouts if t.compute and copies else None for t in (was, now)]
     scalars = [
@@ -143,6 +188,13 @@ def ratios(before: Compiled, after: Compiled, target: Target, layers: int) -> di
         ],
         "added as": [dict(p.added_as) for p in (a, b)],
     }
+
+
+def _step_time(made: Compiled, peaks: Peaks) -> StepTime:
+    found = peaks.step_time(made.program)
+    if found.compute is None or not peaks.clock:
+        return found
+    return dataclasses.replace(found, compute=found.compute + made.scheduled / peaks.clock)
 
 
 def over(one: float | None, other: float | None) -> float | None:

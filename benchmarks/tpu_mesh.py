@@ -10,8 +10,8 @@ figure over bfloat16's; in brackets is the goal of a figure that misses it.
 Products stay whole, as in a program that says so to libtpu; by itself it may cut those of FSDP and
 sequence parallelism into parts that travel beside each other (``--defaults``).
 
-- compute: XLA's estimated cycles of all instructions and, of each kernel, the larger of its bytes
-  at the memory's peak and its products at the unit's.
+- compute: XLA's estimated cycles of all instructions and, of each kernel, the largest of its bytes
+  at the memory's peak, its products at the unit's and, of srjit's, its schedule (tpu_kernels.py).
 - apart: compute and then the wire, nothing overlapped. The wire is what a chip sends, in rings, at
   the interconnect's peak.
 - copies: compute, and at the memory's peak the copies to other layouts that have no estimate

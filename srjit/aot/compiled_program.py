@@ -328,7 +328,7 @@ def _kernel(module: Module, e: Executed) -> Kernel:
     cycles = e.instruction.profiled_cycles
     named = e.instruction.kernel
     return Kernel(
-        name=named or e.instruction.name,
+        name=named or _name(e.instruction),
         rounds_by=module.assembly.get(named, ()),
         site=site_of(e.instruction.op_name),
         times=e.times,
@@ -339,6 +339,18 @@ def _kernel(module: Module, e: Executed) -> Kernel:
 
 
 SMALL = 4096  # bytes
+
+
+def _name(kernel: Instruction) -> str:
+    """A kernel's own name; on shards XLA names it after the shard_map, and its scope tells more."""
+    scopes = [s for s in _SCOPE.findall(kernel.op_name) if s not in _AROUND]
+    return scopes[-1] if scopes and kernel.name.startswith("shard_map") else kernel.name
+
+
+_SCOPE = re.compile(r"[(/](srjit_\w+)")
+_AROUND = ("srjit_formula", "srjit_on_shards")
+
+
 # What a device sends of the bytes that a collective over n devices returns.
 _SENT: dict[str, Callable[[int], float]] = {
     "all-gather": lambda n: 1 - 1 / n,

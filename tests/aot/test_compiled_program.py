@@ -58,6 +58,18 @@ def test_a_kernel_tells_what_it_multiplies_where_its_mask_lets_it():
     assert multiplied("") is None and multiplied("bm9uZQ==") is None  # no kernel
 
 
+def test_a_kernel_on_shards_has_the_name_of_what_it_does():
+    text = text_of("v5e_kernel").replace("%double.1 =", "%shard_map.7 =")
+    for scope, name in (
+        ("jit(srjit_quantize_int8_nearest)/jit(srjit_formula)/shard_map", "int8_nearest"),
+        ("srjit_wgrad/jit(srjit_formula)/shard_map", "srjit_wgrad"),
+        ("shard_map", "shard_map.7"),
+    ):
+        named = text.replace("jit(kernel)/double/pallas_call", f"jit(f)/{scope}/pallas_call")
+        (kernel,) = program_of(hlo.read(named), ANALYSIS).kernels
+        assert kernel.name.endswith(name)
+
+
 def test_a_kernel_takes_the_largest_of_its_models():
     program = stored("v5e_causal")
     (kernel,) = program.kernels
