@@ -61,4 +61,6 @@ def shortfall(plans: Sequence[SitePlan], recipe: Recipe, own: Set[str]) -> str:
         cure += (
             "; constants that hold no weights: srjit.keep_high_precision() around their products"
         )
+    if any("complex" in reason for reason in lost):
+        cure += "; complex products that are to stay: srjit.keep_high_precision() around them"
     return f"{done / total:.1%} of the FLOPs are quantized{none}. Kept, {reasons}. Cure: {cure}"

@@ -155,7 +155,7 @@ class Decisions:
         impossible = _impossible(c)
         if impossible:
             asked = c.product is None and wanted is not None
-            if not asked:  # it is of integers, or of nothing
+            if not asked and "complex" not in impossible:  # it is of integers, or of nothing
                 self.own.add(impossible)
             return impossible, asked
         if rule is not None and rule.keep:

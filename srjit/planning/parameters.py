@@ -18,6 +18,8 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
+import jax.numpy as jnp
+
 from srjit import _compat
 from srjit.planning import write_backs
 from srjit.planning.dependences import Dependence, Dependences, Multiplication
@@ -83,7 +85,8 @@ class Parameters:
 
 
 def _is_float(dtype: Any) -> bool:
-    return not isinstance(dtype, str) and _compat.is_float(dtype)  # a token has no dtype
+    """Complex ones count: their products stay, which is to be said."""
+    return not isinstance(dtype, str) and jnp.issubdtype(dtype, jnp.inexact)  # a token has none
 
 
 def labels_of(program: Any, chosen: Iterable[int]) -> list[str]:

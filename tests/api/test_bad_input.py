@@ -256,7 +256,6 @@ ODD: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "no rows": (lambda w, x: x @ w, (W, X[:0]), "zero-size"),
     "no contraction": (lambda w, x: x @ w, (W[:0], X[:, :0]), "zero-size"),
     "integers": (lambda w, x: x @ w, (W.astype(int), X.astype(int)), "int32"),
-    "complex": (lambda w, x: x @ w, (W + 1j, X + 1j), "complex64"),
     "booleans": (lambda w, x: jnp.dot(x, w, preferred_element_type=int), (W > 0, X > 0), "bool"),
 }
 

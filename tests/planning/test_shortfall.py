@@ -69,6 +69,26 @@ def test_captured_constants_that_hold_no_weights_can_be_said_to():
         srjit.srjit(staged, strict=True, **options)(*given, srjit.keep_high_precision)
 
 
+def spectral(p: Any, x: jax.Array) -> jax.Array:
+    return jnp.fft.irfft(jnp.fft.rfft(x) @ p["c"], 16) @ p["w"]
+
+
+SPECTRAL = {"c": normal(9, 9) + 1j * normal(9, 9, seed=1), "w": normal(16, 2, seed=2)}
+
+
+@pytest.mark.parametrize("layer", ["jaxpr", "stablehlo"])
+def test_complex_weights_are_weights_and_their_products_no_silence(layer: str):
+    options: Any = {"recipe": "int8", "mode": "inference", "layer": layer}
+    given = SPECTRAL, normal(6, 16, seed=3)
+    fun = srjit.srjit(spectral, **options)
+    with pytest.warns(UserWarning, match=r"complex64 product.*around them"):
+        fun(*given)
+    kinds = [(s.lhs_kind, s.rhs_kind, s.status) for s in fun.explain(*given).sites]
+    assert kinds == [("activation", "weight", "kept"), ("activation", "weight", "emulated")]
+    with pytest.raises(srjit.UnsupportedSiteError, match="complex64 product"):
+        srjit.srjit(spectral, strict=True, **options)(*given)
+
+
 def attention(p: Any, x: jax.Array) -> jax.Array:
     q, k, v = (x @ p[name] for name in "qkv")
     return jax.nn.softmax(q @ k.T) @ v
