@@ -18,15 +18,16 @@ from typing import Any
 
 from srjit.numerics.symbolic import stand_ins
 from srjit.planning.provenance import Provenance
-from srjit.planning.tangents import tangents
+from srjit.planning.tangents import in_place_of_weights, tangents
 from srjit.products.dot import DotProduct
 from srjit.products.kinds import product_of
 from srjit.products.product import Product
 from srjit.program.protocols import Variable
-from srjit.program.values import BACKWARD, DATA, PARAMETER, Occurrence, Value
+from srjit.program.values import BACKWARD, CAPTURED, CONSTANT, DATA, PARAMETER, Occurrence, Value
 
-_PARAMETER = frozenset({PARAMETER})
+_PARAMETER, _CAPTURED = frozenset({PARAMETER}), frozenset({CAPTURED, CONSTANT})
 DOUBTFUL = "doubtful"  # the transformation under which phases.py puts what may be a gradient
+_CERTAIN = 3  # of what makes a partner likely: what follows only prefers one to another
 _MOST = 32  # candidates that are compared: many products read a weight that layers share
 
 
@@ -53,9 +54,10 @@ def matched(provenance: Provenance) -> Matching:
     """Which products of a program are gradients of which."""
     matching = Matching(provenance)
     for o in provenance.occurrences:
-        if id(o) in matching.tangents:
+        if weighs(o):
             continue
-        if o.scope.phase == "backward" and o.out.token not in matching.made:
+        is_tangent = id(o) in matching.tangents
+        if o.scope.phase == "backward" and not is_tangent and o.out.token not in matching.made:
             matching.find(o)
         matching.add(o)
     return matching
@@ -74,7 +76,8 @@ class Matching:
 
     Attributes:
       gradients: by the identity of an occurrence, its match.
-      tangents: identities of the products that differentiation in forward mode adds to a gradient.
+      tangents: the products that differentiation in forward mode adds to a gradient, by their
+        identities, with the differentiations that they stand under.
       orphans: by the identity of an occurrence, the kinds of a gradient whose forward product is
         not in the program.
       made: by the token of its result, the forward product that makes it first.
@@ -87,8 +90,10 @@ class Matching:
         self._summed: dict[tuple[int, int], tuple[int, frozenset[int]] | None] = {}
         self.gradients: dict[int, Match] = {}
         self.made: dict[int, Occurrence] = {}
+        self.again: set[int] = set()  # results that are no gradients
         self.orphans: dict[int, tuple[str, str]] = {}
         self.tangents = tangents(provenance, self.repeats)
+        self._provenance = provenance
         self._readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         self._repeated: dict[int, Occurrence] = {}
         self._alike: set[int] = set()  # of the backward pass, and read what others read, as they do
@@ -108,6 +113,8 @@ class Matching:
 
     def add(self, o: Occurrence) -> None:
         """The next product in order, to be the partner of later ones."""
+        if not self.level(o):
+            self.again.add(o.out.token)
         if (original := self.made.get(o.out.token)) is not None:
             self._taken -= {(id(original), 0), (id(original), 1)}  # it may be differentiated again
             return
@@ -123,7 +130,9 @@ class Matching:
             for residual in (1, 0)
             if not self._is_weight(o.operands[1 - residual])
             for n, (p, side) in enumerate(self._near(o.operands[residual]))
-            if self._fits(o, residual, p, side) and self._may_be_of(o, residual, p)
+            if self._fits(o, residual, p, side)
+            and self._may_be_of(o, residual, p)
+            and not self._is_beside(o, p)
         ]
         if not found:
             self._note_repetition(o)
@@ -132,12 +141,31 @@ class Matching:
             if may_be and id(o) not in self._alike and (kinds := self._of_dead_code(o)):
                 self.orphans[id(o)] = kinds
             return
-        *_, p, side, residual = min(found, key=lambda f: f[:2])
+        rank, _, p, side, residual = min(found, key=lambda f: f[:2])
+        if self._is_seed(p.operands[1 - side]):
+            # It is that of the weight in whose place this stands, beside which nobody needed it.
+            self.orphans[id(o)] = _kinds("activation", residual)
+            return
         why = "the residual is read by this forward product"
-        match = Match(p, side, residual, why, self.level(p) + 1)
+        # What a product and its tangent share does not tell whose gradient this is.
+        level = max(
+            self.level(q) for r, _, q, *_ in found if q is p or self._is_as_likely(q, r, rank)
+        )
+        match = Match(p, side, residual, why, level + 1)
         self.gradients[id(o)] = match
         self._taken.add((id(p), side))
         self._cotangents[id(p)] = o.operands[1 - residual].origin
+
+    def _is_beside(self, o: Occurrence, p: Occurrence) -> bool:
+        """Whether forward mode added ``p``, and not to what ``o`` is the backward pass of."""
+        outer = self.tangents.get(id(p))
+        if outer is None:
+            return False
+        is_inside = o.derivatives[: len(outer)] == outer
+        return is_inside or not _is_transpose(o.derivatives, p.derivatives)
+
+    def _is_as_likely(self, p: Occurrence, rank: tuple[Any, ...], best: tuple[Any, ...]) -> bool:
+        return id(p) in self.tangents and rank[:_CERTAIN] == best[:_CERTAIN]
 
     def _is_weight(self, value: Value) -> bool:
         """Whether it is a parameter that a forward product read: no gradient."""
@@ -153,7 +181,7 @@ class Matching:
         original = self.made.get(o.out.token)
         if original is not None or id(o) in self.gradients:
             return original
-        if id(o) in self.orphans:
+        if id(o) in self.orphans or self._is_of_gradient(o):
             return None
         return self._repeated.get(id(o), o if self.is_differentiated(o) else None)
 
@@ -164,7 +192,17 @@ class Matching:
     def level(self, p: Occurrence) -> int:
         """0 for no gradient, 1 for that of a forward product, 2 for that of a gradient."""
         match = self.gradients.get(id(p))
-        return match.level if match else int(id(p) in self.orphans)
+        if match is not None:
+            return match.level
+        if self._is_of_gradient(p):
+            return 2
+        return int(id(p) in self.orphans or id(p) in self.tangents)
+
+    def _is_of_gradient(self, o: Occurrence) -> bool:
+        """Whether names tell that a gradient was differentiated, and not what it computes again."""
+        stack = o.derivatives
+        is_of_gradient = stack.count("transpose") > 1 and stack[-2:] == ("transpose", "jvp")
+        return is_of_gradient and o.out.token not in self.again
 
     def _of_dead_code(self, o: Occurrence) -> tuple[str, str] | None:
         """Kinds of a gradient whose forward product nobody needed, as in the grad of a sum.
@@ -174,7 +212,7 @@ class Matching:
         """
         weights = [v.sources == _PARAMETER for v in o.operands]
         if sum(weights) == 1 and self.may_be_gradient(o.operands[weights.index(False)]):
-            return ("weight", "gradient") if weights[0] else ("gradient", "weight")
+            return _kinds("weight", weights.index(True))
         made = [BACKWARD in v.labels for v in o.operands]
         for likely in (lambda v: not v.sources, self._is_cotangent):
             made = made if any(made) else [likely(v) for v in o.operands]
@@ -184,9 +222,18 @@ class Matching:
         # Gradients of single examples have a dimension more.
         shapes = {shape, *(shape[:d] + shape[d + 1 :] for d in range(len(shape)))}
         is_of_parameter = shapes & self._parameters or o.out.token in self._returned
-        if has_data and sum(made) == 1 and is_of_parameter and not _weighs(o):
-            return ("gradient", "activation") if made[0] else ("activation", "gradient")
+        weighs = any(_is_captured_vector(o, side) for side in (0, 1))
+        if has_data and sum(made) == 1 and is_of_parameter and not weighs:
+            return _kinds("activation", made.index(False))
         return None
+
+    def _is_seed(self, value: Value) -> bool:
+        """Whether forward mode has a value in the place of a weight."""
+        return value.sources != _PARAMETER and value.origin in self._seeds
+
+    @functools.cached_property
+    def _seeds(self) -> set[int]:
+        return in_place_of_weights(self._provenance, self.repeats)
 
     @functools.cached_property
     def _returned(self) -> set[int]:
@@ -219,7 +266,7 @@ class Matching:
         for side, value in enumerate(o.operands):
             for p, other in self._near(value):
                 is_alike = p.operands[other].origin == value.origin and other == side
-                if is_alike and not self.level(p) and self._reads_alike(o, p, side):
+                if is_alike and not self.level(p) and self.reads_alike(o, side, p, side):
                     self._alike.add(id(o))
                     is_weight = value.sources == _PARAMETER
                     if is_weight and self._sizes(o) == self._sizes(p):
@@ -246,6 +293,7 @@ class Matching:
             _size(o.eqn.invars[1 - residual]) != _size(p.eqn.outvars[0]),
             depth(o) == depth(p),
             (id(p), side) in self._taken,
+            self._is_seed(p.operands[1 - side]),
             PARAMETER not in p.operands[1 - side].labels,
             not self._sums_alike(o, residual, p, side),
             {None: 1, other.origin: 0}.get(cotangent, 2),
@@ -299,17 +347,19 @@ class Matching:
             return False
         times = {a // b for i, (a, b) in enumerate(pairs) if i != side}
         return (
-            pairs[side][0] == pairs[side][1] and len(times) == 1 and self._reads_alike(o, p, side)
+            pairs[side][0] == pairs[side][1]
+            and len(times) == 1
+            and self.reads_alike(o, side, p, side)
         )
 
     def _sizes(self, o: Occurrence) -> list[int]:
         return [_size(v) for v in (*o.eqn.invars[:2], *o.eqn.outvars)]
 
-    def _reads_alike(self, o: Occurrence, p: Occurrence, side: int) -> bool:
+    def reads_alike(self, o: Occurrence, side: int, p: Occurrence, other: int) -> bool:
         """Whether two products sum over the same dimensions of an operand that they share."""
-        here, there = self._sums(o, side), self._sums(p, side)
+        here, there = self._sums(o, side), self._sums(p, other)
         if here is None or there is None or here[0] != there[0]:
-            return self._extent(o, side) == self._extent(p, side)
+            return self._extent(o, side) == self._extent(p, other)
         return here[1] == there[1]
 
     def _sums(self, o: Occurrence, side: int) -> tuple[int, frozenset[int]] | None:
@@ -348,10 +398,23 @@ def _is_transpose(outer: Sequence[str], inner: Sequence[str]) -> bool:
     return outer[n] == "transpose" and list(outer[n + 1 :]) == list(inner[n:])
 
 
-def _weighs(o: Occurrence) -> bool:
-    """Whether an operand is a captured vector, as a solver's weights of its stages are."""
-    pairs = zip(o.operands, o.eqn.invars, strict=False)
-    return any(not value.sources and len(v.aval.shape) < 2 for value, v in pairs)
+def _kinds(kind: str, side: int) -> tuple[str, str]:
+    """Kinds of a gradient's operands: on one side that, on the other what it is made of."""
+    return (kind, "gradient") if side == 0 else ("gradient", kind)
+
+
+def weighs(o: Occurrence) -> bool:
+    """Whether it is no product of matrices: a multiple, or matrices that a captured vector weighs.
+
+    A solver of differential equations multiplies so by the length of a step, and adds up stages.
+    """
+    ranks = [len(v.aval.shape) for v in o.eqn.invars[:2]]
+    is_captured = [_is_captured_vector(o, side) for side in (0, 1)]
+    return 0 in ranks or (any(is_captured) and max(ranks) > 2)
+
+
+def _is_captured_vector(o: Occurrence, side: int) -> bool:
+    return o.operands[side].sources <= _CAPTURED and len(o.eqn.invars[side].aval.shape) < 2
 
 
 def _size(v: Variable) -> int:

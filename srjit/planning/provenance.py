@@ -217,7 +217,7 @@ class Provenance:
                 labels |= _BACKWARD
             known = varies and varies & (scope.manual | _compat.typed_axes(out.aval))
             outs.append(Value(labels, token, values[i].origin if view else origin, known))
-            self.graph.add(token, name, tokens, eqn)
+            self.graph.add(token, name, tokens, eqn, scope.transforms)
             if (scaled := self.graph.scale(token, name, eqn, values)) is not None:
                 self.scaled[outs[-1].origin] = scaled.origin
         return outs

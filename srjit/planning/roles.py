@@ -20,7 +20,7 @@ import re
 from typing import Any
 
 from srjit.numerics.symbolic import in_numbers, is_known, stand_ins, with_ones
-from srjit.planning.matching import DOUBTFUL, Match, matched
+from srjit.planning.matching import DOUBTFUL, Match, matched, weighs
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import Site
 from srjit.products.dot import DotProduct
@@ -38,6 +38,7 @@ _SECOND = "the derivative of a gradient: a second derivative"
 _TANGENT = (
     "a derivative of forward mode, around a gradient: a second derivative, or on the way to one"
 )
+_SUM = "a multiple, a weighed sum or an inner product: no product of matrices"
 _DOUBTFUL = "it may be a gradient, or lead to one that no product explains: say srjit.role(...)"
 _ALONE = "no operand of this backward product was read by a forward one: say srjit.role(...)"
 _DEAD = "the gradient of a product that is dead code"
@@ -150,6 +151,9 @@ def classify(provenance: Provenance) -> list[Classified]:
 def _reason_to_keep(c: Classified, has_data: bool) -> str:
     if KEEP_SCOPE in c.occurrence.scope.names:
         return KEEP_REASON
+    out = c.occurrence.eqn.outvars[0].aval.shape
+    if weighs(c.occurrence) or (c.role == "unknown" and not out):
+        return c.keep or _SUM
     held = [value.sources == frozenset({CONSTANT}) for value in c.occurrence.operands]
     kinds = c.lhs_kind, c.rhs_kind
     if has_data and any(h and kind != "gradient" for h, kind in zip(held, kinds, strict=True)):
@@ -207,7 +211,7 @@ class _Roles:
     def _by_shape(self, o: Occurrence) -> Match | None:
         """The match of a product whose residual was changed on the way, if shapes leave one."""
         is_second = o.derivatives.count("transpose") > 1
-        if is_second or not any(map(self.matching.may_be_gradient, o.operands)):
+        if is_second or weighs(o) or not any(map(self.matching.may_be_gradient, o.operands)):
             return None
         for where, place in (("this source line", o.location), ("this program", None)):
             why = f"its shapes are those of a forward product of {where}"

@@ -8,52 +8,76 @@ operand's own last product and of a repetition of it. All that is linear in tang
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from srjit.planning.provenance import Provenance
+from srjit.planning.seeds import Repetition, Seeds, forward_modes
 from srjit.planning.value_graph import ADDITIONS
-from srjit.program.values import Occurrence, Path
+from srjit.products.kinds import product_of
+from srjit.program.values import PARAMETER, Occurrence, Path
 
 TANGENT = "tangent"  # the transformation under which phases.py puts them
+_PARAMETER = frozenset({PARAMETER})
 _MOST = 512  # values that are looked at above an operand
 _ROUNDS = 8
 # Whether a product is another one with another value, or a batch of them, beside this side's.
 Repeats = Callable[[Occurrence, Occurrence, int], bool]
 
 
-def tangents(provenance: Provenance, repeats: Repeats) -> set[int]:
-    """Identities of the products that forward mode adds where a gradient is differentiated so.
+def tangents(provenance: Provenance, repeats: Repeats) -> dict[int, tuple[str, ...]]:
+    """The products that forward mode adds around a gradient, by their identities.
 
-    Names, where there are any, say which those can be.
+    Each with the differentiations that it stands under, to that forward mode; none where nothing
+    is named.
     """
     occurrences = provenance.occurrences
-    stacks = {o.derivatives for o in occurrences}
-    marked = {id(o) for o in occurrences if TANGENT in o.scope.transforms}
-    if marked or not any(stacks):
-        return marked
-    outer = {
-        stack
-        for stack in stacks
-        if len(stack) > 1 and stack[0] == "jvp" and ("transpose", *stack) not in stacks
-    }
-    if not any("transpose" in stack for stack in outer):
-        return set()
-    return set(repetitions(provenance, [o for o in occurrences if o.derivatives in outer], repeats))
+    found = {id(o): () for o in occurrences if TANGENT in o.scope.transforms}
+    if found:
+        return found
+    for outer in forward_modes({o.derivatives for o in occurrences}):
+        among = [o for o in occurrences if o.derivatives[: len(outer)] == outer]
+        repeated = _Tangents(provenance, among, repeats).repetitions()
+        found |= dict.fromkeys(Seeds(provenance, outer, repeated).found(), outer)
+    return found
+
+
+def in_place_of_weights(provenance: Provenance, repeats: Repeats) -> set[int]:
+    """Origins of what forward mode has in the place of weights, as a direction to differentiate."""
+    found = _Tangents(provenance, (), repeats)
+    found.in_place_of_weights()
+    return {*found.seeds}
+
+
+class Repetitions(NamedTuple):
+    """The tangents of a program.
+
+    Attributes:
+      products: by their identity: what each repeats, if it does and that is in the program.
+      seeds: by their origins, tokens of what stands in the place of a weight.
+    """
+
+    products: dict[int, Occurrence | None]
+    seeds: dict[int, int]
 
 
 def repetitions(
     provenance: Provenance, among: Sequence[Occurrence], repeats: Repeats
-) -> dict[int, Occurrence | None]:
-    """Tangents by their identity: what each repeats, if it does and that is in the program."""
+) -> Repetitions:
+    """The tangents among some products, by structure."""
     found = _Tangents(provenance, among, repeats)
+    certain = found.linear(found.in_place_of_weights()) & found.products.keys()
     for _ in range(_ROUNDS):
-        linear = found.linear(found.sure())
-        wrong = found.contradicted(linear, among)
+        linear = found.linear(found.sure()) | certain
+        wrong = found.contradicted(linear, among) - certain
         if not wrong:
-            return {id(o): found.repeated.get(o.out.token) for o in among if o.out.token in linear}
+            made = [o for o in among if o.out.token in linear]
+            repeated = {id(o): found.repeated.get(o.out.token) for o in made}
+            return Repetitions(repeated, found.seeds)
         for token in wrong:
             found.repeated.pop(token, None)
-    return {}
+    return Repetitions({}, {})
 
 
 class _Tangents:
@@ -63,6 +87,15 @@ class _Tangents:
         self.graph, self.given = provenance.graph, provenance.given
         self.made = self.graph.made
         self.products = {o.out.token: o for o in provenance.occurrences}
+        self.reading = {
+            frozenset(v.token for v in o.operands): o for o in reversed(provenance.occurrences)
+        }
+        self.readers: dict[int, list[Occurrence]] = collections.defaultdict(list)
+        for o in provenance.occurrences:
+            for v in o.operands:
+                if v.sources == _PARAMETER:
+                    self.readers[v.origin].append(o)
+        self.repeats, self.seeds = repeats, dict[int, int]()
         # By the token of a product's result, the product before that it repeats, and on which side
         # the operand is that they do not share.
         self.repeated: dict[int, Occurrence] = {}
@@ -79,8 +112,73 @@ class _Tangents:
         self.sums = [
             [self.graph.viewed(t) for t in made.operands]
             for made in self.made.values()
-            if self.repeated and made.name in ADDITIONS
+            if made.name in ADDITIONS
         ]
+
+    def repetitions(self) -> list[Repetition]:
+        """All repetitions, whether they are tangents or not."""
+        return [(self.products[t], p, self.sides[t]) for t, p in self.repeated.items()]
+
+    def in_place_of_weights(self) -> set[int]:
+        """Tokens of tangents beside which something else stands in the place of a weight.
+
+        Forward mode adds ``h @ v`` to ``t @ w``, where ``v`` is no weight and shaped as ``w``, and
+        so ``t`` as ``h``: both are tangents, and so is what ``t`` is made of and ``h`` is not. The
+        gradient of a gradient may be such a sum too, but reads ``w`` the other way around.
+        """
+        found: set[int] = set()
+        for pair in self.sums:
+            products = [self.products.get(t) for t in pair[:2]]
+            for a, b in zip(products, reversed(products), strict=True):
+                side = a and b and self._of_weight(a, b)
+                if a is None or b is None or side is None:
+                    continue
+                t, h, v = a.operands[1 - side], b.operands[1 - side], b.operands[side]
+                found |= {a.out.token, b.out.token, v.token}
+                before = self.feeding(h.token)
+                above = self.feeding(t.token) - before
+                found |= above
+                self.seeds[v.origin] = v.token
+                self.seeds |= self._places(above, before)
+                p = self.reading.get(frozenset({h.token, a.operands[side].token}))
+                if p is not None:
+                    self.repeated |= {a.out.token: p, b.out.token: p}
+                    self.sides |= {a.out.token: 1 - side, b.out.token: side}
+        return found
+
+    def _places(self, above: set[int], before: set[int]) -> dict[int, int]:
+        """What some products have where others, alike in the other operand, have a weight."""
+        pairs = [(self.products[a], self.products[b]) for a in above for b in before]
+        return {
+            v.origin: v.token
+            for a, b in pairs
+            for side, (v, w) in enumerate(zip(a.operands, b.operands, strict=True))
+            if a.operands[1 - side].token == b.operands[1 - side].token
+            and w.sources == _PARAMETER != v.sources
+        }
+
+    def _of_weight(self, a: Occurrence, b: Occurrence) -> int | None:
+        """The side on which ``a`` reads a weight, and ``b`` so something else, or a batch of it."""
+        for side in (0, 1):
+            weight, other = a.operands[side], b.operands[side]
+            t, h = a.operands[1 - side], b.operands[1 - side]
+            if weight.sources != _PARAMETER or _PARAMETER in (other.sources, h.sources):
+                continue
+            if t.origin == h.origin:
+                continue
+            is_alike = _read(a, side)[:1] in [[read] for read in _read(b, side)]
+            if is_alike and self._is_forward(a, side):
+                return side
+        return None
+
+    def _is_forward(self, o: Occurrence, side: int) -> bool:
+        """Whether a product reads a weight as the first one does that is made of others."""
+        weight = o.operands[side].origin
+        for p in self.readers[weight]:
+            other = [v.origin for v in p.operands].index(weight)
+            if p is o or self.feeding(p.operands[1 - other].token):
+                return other == side and self.repeats(o, p, side)
+        return False
 
     def sure(self) -> set[int]:
         """Tokens of the repetitions that are tangents: added in pairs, or derivatives."""
@@ -158,3 +256,17 @@ class _Tangents:
         """Whether nothing that is given to the program is in a value, so that it may be zero."""
         token = self.graph.viewed(token)
         return token not in self.made and token not in self.given
+
+
+def _read(o: Occurrence, side: int) -> list[tuple[list[Any], list[int]]]:
+    """The shape of an operand and its dimensions that are summed; then without each of the rest."""
+    shape, product = list(o.eqn.invars[side].aval.shape), product_of(o.eqn)
+    if product is None:
+        return []
+    sums = sorted(product.contracting(side))
+    batches = [
+        (shape[:d] + shape[d + 1 :], [s - (s > d) for s in sums])
+        for d in range(len(shape))
+        if d not in sums
+    ]
+    return [(shape, sums), *batches]

@@ -19,6 +19,17 @@ _SCALINGS = {
     "mul", "div", "neg", "add", "sub",
     "stablehlo.multiply", "stablehlo.divide", "stablehlo.negate",
 }  # fmt: skip
+# What is linear in one operand: it scales it, or it moves, selects and adds up elements.
+FACTORS = {"mul", "select_n", "div", "stablehlo.multiply", "stablehlo.divide"}
+LINEAR = FACTORS | {
+    "add", "add_any", "sub", "neg", "stablehlo.negate", "convert_element_type", "transpose",
+    "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "rev", "reduce_sum",
+    "reduce_precision", "stablehlo.reduce", "slice", "stablehlo.slice", "dynamic_slice",
+    "stablehlo.dynamic_slice",
+    "pad", "stablehlo.pad", "concatenate", "stablehlo.concatenate", "gather", "stablehlo.gather",
+    "scatter-add", "scatter_add", "stack", "carry", "cross", "merge", "sharding_constraint",
+    "psum", "cumsum", "dynamic_update_slice", "stablehlo.dynamic_update_slice",
+}  # fmt: skip
 # These keep the order of elements, or turn whole dimensions around.
 _SAME_DIMENSIONS = {
     "convert_element_type", "pcast", "sharding_constraint", "reduce_precision", "reshard", "rev",
@@ -34,11 +45,13 @@ class Made(NamedTuple):
         what they hand on, ``cross`` at the border of a shard_map.
       operands: tokens.
       eqn: the equation; None at the borders of control flow.
+      transforms: those on its name stack.
     """
 
     name: str
     operands: tuple[int, ...]
     eqn: Equation | None = None
+    transforms: tuple[str, ...] = ()
 
 
 class ValueGraph:
@@ -54,11 +67,16 @@ class ValueGraph:
         self.scaled: dict[int, int] = {}
 
     def add(
-        self, token: int, name: str, operands: Iterable[int], eqn: Equation | None = None
+        self,
+        token: int,
+        name: str,
+        operands: Iterable[int],
+        eqn: Equation | None = None,
+        transforms: tuple[str, ...] = (),
     ) -> None:
         """A value; the first time that it is made counts."""
         if token not in self.made:
-            self.made[token] = Made(name, tuple(operands), eqn)
+            self.made[token] = Made(name, tuple(operands), eqn, transforms)
 
     def viewed(self, token: int) -> int:
         """The first value of which one is a view."""

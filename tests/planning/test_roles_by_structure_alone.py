@@ -152,7 +152,7 @@ UNDECIDED: dict[str, tuple[Any, float, tuple[Any, ...]]] = {
     "residuals through tanh": (_with_residuals(jnp.tanh), 0.7, STEP),
     "a linearized gradient": (
         lambda p, v, x, y: jax.linearize(lambda p: jax.grad(loss)(p, x, y), p)[1](v),
-        *(0.3, (DEEP, DEEP, X, Y)),
+        *(0.75, (DEEP, DEEP, X, Y)),
     ),
     "gradients projected by an optimizer": (
         lambda w, u, x: w - u @ (u.T @ jax.grad(lambda w: (jnp.tanh(x @ w) ** 2).sum())(w)),

@@ -1,0 +1,232 @@
+"""Products of a program that names nothing which may be gradients, or second derivatives.
+
+Nothing explains them (``phases.py``), but to take them for products of a forward pass could be
+wrong. They are unknown.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from srjit.numerics.symbolic import stand_ins
+from srjit.planning.matching import DOUBTFUL, Matching, weighs
+from srjit.planning.structure import MOST, Structure, reads_weight
+from srjit.planning.tangents import TANGENT, Repetitions
+from srjit.planning.value_graph import LINEAR
+from srjit.program.values import PARAMETER, Occurrence, Path, Value
+
+_PARAMETER = frozenset({PARAMETER})
+
+
+class Doubts:
+    """Finds them.
+
+    Args:
+      structure: of the program.
+      matching: the gradients that are believed.
+      tangents: those of forward mode, around a gradient.
+      found: the transformations of products by their paths, as far as they are explained.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        matching: Matching,
+        tangents: Repetitions,
+        found: Mapping[Path, Sequence[str]],
+    ) -> None:
+        self.structure, self.matching, self.tangents = structure, matching, tangents
+        self.graph, self.made, self.order = structure.graph, structure.made, structure.order
+        self.occurrences = structure.provenance.occurrences
+        self.names = [found.get(o.path, ()) for o in self.occurrences]
+        pairs = list(zip(self.occurrences, self.names, strict=True))
+        self.undecided = {
+            o.out.token: o
+            for o in self.occurrences
+            if o.path not in found and self.made.get(o.out.token) is o
+        }
+        wrong = {"transpose", TANGENT, DOUBTFUL}
+        self.forward = [o for o, names in pairs if wrong.isdisjoint(names) and not weighs(o)]
+        self.second = [o for o, n in pairs if TANGENT in n or n.count("transpose") > 1]
+        shapes = structure.provenance.parameter_shapes
+        # Of products with a weight, by the size of the other operand, those of result and weight.
+        self.forms: dict[int, dict[tuple[int, int], int]] = collections.defaultdict(dict)
+        for o in self.occurrences:
+            *given, made = _sizes(o)
+            weights = [v.sources == _PARAMETER for v in o.operands]
+            if sum(weights) == 1:
+                side = weights.index(True)
+                self.forms[given[1 - side]].setdefault((made, given[side]), self.order[id(o)])
+        wide = [shape for shape in shapes if len(shape) > 1]
+        parts = (
+            t
+            for t, s in structure.provenance.results
+            if any(shape in (s[: len(shape)], s[-len(shape) :]) for shape in wide)
+        )
+        self.flowing = structure.above(parts, past=True)
+
+    def tokens(self) -> set[int]:
+        """Tokens of their results."""
+        levels = map(self.matching.level, self.occurrences)
+        first = next((i for i, level in enumerate(levels) if level), len(self.occurrences))
+        later = {t: o for t, o in self.undecided.items() if self.order[id(o)] > first}
+        found = self.leading_to(self.second, later)
+        suspects = [o for o in self.undecided.values() if self.may_be_of_weight(o)]
+        found += suspects + self.leading_to(suspects, self.undecided)
+        below = self.below({o.out.token for o in suspects})
+        found += [o for token, o in self.undecided.items() if token in below]
+        found += self.of_seeds() + self.turned()
+        if first == len(self.occurrences):
+            alone = self.backward_alone()
+            below = self.below({o.out.token for o in alone})
+            found += alone + [o for o in self.forward if o.out.token in below]
+        return {o.out.token for o in found} | self.of_doubtful(found)
+
+    def of_seeds(self) -> list[Occurrence]:
+        """What makes the seeds of forward mode, or reads them or tangents and is no tangent."""
+        products, seeds = self.tangents.products, dict(self.tangents.seeds)
+        makers = self.structure.above(seeds.values())
+        made = [o for o in self.forward if o.out.token in makers]
+        found = made + self.leading_to(made, self.undecided)
+        for o in self.occurrences:
+            p = products.get(id(o))
+            for a, b in zip(o.operands, p.operands, strict=True) if p else ():
+                if b.sources == _PARAMETER != a.sources:
+                    seeds[a.origin] = a.token
+        if products:
+            found += [o for o in self.forward if any(v.origin in seeds for v in o.operands)]
+            found += [o for o in self.forward if any(map(self.is_of_tangents, o.operands))]
+        return found
+
+    def may_be_of_weight(self, o: Occurrence) -> bool:
+        """Whether a product has the sizes of a weight's gradient, and flows into such a result."""
+        if o.out.token not in self.flowing or o.lhs.origin == o.rhs.origin or reads_weight(o):
+            return False
+        *given, made = _sizes(o)
+        return any(
+            given[1 - i] * weight == made * out != 0 == given[1 - i] % out
+            and self.structure.latest.get(o.operands[1 - i].token, -1) >= number
+            for i in (0, 1)
+            for (out, weight), number in self.forms.get(given[i], {}).items()
+        )
+
+    def below(self, tokens: set[int]) -> set[int]:
+        """Some values, and all that is made of them."""
+        for _ in range(2):  # what loops carry is made later than it is read
+            for token, made in self.graph.made.items():
+                if not tokens.isdisjoint(made.operands):
+                    tokens.add(token)
+        return tokens
+
+    def leading_to(
+        self, products: Iterable[Occurrence], among: Mapping[int, Occurrence]
+    ) -> list[Occurrence]:
+        """Which of some products others are linear in, and these in turn."""
+        todo, seen = [v.token for o in products for v in o.operands], set[int]()
+        found: list[Occurrence] = []
+        while todo:
+            token = todo.pop()
+            if token in seen:
+                continue
+            seen.add(token)
+            made = self.graph.made.get(token)
+            if (o := among.get(token)) is not None:
+                found.append(o)
+                todo += [v.token for v in o.operands]
+            elif made is not None and (made.name in LINEAR or token in self.structure.weighed):
+                todo += made.operands
+        return found
+
+    def is_of_tangents(self, value: Value) -> bool:
+        """Whether a value is linear in a tangent, and no weight that was updated."""
+        todo, seen = [value.token], set[int]()
+        while todo and len(seen) < MOST:
+            token = todo.pop()
+            made, o = self.graph.made.get(token), self.made.get(token)
+            if o is not None and id(o) in self.tangents.products:
+                return True
+            is_linear = made is not None and made.name in LINEAR - {"carry"}
+            if (
+                token not in seen
+                and o is None
+                and is_linear
+                and not self.structure.is_updated(token)
+            ):
+                todo += self.graph.made[token].operands
+            seen.add(token)
+        return False
+
+    def turned(self) -> list[Occurrence]:
+        """Products that read a weight the other way around, of inputs alone.
+
+        Such a product may be a gradient whose cotangent is given to the program, or was made of
+        random numbers in it: the one of two that nothing else flows into, or else the later one.
+        """
+        readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        for o in self.forward:
+            for side, value in enumerate(o.operands):
+                if value.sources == _PARAMETER and self.structure.inputs(
+                    o.operands[1 - side].token
+                ):
+                    readers[value.origin].append((o, side))
+        first: dict[int, tuple[Occurrence, int]] = {}
+        found: dict[int, Occurrence] = {}
+        for o in self.forward:
+            for side, value in enumerate(o.operands):
+                if value.sources != _PARAMETER:
+                    continue
+                p, other = first.setdefault(value.origin, (o, side))
+                if not self.matching.reads_alike(o, side, p, other) and not self.structure.depends(
+                    o, p
+                ):
+                    bare = [q for q, _ in readers[value.origin] if q in (o, p)]
+                    found |= {id(q): q for q in bare[-1:]}
+        given = {
+            t for o in found.values() for v in o.operands for t in self.structure.inputs(v.token)
+        }
+        given -= {t for t in given if self.structure.provenance.given[t] == PARAMETER}
+        for o in self.forward:
+            inputs = [self.structure.inputs(v.token) for v in o.operands if v.sources != _PARAMETER]
+            if any(i and i <= given for i in inputs):
+                found[id(o)] = o
+        return list(found.values())
+
+    def backward_alone(self) -> list[Occurrence]:
+        """Products of what may be a gradient, in a program that has residuals for inputs.
+
+        Two read it, each summing over other dimensions of it, beside values that no product made;
+        one of them has a result that the program returns, as the gradient of a weight.
+        """
+        returned = self.structure.above(
+            (t for t, _ in self.structure.provenance.results), only=LINEAR
+        )
+        readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        for o in self.occurrences:
+            for side, value in enumerate(o.operands):
+                is_bare = self.structure.latest.get(o.operands[1 - side].token, -1) < 0
+                if is_bare and o.lhs.origin != o.rhs.origin:
+                    readers[value.origin].append((o, side))
+        return [
+            o
+            for (p, other), *rest in readers.values()
+            for q, side in rest
+            if not self.matching.reads_alike(q, side, p, other)
+            and {p.out.token, q.out.token} & returned
+            for o in (p, q)
+        ]
+
+    def of_doubtful(self, doubtful: Iterable[Occurrence]) -> set[int]:
+        """Tokens of the gradients of some products, and of their gradients."""
+        partners, found = {id(o) for o in doubtful}, set[int]()
+        for o in self.occurrences:
+            match = self.matching.gradients.get(id(o))
+            if match is not None and id(match.partner) in partners:
+                partners.add(id(o))
+                found.add(o.out.token)
+        return found
+
+
+def _sizes(o: Occurrence) -> list[int]:
+    return [math.prod(stand_ins(v.aval.shape)) for v in (*o.eqn.invars[:2], *o.eqn.outvars)]

@@ -1,0 +1,171 @@
+"""Cotangents that are given, and derivatives of derivatives: never the role of something else."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from nameless import both, told
+from small_programs import PARAMS, X, Y, explain, loss, mlp, mlp_params, normal, roles, sgd
+
+from .test_roles_by_structure_alone import DEEP, _product
+from .test_roles_from_structure import _leaves_product
+
+WIDE, NOISE = mlp_params(3, 7, 3), normal(5, 3, seed=3)
+
+
+def _trace_estimated(p: Any, z: jax.Array, noise: jax.Array) -> Any:
+    """Hutchinson's estimate of a divergence: the cotangent is an input of the program."""
+    out, pullback = jax.vjp(lambda z: mlp(p, z), z)
+    return out, (pullback(noise)[0] * noise).sum(-1)
+
+
+def _flow(p: Any, x: jax.Array, noise: jax.Array) -> jax.Array:
+    """A continuous normalizing flow."""
+
+    def step(carry: Any, _: Any) -> Any:
+        dz, trace = _trace_estimated(p, carry[0], noise)
+        return (carry[0] + 0.1 * dz, carry[1] - 0.1 * trace), None
+
+    (z, total), _ = lax.scan(step, (x, jnp.zeros(len(x))), length=3)
+    return (0.5 * (z**2).sum(-1) + total).mean()
+
+
+def _third_order(p: Any, v: Any, x: jax.Array, y: jax.Array) -> Any:
+    return jax.grad(lambda p: _leaves_product(_product(loss)(p, v, x, y)[1], v))(p)
+
+
+def _rectified(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    for name in sorted(p)[:-1]:
+        x = jax.nn.relu(x @ p[name])
+    return ((x @ p[max(p)] - y) ** 2).mean()
+
+
+def _gauss_newton(p: Any, v: Any, x: jax.Array, y: jax.Array) -> Any:
+    """The Gauss-Newton product: of the Jacobian, the loss's Hessian, and the Jacobian again."""
+    model = lambda p: mlp(p, x)  # noqa: E731
+    out, tangent = jax.jvp(model, (p,), (v,))
+    curved = jax.jvp(jax.grad(lambda o: ((o - y) ** 2).mean()), (out,), (tangent,))[1]
+    return jax.vjp(model, p)[1](curved)[0]
+
+
+def _gauss_newton_step(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    return sgd(p, _gauss_newton(p, jax.grad(loss)(p, x, y), x, y))
+
+
+def _kernel_product(p: Any, v: jax.Array, x: jax.Array) -> jax.Array:
+    """A tangent kernel times a vector: forward mode along a gradient."""
+    model = lambda p: mlp(p, x)  # noqa: E731
+    return jax.jvp(model, (p,), jax.vjp(model, p)[1](v))[1]
+
+
+def _influence(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    """An inverse Hessian times a gradient, by a series that is unrolled."""
+    start = h = jax.grad(loss)(p, 2 * x, y)
+    for _ in range(2):
+        curved = _product(loss)(p, h, x, y)[1]
+        h = jax.tree.map(lambda g, h, c: g + h - 0.1 * c, start, h, curved)
+    return h
+
+
+UNKNOWN = "unknown"
+PROGRAMS: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
+    "a trace that is estimated": (_trace_estimated, (WIDE, X, NOISE), {"fprop": 2, "dgrad": 2}),
+    # Of the gradient of the gradient three products, beside all of the first one.
+    "a flow, trained": (
+        jax.grad(_flow), (WIDE, X, NOISE), {"fprop": 2, "dgrad": 3, "wgrad": 2, UNKNOWN: 3},
+    ),
+    "a third derivative": (
+        _third_order, (PARAMS, PARAMS, X, Y), {"fprop": 2, "dgrad": 1, UNKNOWN: 21},
+    ),
+    "a Hessian of two rectified layers": (
+        jax.hessian(_rectified), (PARAMS, X, Y), {"fprop": 2, UNKNOWN: 8},
+    ),
+    "a Hessian of three rectified layers": (
+        jax.hessian(_rectified), (DEEP, X, Y), {"fprop": 3, "dgrad": 1, UNKNOWN: 14},
+    ),
+    # What forward mode adds to a forward pass alone is forward.
+    "a Gauss-Newton product": (
+        _gauss_newton, (PARAMS, PARAMS, X, Y), {"fprop": 5, "dgrad": 1, "wgrad": 2},
+    ),
+    "a Gauss-Newton step": (
+        _gauss_newton_step, (PARAMS, X, Y), {"fprop": 7, "dgrad": 2, "wgrad": 4},
+    ),
+    "a tangent kernel's product": (
+        _kernel_product, (PARAMS, Y, X), {"fprop": 5, "dgrad": 1, "wgrad": 2},
+    ),
+    "influence functions": (
+        _influence, (PARAMS, X, Y), {"fprop": 6, "dgrad": 3, "wgrad": 2, UNKNOWN: 16},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_higher_derivatives_have_no_role_of_first_ones(name: str):
+    fun, args, expected = PROGRAMS[name]
+    named, nameless = both(fun, *args)
+    assert collections.Counter(c.role for c in named) == expected
+    for a, b in zip(named, nameless, strict=True):
+        # Without names, three gradients of weights are plain that names leave open.
+        is_plain = name == "a third derivative" and a.role == "unknown" and b.phase == "backward"
+        assert b.role == "unknown" or told(a) == told(b) or is_plain, (told(a), told(b), b.why)
+
+
+def test_a_backward_pass_alone_is_no_forward_pass():
+    pullback = jax.vjp(mlp, mlp_params(3, 7, 6, 2), X)[1]
+    residuals, tree = jax.tree.flatten(pullback)
+    fun = lambda given, g: jax.tree.unflatten(tree, given)(g)  # noqa: E731
+    for parameters in ((), (0,)):
+        _, nameless = both(fun, residuals, Y, parameters=parameters)
+        assert len(nameless) == 6 and {c.role for c in nameless} == {"unknown"}
+
+
+def test_sums_that_a_graph_network_makes_are_a_forward_pass():
+    """One value is summed over both of its dimensions, as a cotangent is; neither is returned."""
+
+    def network(p: Any, x: jax.Array, edges: jax.Array) -> jax.Array:
+        h = jnp.tanh(x @ p["own"] + (edges @ x) @ p["next"])
+        return h @ p["out"]
+
+    p = {"own": normal(3, 4), "next": normal(3, 4, seed=1), "out": normal(4, 2)}
+    for found in both(network, p, X, normal(5, 5)):
+        assert {c.role for c in found} == {"fprop"}
+
+
+# ------------------------------------------------------------ sums that weigh, and no products
+
+
+@jax.custom_vjp
+def _staged(p: jax.Array, x: jax.Array, h: jax.Array) -> jax.Array:
+    return x + h * jnp.tanh(x @ p)
+
+
+def _staged_backward(residuals: Any, g: jax.Array) -> Any:
+    """As a solver's: stages that a tableau weighs, and steps multiplied as products."""
+    p, x, h = residuals
+    stages = jnp.stack([jnp.tanh(x @ p + i) for i in range(3)])
+    g = g * jnp.tensordot(TABLEAU[1], stages, 1)
+    g = lax.dot_general(g, h, (((), ()), ((), ())))
+    error = jnp.vdot(stages, stages)
+    return x.T @ g, g @ p.T / error, jnp.zeros(())
+
+
+TABLEAU = jnp.arange(6.0).reshape(2, 3)
+_staged.defvjp(lambda p, x, h: (_staged(p, x, h), (p, x, h)), _staged_backward)
+
+
+def test_sums_that_weigh_in_a_backward_pass_are_kept_and_no_candidates():
+    """The batch is such that the weighed sum has the shape of the parameter."""
+    loss = lambda p, x, h: (_staged(p, jnp.tanh(x @ p), h) ** 2).sum()  # noqa: E731
+    step = lambda p, x, h: sgd(p, jax.grad(loss)(p, x, h))  # noqa: E731
+    args = normal(4, 4), normal(4, 4), jnp.ones(())
+    found = roles(step, *args)
+    assert (found["fprop"], found["wgrad"], found["dgrad"]) == (2, 2, 1)
+    weighed = [s for s in explain(step, *args, strict=True).sites if s.role == "unknown"]
+    assert len(weighed) == 3
+    assert all("no product of matrices" in s.reason or "constant" in s.reason for s in weighed)
