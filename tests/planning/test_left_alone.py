@@ -93,6 +93,9 @@ def looped(w: jax.Array, x: jax.Array) -> jax.Array:
 # The function, and of what is left alone its primitive, its FLOPs and the coverage.
 CASES: dict[str, tuple[Any, str, int, float]] = {
     "kernel": (lambda w, x: kernel(x, w) @ w, "pallas_call", ONE, 1 / 2),
+    "kernel that is computed again": (
+        lambda w, x: jax.checkpoint(kernel)(x, w) @ w, "pallas_call", ONE, 1 / 2,
+    ),
     "kernel in a loop": (looped, "pallas_call", ONE, 1 / 2),
     "composite": (composite, "composite", ONE, 1 / 2),
     "high-level": (
