@@ -78,9 +78,22 @@ def test_the_mesh_in_use_is_the_mesh():
     assert report.devices == 4 and "unseen" not in verdicts(report)
 
 
+def _chips_and_meshes() -> list[Any]:
+    """Two axes for each, since one axis is a part of that; both for one of each vendor.
+
+    b200 is in the next test, which measures more.
+    """
+    return [
+        pytest.param(chip, mesh, id=f"{mesh}-{chip}", marks=param.marks)
+        for param in COMPILED
+        for chip in param.values
+        for mesh in ({"data": 4}, {"data": 4, "model": 2})
+        if chip != "b200" and (len(mesh) == 2 or chip in ("v5e", "h200"))
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", COMPILED)
-@pytest.mark.parametrize("mesh", [{"data": 4}, {"data": 4, "model": 2}], ids=str)
+@pytest.mark.parametrize(("chip", "mesh"), _chips_and_meshes())
 def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: dict[str, int]):
     weight = P(None, "model" if "model" in mesh else None)
     fun = srjit(step, in_shardings=(weight, P("data")))
@@ -92,9 +105,15 @@ def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: di
 
 
 @needs_cuda
-@pytest.mark.parametrize("recipe", ["nvfp4", "mxfp8"])
 @pytest.mark.parametrize(
-    "specs", [(P(), P("data")), (P("data"), P("data")), (P("model"), P("data", "model"))], ids=str
+    ("specs", "recipe"),
+    [
+        ((P(), P("data")), "nvfp4"),
+        ((P("data"), P("data")), "nvfp4"),
+        ((P("model"), P("data", "model")), "nvfp4"),
+        ((P("model"), P("data", "model")), "mxfp8"),
+    ],
+    ids=str,
 )
 def test_block_scaled_products_stay_the_librarys_on_meshes(recipe: str, specs: Any):
     fun = srjit(step, recipe=recipe, in_shardings=specs)
@@ -104,7 +123,7 @@ def test_block_scaled_products_stay_the_librarys_on_meshes(recipe: str, specs: A
     assert (before is None) is (after is None)
     if before:  # weights are gathered as codes
         assert after.count <= before.count and after.size < 0.6 * before.size
-    assert _added(report.after) <= _added(report.before) + 64  # scales, too
+    assert 0 < _added(report.after) <= _added(report.before) + 64  # scales, too
 
 
 def _added(program: Any) -> int:

@@ -281,7 +281,7 @@ def test_vectors_and_dimensions_smaller_than_a_block(recipe: str, shapes: Any):
     assert result.shape == expected.shape
     scale = float(jnp.linalg.norm(x) * jnp.linalg.norm(w))
     assert float(jnp.max(jnp.abs(result - expected))) <= tolerance * scale
-    grads = jax.grad(lambda w: jnp.sum(srjit(fun, recipe=recipe)(w, x, sr_key=1)))(w)
+    grads = jax.jit(jax.grad(lambda w: jnp.sum(srjit(fun, recipe=recipe)(w, x, sr_key=1))))(w)
     assert grads.shape == w.shape and bool(jnp.isfinite(grads).all())
 
 

@@ -19,6 +19,8 @@ from .programs import PARAMS, PROGRAMS, X, on_eight_devices
 _ALL = recipes.get("int8").with_rounding(activations="stochastic", weights="stochastic")
 # The programs that every recipe goes through; every program goes through int8.
 _EVERY_RECIPE = ("bfloat16", "shard_map")
+# Of those that have the scales of another recipe, or none, shards tell nothing more.
+_KIN = ("fp8-static", "int4", "int4-qat", "int8-qat", "mxfp4", "nvfp4-4over6", "nvfp4-unbiased")
 _LONG = ("transformer", "experts")  # that also go through NVFP4, whose codes have two scales
 
 
@@ -29,6 +31,7 @@ def _pairs() -> list[Any]:
         for recipe in (*recipes.names(), _ALL):
             name = recipe if isinstance(recipe, str) else "all stochastic"
             always = program in _EVERY_RECIPE or recipe == "int8"
+            always = always and (program != "shard_map" or recipe not in _KIN)
             marks = [] if always else [pytest.mark.nightly]
             if program in _LONG and recipe == "nvfp4":
                 marks = [pytest.mark.slow]

@@ -75,19 +75,23 @@ def check(spec, x, turned=False):
 nightly = pytest.mark.nightly
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(
-    ("rounding", "shape", "axis"),
-    [
-        ("stochastic", (37, 53), 1),
-        ("stochastic", (37, 53), 0),
-        pytest.param("nearest", (37, 53), 1, marks=nightly),
-        pytest.param("nearest", (64, 96), 0, marks=nightly),
-        pytest.param("stochastic", (3, 64, 40), 1, marks=pytest.mark.slow),
-        pytest.param("stochastic", (70,), 0, marks=nightly),
-    ],
-)
-def test_codes_and_scales_are_the_emulations(format, rounding, shape, axis):
+def _tensors():
+    """Every format always; of other axes and ranks, one format of each layout of scales."""
+    for format in FORMATS:
+        kin = [nightly] * (format in ("mxfp4", "fp8_e4m3"))
+        for rounding, shape, axis, marks in (
+            ("stochastic", (37, 53), 1, []),
+            ("stochastic", (37, 53), 0, kin),
+            ("nearest", (37, 53), 1, [nightly]),
+            ("nearest", (64, 96), 0, [nightly]),
+            ("stochastic", (3, 64, 40), 1, [pytest.mark.slow, *kin]),
+            ("stochastic", (70,), 0, [nightly]),
+        ):
+            yield pytest.param(rounding, shape, axis, format, marks=marks)
+
+
+@pytest.mark.parametrize(("rounding", "shape", "axis", "format"), [*_tensors()])
+def test_codes_and_scales_are_the_emulations(rounding, shape, axis, format):
     check(Quantization(format=format, rounding=rounding, axis=axis), tensor(shape))
 
 
@@ -131,13 +135,16 @@ def test_tensors_of_all_sizes_are_the_emulations(format, size):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_stays_visible(format, bad):
-    x = tensor((32, 64)).at[3, 5].set(bad)
-    (got,) = by_kernels([wanted(Quantization(format=format))], x, [None])
-    scale = np.asarray(got.blocks, np.float32)[3, 0] if got.blocks is not None else 1.0
-    factor = scale * (1.0 if got.scale is None else np.float32(got.scale))
-    assert not np.isfinite(np.float32(got.values[3, 5]) * factor)
+@instructions.interpreted()
+def test_what_is_not_finite_stays_visible(format):
+    wants = (wanted(Quantization(format=format)),)
+    run = functools.partial(gpu_quantize.quantize_by_kernels, wants)
+    compiled = jax.jit(run, compiler_options=QUICKLY)
+    for bad in (np.nan, np.inf):
+        (got,) = compiled(np.asarray(tensor((32, 64)).at[3, 5].set(bad)))
+        scale = np.asarray(got.blocks, np.float32)[3, 0] if got.blocks is not None else 1.0
+        factor = scale * (1.0 if got.scale is None else np.float32(got.scale))
+        assert not np.isfinite(np.float32(got.values[3, 5]) * factor)
 
 
 @nightly
@@ -163,7 +170,12 @@ def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
 
 
 @pytest.mark.parametrize(
-    ("format", "axis"), [("nvfp4", 0), *((f, 1) for f in FORMATS), ("mxfp8", 0), ("mxfp4", 0)]
+    ("format", "axis"),
+    [
+        *((f, 1) for f in FORMATS),
+        *(("nvfp4", 0), ("mxfp8", 0)),
+        pytest.param("mxfp4", 0, marks=nightly),  # nvfp4's words
+    ],
 )
 def test_an_instruction_takes_a_word_of_four_values(format, axis):
     """By the definition: the hash at the index of the first of the four, and 16 bits for each."""

@@ -16,7 +16,6 @@ from srjit import srjit, targets
 from srjit.numerics.quantization import Quantization
 from srjit.planning.planned_site import oriented
 from srjit.products.dot import DotProduct
-from srjit.products.quantized import ScaledValues, multiply_values
 from srjit.targets.gpu import products as gpu_products
 from srjit.targets.target import Demand
 
@@ -71,21 +70,21 @@ def test_operands_are_arranged_as_the_library_wants_them(
                 Quantization(format=format, granularity=granularity), product, side, x.shape
             )
             pair.append(targets.get("b200").quantize(x, Demand(spec), None, None))
-        sizes = [ScaledValues(jnp.abs(q.merged.astype(jnp.float32)), None, q.spec) for q in pair]
-        return gpu_products._block_scaled(product, *pair), pair, sizes
+        return gpu_products._block_scaled(product, *pair), [q.merged for q in pair]
 
     operands = [
         np.random.default_rng(side).standard_normal(shape, np.float32)
         * np.linspace(1, 8, shape[-1], dtype=np.float32)
         for side, shape in enumerate(shapes)
     ]
-    got, pair, sizes = both(*operands)
-    # On their own: XLA:CPU may not fold the transposition of a result into a dot.
-    expected = np.asarray(multiply_values(product, *pair))
+    got, values = both(*operands)
+    a, b = (np.asarray(v, np.float64) for v in values)
+    multiply = lambda a, b: np.einsum(a, product.lhs, b, product.rhs, product.out)  # noqa: E731
+    expected = multiply(a, b)
     assert got.shape == expected.shape and abs(expected).max() > 1
-    # Both sum in float32, in orders of their own.
-    bound = 2 * terms * 2.0**-24 * np.asarray(multiply_values(product, *sizes))
-    assert np.all(abs(got - expected) <= bound)
+    # Products of such numbers are exact, and their sums in float32.
+    bound = terms * 2.0**-24 * multiply(abs(a), abs(b))
+    assert np.all(abs(np.asarray(got, np.float64) - expected) <= bound)
 
 
 MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
@@ -119,13 +118,14 @@ def test_every_shard_multiplies_what_it_has(
     scales = [
         jax.random.uniform(k, (2, 16, size // 16)).astype(jnp.float8_e4m3fn) for k in keys[2:]
     ]
-    expected = matrix_product(a, b, *scales)
+    library = jax.jit(matrix_product)
+    expected = library(a, b, *scales)
     places = [NamedSharding(MESH, p) for p in (lhs, rhs, P(), P())]
     compiled = jax.jit(lambda *operands: product(*operands, ""), in_shardings=places)
     got = compiled(a, b, *scales)
     # Both sum in float32, in orders of their own; signs are in the codes alone.
     magnitudes = [jnp.abs(x.astype(jnp.float32)).astype(x.dtype) for x in (a, b)]
-    bound = 2 * size * 2.0**-24 * np.asarray(matrix_product(*magnitudes, *scales))
+    bound = 2 * size * 2.0**-24 * np.asarray(library(*magnitudes, *scales))
     assert np.all(np.abs(got - expected) <= bound) and np.abs(expected).max() > 1
 
 
