@@ -30,18 +30,31 @@ def passed(argument: Any) -> Any:
     """
     place: int | None = None
     for frame in _frames():
-        name, values = frame.f_code.co_name, frame.f_locals
+        name = frame.f_code.co_name
         if not frame.f_code.co_filename.startswith(_FOLDERS[0]):
             continue
         if place is not None and name in _GIVEN:
-            given = list(values.get(_GIVEN[name], ()))
+            given = _listed(frame, _GIVEN[name])
             return given[place] if place < len(given) else None
         if name.startswith("trace_to_jaxpr"):
             if place is not None:
                 return None
-            traced = list(values.get("in_tracers", ()))
-            place = next((i for i, x in enumerate(traced) if x is argument), None)
+            traced = enumerate(_listed(frame, "in_tracers"))
+            place = next((i for i, x in traced if x is argument), None)
     return None
+
+
+def _listed(frame: FrameType, name: str) -> list[Any]:
+    """A list that is a local variable of a frame; empty if it has none of that name.
+
+    Until Python 3.12 a frame keeps what it has been asked for, where JAX's check for leaks of
+    tracers would find it.
+    """
+    values: Any = frame.f_locals
+    found = list(values.get(name, ()))
+    if isinstance(values, dict):
+        values.clear()
+    return found
 
 
 def _frames() -> Iterator[FrameType]:

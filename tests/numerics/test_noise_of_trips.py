@@ -124,6 +124,12 @@ def test_every_kind_of_loop_is_seen(loop: str, is_traced: bool):
             jax.eval_shape(lambda: LOOPS[loop](ROUND, KEY))
 
 
+@pytest.mark.parametrize("loop", ["argument of two jits", "argument of a remat", "scan"])
+def test_looking_for_loops_leaks_no_tracers(loop: str):
+    with jax.checking_leaks(), pytest.warns(UserWarning, match=SAID):
+        jax.eval_shape(lambda key: LOOPS[loop](ROUND, key), KEY)
+
+
 @pytest.mark.parametrize("around", NO_LOOPS)
 @pytest.mark.parametrize("call", ["srjit", "stochastic_round"])
 def test_keys_that_no_trip_repeats_are_not_warned_of(around: str, call: str):
