@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from srjit.numerics.symbolic import stand_ins
 from srjit.planning.matching import DOUBTFUL, Matching, weighs
@@ -141,36 +141,29 @@ class Doubts:
 
     def is_of_tangents(self, value: Value) -> bool:
         """Whether a value is linear in a tangent, and no weight that was updated."""
+        return self.is_linear_in(value, lambda o: id(o) in self.tangents.products)
+
+    def is_linear_in(self, value: Value, is_one: Callable[[Occurrence], object]) -> bool:
+        """Whether a value is linear in some product's result, and no weight that was updated."""
         todo, seen = [value.token], set[int]()
         while todo and len(seen) < MOST:
             token = todo.pop()
             made, o = self.graph.made.get(token), self.made.get(token)
-            if o is not None and id(o) in self.tangents.products:
+            if o is not None and is_one(o):
                 return True
             is_linear = made is not None and made.name in LINEAR - {"carry"}
-            if (
-                token not in seen
-                and o is None
-                and is_linear
-                and not self.structure.is_updated(token)
-            ):
+            is_updated = self.structure.is_updated(token)
+            if token not in seen and o is None and is_linear and not is_updated:
                 todo += self.graph.made[token].operands
             seen.add(token)
         return False
 
     def turned(self) -> list[Occurrence]:
-        """Products that read a weight the other way around, of inputs alone.
+        """Products that read a weight the other way around, of a gradient or of inputs alone.
 
         Such a product may be a gradient whose cotangent is given to the program, or was made of
         random numbers in it: the one of two that nothing else flows into, or else the later one.
         """
-        readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
-        for o in self.forward:
-            for side, value in enumerate(o.operands):
-                if value.sources == _PARAMETER and self.structure.inputs(
-                    o.operands[1 - side].token
-                ):
-                    readers[value.origin].append((o, side))
         first: dict[int, tuple[Occurrence, int]] = {}
         found: dict[int, Occurrence] = {}
         for o in self.forward:
@@ -178,11 +171,17 @@ class Doubts:
                 if value.sources != _PARAMETER:
                     continue
                 p, other = first.setdefault(value.origin, (o, side))
-                if not self.matching.reads_alike(o, side, p, other) and not self.structure.depends(
-                    o, p
-                ):
-                    bare = [q for q, _ in readers[value.origin] if q in (o, p)]
-                    found |= {id(q): q for q in bare[-1:]}
+                if self.matching.reads_alike(o, side, p, other):
+                    continue
+                if self.is_linear_in(o.operands[1 - side], self.matching.level):
+                    found[id(o)] = o
+                elif not self.structure.depends(o, p):
+                    alone = [
+                        q
+                        for q, at in ((p, other), (o, side))
+                        if self.structure.inputs(q.operands[1 - at].token)
+                    ]
+                    found |= {id(q): q for q in alone[-1:]}
         given = {
             t for o in found.values() for v in o.operands for t in self.structure.inputs(v.token)
         }

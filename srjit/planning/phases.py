@@ -8,6 +8,8 @@ Gradients that are differentiated themselves, as forces are, follow one another 
 
 from __future__ import annotations
 
+import collections
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from srjit.planning.matching import DOUBTFUL, Match, Matching, weighs
 from srjit.planning.provenance import Provenance
 from srjit.planning.structure import MOST, Structure
 from srjit.planning.tangents import TANGENT, Repetitions, repetitions
-from srjit.planning.value_graph import FACTORS, LINEAR
+from srjit.planning.value_graph import FACTORS, LINEAR, Made
 from srjit.program.values import PARAMETER, Occurrence, Path, SourceInfo, Value
 
 _PARAMETER = frozenset({PARAMETER})
@@ -124,9 +126,37 @@ class _Phases(Structure):
         last = self.latest.get(value.token, -1)
         if last < self.order[id(p)]:
             return self.is_cotangent(value, o)
-        if self.matching.level(p) and not self.is_linear_after(p, value.token):
+        is_second = self.matching.level(p)
+        if is_second and (not self.is_linear_after(p, value.token) or self.is_activated(o)):
             return False  # of another forward pass
         return not self.is_updated(value.token)
+
+    def is_activated(self, o: Occurrence) -> bool:
+        """Whether something that is not linear reads what a product made, before another product.
+
+        Then it is of a forward pass: what is made of gradients by differentiation is linear.
+        """
+        todo, seen = [o.out.token], set[int]()
+        while todo and len(seen) < MOST:
+            token = todo.pop()
+            if token in seen or (token in self.made and token != o.out.token):
+                continue
+            seen.add(token)
+            for result, made in self.readers.get(token, ()):
+                if made.name not in LINEAR:
+                    return True
+                todo += [result] if made.name not in FACTORS | {"carry"} else []
+        return False
+
+    @functools.cached_property
+    def readers(self) -> dict[int, list[tuple[int, Made]]]:
+        """For every value what is made of it, without products."""
+        found: dict[int, list[tuple[int, Made]]] = collections.defaultdict(list)
+        for token, made in self.graph.made.items():
+            if token not in self.numbers:
+                for t in made.operands:
+                    found[t].append((token, made))
+        return found
 
     def is_cotangent(self, value: Value, o: Occurrence) -> bool:
         """Whether a value is made of inputs that no product before ``o`` is made of."""
@@ -135,26 +165,24 @@ class _Phases(Structure):
         return bool(inputs) and PARAMETER not in value.labels and is_later
 
     def is_linear_after(self, p: Occurrence, token: int) -> bool:
-        """Whether a value depends on a product, or is linear in a later one."""
+        """Whether a value depends on a product and no later one, or is linear in a later one."""
         todo, seen, first = [(token, True)], set[tuple[int, bool]](), self.order[id(p)]
         while todo and len(seen) < MOST:
             token, is_linear = at = todo.pop()
             if token == p.out.token or (is_linear and token in self.made):
                 return True
-            if at not in seen and self.latest.get(token, -1) >= first:
+            if at not in seen and token not in self.made and self.latest.get(token, -1) >= first:
                 seen.add(at)
                 made = self.graph.made[token]
-                todo += [
-                    (t, is_linear and (made.name in LINEAR or token in self.weighed))
-                    for t in made.operands
-                ]
+                stays = is_linear and (made.name in LINEAR or token in self.weighed)
+                todo += [(t, stays) for t in made.operands]
         return False
 
     def unexplained(self, matching: Matching, leading: set[int]) -> set[int]:
         """Identities of the gradients of forward products that lead nowhere."""
         first = [o for o in self.provenance.occurrences if matching.level(o) == 1]
         believed: set[int] = set()
-        pairs: set[tuple[int, int]] = set()  # products, with the gradients of their results
+        pairs: set[tuple[object, int]] = set()  # layers, with the gradients of their results
         self.leading = leading  # and what the gradients that are believed are made of
         before = -1
         while before != len(believed):
@@ -169,7 +197,7 @@ class _Phases(Structure):
                     is_believed = pair in pairs or id(o) in self.followed
                 else:
                     gradient = o.operands[1 - match.residual]
-                    pair = id(match.partner), gradient.origin
+                    pair = _layer(match.partner), gradient.origin
                     is_believed = (
                         o.out.token in self.leading
                         or pair in pairs
@@ -217,3 +245,8 @@ class _Phases(Structure):
 
 def _is_of_weight(match: Match) -> bool:
     return match.partner.operands[1 - match.side].sources == _PARAMETER
+
+
+def _layer(o: Occurrence) -> tuple[int, ...]:
+    """What tells a layer: the weights that its product reads, however often it is computed."""
+    return tuple(v.origin for v in o.operands if v.sources == _PARAMETER) or (id(o),)

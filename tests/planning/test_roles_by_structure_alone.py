@@ -81,6 +81,32 @@ def _gauss_newton(p: Any, v: Any, x: jax.Array) -> Any:
     return jax.vjp(lambda p: mlp(p, x), p)[1](tangent / out.size)
 
 
+def _attacked(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    """Adversarial training: forward passes read what gradients became."""
+    moved = jnp.zeros_like(x)
+    for _ in range(2):
+        moved += 0.1 * jnp.sign(jax.grad(lambda d: loss(p, x + d, y))(moved))
+    return sgd(p, jax.grad(loss)(p, x + moved, y))
+
+
+def _virtually_attacked(p: Any, x: jax.Array, noise: jax.Array) -> Any:
+    """Virtual adversarial training: a forward pass that is linear in a gradient."""
+
+    def smoothness(p: Any) -> jax.Array:
+        told = lax.stop_gradient(mlp(p, x))
+        away = lambda d: ((mlp(p, x + d) - told) ** 2).sum()  # noqa: E731
+        d = jax.grad(away)(noise)
+        return away(lax.stop_gradient(d / jnp.linalg.norm(d)))
+
+    return sgd(p, jax.grad(smoothness)(p))
+
+
+def _taught(p: Any, teacher: Any, x: jax.Array) -> Any:
+    """Weights that are data, in the place of weights."""
+    distance = lambda p: ((mlp(p, x) - mlp(teacher, x)) ** 2).mean()  # noqa: E731
+    return sgd(p, jax.grad(distance)(p))
+
+
 def _with_residuals(change: Any) -> Any:
     """A step whose products, differentiated by a rule, keep their operands changed."""
 
@@ -123,6 +149,9 @@ ALIKE: dict[str, tuple[Any, ...]] = {
     ),
     "forward mode alone": (lambda p, v, x: jax.jvp(lambda p: mlp(p, x), (p,), (v,)), DEEP, DEEP, X),
     "a sharpness-aware step": (_perturbed, *STEP),
+    "adversarial training": (_attacked, *STEP),
+    "virtual adversarial training": (_virtually_attacked, DEEP, X, normal(5, 3, seed=3)),
+    "a teacher's weights as data": (_taught, DEEP, DEEP, X),
     "gradients of two tasks": (_two_tasks, *STEP),
     "a GAN": (_adversarial, CRITIC, MAKER, X, normal(5, 4)),
     **{

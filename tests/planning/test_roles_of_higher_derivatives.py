@@ -13,8 +13,8 @@ from jax import lax
 from nameless import both, told
 from small_programs import PARAMS, X, Y, explain, loss, mlp, mlp_params, normal, roles, sgd
 
+from . import test_roles_from_structure as structure
 from .test_roles_by_structure_alone import DEEP, _product
-from .test_roles_from_structure import _leaves_product
 
 WIDE, NOISE = mlp_params(3, 7, 3), normal(5, 3, seed=3)
 
@@ -37,7 +37,7 @@ def _flow(p: Any, x: jax.Array, noise: jax.Array) -> jax.Array:
 
 
 def _third_order(p: Any, v: Any, x: jax.Array, y: jax.Array) -> Any:
-    return jax.grad(lambda p: _leaves_product(_product(loss)(p, v, x, y)[1], v))(p)
+    return jax.grad(lambda p: structure._leaves_product(_product(loss)(p, v, x, y)[1], v))(p)
 
 
 def _rectified(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -73,6 +73,12 @@ def _influence(p: Any, x: jax.Array, y: jax.Array) -> Any:
     return h
 
 
+def _flattened(p: Any, x: jax.Array) -> jax.Array:
+    """A penalty of the Jacobian: its forward pass ends in a product that is dead code."""
+    model = lambda row: mlp(p, row[None])[0]  # noqa: E731
+    return (mlp(p, 2 * x) ** 2).sum() + (jax.vmap(jax.jacrev(model))(x) ** 2).sum()
+
+
 UNKNOWN = "unknown"
 PROGRAMS: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
     "a trace that is estimated": (_trace_estimated, (WIDE, X, NOISE), {"fprop": 2, "dgrad": 2}),
@@ -88,6 +94,9 @@ PROGRAMS: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
     ),
     "a Hessian of three rectified layers": (
         jax.hessian(_rectified), (DEEP, X, Y), {"fprop": 3, "dgrad": 1, UNKNOWN: 14},
+    ),
+    "a penalty of the Jacobian": (
+        jax.grad(_flattened), (PARAMS, X), {"fprop": 3, "dgrad": 3, "wgrad": 3, UNKNOWN: 3},
     ),
     # What forward mode adds to a forward pass alone is forward.
     "a Gauss-Newton product": (
@@ -135,6 +144,32 @@ def test_sums_that_a_graph_network_makes_are_a_forward_pass():
     p = {"own": normal(3, 4), "next": normal(3, 4, seed=1), "out": normal(4, 2)}
     for found in both(network, p, X, normal(5, 5)):
         assert {c.role for c in found} == {"fprop"}
+
+
+def _staged_adjoint(residuals: Any, g: jax.Array) -> Any:
+    """Solves an adjoint equation in stages: the first one stands alone, the others in a loop."""
+    p, _, (end, _) = residuals
+
+    def stage(y: jax.Array, g: jax.Array) -> Any:
+        out, pullback = jax.vjp(structure._field, p, y)
+        return out, *pullback(g)
+
+    def back(carry: Any, _: Any) -> Any:
+        y, g, total = carry
+        k = stage(y, g)
+        k, _ = lax.scan(lambda k, _: (stage(y - k[0], g + k[2]), None), k, length=2)
+        return (y - k[0], g + k[2], jax.tree.map(jnp.add, total, k[1])), None
+
+    (_, g, total), _ = lax.scan(back, (end, g, jax.tree.map(jnp.zeros_like, p)), length=4)
+    return total, g
+
+
+def test_stages_of_an_adjoint_have_the_roles_that_names_tell():
+    step = jax.grad(structure._solver(_staged_adjoint))
+    named, nameless = both(step, structure.FIELD, normal(3, structure.D))
+    assert [told(c) for c in nameless] == [told(c) for c in named]
+    found = collections.Counter(c.role for c in named)
+    assert found == {"fprop": len(named) - 8, "wgrad": 4, "dgrad": 4}
 
 
 # ------------------------------------------------------------ sums that weigh, and no products
