@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+import functools
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from srjit._mlir import ir
@@ -11,7 +12,8 @@ from srjit.choices import Quantizing
 from srjit.passes.annotate_matmuls import provenance_of
 from srjit.passes.driver.diagnostics import emit_warning
 from srjit.passes.driver.registry import Pass, PassError, register
-from srjit.passes.emit import frames
+from srjit.passes.emit import frames, shardings
+from srjit.passes.emit.cuts import cuts_of
 from srjit.passes.emit.lowering import Library
 from srjit.passes.emit.needs import add_arguments, needs_of, split_flips
 from srjit.passes.emit.rewriter import GroupRewriter
@@ -29,6 +31,8 @@ _NOT_WRITTEN = (
 if TYPE_CHECKING:
     from srjit.passes.emit.frames import Frame, Item, Path
     from srjit.planning.plan import ProgramPlan
+    from srjit.planning.profit import Cuts
+    from srjit.planning.roles import Classified
     from srjit.program.stablehlo.program import Program
 
 
@@ -57,6 +61,7 @@ class InsertQuantize(Quantizing, Pass):
         """Inserts."""
         from srjit.planning.plan import Settings
         from srjit.planning.planner import plan_of, recipe_of
+        from srjit.planning.profit import uncut
         from srjit.targets.target import PORTABLE
 
         if annotation.REPORT in module.attributes:
@@ -68,7 +73,9 @@ class InsertQuantize(Quantizing, Pass):
         settings = Settings(recipe, PORTABLE, self.mode, self.rng)
         program, provenance, taken, notes = provenance_of(module)
         classified = annotation.classified(provenance)
-        plan = plan_of(provenance, classified, settings, False)
+        is_sharded = shardings.are_given(operations.main_of(module))
+        cuts = functools.partial(_cuts, module) if is_sharded else uncut
+        plan = plan_of(provenance, classified, settings, False, cuts)
         notes = (*filter(None, [taken.note]), *notes, *self._complain(module, plan))
         _Insertion(module, program, plan).run()
         if annotation.PARAMETERS in module.attributes:
@@ -113,6 +120,10 @@ class InsertQuantize(Quantizing, Pass):
             raise PassError(None, f"{_NOT_WRITTEN} (strict)")
         emit_warning(module, _NOT_WRITTEN)
         return [_NOT_WRITTEN]
+
+
+def _cuts(module: ir.Operation, classified: Sequence[Classified]) -> Cuts:
+    return cuts_of(module, [c.occurrence for c in classified])
 
 
 class _Insertion:

@@ -214,7 +214,7 @@ class SrjitFunction(Jitted):
                 key = None if base is None else copy._counter.at(step)
                 given = sent(key, (args, kwargs))
                 given = given if sr_state is None else Stateful(given, sr_state)
-                out = copy._jit.of(args)(given, *args, **kwargs)
+                out = copy._jit.of(args, kwargs)(given, *args, **kwargs)
                 return out if sr_state is None or type(out) is Watched else out[0]
 
             return run

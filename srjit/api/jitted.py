@@ -24,6 +24,7 @@ from srjit.calling.arguments import Changed
 from srjit.calling.counter import Counter
 from srjit.calling.jit import KeyedJit
 from srjit.calling.keys import IfNeeded, Stateful, Uncounted, as_argument, as_words, sent, step_of
+from srjit.calling.layout import Layout, Run
 from srjit.calling.signature import is_named, name_of, signature_with_key
 from srjit.calling.stages import Lowered, Traced
 from srjit.diagnostics.watch.stream import Watch, Watched
@@ -75,7 +76,7 @@ class Jitted:
         self._jit_options = given.jit_options
         self._places = [self._jit_options.get(n) for n in ("in_shardings", "device")]
         jax.jit(fun, **self._jit_options)  # says what is wrong with them, in terms of fun's own
-        self._jit = KeyedJit(fun, self._remembering(self._transformation), self._jit_options)
+        self._jit = self._keyed_jit(self._transformation, self._jit_options)
         self._watched = None if self.watch is None else self._watched_by(self.watch)
 
     @property
@@ -155,7 +156,7 @@ class Jitted:
         key = self._own_key() if sr_key is None else as_argument(sr_key)
         given = key if sr_state is None else Stateful(key, sr_state)
         try:
-            jitted = (self._watched or self._jit).of(args)
+            jitted = (self._watched or self._jit).of(args, kwargs)
             if self._dump is not None:
                 self._dump_module(jitted, given, args, kwargs)
             try:
@@ -206,16 +207,17 @@ class Jitted:
         options = dict(self._jit_options)
         if options.get("out_shardings") is not None:
             options["out_shardings"] = Watched(options["out_shardings"], None)
-        return KeyedJit(self._fun, self._remembering(run), options)
+        return self._keyed_jit(run, options)
 
-    def _remembering(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """Makes ``run`` keep the shapes of the arguments that it was traced with last."""
+    def _keyed_jit(self, run: Run, options: dict[str, Any], looks: bool = False) -> KeyedJit:
+        """The jit of ``run``, which keeps the shapes of the arguments it was traced with last."""
 
-        def remembering(key: Any, args: Any, kwargs: Any) -> Any:
+        def remembering(key: Any, args: Any, kwargs: Any, layout: Layout = ()) -> Any:
             self._last = jax.tree.map(_shape_of, (args, kwargs))
-            return run(key, args, kwargs)
+            return run(key, args, kwargs, layout)
 
-        return remembering
+        by_layout = bool(self._settings.recipe.pays_on) and not looks
+        return KeyedJit(self._fun, remembering, options, by_layout)
 
     # -------------------------------------------------------------- looking, without running
 
@@ -253,19 +255,22 @@ class Jitted:
 
     def planned(self, args: Any, kwargs: Any) -> ProgramPlan:
         """Returns the plan of the program for these arguments."""
-        return self.seen(self._transformation.traced, args, kwargs).plan
+        traced = functools.partial(
+            self._transformation.traced, layout=self._jit.layout(args, kwargs)
+        )
+        return self.seen(traced, args, kwargs).plan
 
     def seen(self, look: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Returns what ``look`` returns of the arguments while the function is traced."""
         seen: list[Any] = []
 
-        def only_look(key: Any, args: Any, kwargs: Any) -> None:
-            del key
+        def only_look(key: Any, args: Any, kwargs: Any, layout: Layout = ()) -> None:
+            del key, layout
             seen.append(look(args, kwargs))
 
         static = jitting.static_only(self._jit_options)
-        look_at = KeyedJit(self._fun, self._remembering(only_look), static)
-        look_at.of(args).trace(None, *args, **kwargs)
+        jitted = self._keyed_jit(only_look, static, looks=True).of(args, kwargs)
+        jitted.trace(None, *args, **kwargs)
         return seen[0]
 
     def init_state(
@@ -298,7 +303,7 @@ class Jitted:
             sr_state = self.init_state(*args, **kwargs)
         if sr_state is not None:
             key = Stateful(key, sr_state)
-        return Traced(self._jit.of(args).trace(key, *args, **kwargs), key, self._counter)
+        return Traced(self._jit.of(args, kwargs).trace(key, *args, **kwargs), key, self._counter)
 
     def lower(self, *args: Any, sr_key: Any = None, sr_state: Any = None, **kwargs: Any) -> Lowered:
         """Lowers it, as ``jax.jit`` does; the result compiles to what is called as the function is.
@@ -314,7 +319,7 @@ class Jitted:
         key = self._key_to_look_with(sr_key)
         if sr_state is not None:
             key = Stateful(key, sr_state)
-        out = self._jit.of(args).eval_shape(key, *args, **kwargs)
+        out = self._jit.of(args, kwargs).eval_shape(key, *args, **kwargs)
         return out.out if type(out) is Changed else out
 
     def _key_to_look_with(self, sr_key: Any) -> Any:
@@ -336,7 +341,7 @@ class Jitted:
         """
         given = None if self._settings.mode == "inference" else key
         state = self.init_state(*args, **kwargs) if self._settings.recipe.has_delayed_scales else {}
-        return self._jit.of(args), Stateful(given, state) if state else given
+        return self._jit.of(args, kwargs), Stateful(given, state) if state else given
 
     def made_of(self) -> tuple[Callable[..., Any], Options]:
         """Returns the function and the options, as they were given."""

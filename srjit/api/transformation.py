@@ -23,6 +23,7 @@ from srjit.calling.keys import (
     as_argument,
     key_words,
 )
+from srjit.calling.layout import Layout
 from srjit.calling.signature import name_of, parameters_of, signature_with_key
 from srjit.choices import unknown_name
 from srjit.diagnostics.watch.stream import Watch, Watched
@@ -30,6 +31,7 @@ from srjit.jaxprs.evaluator import State
 from srjit.jaxprs.observation import Observer, Shown
 from srjit.jaxprs.rewrite import evaluate, remembered
 from srjit.modules import layer as hlo_call
+from srjit.modules.cuts import cuts_of
 from srjit.modules.settled import settled
 from srjit.numerics.random_bits import Key, warn_of_repetition
 from srjit.numerics.shards import may_be_copies, refuse_around, untyped_axes
@@ -135,7 +137,9 @@ class Transformation:
         # Who only looks is not warned.
         self._warned = onlookers.module is not None or onlookers.observer is not None
 
-    def __call__(self, key: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def __call__(
+        self, key: Any, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout = ()
+    ) -> Any:
         """Returns what the rewritten function does: in ``Changed`` if it changed objects in place.
 
         In ``Watched`` if it is streamed.
@@ -143,9 +147,10 @@ class Transformation:
         Args:
           key: a type of ``srjit.calling.keys``, or None inside another transformation.
           args, kwargs: of the function.
+          layout: of these.
         """
         refuse_around(self.name)
-        program = self.traced(args, kwargs)
+        program = self.traced(args, kwargs, layout)
         given = key if isinstance(key, Stateful) else Stateful(key, None)
         words = self._key_words(given.key, program.plan)
         histories = self._histories(given.state, program.plan)
@@ -173,6 +178,8 @@ class Transformation:
     ) -> tuple[list[Any], State]:
         settings, dump, seen = self.settings, self.options.dump, self._onlookers.module
         recipe, closed, first = settings.recipe, program.closed, ()
+        if recipe.pays_on:  # shardings are not known where the passes run: they get the choice
+            recipe = Report.of(program.plan).pinned()
         if words is not None and program.plan.write_backs.writes:
             closed, first = self._written_back(program, words), words
         recipe = recipe.without_write_backs()  # that is done
@@ -222,8 +229,10 @@ class Transformation:
 
     # --------------------------------------------------------------------------------- tracing
 
-    def traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> TracedFunction:
-        """The function, traced for these arguments, and planned."""
+    def traced(
+        self, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout = ()
+    ) -> TracedFunction:
+        """The function, traced for these arguments, and planned for this layout of them."""
         given = Arguments.of(args, kwargs)
         numbers = [i for i, leaf in enumerate(given.leaves) if self.is_dynamic(leaf)]
         dynamic = [given.leaves[i] for i in numbers]
@@ -253,7 +262,8 @@ class Transformation:
         names = self._names(given, numbers)
         parameters = self._parameters(closed, given, numbers, len(args))
         labels = labels_of(closed, parameters.inputs)
-        plan = make_plan(closed, labels, self.settings, names, untyped_axes())
+        cuts = functools.partial(cuts_of, closed, [layout[i] for i in numbers] if layout else [])
+        plan = make_plan(closed, labels, self.settings, names, untyped_axes(), cuts)
         notes = (*plan.notes, *filter(None, [parameters.note]), *self._notes(plan))
         plan = dataclasses.replace(plan, notes=notes)
         stream = self._onlookers.stream

@@ -2,46 +2,62 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from srjit.calling.layout import Layout, Run, layout_of
 from srjit.calling.signature import called_as, parameters_of
 
 _STATIC = ("static_argnums", "static_argnames")
 
 
 class KeyedJit:
-    """``jax.jit`` of ``run(key, args, kwargs)``, called as ``fun`` is with a key in front.
+    """``jax.jit`` of ``run(key, args, kwargs, layout)``, called as ``fun`` is with a key in front.
 
     One jit serves all calls, but where a single in_sharding is about every argument: then there is
-    one for each number of positional arguments.
+    one for each number of positional arguments; and where what is traced depends on the layout.
 
     Args:
       fun: whose signature it has.
       run: what is jitted.
       options: of ``jax.jit``, in terms of fun's own arguments.
+      by_layout: whether ``run`` depends on the layout; else that is empty.
     """
 
     def __init__(
-        self, fun: Callable[..., Any], run: Callable[..., Any], options: dict[str, Any]
+        self,
+        fun: Callable[..., Any],
+        run: Run,
+        options: dict[str, Any],
+        by_layout: bool = False,
     ) -> None:
-        self._fun, self._options = fun, options
-        self._run = called_as(fun, run, "_srjit_key")
+        self._fun, self._run, self._options = fun, run, options
+        self._by_layout = by_layout
         given = options.get("in_shardings")
         self._one_sharding = given is not None and not isinstance(given, (tuple, list))
-        self._jits: dict[int | None, Any] = {}
-        if not self._one_sharding:
-            self._jits[None] = self._made(() if given is None else (None, *given))
+        self._jits: dict[tuple[int | None, Layout], Any] = {}
+        if not self._one_sharding:  # says at once what is wrong with the options
+            self.of((), {})
 
-    def of(self, args: Sequence[Any]) -> Any:
-        """The ``jax.jit`` that these positional arguments, after a key, are for."""
-        count = len(args) if self._one_sharding else None
-        if count not in self._jits:
-            dynamic = len(args) - len(self._static_positions(len(args)))
-            self._jits[count] = self._made((None, *[self._options["in_shardings"]] * dynamic))
-        return self._jits[count]
+    def of(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The ``jax.jit`` that these arguments, after a key, are for."""
+        count, layout = len(args) if self._one_sharding else None, self.layout(args, kwargs)
+        jitted = self._jits.get((count, layout))
+        if jitted is None:
+            given = self._options.get("in_shardings")
+            if count is not None:
+                given = [given] * (count - len(self._static_positions(count)))
+            jitted = self._jits[count, layout] = self._made(given, layout)
+        return jitted
+
+    def layout(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Layout:
+        """The layout of these arguments, if what is traced depends on it."""
+        if not self._by_layout:
+            return ()
+        return layout_of(args, kwargs, self.in_shardings(len(args)))
 
     def in_shardings(self, count: int) -> tuple[Any, ...]:
         """The sharding of each of ``count`` positional arguments; None for static ones."""
@@ -56,9 +72,12 @@ class KeyedJit:
         for jitted in self._jits.values():
             jitted.clear_cache()
 
-    def _made(self, in_shardings: tuple[Any, ...]) -> Any:
-        own = {"in_shardings": in_shardings} if in_shardings else {}
-        return jax.jit(self._run, **_shifted({**self._options, **own}))
+    def _made(self, in_shardings: Sequence[Any] | None, layout: Layout) -> Any:
+        own = {} if in_shardings is None else {"in_shardings": (None, *in_shardings)}
+        run = functools.partial(self._run, layout=layout)
+        return jax.jit(
+            called_as(self._fun, run, "_srjit_key"), **_shifted({**self._options, **own})
+        )
 
     def _static_positions(self, count: int) -> set[int]:
         """Which of ``count`` positional arguments are static, as jax.jit infers it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from srjit import recipes, targets
@@ -17,7 +17,7 @@ from srjit.planning.noise import Draw, Draws
 from srjit.planning.notes import notes_of
 from srjit.planning.phases import traced
 from srjit.planning.plan import ProgramPlan, Settings
-from srjit.planning.profit import paying
+from srjit.planning.profit import Cuts, paying, uncut
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified, classify
 from srjit.planning.site import SitePlan
@@ -49,6 +49,7 @@ def make_plan(
     settings: Settings,
     names: Sequence[str] | None = None,
     manual: frozenset[str] = frozenset(),
+    cuts: Callable[[Sequence[Classified]], Cuts] = uncut,
 ) -> ProgramPlan:
     """Plans a closed jaxpr.
 
@@ -58,11 +59,12 @@ def make_plan(
       settings: what a user chose.
       names: what its inputs are called.
       manual: mesh axes around it whose types do not tell which values differ.
+      cuts: finds out how devices cut its products, where what pays depends on it.
     """
     provenance = traced(closed, labels, manual=manual)
     classified = classify(provenance)
     differentiable = all(c.phase == "forward" for c in classified)
-    plan = plan_of(provenance, classified, settings, differentiable)
+    plan = plan_of(provenance, classified, settings, differentiable, cuts)
     if settings.mode == "inference":
         return plan
     names = names or [f"input {i}" for i in range(len(labels))]
@@ -79,6 +81,7 @@ def plan_of(
     classified: Sequence[Classified],
     settings: Settings,
     differentiable: bool,
+    cuts: Callable[[Sequence[Classified]], Cuts] = uncut,
 ) -> ProgramPlan:
     """Plans a program whose products have roles.
 
@@ -87,6 +90,7 @@ def plan_of(
       classified: all its products, in execution order.
       settings: what a user chose.
       differentiable: whether the program may still be differentiated from outside.
+      cuts: as of ``make_plan``.
     """
     recipe, is_training = settings.recipe, settings.mode == "train"
     if not is_training:
@@ -101,7 +105,8 @@ def plan_of(
     alone = tuple(decisions.left_alone(o, i) for i, o in enumerate(opaque, len(rows)))
     short = shortfall([*rows, *alone], recipe, decisions.own)
     if recipe.pays_on:
-        rows = paying(classified, rows, provenance, targets.get(recipe.pays_on).estimates)
+        estimates = targets.get(recipe.pays_on).estimates
+        rows = paying(classified, rows, provenance, estimates, cuts(classified))
     draws, over = Draws(), loops_over_weights(provenance, classified)
     sites = {
         c.occurrence.path: _planned(c, row, settings, provenance, draws, over)

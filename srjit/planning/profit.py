@@ -9,12 +9,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from srjit.planning.planned_site import oriented
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified
 from srjit.planning.site import SitePlan
+from srjit.products.dot import DotProduct
 from srjit.targets.target import Estimates
 
 MARGIN = 0.1  # of the cycles in high precision, to be gained at least: they are estimates
@@ -35,24 +36,50 @@ class Candidate:
     codes: dict[Hashable, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Into how many parts devices cut a ``DotProduct``.
+
+    Attributes:
+      labels: what of each dimension a device multiplies.
+      arrays: of the left operand, the right one and the result, what a device holds.
+    """
+
+    labels: Mapping[int, int]
+    arrays: tuple[int, int, int]
+
+
+Cuts = Sequence[Cut | None]  # of every product, as far as it is known
+_RESULT = 2
+
+
+def uncut(classified: Sequence[Classified]) -> Cuts:
+    """The cuts of a program on one device."""
+    return [None] * len(classified)
+
+
 def paying(
     classified: Sequence[Classified],
     rows: Sequence[SitePlan],
     provenance: Provenance,
     estimates: Estimates | None,
+    cuts: Cuts,
 ) -> list[SitePlan]:
-    """The decisions, without what does not pay by the estimates of a target, if it has any."""
+    """The decisions, without what does not pay by the estimates of a target, if it has any.
+
+    What counts is the work of one device.
+    """
     if estimates is None:
         return list(rows)
     parts = [
-        (c, part, side)
-        for c, row in zip(classified, rows, strict=True)
+        (c, cut, part, side)
+        for c, cut, row in zip(classified, cuts, rows, strict=True)
         for side, part in zip((None, 0, 1), row.with_gradients, strict=False)
         if part.status != "kept"
     ]
-    candidates = [_candidate(c, part, side, provenance, estimates) for c, part, side in parts]
+    candidates = [_candidate(*part, provenance, estimates) for part in parts]
     found = not_worth(candidates, estimates.name)
-    reasons = {id(part): why for (_, part, _), why in zip(parts, found, strict=True)}
+    reasons = {id(part): why for (_, _, part, _), why in zip(parts, found, strict=True)}
 
     def kept(row: SitePlan) -> SitePlan:
         reason = reasons.get(id(row))
@@ -73,6 +100,7 @@ def paying(
 
 def _candidate(
     c: Classified,
+    cut: Cut | None,
     row: SitePlan,
     differentiated: int | None,
     provenance: Provenance,
@@ -92,9 +120,17 @@ def _candidate(
             if side != differentiated:
                 key = c.token(side, provenance), spec
                 in_memory = c.occurrence.operands[side].origin in provenance.given
-            codes[key] = trips * estimates.quantization(math.prod(shapes[side]), spec, in_memory)
+            array = _RESULT if side == differentiated else side
+            size = math.prod(shapes[side]) // (cut.arrays[array] if cut else 1)
+            codes[key] = trips * estimates.quantization(size, spec, in_memory)
+    if cut is not None and isinstance(product, DotProduct):
+        shapes = _cut(product.lhs, shapes[0], cut), _cut(product.rhs, shapes[1], cut)
     plain, quantized = estimates.product(product, shapes, (lhs, rhs))
     return Candidate(plain * trips, None if quantized is None else quantized * trips, codes)
+
+
+def _cut(labels: Sequence[int], shape: Sequence[int], cut: Cut) -> tuple[int, ...]:
+    return tuple(-(-n // cut.labels.get(d, 1)) for d, n in zip(labels, shape, strict=True))
 
 
 def not_worth(candidates: Sequence[Candidate], chip: str) -> list[str | None]:

@@ -109,9 +109,9 @@ class Chip:
         if not self.has_rate(elements_of(specs)):
             return plain, None
         cycles = operations / self.rate
-        # In its own order, or in the best one with a copy of the larger operand: which one it is
-        # depends on what the result is used for.
-        copied = cycles + max(map(math.prod, shapes)) * self.turning
+        # In its own order, or in the best one with a copy of the larger operand, by a kernel: which
+        # one it is depends on what the result is used for.
+        copied = cycles + max(map(math.prod, shapes)) * self.transposing
         ordered = min(cycles * self.orders.get(order_of(product) or "TN", 2.0), copied)
         return plain, max(ordered, beside) + self.start
 
