@@ -38,11 +38,13 @@ class Compiled:
     Attributes:
       scheduled: cycles that srjit's kernels take by tpu_kernels.py's figures beyond those that they
         take at the peaks: where their schedule, not the memory, is what they wait for.
+      own: cycles of the program's own kernels (attention) at the peaks.
     """
 
     program: CompiledProgram
     seconds: float
     scheduled: float = 0.0
+    own: float = 0.0
 
 
 def as_it_is(program: programs.Program, target: Target) -> Any:
@@ -101,7 +103,7 @@ class Compilers:
                 path.write_bytes(gzip.compress(json.dumps(kept).encode()))
         module = dataclasses.replace(hlo.read(kept["text"]), assembly=kept["assembly"])
         program = program_of(module, SimpleNamespace(**kept["memory"]))
-        return Compiled(program, kept["seconds"], scheduled(module, program, target))
+        return Compiled(program, kept["seconds"], *_kernels(module, program, target))
 
     def _warm_up(self, target: Target) -> None:
         """Has the compiler loaded, and known how its programs are read: neither is a program's."""
@@ -122,24 +124,25 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(gzip.decompress(path.read_bytes()))
 
 
-def scheduled(module: hlo.Module, program: CompiledProgram, target: Target) -> float:
-    """See Compiled."""
+def _kernels(module: hlo.Module, program: CompiledProgram, target: Target) -> tuple[float, float]:
+    """``scheduled`` and ``own`` of Compiled."""
     chip, peaks = CHIPS.get(target.name), Peaks.of(target)
     if chip is None:
-        return 0.0
+        return 0.0, 0.0
     calls = [
         e
         for e in module.executed()
         if e.instruction.target == "tpu_custom_call"
         and WITHOUT_HISTORY not in e.instruction.op_name
     ]
-    found = 0.0
+    scheduled = own = 0.0
     for e, kernel in zip(calls, program.kernels, strict=True):
+        at_peaks = peaks.kernel_cycles(dataclasses.replace(program, kernels=(kernel,))) or 0
         if "srjit_" in e.instruction.op_name:
-            alone = dataclasses.replace(program, kernels=(kernel,))
-            own = e.times * _rate(chip, e) - (peaks.kernel_cycles(alone) or 0)
-            found += max(own, 0.0)
-    return found
+            scheduled += max(e.times * _rate(chip, e) - at_peaks, 0.0)
+        else:
+            own += at_peaks
+    return scheduled, own
 
 
 def _rate(chip: Chip, e: hlo.Executed) -> float:
@@ -174,6 +177,7 @@ def ratios(before: Compiled, after: Compiled, target: Target, layers: int) -> di
     ]
     return {
         "compute": over(was.compute, now.compute),
+        "no attention": over(*(_but_own(c, t, peaks) for c, t in ((before, was), (after, now)))),
         "apart": over(was.apart, now.apart),
         "copies": over(*with_copies),
         "wire": over(b.sent, a.sent),
@@ -195,6 +199,13 @@ def _step_time(made: Compiled, peaks: Peaks) -> StepTime:
     if found.compute is None or not peaks.clock:
         return found
     return dataclasses.replace(found, compute=found.compute + made.scheduled / peaks.clock)
+
+
+def _but_own(made: Compiled, time: StepTime, peaks: Peaks) -> float | None:
+    """Seconds of compute without the program's own kernels; None if it has none."""
+    if time.compute is None or not peaks.clock or not made.own:
+        return None
+    return time.compute - made.own / peaks.clock
 
 
 def over(one: float | None, other: float | None) -> float | None:

@@ -94,10 +94,10 @@ class Board:
         rows = [r for r in self.rows if r.name in (given.rows or [r.name])]
         rows = rows[:1] if given.quick and not given.rows else rows
         table: dict[str, Figures] = {}
-        print(f"{f'on {self.devices} devices':<40}" + "".join(f"{k:>16}" for k in self.columns))
+        print(f"{f'on {self.devices} devices':<40}" + "".join(f"{k:>14}" for k in self.columns))
         for row in rows:
             for chip in given.chips or dict.fromkeys(of for of, _ in row.goals):
-                for recipe in row.variants(chip, with_qwix):
+                for recipe in given.recipes or row.variants(chip, with_qwix):
                     label = f"{chip}, {row.name}, {recipe}"
                     found = self.figures(row, chip, recipe, sizes, compilers)
                     table[label] = {"chip": chip, "layout": row.layout, **found}
@@ -107,7 +107,7 @@ class Board:
 
     def _cells(self, found: Figures, goals: Goals) -> str:
         cells = [figures.told(found[k], goals.get(k), k in AT_LEAST) for k in self.columns]
-        return "".join(f"{cell:>16}" for cell in cells)
+        return "".join(f"{cell:>14}" for cell in cells)
 
     def _options(self) -> argparse.Namespace:
         parser = argparse.ArgumentParser(description=self.doc.splitlines()[0])
@@ -116,6 +116,7 @@ class Board:
         parser.add_argument(
             "--rows", nargs="+", choices=names, metavar="ROW", help=", ".join(names)
         )
+        parser.add_argument("--recipes", nargs="+", metavar="RECIPE", help="of srjit, or qwix")
         parser.add_argument("--no-qwix", action="store_true", help="leave Qwix out")
         parser.add_argument("--keep", type=Path, metavar="FOLDER", help=figures.KEEP)
         told = f"the compiler's own, not {dict(self.options)}"

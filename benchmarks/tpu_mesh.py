@@ -4,14 +4,15 @@
     python benchmarks/tpu_mesh.py [CHIP ...] [--rows "MLP FSDP" ...] [--no-qwix] [--keep FOLDER]
 
 Nothing runs. Each program is compiled as it is and rewritten, by one compiler in one process.
-``compute``, ``apart`` and ``copies`` are bfloat16's estimate over the other's, the rest the other's
-figure over bfloat16's; in brackets is the goal of a figure that misses it.
+The figures up to ``copies`` are bfloat16's estimate over the other's, the rest the other's figure
+over bfloat16's; in brackets is the goal of a figure that misses it.
 
 Products stay whole, as in a program that says so to libtpu; by itself it may cut those of FSDP and
 sequence parallelism into parts that travel beside each other (``--defaults``).
 
 - compute: XLA's estimated cycles of all instructions and, of each kernel, the largest of its bytes
   at the memory's peak, its products at the unit's and, of srjit's, its schedule (tpu_kernels.py).
+- no attention: compute without the program's own kernels; - if it has none.
 - apart: compute and then the wire, nothing overlapped. The wire is what a chip sends, in rings, at
   the interconnect's peak.
 - copies: compute, and at the memory's peak the copies to other layouts that have no estimate
@@ -71,7 +72,7 @@ ROWS = (
     Row("4 blocks, dots kept", "FSDP", {("tpu7x", "fp8"): _goal(1.5)}),
 )
 COLUMNS = (
-    "compute", "apart", "copies", "wire", "scalars", "of bf16", "memory", "compile",
+    "compute", "no attention", "apart", "copies", "wire", "scalars", "of bf16", "memory", "compile",
 )  # fmt: skip
 WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 BOARD = Board(__doc__ or "", ROWS, COLUMNS, 8, programs.PROGRAMS, WHOLE)
