@@ -28,7 +28,7 @@ def both(fun: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_both_layers_compute_the_same_bits(recipe: str):
     by_jaxpr, by_module = both(step, recipe=recipe)
-    for key in (KEY, 3, 2**40):
+    for key in (KEY, 3, 2**40) if recipe == "int8" else (3,):  # each kind of key is a program
         assert same(by_module(W, X, sr_key=key), by_jaxpr(W, X, sr_key=key))
 
 
