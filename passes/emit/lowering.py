@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from srjit._mlir import ir
 from srjit.passes.mlir import editing
 from srjit.program.stablehlo import operations, products
 
+_NAMES_MESHES = "replica_group_mesh_axes"  # so does JAX, from 0.12 on
 Signature = tuple[tuple[tuple[int, ...], Any], ...]
 
 
@@ -96,6 +98,8 @@ class Library:
         with jax.enable_x64(wide):
             text = _compat.lowered_without_devices(fun, signature, platform)
         inner = ir.Module.parse(text, self.module.context)
+        if _NAMES_MESHES in text:
+            inner = ir.Module.parse(self._with_meshes(text, inner), self.module.context)
         functions = operations.functions(inner.operation)
         renamed = {old: self.free(name if old == "main" else f"{name}.{old}") for old in functions}
         for old, op in functions.items():
@@ -111,6 +115,34 @@ class Library:
             op.attributes["sym_visibility"] = ir.StringAttr.get("private")
             self._block.append(op.detach_from_parent())
         return renamed["main"], operations.types_of(functions["main"])[1]
+
+    def _with_meshes(self, text: str, inner: ir.Module) -> str:
+        """The text of a module whose collectives name meshes of this module."""
+        names: dict[str, str] = {}
+        for op in operations.top_level(inner.operation):
+            if op.name == "sdy.mesh":
+                names[operations.text(op, "sym_name")] = self._mesh_like(op)
+        text = re.sub(r"@([\w$.]+)", lambda found: f"@{names.get(found[1], found[1])}", text)
+        defined: set[str] = set()
+        lines: list[str] = []
+        for line in text.splitlines():  # two meshes may be one of this module
+            if line.lstrip().startswith("sdy.mesh "):
+                name = line.split("@")[1].split()[0]
+                if name in defined:
+                    continue
+                defined.add(name)
+            lines.append(line)
+        return "\n".join(lines)
+
+    def _mesh_like(self, op: ir.Operation) -> str:
+        """The name of this module's mesh that is like one; one more, if it has none."""
+        for own in operations.top_level(self.module):
+            if own.name == "sdy.mesh" and own.attributes["mesh"] == op.attributes["mesh"]:
+                return operations.text(own, "sym_name")
+        name = self.free(operations.text(op, "sym_name"))
+        copy = op.clone(ip=ir.InsertionPoint.at_block_begin(self._block)).operation
+        copy.attributes["sym_name"] = ir.StringAttr.get(name)
+        return name
 
     def free(self, name: str) -> str:
         """A symbol like ``name`` that the module does not have."""

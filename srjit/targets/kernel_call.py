@@ -160,7 +160,10 @@ def _called(context: Any, formula: Any, number: int, *args: Any) -> Any:
     call = jax.jit(srjit_formula)
     outs = mlir.lower_fun(lambda *args: call(*args), multiple_results=True)(context, *args)
     said: dict[str, ir.Attribute] = {ON_SHARDS: ir.StringAttr.get(str(number))}
-    outs[0].owner.attributes["mhlo.frontend_attributes"] = ir.DictAttr.get(said)
+    made_by = outs[0].owner
+    while made_by.name != "func.call":  # with types that tell shardings, a constraint is behind it
+        made_by = made_by.operands[0].owner
+    made_by.attributes["mhlo.frontend_attributes"] = ir.DictAttr.get(said)
     return outs
 
 
