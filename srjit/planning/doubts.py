@@ -198,9 +198,14 @@ class Doubts:
         Two read it, each summing over other dimensions of it, beside values that no product made;
         one of them has a result that the program returns, as the gradient of a weight.
         """
-        returned = self.structure.above(
-            (t for t, _ in self.structure.provenance.results), only=LINEAR
-        )
+        ends: dict[int, list[int]] = collections.defaultdict(list)
+        for token, shape in self.structure.provenance.results:
+            ends[math.prod(stand_ins(shape))].append(token)
+        above = {n: self.structure.above(tokens, only=LINEAR) for n, tokens in ends.items()}
+
+        def is_returned(o: Occurrence) -> bool:  # whole, and no sum of it
+            return any(_sizes(o)[2] <= n and o.out.token in above[n] for n in above)
+
         readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         for o in self.occurrences:
             for side, value in enumerate(o.operands):
@@ -212,7 +217,7 @@ class Doubts:
             for (p, other), *rest in readers.values()
             for q, side in rest
             if not self.matching.reads_alike(q, side, p, other)
-            and {p.out.token, q.out.token} & returned
+            and (is_returned(p) or is_returned(q))
             for o in (p, q)
         ]
 

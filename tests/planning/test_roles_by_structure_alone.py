@@ -219,3 +219,11 @@ def test_a_captured_vector_is_no_gradient_and_no_activation():
         roles = [c.role for c in found]
         assert roles[:-1].count("fprop") + roles[:-1].count("unknown") == len(found) - 1
         assert roles[-1] == "wgrad"
+
+
+def test_an_input_that_is_read_both_ways_for_a_loss_is_no_gradient():
+    """Nor are the products then a backward pass, which would return one of them whole."""
+    both_ways = lambda p, x: (x @ p["a"]).sum() + (x.T @ p["b"]).sum()  # noqa: E731
+    weights = {"a": normal(4, 5), "b": normal(6, 3)}
+    for found in both(both_ways, weights, normal(6, 4)):
+        assert [told(c) for c in found] == [("fprop", "activation", "weight")] * 2
