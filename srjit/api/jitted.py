@@ -34,6 +34,7 @@ from srjit.numerics.symbolic import all_known
 from srjit.passes import PassWarning
 from srjit.passes.report import report_of
 from srjit.planning.plan import ProgramPlan
+from srjit.planning.site import SitePlan
 from srjit.report.report import Report
 
 
@@ -241,7 +242,11 @@ class Jitted:
         notes = dict.fromkeys((*planned.notes, *done.notes))
         # Write-backs are rewritten before lowering: a module does not say what is a parameter's.
         return dataclasses.replace(
-            done, notes=tuple(notes), write_backs=planned.write_backs, chosen=planned.chosen
+            done,
+            sites=_as_chosen(planned.sites, done.sites),
+            notes=tuple(notes),
+            write_backs=planned.write_backs,
+            chosen=planned.chosen,
         )
 
     def _report_of_module(self, args: Any, kwargs: Any) -> Report:
@@ -358,6 +363,18 @@ def _made_again(cls: type[Any], fun: Callable[..., Any], given: Options, calls: 
     made = cls(fun, given)
     made.calls = calls
     return made
+
+
+def _as_chosen(planned: Sequence[SitePlan], done: Sequence[SitePlan]) -> tuple[SitePlan, ...]:
+    """What became of sites, of which passes are told what does not pay, but not that it is so."""
+    if len(planned) != len(done):  # a loop that JAX has unrolled
+        return tuple(done)
+    return tuple(
+        dataclasses.replace(d, rule=p.rule)
+        if p.pays
+        else dataclasses.replace(p, backward=d.backward)
+        for p, d in zip(planned, done, strict=True)
+    )
 
 
 def _shape_of(leaf: Any) -> Any:

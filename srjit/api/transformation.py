@@ -179,7 +179,7 @@ class Transformation:
         settings, dump, seen = self.settings, self.options.dump, self._onlookers.module
         recipe, closed, first = settings.recipe, program.closed, ()
         if recipe.pays_on:  # shardings are not known where the passes run: they get the choice
-            recipe = Report.of(program.plan).pinned()
+            recipe = Report.of(program.plan).forward_only().pinned()
         if words is not None and program.plan.write_backs.writes:
             closed, first = self._written_back(program, words), words
         recipe = recipe.without_write_backs()  # that is done

@@ -50,6 +50,11 @@ class Report(Documented):
             chosen=settings.recipe,
         )
 
+    def forward_only(self) -> Report:
+        """The report without the gradients that forward sites would have."""
+        sites = tuple(dataclasses.replace(site, backward=()) for site in self.sites)
+        return dataclasses.replace(self, sites=sites)
+
     def pinned(self) -> Recipe:
         """The recipe that chooses as was chosen here: for runs that must not change with the chip.
 
