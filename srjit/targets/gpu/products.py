@@ -133,11 +133,13 @@ def _shards_of_matrices(sums: str, mesh: Mesh, args: Any, result: Any) -> Any:
     count = math.prod(mesh.shape[axis] for axis in summed)
     if args[2].shape[2] % count:  # blocks stay whole
         summed = ()
-    # An axis shards one dimension of the result.
-    columns = tuple(axis for axis in columns if axis not in {*batch, *rows, *summed})
-    rows = tuple(axis for axis in rows if axis not in {*batch, *summed})
-    place, out = functools.partial(placed, mesh), [batch, rows, columns]
     wanted = mesh_axes(result.sharding.spec, 3)
+    # An axis shards one dimension of the result: what it is wanted for, or codes are gathered less
+    # than float32 results are sent around.
+    of_columns = {axis for axis in columns if axis in wanted[2] or axis not in rows}
+    columns = tuple(axis for axis in columns if axis in of_columns - {*batch, *summed})
+    rows = tuple(axis for axis in rows if axis not in {*batch, *columns, *summed})
+    place, out = functools.partial(placed, mesh), [batch, rows, columns]
     free = (d for d in (1, 2) if not out[d] and wanted[d] == summed and not result.shape[d] % count)
     scattered = next(free, None) if summed else None
     if scattered is not None:
