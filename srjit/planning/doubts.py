@@ -175,6 +175,8 @@ class Doubts:
                     continue
                 if self.is_linear_in(o.operands[1 - side], self.matching.level):
                     found[id(o)] = o
+                elif o.operands[1 - side].origin == p.operands[1 - other].origin:
+                    continue  # no gradient, since the other one is a forward product of it
                 elif not self.structure.depends(o, p):
                     alone = [
                         q
@@ -198,26 +200,32 @@ class Doubts:
         Two read it, each summing over other dimensions of it, beside values that no product made;
         one of them has a result that the program returns, as the gradient of a weight.
         """
+        provenance = self.structure.provenance
         ends: dict[int, list[int]] = collections.defaultdict(list)
-        for token, shape in self.structure.provenance.results:
+        for token, shape in provenance.results:
             ends[math.prod(stand_ins(shape))].append(token)
         above = {n: self.structure.above(tokens, only=LINEAR) for n, tokens in ends.items()}
+        shaped = (t for t, shape in provenance.results if shape in provenance.parameter_shapes)
+        like_weights = self.structure.above(shaped, only=LINEAR)
 
-        def is_returned(o: Occurrence) -> bool:  # whole, and no sum of it
-            return any(_sizes(o)[2] <= n and o.out.token in above[n] for n in above)
+        def is_of_weight(o: Occurrence, side: int) -> bool:  # and returned whole, no sum of it
+            size = _sizes(o)[2]
+            if not any(size <= n and o.out.token in above[n] for n in above):
+                return False
+            return o.out.token in like_weights or o.operands[1 - side].sources != _PARAMETER
 
         readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         for o in self.occurrences:
             for side, value in enumerate(o.operands):
                 is_bare = self.structure.latest.get(o.operands[1 - side].token, -1) < 0
-                if is_bare and o.lhs.origin != o.rhs.origin:
+                if is_bare and o.lhs.origin != o.rhs.origin and value.sources != _PARAMETER:
                     readers[value.origin].append((o, side))
         return [
             o
             for (p, other), *rest in readers.values()
             for q, side in rest
             if not self.matching.reads_alike(q, side, p, other)
-            and (is_returned(p) or is_returned(q))
+            and (is_of_weight(p, other) or is_of_weight(q, side))
             for o in (p, q)
         ]
 
