@@ -139,7 +139,7 @@ class Library:
         for own in operations.top_level(self.module):
             if own.name == "sdy.mesh" and own.attributes["mesh"] == op.attributes["mesh"]:
                 return operations.text(own, "sym_name")
-        name = self.free(operations.text(op, "sym_name"))
+        name = self.free(f"srjit.{operations.text(op, 'sym_name')}")
         copy = op.clone(ip=ir.InsertionPoint.at_block_begin(self._block)).operation
         copy.attributes["sym_name"] = ir.StringAttr.get(name)
         return name

@@ -206,3 +206,16 @@ def test_what_is_not_evenly_cut_stays_a_formula(chip: Any):
     args = placed((P(None, "model"), P()), W, X[:250])
     assert set(manual(fun.lower(*args))) == {'[{}, {"model"}]'}
     assert_same(fun(*args), srjit.srjit(product, recipe=RECIPE)(W, X[:250]))
+
+
+@pytest.mark.bits
+def test_parts_of_a_program_are_settled_one_after_the_other(chip: Any):
+    """JAX still lowers, and names functions, after the first."""
+
+    def whole(target: Any) -> Any:
+        part = srjit.transform(lambda w, x: x @ w, recipe=RECIPE, target=target)
+        return jax.jit(lambda w, x: part(w, jnp.tanh(part(w, x, sr_key=0)), sr_key=1))
+
+    args = placed((P(None, "model"), P("data")), W, X)
+    assert manual(whole(chip).lower(*args)).count('[{}, {"model"}]') == 4  # amax and codes, twice
+    assert_same(whole(chip)(*args), whole("cpu")(W, X))
