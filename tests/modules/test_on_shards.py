@@ -134,7 +134,7 @@ def test_the_amax_of_shards_is_that_of_the_whole(where: int):
 
 def manual(lowered: Any) -> list[str]:
     """How the arguments of a program's manual computations are sharded."""
-    return re.findall(r"in_shardings=\[<@\w+, (\[.*?\])>", lowered.as_text())
+    return re.findall(r"in_shardings=\[<@[\w.]+, (\[.*?\])>", lowered.as_text())
 
 
 RECIPE = dataclasses.replace(srjit.recipes.get("int8"), reduce="exact")
