@@ -58,13 +58,14 @@ def with_gradients(dot: Callable[..., Any], x: Any, w: Any, ct: Any) -> tuple[An
 
 @st.composite
 def products(draw: Any) -> tuple[str, dict[str, int]]:
-    """An einsum of two operands of rank 0 to 4, and the size of each label."""
+    """An einsum of two operands of rank 1 to 4, and the size of each label."""
     counts = [draw(st.integers(0, 2), label=k) for k in ("batch", "contract", "lhs", "rhs")]
     hypothesis.assume(sum(counts[:3]) <= 4 and counts[0] + counts[1] + counts[3] <= 4)
     names = iter("abcdefgh")
     batch, contract, free_lhs, free_rhs = ([next(names) for _ in range(n)] for n in counts)
     lhs = draw(st.permutations(batch + contract + free_lhs))
     rhs = draw(st.permutations(batch + contract + free_rhs))
+    hypothesis.assume(lhs and rhs)  # a multiple by one number is no product of matrices
     out = batch + [label for label in lhs if label in free_lhs] + [r for r in rhs if r in free_rhs]
     sizes = {label: draw(st.integers(1, 3), label=label) for label in sorted({*lhs, *rhs})}
     return f"{''.join(lhs)},{''.join(rhs)}->{''.join(out)}", sizes
@@ -110,6 +111,15 @@ def test_any_dot_general_multiplies_what_its_codes_stand_for(product: Any, name:
         operands = operand(arrays[0], a, b, c), operand(arrays[1], b, a, c)
         assert got.shape == fun(*operands).shape and got.dtype == jnp.float32
         check(got, fun, *operands, terms)
+
+
+@pytest.mark.parametrize("spec", [",a->a", "a,->a", "ab,->ab"])
+def test_multiples_are_kept(spec: str):
+    sides = spec.split("->")[0].split(",")
+    x, w = (normal(*(3 for _ in side), seed=i) for i, side in enumerate(sides))
+    report = srjit.srjit(einsum(spec), recipe="int8", params_argnums=1).explain(x, w)
+    (site,) = report.sites
+    assert site.status == "kept" and "no product of matrices" in site.reason and not site.asked
 
 
 # Results whose labels are not in the order of a dot_general, batch dimensions in odd places.
