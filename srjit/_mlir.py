@@ -2,7 +2,8 @@
 
 JAX offers them publicly as ``jax.extend.mlir``, which imports all of JAX: 0.6 s, where what is
 under it takes 0.2 s. A command that people run on one small file after another cannot pay that. The
-objects are the same, so that modules from ``jax.jit(f).lower()`` can be given to any pass.
+objects are the same, so that modules from ``jax.jit(f).lower()`` can be given to any pass. So this
+is the one file beside ``_compat.py`` with private imports: that one imports JAX.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Python's stack tells: the user's own line, and what JAX's functions were called with."""
+"""Reads Python's stack: the line of the user's code, and the arguments of JAX's own functions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def warn(message: str) -> None:
 
 
 def passed(argument: Any) -> Any:
-    """What a jit or checkpoint that is being traced was called with for an argument of it.
+    """The value that a jit or checkpoint was called with, for its argument in the trace.
 
-    JAX says it nowhere else. None of what is no such argument, and where JAX has other names.
+    JAX tells it nowhere else. None if this is no such argument, or if JAX has other names.
     """
     place: int | None = None
     for frame in _frames():

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from srjit._mlir import ir, sdy, stablehlo
+from srjit._mlir import ir, stablehlo
 from srjit.passes.emit import shardings
 from srjit.program.stablehlo.program import read_equation
 
@@ -43,7 +43,7 @@ def _cut(dot: Any, copy: ir.Operation) -> Cut | None:
     mesh = shardings.mesh_of(dot.results[0], copy)
     if dot.name != "stablehlo.dot_general" or mesh is None:
         return None
-    sizes = {axis.name: axis.size for axis in map(sdy.MeshAxisAttr, sdy.MeshAttr(mesh).axes)}
+    sizes = shardings.sizes_of(mesh)
     given = (*dot.operands, dot.results[0])
     lhs, rhs, out = (_axes_of(value) for value in given)
     numbers = stablehlo.DotDimensionNumbers(dot.attributes["dot_dimension_numbers"])

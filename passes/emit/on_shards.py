@@ -13,11 +13,12 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from srjit._mlir import inlined_func_call, ir, sdy
+from srjit._mlir import inlined_func_call, ir
 from srjit.passes.emit import shardings
 from srjit.passes.emit.lowering import Library, signature_of
 from srjit.passes.mlir import attributes, editing
 from srjit.program.stablehlo import operations
+from srjit.program.stablehlo.meshes import Spec
 
 
 def said(op: Any) -> str:
@@ -85,11 +86,11 @@ def _is_manual(op: ir.Operation | None) -> bool:
     return op is not None
 
 
-def _place(library: Library, call: Any, axes: tuple[tuple[str, ...], ...], mesh: Any) -> None:
+def _place(library: Library, call: Any, axes: Spec, mesh: Any) -> None:
     from srjit.targets.kernel_call import numbered
 
     known, signature = numbered(said(call)), signature_of(list(call.operands))
-    sizes = {axis.name: axis.size for axis in map(sdy.MeshAxisAttr, sdy.MeshAttr(mesh).axes)}
+    sizes = shardings.sizes_of(mesh)
     shape = signature[0][0]
     cut = (math.prod(sizes[name] for name in names) for names in axes)
     if known is None or any(n % parts for n, parts in zip(shape, cut, strict=True)):

@@ -1,4 +1,4 @@
-"""What waits until it is known how a program is sharded: sums of parts, kernels on shards."""
+"""Sums of parts and kernels on shards are written once it is known how a program is sharded."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from srjit.program.stablehlo import operations
 
 
 def settle(module: ir.Operation, returned: Sequence[Any] | None = None) -> None:
-    """Changes what says what is to become of it on several devices, and lets nothing say it.
+    """Writes what products and calls of formulas ask for on several devices, and drops the marks.
 
-    Products give parts of their sums in another dtype, and calls of formulas call kernels that run
-    on shards.
+    Products give parts of their sums in another dtype. Calls of formulas call kernels on shards.
 
     Args:
       module: of all devices, with shardings of ``@main``'s arguments.

@@ -10,10 +10,9 @@ from srjit.passes.driver import diagnostics
 from srjit.passes.inline_calls import inline
 from srjit.passes.mlir import editing
 from srjit.program.stablehlo import operations
-from srjit.program.stablehlo.meshes import mesh_named_by
+from srjit.program.stablehlo.meshes import Spec, mesh_named_by
 
 _SHARDING, _NUMBER = "sdy.sharding", "srjit.number"
-Spec = tuple[tuple[str, ...], ...]  # for each dimension, the axes that shard it
 
 
 def are_given(function: ir.Operation) -> bool:
@@ -177,6 +176,11 @@ def mesh_of(value: Any, copy: ir.Operation) -> Any:
     return next((mesh for mesh in known if len(mesh.axes) and not mesh.device_ids), None)
 
 
+def sizes_of(mesh: Any) -> dict[str, int]:
+    """The sizes of a mesh's axes."""
+    return {axis.name: axis.size for axis in map(sdy.MeshAxisAttr, sdy.MeshAttr(mesh).axes)}
+
+
 def over(mesh: Any, given: Any) -> Any:
     """The shardings of several values over another mesh with the same axes."""
     found = map(sdy.TensorShardingAttr, sdy.TensorShardingPerValueAttr(given).shardings)
@@ -186,7 +190,7 @@ def over(mesh: Any, given: Any) -> Any:
 
 
 def _of_result(value: Any) -> Any:
-    """What an operation says of a result of it; None if it says nothing."""
+    """The sharding that an operation states for one of its results; None if it states none."""
     found = _per_value(value.owner.operation, _SHARDING)
     if not found:
         return None

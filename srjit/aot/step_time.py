@@ -43,7 +43,7 @@ class StepTime:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peaks:
-    """What a device does at its peak; None: not known.
+    """The peak rates of a device; None where they are not known.
 
     Attributes:
       clock: cycles a second.

@@ -366,7 +366,7 @@ def _made_again(cls: type[Any], fun: Callable[..., Any], given: Options, calls: 
 
 
 def _as_chosen(planned: Sequence[SitePlan], done: Sequence[SitePlan]) -> tuple[SitePlan, ...]:
-    """What became of sites, of which passes are told what does not pay, but not that it is so."""
+    """The rows of a module's report; a site that does not pay keeps the reason of the plan."""
     if len(planned) != len(done):  # a loop that JAX has unrolled
         return tuple(done)
     return tuple(

@@ -17,7 +17,7 @@ Layout = tuple[NamedSharding | None, ...]
 
 
 class Run(Protocol):
-    """What is called with a key and a call's arguments."""
+    """A function of a key and a call's arguments."""
 
     def __call__(
         self, key: Any, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout = ()

@@ -85,7 +85,7 @@ class Doubts:
         return {o.out.token for o in found} | self.of_doubtful(found)
 
     def of_seeds(self) -> list[Occurrence]:
-        """What makes the seeds of forward mode, or reads them or tangents and is no tangent."""
+        """Products that make seeds of forward mode, or read them or tangents and are neither."""
         products, seeds = self.tangents.products, dict(self.tangents.seeds)
         makers = self.structure.above(seeds.values())
         made = [o for o in self.forward if o.out.token in makers]

@@ -248,5 +248,5 @@ def _is_of_weight(match: Match) -> bool:
 
 
 def _layer(o: Occurrence) -> tuple[int, ...]:
-    """What tells a layer: the weights that its product reads, however often it is computed."""
+    """The identity of a layer: the weights that its product reads, however often it is computed."""
     return tuple(v.origin for v in o.operands if v.sources == _PARAMETER) or (id(o),)

@@ -1,4 +1,4 @@
-"""What a program is made of, in the order of its products: what flows into which of them."""
+"""The products of a program in order, and the values that flow into each."""
 
 from __future__ import annotations
 

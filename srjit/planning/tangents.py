@@ -147,7 +147,7 @@ class _Tangents:
         return found
 
     def _places(self, above: set[int], before: set[int]) -> dict[int, int]:
-        """What some products have where others, alike in the other operand, have a weight."""
+        """The operands of products that stand where alike products have a weight."""
         pairs = [(self.products[a], self.products[b]) for a in above for b in before]
         return {
             v.origin: v.token
