@@ -156,6 +156,14 @@ def test_parts_of_products_take_the_bytes_of_the_programs_own(chip: str, recipe:
     assert set(verdicts(report)) <= {"native", "narrow"}
 
 
+@needs_libtpu
+def test_nothing_waits_for_other_devices_where_codes_have_a_nan():
+    fun = srjit(step, recipe="fp8-static", in_shardings=(P(), P("data")))
+    report = fun.aot(W, X, target="tpu7x", mesh={"data": 4})
+    assert report.after.kernels
+    assert report.after.collectives["all-reduce"].small == 0
+
+
 @needs_cuda
 @pytest.mark.parametrize(("gpu", "recipe"), [("b200", "nvfp4"), ("h200", "fp8")])
 def test_shards_that_run_by_themselves_are_native_too(gpu: str, recipe: str):

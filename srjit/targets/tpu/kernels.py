@@ -22,7 +22,6 @@ from jax.experimental.pallas import tpu as pltpu
 from srjit.numerics import random_bits, rounding, scaling
 from srjit.numerics.elements import Element
 from srjit.numerics.random_bits import Key
-from srjit.numerics.scale_layouts import keep_visible
 from srjit.numerics.scaling import tensor_amax
 from srjit.targets.codes import float_code, word_of
 from srjit.targets.kernel_call import kernel_call
@@ -81,8 +80,8 @@ def quantize(
       key: two uint32 scalars, for stochastic rounding; None for nearest.
       transposed: also the codes with their last dimension first, from the same read.
       with_amax: also ``amax(x)``, from the same read, and that of what may hold NaN and Inf that
-        codes do not show: a kernel's show none, and a kernel runs on one device; in plain
-        operations, which may run on many, codes show it that can, and nothing waits for others.
+        codes do not show, 0 of formats that have a NaN: NaN and Inf are one there, so that nothing
+        waits for what other devices have.
       converts: whether the chip has instructions that round to the element, as ``converted`` does.
 
     Returns:
@@ -152,7 +151,7 @@ def quantize_plainly(
     rounded = rounding.round_to_grid(wide * encode, element, bits)
     shows = with_amax and not element.is_integer
     if shows:
-        rounded = keep_visible(wide, rounded)
+        rounded = jnp.where(jnp.isfinite(wide), rounded, jnp.nan)
     codes = rounded.astype(CARRIERS[element.name])
     more = [last_first(codes)] * transposed
     if with_amax:
@@ -200,6 +199,7 @@ def quantize_kernel(
     stride = random_bits.row_stride(columns) if stride is None else stride
     if words and origin is not None:
         words = *words, origin
+    shows = with_amax and not element.is_integer
 
     def kernel(encode_ref: Any, *refs: Any) -> None:
         *word_refs, x_ref, codes_ref = refs[: len(refs) - transposed - with_amax]
@@ -215,7 +215,8 @@ def quantize_kernel(
             if key:
                 here = (top + first) * stride + left + start
                 bits = _hash_bits((key[0], key[1]), x.shape, here, stride)
-            codes_ref[strip, :] = codes_of(x * encode_ref[0], bits=bits, dtype=codes_ref.dtype)
+            codes = codes_of(x * encode_ref[0], bits=bits, dtype=codes_ref.dtype)
+            codes_ref[strip, :] = _shown(x, codes) if shows else codes
             if with_amax:
                 _add_to_amax(refs[-1], x, (rows - top - first, columns - left), over)
 
@@ -243,7 +244,7 @@ def quantize_kernel(
         more[0] = more[0].reshape(x.shape[-1], *x.shape[:-1])
     if with_amax:
         more[-1] = _largest(more[-1])
-        more.append(more[-1])
+        more.append(jnp.zeros_like(more[-1]) if shows else more[-1])
     return (codes, *more) if more else codes
 
 
@@ -268,6 +269,13 @@ def _codes(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any
     # By integers: the compiler's own conversion of float32 to FP8 stops it in some kernels.
     code = float_code(y, element, bits) | word_of(y) >> 24 & -128
     return lax.bitcast_convert_type(code.astype(jnp.int8), dtype)
+
+
+def _shown(x: jax.Array, codes: jax.Array) -> jax.Array:
+    """Codes of a float format, NaN where x is not finite."""
+    return jnp.where(
+        word_of(x) & 0x7F800000 == 0x7F800000, jnp.asarray(jnp.nan, codes.dtype), codes
+    )
 
 
 def converted(y: jax.Array, *, element: Element, bits: jax.Array | None, dtype: Any) -> jax.Array:

@@ -57,8 +57,9 @@ class Quantize:
             )
             if not self.with_amax:
                 return made
-            largest = _of_all(made[-1], axes)
-            return *made[:-2], largest, largest
+            *made, largest, hidden = made
+            largest = _of_all(largest, axes)
+            return *made, largest, largest if self.element.is_integer else hidden
 
         outs = [PartitionSpec(*axes)]
         outs += [_turned(axes)] * self.transposed + [PartitionSpec()] * 2 * self.with_amax
