@@ -2,7 +2,7 @@
 
 Codes are shared: an evaluator remembers what it has quantized, by (token, quantization). Loops and
 calls take codes in and hand codes out where a site on the other side reads the same value, but no
-turned copies of them.
+turned copies of them; and amaxes where one computes it again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from srjit.numerics.shards import of_shards
 from srjit.numerics.symbolic import word
 from srjit.planning.noise import Draw
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.planned_site import Operand, Shared
+from srjit.planning.planned_site import Amax, Operand, Shared
 from srjit.planning.site import listed
 from srjit.products.quantized import ScaledValues
 from srjit.program.control_flow import ControlFlow, flow_of
@@ -39,7 +39,8 @@ from srjit.program.values import Path
 from srjit.targets.operand import quantize_operand, quantize_together
 from srjit.targets.target import Demand
 
-Codes = dict[Shared, ScaledValues]
+Kept = Shared | Amax
+Codes = dict[Kept, Any]  # ScaledValues, and scalars
 State = dict[str, jax.Array]  # of delayed scales, by name
 _WRITE_BACKS = 2**31  # their numbers begin where no site's and no trip's gets to
 UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
@@ -193,12 +194,21 @@ class Evaluator:
     def _quantized_alone(
         self, shared: Shared, operand: Operand, x: jax.Array, key: Key | None
     ) -> ScaledValues:
-        is_turned = shared in self.plan.sharing.turned
-        demand = self._demand(shared.spec, in_memory=operand.in_memory, turned=is_turned)
+        sharing, kept = self.plan.sharing, Amax(shared)
         before, signs = self._before(operand), self._signs(operand)
+        if kept in self.codes:
+            before = self.codes[kept]
+        demand = self._demand(
+            shared.spec,
+            in_memory=operand.in_memory,
+            turned=shared in sharing.turned,
+            shows=sharing.keeps(shared) and before is None,
+        )
         q = quantize_operand(x, demand, key, self.plan.settings.target, before, signs)
-        if operand.history is not None and q.seen is not None:
+        if q.seen is not None and operand.history is not None:
             self.observe({operand.history: q.seen})
+        elif q.seen is not None:
+            self.codes[kept] = q.seen
         return dataclasses.replace(q, seen=None)
 
     def _demand(self, spec: Quantization, **known: bool) -> Demand:
@@ -272,18 +282,29 @@ class Evaluator:
         trips = (*self.trips, trip) if trip else self.trips
         return type(self)(self.plan, self.root, path, trips, self.histories, self.shown)
 
-    def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Shared]:
-        """Codes that sites inside the scope at ``path`` want of its inputs at ``positions``."""
+    def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Kept]:
+        """What sites inside the scope at ``path`` want.
+
+        That is codes of its inputs at ``positions``, and amaxes of what is computed again.
+        """
         known = self.stacked if stacked else self.codes
+        sharing = self.plan.sharing
         provenance = self.plan.provenance
         tokens = {provenance.tokens.get((path, i)) for i in positions}
         if stacked:
             tokens |= {provenance.unstacked(t) for t in tokens}
-        return [s for s in self.plan.sharing.uses.get(path, ()) if s.token in tokens and s in known]
+        codes = [s for s in sharing.uses.get(path, ()) if s.token in tokens and s in known]
+        return [*codes, *(amax for amax in sharing.amaxes_for(path) if amax in known)]
 
-    def leaving(self, inner: Evaluator, path: Path) -> tuple[list[Shared], list[Shared]]:
-        """Codes made inside the scope at ``path`` (plain, stacked) that sites outside it want."""
-        outside = self.plan.sharing.read_outside
+    def leaving(self, inner: Evaluator, path: Path) -> tuple[list[Kept], list[Kept]]:
+        """What is made inside the scope at ``path`` (plain, stacked) that sites outside it want."""
+        sharing = self.plan.sharing
+
+        def outside(kept: Kept, path: Path) -> bool:
+            if isinstance(kept, Amax):
+                return sharing.wanted_after(kept, path)
+            return sharing.read_outside(kept, path)
+
         plain = [s for s in inner.codes if s not in self.codes and outside(s, path)]
         return plain, [s for s in inner.stacked if s not in self.stacked and outside(s, path)]
 
@@ -297,6 +318,11 @@ class Evaluator:
                     settings = self.plan.settings
                     demand = Demand(shared.spec, settings.rng, in_memory=True)
                     self.codes[shared] = quantize_operand(value, demand, None, settings.target)
+
+
+def alone(kept: Any) -> Any:
+    """What leaves or enters a scope: amaxes, and codes without what came beside them."""
+    return kept.alone if isinstance(kept, ScaledValues) else kept
 
 
 def _unrounded(eqn: Equation, values: Sequence[Any], exact: dict[Any, Any]) -> list[Any]:

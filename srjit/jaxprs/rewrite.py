@@ -16,14 +16,13 @@ import numpy as np
 from jax import lax
 
 from srjit import _compat
-from srjit.jaxprs.evaluator import UNSEEN, Evaluator, State, Trip, bind, unseen
+from srjit.jaxprs.evaluator import UNSEEN, Evaluator, Kept, State, Trip, alone, bind, unseen
 from srjit.jaxprs.figures import FIGURES
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
 from srjit.numerics.random_bits import Key
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.planned_site import Shared
-from srjit.products.quantized import ScaledValues
+from srjit.planning.planned_site import Amax
 from srjit.program.control_flow import ControlFlow, Region
 from srjit.program.protocols import Equation
 from srjit.program.values import Path
@@ -97,7 +96,12 @@ class Rewriter(Evaluator):
 
     def sliced(self, path: Path, body: Region) -> dict[Any, Any]:
         """Codes and histories that the loop slices: of one over layers, and figures."""
-        codes = self.entering(path, body.inputs_by("slice"), stacked=True)
+        sharing = self.plan.sharing
+        codes = [
+            kept
+            for kept in self.entering(path, body.inputs_by("slice"), stacked=True)
+            if not isinstance(kept, Amax) or sharing.has_one_a_trip(kept, path)
+        ]
         names = self.states(path) if self.plan.goes_over_layers(path) else self.shown.inside(path)
         histories = {name: self.histories[name] for name in names}
         return {s: self.stacked[s] for s in codes} | histories
@@ -110,7 +114,7 @@ class Rewriter(Evaluator):
     def made_by(self, body: Evaluator, path: Path, sliced: Mapping[Any, Any]) -> dict[Any, Any]:
         """Codes and amaxes of one trip that the loop stacks."""
         codes = [s for s in self.leaving(body, path)[0] if s not in sliced]
-        return {s: body.codes[s].alone for s in codes} | body.seen(path)
+        return {s: alone(body.codes[s]) for s in codes} | body.seen(path)
 
     def gather(self, stacked: Mapping[Any, Any], sliced: Mapping[Any, Any]) -> None:
         """Takes what was stacked; of histories that were not ``sliced``, the largest of all."""
@@ -289,19 +293,19 @@ def _bound_anew(
     body = flow.body
     plain = outer.entering(path, range(len(body.inputs)))
     stacked = outer.entering(path, body.inputs_by("same"), stacked=True)
-    leaving: list[tuple[bool, Shared]] = []
+    leaving: list[tuple[bool, Kept]] = []
 
-    def run(codes: list[ScaledValues], *args: Any) -> Any:
+    def run(codes: list[Any], *args: Any) -> Any:
         inner = outer.inner(path)
         inner.codes = dict(zip(plain, codes, strict=False))
         inner.stacked = dict(zip(stacked, codes[len(plain) :], strict=True))
         outs = inner.run(body.program, body.consts, args)
         made = outer.leaving(inner, path)
         leaving[:] = [(False, s) for s in made[0]] + [(True, s) for s in made[1]]
-        codes = [(inner.stacked if is_stack else inner.codes)[s].alone for is_stack, s in leaving]
+        codes = [alone((inner.stacked if is_stack else inner.codes)[s]) for is_stack, s in leaving]
         return outs, (codes, inner.seen(path))
 
-    entering = [outer.codes[s].alone for s in plain] + [outer.stacked[s] for s in stacked]
+    entering = [alone(outer.codes[s]) for s in plain] + [outer.stacked[s] for s in stacked]
     policy = eqn.params.get("policy")
     changed = {"policy": _policy_for_sites(policy)} if policy else {}
     outs, (codes, seen) = _compat.bind_call(eqn, run, entering, values, **changed)

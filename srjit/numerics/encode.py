@@ -109,7 +109,7 @@ def encode(
       spec: the quantization.
       key: two uint32 scalars; None for nearest.
       before: float32 scalar for delayed scales, the largest amax of earlier steps; 0 if there was
-        none.
+        none. Of a dynamic scale that is a tensor's, its amax, if that is known already.
       rng: ``hash`` or ``threefry``.
       subnormal: whether scales of subnormal numbers count: see ``scaling.nvfp4_scales`` and
         ``scaling.e8m0_scales``.
@@ -136,7 +136,14 @@ def encoded(
     known = before if spec.amax is None else float(spec.amax)
     draw = functools.partial(random_bits.random_bits, key, rng=rng) if key else None
     how = Request(
-        view, fmt.element, spec.scale_rounding, known, fmt.storage.has_nan, draw, subnormal
+        view,
+        fmt.element,
+        spec.scale_rounding,
+        known,
+        fmt.storage.has_nan,
+        draw,
+        subnormal,
+        spec.scaling == "dynamic",
     )
     return *fmt.scales.encode(x, how), view
 

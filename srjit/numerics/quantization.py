@@ -144,6 +144,13 @@ class Quantization:
         return self.rounding == "nearest" and self.scaling != "delayed"
 
     @property
+    def keeps_amax(self) -> bool:
+        """Whether nothing but a tensor's amax, a scalar, makes its scale."""
+        takes_amax = get_format(self.format).scales.takes_amax and self.rounding != "none"
+        is_whole = self.shared == "tensor" and not self.apart
+        return takes_amax and is_whole and self.scaling == "dynamic"
+
+    @property
     def is_blocked(self) -> bool:
         """Whether scales vary along the contraction, and so do not factor out of a product."""
         return self.shared in ("block", "square")

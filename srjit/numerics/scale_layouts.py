@@ -34,6 +34,7 @@ class Request:
       draw: noise for an array of that shape; None where rounding is to nearest.
       subnormal: whether scales of subnormal numbers count: see ``scaling.nvfp4_scales`` and
         ``scaling.e8m0_scales``.
+      is_own: whether what is known is the tensor's own amax.
     """
 
     view: BlockView
@@ -43,6 +44,7 @@ class Request:
     has_nan: bool
     draw: Callable[[jax.Array], jax.Array] | None
     subnormal: bool
+    is_own: bool = False
 
 
 class ScaleLayout:
@@ -131,13 +133,16 @@ class _Float32(ScaleLayout):
 
     def scales(self, blocks: jax.Array, how: Request) -> Scales:
         """See the base class; no amax that is divided by M clips, however scales are rounded."""
+        if how.known is not None and how.is_own:
+            shape = jax.eval_shape(how.view.amax, blocks).shape
+            return scaling.float_scales(jnp.broadcast_to(how.known, shape), how.element)
         amax = how.view.amax(blocks)
         return scaling.tensor_scales(amax, how.known, how.element, None if how.has_nan else amax)
 
     def encode(self, x: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
         """See the base class; where scales do not show NaN and Inf, codes do if they can."""
         codes, scales = super().encode(x, how)
-        if how.known is None or not how.has_nan:
+        if how.known is None or how.is_own or not how.has_nan:
             return codes, scales
         return keep_visible(how.view.split(x), codes), scales
 

@@ -36,7 +36,7 @@ class Scales(NamedTuple):
       scale: factor of the codes, in the format's scale dtype (or such values in float32).
       tensor_scale: NVFP4's float32 second level, else None.
       lift: power of two by which to lift a block first, in the shape of the amax; None for 1.
-      amax: the tensor's own, where they are made of another one; else None.
+      amax: the tensor's own; None where nobody wants it: of blocks, or known before.
     """
 
     encode: jax.Array
@@ -101,7 +101,7 @@ def tensor_scales(
       hidden: the amax of what may hold NaN and Inf that codes do not show; None: they do.
     """
     if known is None:
-        return float_scales(amax, element)
+        return float_scales(amax, element)._replace(amax=amax)
     given = jnp.asarray(known, amax.dtype)
     chosen = given if isinstance(known, float) else jnp.where(given > 0, given, amax)
     scales = float_scales(chosen, element)._replace(amax=amax.astype(jnp.float32))

@@ -67,7 +67,7 @@ class ProgramPlan:
     @functools.cached_property
     def sharing(self) -> Sharing:
         """The codes that sites share."""
-        return Sharing(self.rewritten, self.provenance.inputs)
+        return Sharing(self.rewritten, self.provenance.inputs, self.provenance.loops)
 
     @functools.cached_property
     def histories(self) -> dict[str, tuple[int, ...]]:

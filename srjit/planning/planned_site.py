@@ -105,6 +105,16 @@ class Shared(NamedTuple):
     spec: Quantization
 
 
+class Amax(NamedTuple):
+    """The amax of a value, kept for where the value is computed again and its codes are not kept.
+
+    Attributes:
+      of: the codes.
+    """
+
+    of: Shared
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Operand:
     """An operand of a planned site.

@@ -1,12 +1,12 @@
-"""The codes that sites of a program share, and the scopes that they can come from."""
+"""The codes and amaxes that sites of a program share, and the scopes that they can come from."""
 
 from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from srjit.planning.planned_site import Operand, PlannedSite, Shared
+from srjit.planning.planned_site import Amax, Operand, PlannedSite, Shared
 from srjit.program.values import Path
 
 
@@ -16,12 +16,16 @@ class Sharing:
     Args:
       sites: those that are rewritten, by where they stand.
       inputs: by scope, the tokens of the values that enter it.
+      loops: paths of all loops.
     """
 
     def __init__(
-        self, sites: Mapping[Path, PlannedSite], inputs: Mapping[Path, set[int | None]]
+        self,
+        sites: Mapping[Path, PlannedSite],
+        inputs: Mapping[Path, set[int | None]],
+        loops: Collection[Path],
     ) -> None:
-        self._sites, self._inputs = sites, inputs
+        self._sites, self._inputs, self._loops = sites, inputs, loops
         self._readers: dict[Shared, list[Path]] = collections.defaultdict(list)
         uses: dict[Path, dict[Shared, None]] = collections.defaultdict(dict)
         for path, site in sites.items():
@@ -68,13 +72,52 @@ class Sharing:
         They can where the value itself enters every scope on the way, so nothing that a user chose
         to recompute is saved instead.
         """
+        return any(
+            p[: len(scope)] != scope and self._reaches(shared, p, scope)
+            for p in self._readers[shared]
+        )
 
-        def reaches(path: Path) -> bool:
-            enclosing = [path[:n] for n in range(1, len(path))]
-            return all(
-                shared.token in self._inputs[e]
-                for e in enclosing
-                if e in self._inputs and e != scope[: len(e)]
-            )
+    def _reaches(self, shared: Shared, path: Path, scope: Path) -> bool:
+        """Whether the value itself enters every scope on the way to a site from ``scope``."""
+        enclosing = [path[:n] for n in range(1, len(path))]
+        return all(
+            shared.token in self._inputs[e]
+            for e in enclosing
+            if e in self._inputs and e != scope[: len(e)]
+        )
 
-        return any(p[: len(scope)] != scope and reaches(p) for p in self._readers[shared])
+    # A value that a user chose to compute again is quantized again. Its amax is a scalar, and kept:
+    # so nobody reads the value for that, or asks other devices, once more.
+
+    @functools.cached_property
+    def _again(self) -> dict[Shared, tuple[Path, list[Path]]]:
+        """The site that reads a value first, and those that its codes do not get to."""
+        found: dict[Shared, tuple[Path, list[Path]]] = {}
+        for shared, (first, *others) in self._readers.items():
+            again = [path for path in others if not self._reaches(shared, path, first)]
+            if again and shared.spec.keeps_amax:
+                found[shared] = first, again
+        return found
+
+    def keeps(self, shared: Shared) -> bool:
+        """Whether the amax is of use where the value is computed again."""
+        return shared in self._again
+
+    def wanted_after(self, amax: Amax, scope: Path) -> bool:
+        """Whether an amax found inside ``scope`` is of use outside."""
+        first, again = self._again[amax.of]
+        is_inside = first[: len(scope)] == scope
+        return is_inside and any(path[: len(scope)] != scope for path in again)
+
+    def amaxes_for(self, scope: Path) -> list[Amax]:
+        """The amaxes, found outside, that are of use inside ``scope``."""
+        return [
+            Amax(shared)
+            for shared, (first, again) in self._again.items()
+            if first[: len(scope)] != scope and any(p[: len(scope)] == scope for p in again)
+        ]
+
+    def has_one_a_trip(self, amax: Amax, loop: Path) -> bool:
+        """Whether all sites inside a loop that an amax is for stand in no loop inside of it."""
+        inside = [path for path in self._again[amax.of][1] if path[: len(loop)] == loop]
+        return not any(p[:n] in self._loops for p in inside for n in range(len(loop) + 1, len(p)))

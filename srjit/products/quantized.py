@@ -35,7 +35,8 @@ class ScaledValues:
       turned: the values with their last dimension first, where that came with them, or None.
       blocks: the scales of blocks, as of ``QuantizedArray.scale``, for targets that multiply codes
         with such scales; or None.
-      seen: of a delayed scale, the operand's own amax, a float32 scalar for its history; or None.
+      seen: the operand's own amax, a scalar, for the history of a delayed scale, or for where the
+        operand is computed again; or None.
     """
 
     values: jax.Array
@@ -73,8 +74,11 @@ def emulated(
     *,
     before: jax.Array | None = None,
     rng: Rng = "hash",
+    shows: bool = False,
 ) -> ScaledValues:
     """``encode`` with block scales multiplied in; arguments as there.
+
+    With ``shows``, the amax of a dynamic scale is ``seen``, as that of a delayed one is.
 
     Scales are normal numbers, so codes of tensors near 2^-126 are smaller than they could be: see
     ``scaling.nvfp4_scales`` and ``scaling.e8m0_scales``.
@@ -87,7 +91,7 @@ def emulated(
     layout = get_format(spec.format).scales
     if not spec.is_blocked:
         left = None if layout is NO_SCALES else scales.scale
-        seen = None if spec.scaling != "delayed" else scales.amax
+        seen = scales.amax if shows or spec.scaling == "delayed" else None
         if seen is not None and spec.apart:
             seen = jnp.max(seen)
         return ScaledValues(view.merge(codes), left, spec, seen=seen)

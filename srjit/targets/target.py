@@ -31,6 +31,7 @@ class Demand:
       in_memory: whether nothing in the program makes the operand.
       in_loop: whether it stands in a loop.
       turned: whether a product wants a copy with the last dimension first, should it come cheaply.
+      shows: whether its amax is wanted, should it come cheaply, for where it is computed again.
     """
 
     spec: Quantization
@@ -38,6 +39,7 @@ class Demand:
     in_memory: bool = False
     in_loop: bool = False
     turned: bool = False
+    shows: bool = False
 
 
 class Quantize(Protocol):
@@ -64,7 +66,7 @@ def emulate(
     x: jax.Array, demand: Demand, key: Key | None, before: jax.Array | None
 ) -> ScaledValues:
     """``emulated``, in plain operations."""
-    return emulated(x, demand.spec, key, before=before, rng=demand.rng)
+    return emulated(x, demand.spec, key, before=before, rng=demand.rng, shows=demand.shows)
 
 
 # The scope of what only runs for a delayed scale without a history: in hardly any step.

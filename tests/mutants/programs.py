@@ -144,6 +144,14 @@ MUTANTS = {
         new="origin += place * jnp.uint32(0)",
         killed_by=(ON_SHARDS + "test_shards_have_the_bits_of_the_whole[int8-shape0-axes0]",),
     ),
+    "what is computed again is read for its amax": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="if kept in self.codes:",
+        new="if False:",
+        killed_by=(
+            "planning/test_sharing.py::test_the_amax_of_what_is_computed_again_is_kept[_deep-h0]",
+        ),
+    ),
     "calls of one function are sharded alike": Mutant(
         module="srjit.passes.emit.on_shards",
         old="if is_meant(op):",

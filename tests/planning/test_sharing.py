@@ -124,6 +124,36 @@ def test_what_is_recomputed_is_quantized_again_and_not_saved():
     assert len(equations(backward.params["jaxpr"], "srjit_site")) == 3
 
 
+def _deep(ws: jax.Array, h: jax.Array) -> jax.Array:
+    """Blocks of two products, computed again, of which the second reads what the first made."""
+    block = jax.checkpoint(jax.jit(lambda h, w: layer(layer(h, w), w.T)))
+    return _scan_loss(block)(ws, h)
+
+
+def _accumulated(ws: jax.Array, batches: jax.Array) -> jax.Array:
+    def one(total: jax.Array, h: jax.Array) -> Any:
+        return total + jax.grad(_deep)(ws, h), None
+
+    return lax.scan(one, jnp.zeros_like(ws), batches)[0]
+
+
+@pytest.mark.parametrize(
+    ("fun", "h"), [(jax.grad(_deep), H), (_accumulated, jnp.stack([H] * LAYERS))]
+)
+def test_the_amax_of_what_is_computed_again_is_kept(fun: Any, h: jax.Array):
+    """Its codes are not, so that it is quantized again, without being read for its amax."""
+    decorated = srjit.srjit(fun, recipe="int8")
+    backward = equations(decorated.rewritten(STACK, h), "scan")[-1].params["jaxpr"]
+    made = [
+        (e.params["name"].rsplit("_", 1)[1], len(equations(e.params["jaxpr"], "reduce_max")))
+        for e in equations(backward, "srjit_quantize")
+    ]
+    # What the first product made and w.T, again; then the gradients of both.
+    assert sorted(made) == [("nearest", 0)] * 2 + [("stochastic", 1)] * 2
+    other = srjit.srjit(fun, recipe="int8", layer="stablehlo")
+    assert (decorated(STACK, h, sr_key=0) == other(STACK, h, sr_key=0)).all()
+
+
 def _temporary(fun: Any, *args: Any) -> int:
     return jax.jit(fun).lower(*args).compile().memory_analysis().temp_size_in_bytes
 

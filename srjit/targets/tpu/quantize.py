@@ -35,7 +35,7 @@ def quantize(
     element = get_format(spec.format).element
     is_plain = spec.shared != "tensor" or spec.apart or spec.hadamard or spec.rounding == "none"
     if is_plain or demand.rng != "hash" or not tpu_kernels.fits(x.shape, x.dtype, element):
-        return emulated(x, spec, key, before=before, rng=demand.rng)
+        return emulated(x, spec, key, before=before, rng=demand.rng, shows=demand.shows)
     by_kernel = functools.partial(
         tpu_kernels.quantize,
         x,
@@ -44,17 +44,23 @@ def quantize(
         transposed=demand.turned,
         converts=element.name in chip.converts,
     )
+    by_xla = functools.partial(tpu_kernels.quantize_plainly, x, element=element)
+    fuses_given = not in_memory and "given" in chip.fuses
+    if spec.scaling == "dynamic" and before is not None:
+        scales = float_scales(before, element)
+        made = by_xla(scales.encode, *(key or ())) if fuses_given else by_kernel(scales.encode)
+        codes, *copies = _several(made)
+        return ScaledValues(codes, scales.scale, spec, *copies)
     if spec.scaling == "dynamic":
         if not in_memory and spec.rounding in chip.fuses:
-            return emulated(x, spec, key)
+            return emulated(x, spec, key, shows=demand.shows)
         seen = tpu_kernels.amax(x, _amax_of_memory) if in_memory else tensor_amax(x)
         scales = float_scales(seen, element)
         codes, *copies = _several(by_kernel(scales.encode))
-        return ScaledValues(codes, scales.scale, spec, *copies)
+        return ScaledValues(codes, scales.scale, spec, *copies, seen=seen if demand.shows else None)
     known = float(spec.amax) if spec.amax is not None else before
     encode = float_scales(jnp.asarray(known, jnp.float32), element).encode
-    by_xla = functools.partial(tpu_kernels.quantize_plainly, x, element=element)
-    if in_memory or "given" not in chip.fuses:
+    if not fuses_given:
         *codes, seen, hidden = by_kernel(encode, with_amax=True)
     else:
         *codes, seen, hidden = by_xla(encode, *(key or ()), with_amax=True)
