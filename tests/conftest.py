@@ -6,6 +6,8 @@ from importlib.metadata import version
 import hypothesis
 import pytest
 
+from crossing import parted
+
 # XLA and JAX read these once, so they have to be there before any test imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count"
@@ -61,9 +63,7 @@ def fusion_emitters() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves nightly tests out, and says how many, unless SRJIT_NIGHTLY is set."""
-    if _NIGHTLY:
-        return
-    left_out = [item for item in items if item.get_closest_marker("nightly")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+    """Leaves to the night what is marked so, and says how many tests; see ``crossing.parted``."""
+    kept, left_out = parted(items, _NIGHTLY)
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = kept

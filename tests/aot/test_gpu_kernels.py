@@ -26,6 +26,7 @@ ODD = Shape((70, 33), jnp.bfloat16), Shape((50, 70), jnp.float32)
 LIBRARIES = {"fp8": "__cublas$lt$matmul$f8"}  # others, with scales of blocks: cuDNN's
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(
     ("chip", "recipe", "args", "instruction", "layer"),
     [
@@ -35,9 +36,15 @@ LIBRARIES = {"fp8": "__cublas$lt$matmul$f8"}  # others, with scales of blocks: c
             marks=pytest.mark.nightly,
         ),
         ("b200", "nvfp4", ODD, "cvt.rs.satfinite.e2m1x4.f32", "jaxpr"),
-        ("b300", "nvfp4", (W, X), "cvt.rs.satfinite.e2m1x4.f32", "jaxpr"),
+        pytest.param(
+            *("b300", "nvfp4", (W, X), "cvt.rs.satfinite.e2m1x4.f32", "jaxpr"),
+            marks=pytest.mark.nightly,
+        ),
         ("b200", "mxfp8", ODD, "cvt.rs.satfinite.e4m3x4.f32", "jaxpr"),
-        ("b200", "mxfp4", ODD, "cvt.rs.satfinite.e2m1x4.f32", "jaxpr"),
+        pytest.param(
+            *("b200", "mxfp4", ODD, "cvt.rs.satfinite.e2m1x4.f32", "jaxpr"),
+            marks=pytest.mark.nightly,
+        ),
         ("b200", "fp8", SMALL, "cvt.rs.satfinite.e5m2x4.f32", "jaxpr"),
         ("h200", "fp8", SMALL, None, "jaxpr"),
         ("rtxpro6000", "nvfp4", (W, X), None, "jaxpr"),

@@ -269,6 +269,7 @@ def test_products_that_cannot_be_quantized_are_exact_and_reported(name: str):
     assert site.status == "kept" and reason in site.reason
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("recipe", ["nvfp4", "int4", "int8-channel"])
 @pytest.mark.parametrize(
     "shapes", [((16,), (16,)), ((3,), (3, 2)), ((1, 1), (1,)), ((5, 17), (17, 2))], ids=repr

@@ -86,6 +86,7 @@ def test_weights_of_4_bits_take_half_a_byte_and_their_scales(recipe: str):
     assert scales <= SCALES[recipe] * w["w"].size + 4
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(
     "spec",
     [

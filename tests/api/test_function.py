@@ -153,6 +153,7 @@ def dropout_loss(w: jax.Array, x: jax.Array, key: jax.Array) -> jax.Array:
     return loss(w, jnp.where(keep, x, 0.0))
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("recipe", ["int8", "nvfp4", "mxfp4"])
 @pytest.mark.parametrize("fun", [loss, step])
 def test_inference_compiles_to_a_program_without_key_or_random_bits(fun: Any, recipe: str):

@@ -79,6 +79,7 @@ def others_keep_their_bits(function: Any, params: Any, **given: Any) -> None:
         assert not all(np.array_equal(a[3], b[3]) for a, b in pairs)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("program", "recipe"),
@@ -93,6 +94,7 @@ def test_no_example_changes_the_bits_of_another(program: str, recipe: str):
         assert jnp.linalg.norm(got - plain) <= 0.5 * jnp.linalg.norm(plain)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("recipe", ["int8", "nvfp4"])
 @pytest.mark.parametrize("program", ["mlp", "scanned layers"])

@@ -58,6 +58,7 @@ def _on_one_device(recipe: str) -> Any:
     return srjit.srjit(_linear, recipe=recipe)(W, X, normal(16, 32, seed=2), sr_key=3)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.bits
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4", EDEN])
 @pytest.mark.parametrize("sharding", SHARDINGS)

@@ -171,6 +171,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.bits
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("program", [_unrolled, _scanned, _branched])

@@ -69,6 +69,7 @@ def signs(out) -> np.ndarray:
     return np.sign(np.asarray(out) - T).reshape(N, -1)[:, 1:]
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_shard_has_noise_of_its_own(way: str, region: str):

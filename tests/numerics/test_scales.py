@@ -288,6 +288,7 @@ def test_static_scales_are_given_ones_and_saturate(name: str):
     assert np.abs(np.asarray(q.codes).astype(float)).max() == element.max
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("case", TINY)
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"bf16", "nvfp4"}))
 def test_tiny_tensors_stay_finite_and_near_what_they_were(name: str, case: str):

@@ -92,6 +92,7 @@ def test_rows_with_scales_of_their_own_stay_finite(name: str, granularity: str):
     assert np.isfinite(back[:5]).all()
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize(("name", "granularity"), LAYOUTS)
 def test_zeros_stay_zeros(name: str, granularity: str, rounding: str):
@@ -101,6 +102,7 @@ def test_zeros_stay_zeros(name: str, granularity: str, rounding: str):
     assert not np.asarray(there_and_back(rows, spec))[rows == 0].any()
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize(
     "shape", [(), (1,), (5,), (1, 1), (0,), (0, 8), (8, 0), (2, 1, 3)], ids=str
 )

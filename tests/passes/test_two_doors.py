@@ -17,10 +17,9 @@ from .programs import PARAMS, PROGRAMS, X, on_eight_devices
 
 # Everything draws noise, so that every kind of operand has a number, a loop's trip and a shard.
 _ALL = recipes.get("int8").with_rounding(activations="stochastic", weights="stochastic")
-# The programs that every recipe goes through; every program goes through int8.
-_EVERY_RECIPE = ("bfloat16", "shard_map")
-# Of those that have the scales of another recipe, or none, shards tell nothing more.
-_KIN = ("fp8-static", "int4", "int4-qat", "int8-qat", "mxfp4", "nvfp4-4over6", "nvfp4-unbiased")
+# Every recipe goes through bfloat16, every program through int8, and shards through one recipe of
+# each layout of scales.
+_OF_SHARDS = ("int8", "int8-channel", "fp8-delayed", "mxfp8", "nvfp4")
 _LONG = ("transformer", "experts")  # that also go through NVFP4, whose codes have two scales
 
 
@@ -30,8 +29,8 @@ def _pairs() -> list[Any]:
     for program in PROGRAMS:
         for recipe in (*recipes.names(), _ALL):
             name = recipe if isinstance(recipe, str) else "all stochastic"
-            always = program in _EVERY_RECIPE or recipe == "int8"
-            always = always and (program != "shard_map" or recipe not in _KIN)
+            always = program == "bfloat16" or recipe == "int8"
+            always = always or (program == "shard_map" and recipe in _OF_SHARDS)
             marks = [] if always else [pytest.mark.nightly]
             if program in _LONG and recipe == "nvfp4":
                 marks = [pytest.mark.slow]

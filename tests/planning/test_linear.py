@@ -144,7 +144,11 @@ def work(fun: Callable[..., Any], layers: int) -> collections.Counter[str]:
     return lines
 
 
-@pytest.mark.parametrize("fun", PROGRAMS, ids=lambda fun: fun.__name__)
+@pytest.mark.parametrize(
+    "fun",
+    [pytest.param(f, marks=[pytest.mark.nightly] * (f in (readers, calls))) for f in PROGRAMS],
+    ids=lambda fun: fun.__name__,
+)
 def test_work_grows_as_products_do(fun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(matching, "_MOST", 2)  # a limit that even few products reach
     work(fun, 2)  # imports, caches

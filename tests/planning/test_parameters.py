@@ -156,6 +156,7 @@ SIGNATURES: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]] 
 }  # fmt: skip
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("layer", ["jaxpr", "stablehlo"])
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_coverage_does_not_depend_on_where_parameters_stand(name: str, layer: str):

@@ -82,6 +82,7 @@ def several_trained(w: jax.Array, x: jax.Array) -> jax.Array:
     return lax.scan(body, w, x)[0]
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("fun", [decayed, layer_by_layer, several_trained])
 @pytest.mark.parametrize("base", ["bf16-sr", "int8"])
 def test_both_layers_write_the_same_bits(base: str, fun: Callable[..., Any]):

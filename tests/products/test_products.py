@@ -143,6 +143,7 @@ RUNS: dict[str, Callable[..., Any]] = {
 _COMMON = ("int8", "int8-channel", "int8-qat", "fp8", "mxfp8", "nvfp4", "bf16-sr")
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(
     ("name", "run"),
     [
@@ -335,6 +336,7 @@ def test_convolutions_multiply_what_their_codes_stand_for(name: str):
         np.testing.assert_array_less(abs(np.asarray(got - right, np.float64)), bound)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("name", ["2-D, strided", "feature groups"])
 @pytest.mark.parametrize("recipe", ["nvfp4", "int8-channel"])
 def test_convolutions_take_every_recipe_and_derivatives_of_any_order(name: str, recipe: str):
@@ -353,6 +355,7 @@ def test_convolutions_take_every_recipe_and_derivatives_of_any_order(name: str, 
 # ---------------------------------------------------------------------------- odd operands
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(
     ("x", "w"), [((), ()), ((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 2)), ((1, 1), (1, 1))]
 )

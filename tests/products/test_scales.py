@@ -51,6 +51,7 @@ def dequantized(x: np.ndarray, spec: Any, axis: int) -> np.ndarray:
     return np.asarray(srjit.quantize(x, quantization).dequantize())
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("which", ["both", "lhs", "rhs"])
 @pytest.mark.parametrize("name", SPECS)
 def test_products_scale_with_their_operands_as_long_as_they_are_normal(name: str, which: str):

@@ -49,6 +49,7 @@ def step(params: Any, x: jax.Array, named: bool = True) -> Any:
     return jax.grad(loss)(params)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("layer", ["jaxpr", "stablehlo"])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_pinned_recipe_chooses_as_auto_did_and_gives_its_bits(named: bool, layer: Any):

@@ -90,6 +90,7 @@ def _tensors():
             yield pytest.param(rounding, shape, axis, format, marks=marks)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(("rounding", "shape", "axis", "format"), [*_tensors()])
 def test_codes_and_scales_are_the_emulations(rounding, shape, axis, format):
     check(Quantization(format=format, rounding=rounding, axis=axis), tensor(shape))
@@ -169,6 +170,7 @@ def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
         )
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(
     ("format", "axis"),
     [

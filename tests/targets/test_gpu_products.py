@@ -38,6 +38,7 @@ def by_library(dtype: Any, *operands: jax.Array) -> jax.Array:
     return matrix_product(*operands).astype(dtype)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("format", BLOCKED)
 @pytest.mark.parametrize(
     ("product", "shapes"),
@@ -90,6 +91,7 @@ def test_operands_are_arranged_as_the_library_wants_them(
 MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(
     "size", [64, 48]
 )  # of the contraction: blocks of 16 fit four shards or not
@@ -182,6 +184,7 @@ def mapped(fun: Any, recipe: str, target: str) -> Any:
     )
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(
     ("make", "fun"), [(inside, loss), (inside, looped), (outside, looped), (mapped, loss)]
 )
@@ -228,6 +231,7 @@ def on_shards(axes: tuple[str, ...] | None) -> Any:
     return sharded
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize(("recipe", "target"), [("nvfp4", "b200"), ("fp8", "h200")])
 @pytest.mark.parametrize("axes", [("data", "model"), ("data",), None], ids=str)
 def test_shards_give_the_emulations_numbers(axes: Any, recipe: str, target: str):

@@ -46,6 +46,7 @@ class Spy:
         return True
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("name", ["cpu", "mychip"])
 @pytest.mark.parametrize("layer", ["jaxpr", "stablehlo"])
 def test_its_own_functions_are_called(name, layer):

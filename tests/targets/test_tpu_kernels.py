@@ -62,6 +62,7 @@ def assert_same_bits(got, expected):
     )
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("rounding_name", ROUNDINGS)
 @pytest.mark.parametrize(("name", "converts"), WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -82,6 +83,7 @@ def test_every_tiling_draws_the_same_bits(name):
         assert_same_bits(other, first)
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("rounding_name", ROUNDINGS)
 @pytest.mark.parametrize(("name", "converts"), WAYS)
 def test_every_bfloat16_gets_the_emulations_code(name, converts, rounding_name):
