@@ -285,14 +285,16 @@ class Matching:
         """Smallest for the likeliest of several partners."""
         cotangent = self._cotangents.get(id(p))
         other = o.operands[1 - residual]
+        is_taken = (id(p), side) in self._taken
         return (
             not _is_transpose(o.derivatives, p.derivatives),
             not self.may_be_gradient(other),
             p.operands[side].origin != o.operands[residual].origin,
+            is_taken or cotangent != other.origin,  # both gradients of a product read the same
             self.level(p),
             _size(o.eqn.invars[1 - residual]) != _size(p.eqn.outvars[0]),
             depth(o) == depth(p),
-            (id(p), side) in self._taken,
+            is_taken,
             self._is_seed(p.operands[1 - side]),
             PARAMETER not in p.operands[1 - side].labels,
             not self._sums_alike(o, residual, p, side),
