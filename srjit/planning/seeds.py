@@ -11,18 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from srjit.planning.provenance import Provenance
-from srjit.planning.value_graph import ADDITIONS, LINEAR, Made
+from srjit.planning.value_graph import LINEAR, Made
 from srjit.program.values import Occurrence
 
-_LINEAR = LINEAR | {
-    "split", "copy", "pcast", "reshard", "psum2", "psum_invariant", "all_gather",
-    "all_gather_invariant", "reduce_scatter", "ppermute", "all_to_all", "select_and_scatter_add",
-    "reduce_window_sum", "real", "imag", "conj", "complex", "fft",
-}  # fmt: skip
-# The first operands of these scale a tangent, or choose: the others are added up, or put together.
-_JOINED_FROM = dict.fromkeys(
-    (*ADDITIONS, "concatenate", "stablehlo.concatenate", "carry", "merge"), 0
-) | {"select_n": 1}
 _PRODUCTS = {"mul", "stablehlo.multiply"}
 _QUOTIENTS = {"div", "stablehlo.divide"}
 # A product, the one before that it repeats, and the side of the operand that they do not share.
@@ -167,18 +158,14 @@ class Seeds:
             return left | right, left & right
         if name in _QUOTIENTS:
             return masks[0], masks[1]
-        if name in _JOINED_FROM:
-            parts = list(zip(masks, made.operands, strict=True))[_JOINED_FROM[name] :]
-            if name.startswith("scatter"):
-                parts = parts[::2]
-            is_alone = any(not mask and not self._is_constant(t) for mask, t in parts)
+        if (parts := made.parts) is not None:
+            joined = [self._mask(t) for t in parts]
+            is_alone = any(
+                not mask and not self.graph.is_constant(t, self.given)
+                for mask, t in zip(joined, parts, strict=True)
+            )
             return total, total if is_alone else 0
-        return (total, 0) if name in _LINEAR else (0, total)
-
-    def _is_constant(self, token: int) -> bool:
-        """Whether nothing that is given to the program is in a value, so that it may be zero."""
-        token = self.graph.viewed(token)
-        return token not in self.graph.made and token not in self.given
+        return (total, 0) if name in LINEAR else (0, total)
 
     def _wrong(self, put: int, repetitions: Sequence[Repetition]) -> int:
         """Bits of what is multiplied by a tangent, and so is none, though linear alone."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from srjit.planning.provenance import Provenance
 from srjit.planning.seeds import Repetition, Seeds, forward_modes
-from srjit.planning.value_graph import ADDITIONS
+from srjit.planning.value_graph import ADDITIONS, FACTORS, LINEAR, Made
 from srjit.products.kinds import product_of
 from srjit.program.values import PARAMETER, Occurrence, Path
 
@@ -67,12 +67,12 @@ def repetitions(
 ) -> Repetitions:
     """The tangents among some products, by structure."""
     found = _Tangents(provenance, among, repeats)
-    certain = found.linear(found.in_place_of_weights()) & found.products.keys()
+    certain = linear(provenance, found.in_place_of_weights()) & found.products.keys()
     for _ in range(_ROUNDS):
-        linear = found.linear(found.sure()) | certain
-        wrong = found.contradicted(linear, among) - certain
+        sure = linear(provenance, found.sure()) | certain
+        wrong = found.contradicted(sure, among) - certain
         if not wrong:
-            made = [o for o in among if o.out.token in linear]
+            made = [o for o in among if o.out.token in sure]
             repeated = {id(o): found.repeated.get(o.out.token) for o in made}
             return Repetitions(repeated, found.seeds)
         for token in wrong:
@@ -84,8 +84,7 @@ class _Tangents:
     def __init__(
         self, provenance: Provenance, among: Iterable[Occurrence], repeats: Repeats
     ) -> None:
-        self.graph, self.given = provenance.graph, provenance.given
-        self.made = self.graph.made
+        self.graph, self.made = provenance.graph, provenance.graph.made
         self.products = {o.out.token: o for o in provenance.occurrences}
         self.reading = {
             frozenset(v.token for v in o.operands): o for o in reversed(provenance.occurrences)
@@ -208,25 +207,6 @@ class _Tangents:
         seeds = {self.products[t].operands[self.sides[t]].token for t in found}
         return found | (seeds - read)
 
-    def linear(self, found: set[int]) -> set[int]:
-        """Some tangents and all that is linear in them: a sum is, if all that it adds is."""
-        before = -1
-        while len(found) != before:  # what loops carry may be made later
-            before = len(found)
-            for token, made in self.made.items():
-                inside = [t in found for t in made.operands]
-                if token in self.products:
-                    is_linear = sum(inside) == 1
-                elif made.name in ADDITIONS:
-                    is_linear = any(inside) and all(
-                        i or self.is_constant(t) for i, t in zip(inside, made.operands, strict=True)
-                    )
-                else:
-                    is_linear = any(inside)
-                if is_linear:
-                    found.add(token)
-        return found
-
     def contradicted(self, linear: set[int], among: Iterable[Occurrence]) -> set[int]:
         """Tokens of repetitions that are no tangents, as they lead to what has no like.
 
@@ -252,10 +232,33 @@ class _Tangents:
                     todo += self.made[token].operands
         return seen & self.products.keys()
 
-    def is_constant(self, token: int) -> bool:
-        """Whether nothing that is given to the program is in a value, so that it may be zero."""
-        token = self.graph.viewed(token)
-        return token not in self.made and token not in self.given
+
+def linear(provenance: Provenance, seeds: Iterable[int]) -> set[int]:
+    """Some values and all that is linear in them: a sum is, if all that it adds is."""
+    graph, found, touched = provenance.graph, set(seeds), set(seeds)
+    products = {o.out.token for o in provenance.occurrences}
+
+    def is_linear(token: int, made: Made) -> bool:
+        is_product = token in products
+        if not is_product and (parts := made.parts) is not None:
+            return all(t in found or graph.is_constant(t, provenance.given) for t in parts)
+        inside = [t for t in made.operands if t in touched]
+        is_one = len(inside) == 1 or not (is_product or made.name in FACTORS)
+        return (is_product or made.name in LINEAR) and is_one and found.issuperset(inside)
+
+    before = -1
+    while len(touched) != before:  # what loops carry may be made later
+        before = len(touched)
+        for token, made in graph.made.items():
+            if not touched.isdisjoint(made.operands):
+                touched.add(token)
+    before = -1
+    while len(found) != before:
+        before = len(found)
+        for token, made in graph.made.items():
+            if token in touched and token not in found and is_linear(token, made):
+                found.add(token)
+    return found
 
 
 def _read(o: Occurrence, side: int) -> list[tuple[list[Any], list[int]]]:

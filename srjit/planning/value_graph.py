@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from srjit.program.protocols import Equation
@@ -28,8 +28,15 @@ LINEAR = FACTORS | {
     "stablehlo.dynamic_slice",
     "pad", "stablehlo.pad", "concatenate", "stablehlo.concatenate", "gather", "stablehlo.gather",
     "scatter-add", "scatter_add", "stack", "carry", "cross", "merge", "sharding_constraint",
-    "psum", "cumsum", "dynamic_update_slice", "stablehlo.dynamic_update_slice",
+    "psum", "cumsum", "dynamic_update_slice", "stablehlo.dynamic_update_slice", "split", "copy",
+    "pcast", "reshard", "psum2", "psum_invariant", "all_gather", "all_gather_invariant",
+    "reduce_scatter", "ppermute", "all_to_all", "select_and_scatter_add", "reduce_window_sum",
+    "real", "imag", "conj", "complex", "fft",
 }  # fmt: skip
+# Operands from there on are added up, or put together; those before scale, or choose.
+_JOINED_FROM = dict.fromkeys(
+    (*ADDITIONS, "concatenate", "stablehlo.concatenate", "carry", "merge"), 0
+) | {"select_n": 1}
 # These keep the order of elements, or turn whole dimensions around.
 _SAME_DIMENSIONS = {
     "convert_element_type", "pcast", "sharding_constraint", "reduce_precision", "reshard", "rev",
@@ -52,6 +59,14 @@ class Made(NamedTuple):
     operands: tuple[int, ...]
     eqn: Equation | None = None
     transforms: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[int, ...] | None:
+        """The operands that it adds up, or puts together; None if it does neither."""
+        if self.name not in _JOINED_FROM:
+            return None
+        found = self.operands[_JOINED_FROM[self.name] :]
+        return found[::2] if self.name.startswith("scatter") else found
 
 
 class ValueGraph:
@@ -83,6 +98,11 @@ class ValueGraph:
         while (made := self.made.get(token)) is not None and made.name in VIEWS:
             token = made.operands[0]
         return token
+
+    def is_constant(self, token: int, given: Container[int]) -> bool:
+        """Whether nothing that is given to the program is in a value, so that it may be zero."""
+        token = self.viewed(token)
+        return token not in self.made and token not in given
 
     def scale(self, token: int, name: str, eqn: Equation, values: Sequence[Value]) -> Value | None:
         """Notes, and returns, the operand that a value is a multiple of or moved by a constant."""
