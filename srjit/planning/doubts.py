@@ -14,6 +14,7 @@ from srjit.numerics.symbolic import stand_ins
 from srjit.planning.matching import DOUBTFUL, Matching, weighs
 from srjit.planning.structure import MOST, Structure, reads_weight
 from srjit.planning.tangents import TANGENT, Repetitions
+from srjit.planning.tangents import linear as linear_in
 from srjit.planning.value_graph import LINEAR
 from srjit.program.values import PARAMETER, Occurrence, Path, Value
 
@@ -77,7 +78,7 @@ class Doubts:
         found += suspects + self.leading_to(suspects, self.undecided)
         below = self.below({o.out.token for o in suspects})
         found += [o for token, o in self.undecided.items() if token in below]
-        found += self.of_seeds() + self.turned()
+        found += self.of_seeds() + self.turned() + self.along_directions()
         if first == len(self.occurrences):
             alone = self.backward_alone()
             below = self.below({o.out.token for o in alone})
@@ -98,6 +99,36 @@ class Doubts:
         if products:
             found += [o for o in self.forward if any(v.origin in seeds for v in o.operands)]
             found += [o for o in self.forward if any(map(self.is_of_tangents, o.operands))]
+        return found
+
+    def along_directions(self) -> list[Occurrence]:
+        """Gradients that are linear in products of their residual and a direction, and these.
+
+        Forward mode around a gradient makes both. So may a gradient around forward mode, whose
+        products would have a role: but seldom that of an input.
+        """
+        readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        for o in self.occurrences:
+            for side, value in enumerate(o.operands if not self.matching.level(o) else ()):
+                readers[value.origin].append((o, side))
+        found: list[Occurrence] = []
+        for o in self.occurrences:
+            match = self.matching.gradients.get(id(o))
+            if match is None or match.level > 1:
+                continue
+            p, side = match.partner, match.side
+            is_last = self.structure.latest.get(p.operands[1 - side].token, -1) < 0
+            near = readers[p.operands[side].origin] if is_last else []
+            alike = [(q, at) for q, at in near if self.matching.reads_alike(q, at, p, side)]
+            along = [
+                q
+                for q, at in alike
+                if q.operands[1 - at].sources != _PARAMETER and not self.structure.is_activated(q)
+            ]
+            if len(along) < len(alike):
+                linear = linear_in(self.structure.provenance, [q.out.token for q in along])
+                if o.operands[1 - match.residual].token in linear:
+                    found += [o, *along]
         return found
 
     def may_be_of_weight(self, o: Occurrence) -> bool:

@@ -8,8 +8,6 @@ Gradients that are differentiated themselves, as forces are, follow one another 
 
 from __future__ import annotations
 
-import collections
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +16,7 @@ from srjit.planning.matching import DOUBTFUL, Match, Matching, weighs
 from srjit.planning.provenance import Provenance
 from srjit.planning.structure import MOST, Structure
 from srjit.planning.tangents import TANGENT, Repetitions, repetitions
-from srjit.planning.value_graph import FACTORS, LINEAR, Made
+from srjit.planning.value_graph import FACTORS, LINEAR
 from srjit.program.values import PARAMETER, Occurrence, Path, SourceInfo, Value
 
 _PARAMETER = frozenset({PARAMETER})
@@ -130,33 +128,6 @@ class _Phases(Structure):
         if is_second and (not self.is_linear_after(p, value.token) or self.is_activated(o)):
             return False  # of another forward pass
         return not self.is_updated(value.token)
-
-    def is_activated(self, o: Occurrence) -> bool:
-        """Whether something that is not linear reads what a product made, before another product.
-
-        Then it is of a forward pass: what is made of gradients by differentiation is linear.
-        """
-        todo, seen = [o.out.token], set[int]()
-        while todo and len(seen) < MOST:
-            token = todo.pop()
-            if token in seen or (token in self.made and token != o.out.token):
-                continue
-            seen.add(token)
-            for result, made in self.readers.get(token, ()):
-                if made.name not in LINEAR:
-                    return True
-                todo += [result] if made.name not in FACTORS | {"carry"} else []
-        return False
-
-    @functools.cached_property
-    def readers(self) -> dict[int, list[tuple[int, Made]]]:
-        """For every value what is made of it, without products."""
-        found: dict[int, list[tuple[int, Made]]] = collections.defaultdict(list)
-        for token, made in self.graph.made.items():
-            if token not in self.numbers:
-                for t in made.operands:
-                    found[t].append((token, made))
-        return found
 
     def is_cotangent(self, value: Value, o: Occurrence) -> bool:
         """Whether a value is made of inputs that no product before ``o`` is made of."""

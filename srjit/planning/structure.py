@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 from collections.abc import Collection, Iterable
 
 from srjit.planning.matching import weighs
 from srjit.planning.provenance import Provenance
-from srjit.planning.value_graph import ADDITIONS
+from srjit.planning.value_graph import ADDITIONS, FACTORS, LINEAR, Made
 from srjit.program.values import PARAMETER, Occurrence
 
 _PARAMETER = frozenset({PARAMETER})
@@ -105,6 +107,33 @@ class Structure:
         if made is None or made.name not in ADDITIONS:
             return False
         return any(self.graph.viewed(t) in self.weights for t in made.operands)
+
+    def is_activated(self, o: Occurrence) -> bool:
+        """Whether something that is not linear reads what a product made, before another product.
+
+        Then it is of a forward pass: what is made of gradients by differentiation is linear.
+        """
+        todo, seen = [o.out.token], set[int]()
+        while todo and len(seen) < MOST:
+            token = todo.pop()
+            if token in seen or (token in self.made and token != o.out.token):
+                continue
+            seen.add(token)
+            for result, made in self.readers.get(token, ()):
+                if made.name not in LINEAR:
+                    return True
+                todo += [result] if made.name not in FACTORS | {"carry"} else []
+        return False
+
+    @functools.cached_property
+    def readers(self) -> dict[int, list[tuple[int, Made]]]:
+        """For every value what is made of it, without products."""
+        found: dict[int, list[tuple[int, Made]]] = collections.defaultdict(list)
+        for token, made in self.graph.made.items():
+            if token not in self.numbers:
+                for t in made.operands:
+                    found[t].append((token, made))
+        return found
 
 
 def reads_weight(o: Occurrence) -> bool:
