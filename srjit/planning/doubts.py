@@ -74,8 +74,10 @@ class Doubts:
         first = next((i for i, level in enumerate(levels) if level), len(self.occurrences))
         later = {t: o for t, o in self.undecided.items() if self.order[id(o)] > first}
         found = self.leading_to(self.second, later)
-        suspects = [o for o in self.undecided.values() if self.may_be_of_weight(o)]
+        suspects = [o for o in self.undecided.values() if any(self.cotangents(o))]
         found += suspects + self.leading_to(suspects, self.undecided)
+        if self.tangents.products:
+            found += self.beside(suspects)
         below = self.below({o.out.token for o in suspects})
         found += [o for token, o in self.undecided.items() if token in below]
         found += self.of_seeds() + self.turned() + self.along_directions()
@@ -83,7 +85,28 @@ class Doubts:
             alone = self.backward_alone()
             below = self.below({o.out.token for o in alone})
             found += alone + [o for o in self.forward if o.out.token in below]
+        found += self.of_given([*found, *self.second])
         return {o.out.token for o in found} | self.of_doubtful(found)
+
+    def of_given(self, doubtful: Iterable[Occurrence]) -> list[Occurrence]:
+        """Products of an input and a weight, where the input may be a cotangent.
+
+        The gradient of the weight reads it too, beside a residual that was made before.
+        """
+        readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        for o in doubtful:
+            for side, value in enumerate(o.operands):
+                readers[value.origin].append((o, side))
+        return [
+            o
+            for o in self.forward
+            for side, value in enumerate(o.operands)
+            if value.origin in readers and o.operands[1 - side].sources == _PARAMETER
+            if self.structure.inputs(value.token)
+            for q, at in readers[value.origin]
+            if 0 <= self.structure.latest.get(q.operands[1 - at].token, -1) < self.order[id(o)]
+            and not self.matching.reads_alike(o, side, q, at)
+        ]
 
     def of_seeds(self) -> list[Occurrence]:
         """Products that make seeds of forward mode, or read them or tangents and are neither."""
@@ -131,17 +154,37 @@ class Doubts:
                     found += [o, *along]
         return found
 
-    def may_be_of_weight(self, o: Occurrence) -> bool:
-        """Whether a product has the sizes of a weight's gradient, and flows into such a result."""
+    def cotangents(self, o: Occurrence) -> list[bool]:
+        """Whether each operand may be that of a weight's gradient, by its sizes and its result."""
         if o.out.token not in self.flowing or o.lhs.origin == o.rhs.origin or reads_weight(o):
-            return False
+            return [False, False]
         *given, made = _sizes(o)
-        return any(
-            given[1 - i] * weight == made * out != 0 == given[1 - i] % out
-            and self.structure.latest.get(o.operands[1 - i].token, -1) >= number
+        return [
+            any(
+                given[i] * weight == made * out != 0 == given[i] % out
+                and self.structure.latest.get(o.operands[i].token, -1) >= number
+                for (out, weight), number in self.forms.get(given[1 - i], {}).items()
+            )
             for i in (0, 1)
-            for (out, weight), number in self.forms.get(given[i], {}).items()
-        )
+        ]
+
+    def beside(self, suspects: Iterable[Occurrence]) -> list[Occurrence]:
+        """Products that read the cotangents of some gradients of weights, for other gradients.
+
+        Where forward mode is around a gradient, they may be of what it added.
+        """
+        read = {
+            o.operands[i].origin: (o, i)
+            for o in suspects
+            for i, may_be in enumerate(self.cotangents(o))
+            if may_be
+        }
+        return [
+            o
+            for o in self.occurrences
+            for i, value in enumerate(o.operands)
+            if value.origin in read and not self.matching.reads_alike(o, i, *read[value.origin])
+        ]
 
     def below(self, tokens: set[int]) -> set[int]:
         """Some values, and all that is made of them."""

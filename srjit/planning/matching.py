@@ -27,7 +27,7 @@ from srjit.program.values import BACKWARD, CAPTURED, CONSTANT, DATA, PARAMETER, 
 
 _PARAMETER, _CAPTURED = frozenset({PARAMETER}), frozenset({CAPTURED, CONSTANT})
 DOUBTFUL = "doubtful"  # the transformation under which phases.py puts what may be a gradient
-_CERTAIN = 3  # of what makes a partner likely: what follows only prefers one to another
+_CERTAIN = 4  # of what makes a partner likely: what follows only prefers one to another
 _MOST = 32  # candidates that are compared: many products read a weight that layers share
 
 
@@ -97,7 +97,7 @@ class Matching:
         self._readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
         self._repeated: dict[int, Occurrence] = {}
         self._alike: set[int] = set()  # of the backward pass, and read what others read, as they do
-        self._taken: set[tuple[int, int]] = set()  # products with the side of a residual
+        self._taken: dict[tuple[int, int], int] = {}  # by product and residual's side, a cotangent
         self._cotangents: dict[int, int] = {}
         self._scaled = provenance.scaled
         self._results = provenance.results
@@ -116,7 +116,8 @@ class Matching:
         if not self.level(o):
             self.again.add(o.out.token)
         if (original := self.made.get(o.out.token)) is not None:
-            self._taken -= {(id(original), 0), (id(original), 1)}  # it may be differentiated again
+            for side in (0, 1):  # it may be differentiated again
+                self._taken.pop((id(original), side), None)
             return
         if o.scope.phase != "backward" and not self.level(o):
             self.made[o.out.token] = o
@@ -153,8 +154,7 @@ class Matching:
         )
         match = Match(p, side, residual, why, level + 1)
         self.gradients[id(o)] = match
-        self._taken.add((id(p), side))
-        self._cotangents[id(p)] = o.operands[1 - residual].origin
+        self._cotangents[id(p)] = self._taken[id(p), side] = o.operands[1 - residual].origin
 
     def _is_beside(self, o: Occurrence, p: Occurrence) -> bool:
         """Whether forward mode added ``p``, and not to what ``o`` is the backward pass of."""
@@ -187,7 +187,7 @@ class Matching:
 
     def is_differentiated(self, o: Occurrence) -> bool:
         """Whether a gradient of it was found."""
-        return not self._taken.isdisjoint(((id(o), 0), (id(o), 1)))
+        return not self._taken.keys().isdisjoint(((id(o), 0), (id(o), 1)))
 
     def level(self, p: Occurrence) -> int:
         """0 for no gradient, 1 for that of a forward product, 2 for that of a gradient."""
@@ -285,16 +285,18 @@ class Matching:
         """Smallest for the likeliest of several partners."""
         cotangent = self._cotangents.get(id(p))
         other = o.operands[1 - residual]
-        is_taken = (id(p), side) in self._taken
+        taken = self._taken.get((id(p), side))
+        # Both gradients of a product read the same one.
+        is_other_side = cotangent == other.origin != taken
         return (
             not _is_transpose(o.derivatives, p.derivatives),
             not self.may_be_gradient(other),
             p.operands[side].origin != o.operands[residual].origin,
-            is_taken or cotangent != other.origin,  # both gradients of a product read the same
+            not is_other_side,
             self.level(p),
             _size(o.eqn.invars[1 - residual]) != _size(p.eqn.outvars[0]),
             depth(o) == depth(p),
-            is_taken,
+            taken is not None,
             self._is_seed(p.operands[1 - side]),
             PARAMETER not in p.operands[1 - side].labels,
             not self._sums_alike(o, residual, p, side),
@@ -345,6 +347,8 @@ class Matching:
     def repeats(self, o: Occurrence, p: Occurrence, side: int) -> bool:
         """Whether ``o`` is ``p`` with another value, or a batch of them, on the other side."""
         pairs = list(zip(self._sizes(o), self._sizes(p), strict=True))
+        if not o.operands[1 - side].sources:  # vmap repeats no constants
+            return pairs[side][0] == pairs[side][1] and self.reads_alike(o, side, p, side)
         if not all(size for _, size in pairs) or any(a % b for a, b in pairs):
             return False
         times = {a // b for i, (a, b) in enumerate(pairs) if i != side}
