@@ -153,7 +153,7 @@ class _Phases(Structure):
         """Identities of the gradients of forward products that lead nowhere."""
         first = [o for o in self.provenance.occurrences if matching.level(o) == 1]
         believed: set[int] = set()
-        pairs: set[tuple[object, int]] = set()  # layers, with the gradients of their results
+        pairs: set[tuple[int, int]] = set()  # products, with the gradients of their results
         self.leading = leading  # and what the gradients that are believed are made of
         before = -1
         while before != len(believed):
@@ -168,7 +168,7 @@ class _Phases(Structure):
                     is_believed = pair in pairs or id(o) in self.followed
                 else:
                     gradient = o.operands[1 - match.residual]
-                    pair = _layer(match.partner), gradient.origin
+                    pair = id(match.partner), gradient.origin
                     is_believed = (
                         o.out.token in self.leading
                         or pair in pairs
@@ -216,8 +216,3 @@ class _Phases(Structure):
 
 def _is_of_weight(match: Match) -> bool:
     return match.partner.operands[1 - match.side].sources == _PARAMETER
-
-
-def _layer(o: Occurrence) -> tuple[int, ...]:
-    """The identity of a layer: the weights that its product reads, however often it is computed."""
-    return tuple(v.origin for v in o.operands if v.sources == _PARAMETER) or (id(o),)

@@ -19,6 +19,7 @@ import numpy as np
 
 from srjit import _compat
 from srjit.numerics.shards import is_declared, shared_axes
+from srjit.planning.updates import Updates
 from srjit.planning.value_graph import ADDITIONS, VIEWS, ValueGraph
 from srjit.products.kinds import KINDS
 from srjit.program import left_alone
@@ -99,6 +100,7 @@ class Provenance:
         self._stacks: dict[int, Value] = {}
         self.casts: list[tuple[Scope, Any]] = []  # of gradients
         self.scaled: dict[int, int] = {}  # origins of scaled values: what was scaled
+        self._updates = Updates(self.graph)
         self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
         self._crossed: dict[tuple[str, int], tuple[Any, int]] = {}  # shard_maps, to cross back
         jaxpr, consts = _compat.open_jaxpr(closed)
@@ -175,6 +177,8 @@ class Provenance:
         if flow is not None and not _is_quantizer(eqn):
             return self._flow(eqn, flow, values, scope)
         outs = self._simple(eqn, values, scope)
+        if eqn.primitive.name in KINDS:
+            self._updates.read(values[:2])
         if not scope.record:
             return outs
         if outs and outs[0].varies:
@@ -218,6 +222,8 @@ class Provenance:
             known = varies and varies & (scope.manual | _compat.typed_axes(out.aval))
             outs.append(Value(labels, token, values[i].origin if view else origin, known))
             self.graph.add(token, name, tokens, eqn, scope.transforms)
+            if name in ADDITIONS:
+                self._updates.add(token, values)
             if (scaled := self.graph.scale(token, name, eqn, values)) is not None:
                 self.scaled[outs[-1].origin] = scaled.origin
         return outs
@@ -231,17 +237,11 @@ class Provenance:
         except TypeError:
             return next(self._fresh)
 
-    @staticmethod
-    def _labels(eqn: Equation, values: list[Value]) -> frozenset[str]:
+    def _labels(self, eqn: Equation, values: list[Value]) -> frozenset[str]:
         name = eqn.primitive.name
+        if name in ADDITIONS and self._updates.is_one(eqn, values):
+            return _PARAMETER
         flowing = values[1:] if name == "select_n" else values  # what is chosen, not who chooses
-        if name in ADDITIONS:
-            shape = eqn.outvars[0].aval.shape
-            for v, value in zip(eqn.invars, values, strict=True):
-                others = [o for o in values if o is not value]
-                updated = any(BACKWARD in o.labels for o in others)
-                if value.labels == _PARAMETER and v.aval.shape == shape and updated:
-                    return value.labels  # a parameter and what gradients became: a parameter
         labels = _NONE.union(*[v.labels for v in flowing])
         if name in _SLICES and BACKWARD not in values[0].labels:  # where a slice is makes none
             labels -= _BACKWARD

@@ -99,6 +99,16 @@ class ValueGraph:
             token = made.operands[0]
         return token
 
+    def is_spread(self, token: int) -> bool:
+        """Whether a value is a view that repeats elements."""
+        while (made := self.made.get(token)) is not None and made.name in VIEWS:
+            if made.eqn is not None:
+                (before, *_), [after] = made.eqn.invars, made.eqn.outvars
+                if before.aval.size < after.aval.size:
+                    return True
+            token = made.operands[0]
+        return False
+
     def is_constant(self, token: int, given: Container[int]) -> bool:
         """Whether nothing that is given to the program is in a value, so that it may be zero."""
         token = self.viewed(token)

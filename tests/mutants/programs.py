@@ -12,6 +12,11 @@ ANYWHERE = (
     "planning/test_parameters.py::"
     "test_coverage_does_not_depend_on_where_parameters_stand[bare arrays-jaxpr]"
 )
+ALIKE = "planning/test_roles_by_structure_alone.py::test_roles_are_those_that_names_tell"
+HIGHER = (
+    "planning/test_roles_of_higher_derivatives.py::"
+    "test_higher_derivatives_have_no_role_of_first_ones"
+)
 PARTIAL = "modules/test_partial_sums.py::"
 ONCE = (
     "passes/emit/test_lowering.py::"
@@ -195,6 +200,39 @@ MUTANTS = {
         killed_by=(
             "passes/test_roles_without_names.py::test_roles_are_the_same_without_locations"
             "[a Hessian by two backward passes]",
+        ),
+    ),
+    "a cotangent tells no product": Mutant(
+        module="srjit.planning.matching",
+        old="            not is_other_side,",
+        new="            False,",
+        killed_by=(HIGHER + "[forces between messages]",),
+    ),
+    "a direction of one hidden layer is data": Mutant(
+        module="srjit.planning.doubts",
+        old="if len(along) < len(alike):",
+        new="if False:",
+        killed_by=(HIGHER + "[a Laplacian]",),
+    ),
+    "an input is no cotangent": Mutant(
+        module="srjit.planning.doubts",
+        old="found += self.of_given([*found, *self.second])",
+        new="",
+        killed_by=(HIGHER + "[a deep tangent kernel's product]",),
+    ),
+    "a product of tangents is one": Mutant(
+        module="srjit.planning.tangents",
+        old="is_one = len(inside) == 1 or not (is_product or made.name in FACTORS)",
+        new="is_one = True",
+        killed_by=(ALIKE + "[a gate that is data]",),
+    ),
+    "a bias makes a weight of moved data": Mutant(
+        module="srjit.planning.updates",
+        old="and not self._graph.is_spread(value.token)",
+        new="",
+        killed_by=(
+            "planning/test_roles_by_structure_alone.py::"
+            "test_a_bias_or_a_place_added_to_moved_data_makes_no_weight_of_it",
         ),
     ),
     "only arguments that come first are parameters": Mutant(

@@ -152,6 +152,10 @@ ALIKE: dict[str, tuple[Any, ...]] = {
     "adversarial training": (_attacked, *STEP),
     "virtual adversarial training": (_virtually_attacked, DEEP, X, normal(5, 3, seed=3)),
     "a teacher's weights as data": (_taught, DEEP, DEEP, X),
+    "a gate that is data": (
+        jax.grad(lambda w, v, x: ((jnp.tanh(x @ w) * (x @ v)) ** 2).sum()),
+        *(normal(3, 2), normal(3, 2, seed=1), X),
+    ),
     "gradients of two tasks": (_two_tasks, *STEP),
     "a GAN": (_adversarial, CRITIC, MAKER, X, normal(5, 4)),
     **{
@@ -199,6 +203,40 @@ def test_what_structure_leaves_open_is_unknown(name: str):
     unknown = [c for c in nameless if c.role == "unknown"]
     assert 0 < flops(unknown) <= most * flops(nameless)
     assert all("second derivative" in c.why or "may be a gradient" in c.why for c in unknown)
+
+
+MOVED = {"bias": normal(7), "place": normal(3, 5), "first": normal(7, 3), "last": normal(2, 7)}
+
+
+def _placed(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    h = p["first"] @ (x + p["place"])
+    h = jnp.tanh(h + jnp.broadcast_to(p["bias"][:, None], h.shape))
+    return ((p["last"] @ h - y) ** 2).mean()
+
+
+def _attacked_in_columns(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    return jax.grad(_placed)(p, x + 0.1 * jnp.sign(jax.grad(_placed, 1)(p, x, y)), y)
+
+
+def test_a_bias_or_a_place_added_to_moved_data_makes_no_weight_of_it():
+    forward, backward = ("fprop", "weight", "activation"), ("dgrad", "gradient", "weight")
+    weight = "wgrad", "gradient", "activation"
+    expected = [*[forward] * 2, *[backward] * 2, *[forward] * 2, weight, backward, weight]
+    for found in both(_attacked_in_columns, MOVED, normal(3, 5, seed=1), normal(2, 5)):
+        told_of = [told(c) for c in found]
+        assert sorted(told_of) == sorted([*expected, backward])  # and of the place
+        assert told_of[:6] == expected[:6]
+
+
+def _adapted(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return loss(sgd(p, jax.grad(loss)(p, x, y)), 2 * x, y)
+
+
+def test_each_task_adapts_weights_of_its_own_which_are_weights():
+    tasks = jax.grad(lambda p, *batch: jax.vmap(_adapted, (None, 0, 0))(p, *batch).mean())
+    pairs = zip(both(tasks, PARAMS, *BATCHES), both(jax.grad(_adapted), PARAMS, X, Y), strict=True)
+    for many, one in pairs:
+        assert [told(c) for c in many] == [told(c) for c in one]
 
 
 def test_a_captured_vector_is_no_gradient_and_no_activation():

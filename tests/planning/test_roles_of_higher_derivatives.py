@@ -79,6 +79,51 @@ def _flattened(p: Any, x: jax.Array) -> jax.Array:
     return (mlp(p, 2 * x) ** 2).sum() + (jax.vmap(jax.jacrev(model))(x) ** 2).sum()
 
 
+def _laplacian(p: Any, x: jax.Array) -> jax.Array:
+    """A network whose Laplacian is to be a function: forward mode around a gradient, of inputs."""
+    field = lambda x: mlp(p, x[None])[0, 0]  # noqa: E731
+    traces = jax.vmap(lambda x: jnp.trace(jax.hessian(field)(x)))(x)
+    return ((traces - jnp.sin(x[:, 0])) ** 2).mean()
+
+
+def _score(p: Any, x: jax.Array, v: jax.Array) -> jax.Array:
+    """Sliced score matching of an energy."""
+    gradient = lambda x: jax.grad(lambda x: mlp(p, x).sum())(x)  # noqa: E731
+    out, along = jax.jvp(gradient, (x,), (v,))
+    return ((v * along).sum(-1) + 0.5 * (out**2).sum(-1)).mean()
+
+
+def _one_layer(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    return ((jnp.tanh(x @ w) - y) ** 2).mean()
+
+
+def _messages(p: Any, x: jax.Array) -> jax.Array:
+    """Messages of a graph network that are products without a sum, as e3nn's."""
+    h, apart = jnp.tanh(x @ p["own"]), x[:, None] - x[None]
+    radial = jax.nn.silu((apart**2) @ p["radial"])
+    messages = jnp.einsum("ijc,ijm,jc->icm", radial, apart, h)
+    return jnp.tanh((messages**2).sum(-1) @ p["mix"]).sum()
+
+
+def _message_forces(p: Any, x: jax.Array, target: jax.Array) -> jax.Array:
+    energy, gradient = jax.value_and_grad(_messages, 1)(p, x)
+    return energy**2 + ((gradient + target) ** 2).mean()
+
+
+def _kernel_along(p: Any, v: jax.Array, x: jax.Array) -> jax.Array:
+    """Along the gradient of outputs that are given: the last layer's own product is dead code."""
+    model = lambda p: mlp(p, x)  # noqa: E731
+    return jax.jvp(model, (p,), jax.vjp(model, p)[1](v))[1]
+
+
+def _distilled(made: jax.Array, p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Data whose gradients are to be those of others: the data are what is trained."""
+    pairs = zip(*(jax.tree.leaves(jax.grad(loss)(p, at, y)) for at in (made, x)), strict=True)
+    return sum(((a - b) ** 2).sum() for a, b in pairs)
+
+
+MESSAGES = {"own": normal(3, 4), "radial": normal(3, 4, seed=1), "mix": normal(4, 4)}
+FIELD, DEEP_FIELD = mlp_params(3, 7, 1), mlp_params(3, 7, 6, 1)
 UNKNOWN = "unknown"
 PROGRAMS: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
     "a trace that is estimated": (_trace_estimated, (WIDE, X, NOISE), {"fprop": 2, "dgrad": 2}),
@@ -107,6 +152,36 @@ PROGRAMS: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
     ),
     "a tangent kernel's product": (
         _kernel_product, (PARAMS, Y, X), {"fprop": 5, "dgrad": 1, "wgrad": 2},
+    ),
+    # Of each layer the direction's product, and all of the gradient that is made of it.
+    "a Laplacian": (
+        jax.grad(_laplacian), (FIELD, X), {"fprop": 1, "dgrad": 1, "wgrad": 1, UNKNOWN: 6},
+    ),
+    "a Laplacian of two hidden layers": (
+        jax.grad(_laplacian), (DEEP_FIELD, X), {"fprop": 2, "dgrad": 3, "wgrad": 2, UNKNOWN: 14},
+    ),
+    "a score of two hidden layers": (
+        jax.grad(_score), (DEEP_FIELD, X, 2 * X), {"fprop": 2, "dgrad": 4, "wgrad": 2, UNKNOWN: 15},
+    ),
+    "one layer's Hessian, times a vector": (
+        lambda *args: _product(_one_layer)(*args)[1],
+        (normal(3, 2), normal(3, 2, seed=1), X, Y),
+        {"fprop": 1, UNKNOWN: 2},
+    ),
+    # The force is seven gradients; of each two more are taken, but for one of an input.
+    "forces between messages": (
+        jax.grad(_message_forces),
+        (MESSAGES, X, X),
+        {"fprop": 5, "dgrad": 11, "wgrad": 3, UNKNOWN: 13},
+    ),
+    # The network is data, so that its gradients are of activations.
+    "distilled data": (
+        jax.grad(_distilled),
+        (X, DEEP, 2 * X, Y),
+        {"fprop": 6, "dgrad": 12, "wgrad": 1, UNKNOWN: 8},
+    ),
+    "a deep tangent kernel's product": (
+        _kernel_along, (DEEP, Y, X), {"fprop": 9, "dgrad": 2, "wgrad": 3},
     ),
     "influence functions": (
         _influence, (PARAMS, X, Y), {"fprop": 6, "dgrad": 3, "wgrad": 2, UNKNOWN: 16},
