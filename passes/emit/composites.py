@@ -100,8 +100,7 @@ class Quantizer:
         """The JAX function that a target runs."""
 
         def fun(x: Any, *rest: Any) -> tuple[Any, ...]:
-            import jax.numpy as jnp
-
+            from srjit.jaxprs.evaluator import largest
             from srjit.targets.operand import quantize_operand
             from srjit.targets.target import Demand
 
@@ -109,12 +108,15 @@ class Quantizer:
             history = extras.pop() if self.remembers else None
             signs = extras.pop() if self.flips else None
             words = extras.pop() if self.draws else None
+            groups = None
             if self.masked is not None:
-                x = self.masked.product.mask(self.masked.side, x, *extras)
+                product, side = self.masked.product, self.masked.side
+                groups = product.groups_of(side, x.shape, *extras)
+                x = product.mask(side, x, *extras)
             key, signs = (None if w is None else (w[0], w[1]) for w in (words, signs))
-            before = None if history is None else jnp.max(history)
+            before = None if history is None else largest(history)
             demand = Demand(self.spec, self.rng, in_memory=self.in_memory)
-            return self.results(quantize_operand(x, demand, key, target, before, signs))
+            return self.results(quantize_operand(x, demand, key, target, before, signs, groups))
 
         return fun
 

@@ -52,6 +52,7 @@ class Slot:
       names: of its history, along every chain.
       dims: lengths of the loops over layers inside the group around it.
       layers: for every loop around it, outside of the group too, its length if it is over layers.
+      experts: how many groups of rows have an amax of their own, if there are any.
     """
 
     item: Item
@@ -59,6 +60,7 @@ class Slot:
     names: tuple[str, ...]
     dims: tuple[int, ...]
     layers: tuple[int | None, ...]
+    experts: tuple[int, ...]
 
 
 Need: TypeAlias = KeyNeed | NumberNeed | Slot
@@ -157,7 +159,7 @@ def _passed_on(group: Group, item: Item, inner: Sequence[Need]) -> Iterator[Need
             case Slot():
                 names = along(group, item, need.names)
                 dims = _dims(need.layers, group, item) + need.dims
-                yield Slot(item, need, names, dims, need.layers)
+                yield Slot(item, need, names, dims, need.layers, need.experts)
 
 
 def _needs_of_sites(group: Group, item: Item, sites: Sequence[PlannedSite]) -> Iterator[Need]:
@@ -168,8 +170,8 @@ def _needs_of_sites(group: Group, item: Item, sites: Sequence[PlannedSite]) -> I
     for side in (0, 1):
         names = tuple(site.operands[side].history or "" for site in sites)
         if any(names):
-            layers = sites[0].layers
-            yield Slot(item, side, names, _dims(layers, group, item), layers)
+            layers, experts = sites[0].layers, sites[0].operands[side].experts
+            yield Slot(item, side, names, _dims(layers, group, item), layers, experts)
 
 
 def _dims(layers: tuple[int | None, ...], group: Group, item: Item) -> tuple[int, ...]:
@@ -209,4 +211,4 @@ def _type_of(need: Need) -> ir.Type:
         case NumberNeed():
             return type_of((), "uint32")
         case Slot():
-            return type_of((*need.dims, HISTORY), "float32")
+            return type_of((*need.dims, *need.experts, HISTORY), "float32")

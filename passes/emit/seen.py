@@ -115,7 +115,7 @@ class Seen:
         def fun() -> Any:
             import jax.numpy as jnp
 
-            from srjit.jaxprs.evaluator import UNSEEN
+            from srjit.numerics.scaling import UNSEEN
 
             return jnp.full(shape, UNSEEN, jnp.float32)
 
@@ -124,7 +124,7 @@ class Seen:
 
 def _shape(slot: Slot, outside: int, depth: int) -> tuple[int, ...]:
     around = slot.layers[outside : outside + depth]
-    return slot.dims[sum(n is not None for n in around) :]
+    return (*slot.dims[sum(n is not None for n in around) :], *slot.experts)
 
 
 def remembered(history: Any, seen: Any) -> Any:

@@ -23,8 +23,10 @@ from srjit.jaxprs.figures import measured
 from srjit.jaxprs.observation import NOTHING, Shown, rounding_of, rounding_of_write
 from srjit.jaxprs.site import bind_site
 from srjit.jaxprs.write_back import exactly, round_write_back
+from srjit.numerics.groups import Groups
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix
+from srjit.numerics.scaling import UNSEEN
 from srjit.numerics.shards import of_shards
 from srjit.numerics.symbolic import word
 from srjit.planning.noise import Draw
@@ -43,7 +45,6 @@ Kept = Shared | Amax
 Codes = dict[Kept, Any]  # ScaledValues, and scalars
 State = dict[str, jax.Array]  # of delayed scales, by name
 _WRITE_BACKS = 2**31  # their numbers begin where no site's and no trip's gets to
-UNSEEN = -1.0  # in place of the amax of a tensor that a step did not quantize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Evaluator:
         round_it = functools.partial(round_write_back, write.dtype, self.plan.settings.rng)
         if self.shown.observer is not None:
             seen = rounding_of_write(write, round_it)
-            self.shown.observer(seen, self._where((), varies), wide, key, None)
+            self.shown.observer(seen, self._where((), varies), wide, key, ())
         return round_it(key, wide)
 
     # --------------------------------------------------------------------------------- sites
@@ -151,7 +152,11 @@ class Evaluator:
         assert params is not None
         x, w, *extras = values
         lhs, rhs = (
-            self._quantized(operand, params.product.mask(operand.side, value, *extras))
+            self._quantized(
+                operand,
+                params.product.mask(operand.side, value, *extras),
+                params.product.groups_of(operand.side, value.shape, *extras),
+            )
             for operand, value in zip(site.operands, (x, w), strict=True)
         )
         if params.needs_key and self.root is None:  # a call that nothing can differentiate
@@ -160,7 +165,9 @@ class Evaluator:
             key = of_shards(mix(self._key(()), site.number), site.varies)
         return bind_site(params, x, w, extras, lhs, rhs, key)
 
-    def _quantized(self, operand: Operand, x: jax.Array) -> ScaledValues | None:
+    def _quantized(
+        self, operand: Operand, x: jax.Array, groups: Groups | None
+    ) -> ScaledValues | None:
         """An operand's codes; with them, others that one read of it gives."""
         shared = operand.shared
         if shared is None:
@@ -174,9 +181,9 @@ class Evaluator:
             made = quantize_together(x, demands, list(keys.values()), self.plan.settings.target)
             if made is None:  # one by one is as good, and others when they are wanted
                 keys = {shared: keys[shared]}
-                made = [self._quantized_alone(shared, missing[shared], x, keys[shared])]
+                made = [self._quantized_alone(shared, missing[shared], x, keys[shared], groups)]
             for s, key in keys.items():
-                self._show(s, missing[s], x, key)
+                self._show(s, missing[s], x, key, groups)
             self.codes.update(zip(keys, made, strict=True))
         return self.codes[shared]
 
@@ -192,7 +199,12 @@ class Evaluator:
         return of_shards(self.drawn(operand.draw), operand.varies)
 
     def _quantized_alone(
-        self, shared: Shared, operand: Operand, x: jax.Array, key: Key | None
+        self,
+        shared: Shared,
+        operand: Operand,
+        x: jax.Array,
+        key: Key | None,
+        groups: Groups | None,
     ) -> ScaledValues:
         sharing, kept = self.plan.sharing, Amax(shared)
         before, signs = self._before(operand), self._signs(operand)
@@ -204,7 +216,7 @@ class Evaluator:
             turned=shared in sharing.turned,
             shows=sharing.keeps(shared) and before is None,
         )
-        q = quantize_operand(x, demand, key, self.plan.settings.target, before, signs)
+        q = quantize_operand(x, demand, key, self.plan.settings.target, before, signs, groups)
         if q.seen is not None and operand.history is not None:
             self.observe({operand.history: q.seen})
         elif q.seen is not None:
@@ -223,21 +235,25 @@ class Evaluator:
 
     def _before(self, operand: Operand) -> jax.Array | None:
         """The largest amax of earlier steps, for a delayed scale."""
-        return None if operand.history is None else jnp.max(self.histories[operand.history])
+        return None if operand.history is None else largest(self.histories[operand.history])
 
-    def _show(self, shared: Shared, operand: Operand, x: Any, key: Key | None) -> None:
+    def _show(
+        self, shared: Shared, operand: Operand, x: Any, key: Key | None, groups: Groups | None
+    ) -> None:
         """Hands out the figures of a quantization; shows the observer noise of single elements."""
         name = self.shown.measured.get(operand)
         if name is not None:
             flips = self._signs(operand) is not None
-            self.observe({name: measured(x, shared.spec, key, self._before(operand), flips)})
+            given = shared.spec, key, self._before(operand), flips
+            self.observe({name: measured(x, *given, groups)})
         if self.shown.observer is None or key is None or operand.signs is not None:
             return
         target = self.plan.settings.target
         demand = self._demand(shared.spec, in_memory=operand.in_memory)
         seen = rounding_of(operand, demand, target)
         where = self._where(operand.draw.flips, operand.varies)
-        self.shown.observer(seen, where, x, key, self._before(operand))
+        given = self._before(operand), groups
+        self.shown.observer(seen, where, x, key, given)
 
     def _where(self, flips: tuple[bool, ...], varies: Iterable[str]) -> list[Any]:
         """The execution: trips of the loops around this scope, then shards."""
@@ -331,6 +347,11 @@ def _unrounded(eqn: Equation, values: Sequence[Any], exact: dict[Any, Any]) -> l
         value if is_literal(v) else exact.get(v, value)
         for v, value in zip(eqn.invars, values, strict=True)
     ]
+
+
+def largest(history: jax.Array) -> jax.Array:
+    """The largest amax that a history, or that of each group, has of earlier steps."""
+    return jnp.max(history, axis=-1)
 
 
 def unseen(history: jax.Array) -> jax.Array:

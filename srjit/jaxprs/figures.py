@@ -17,8 +17,9 @@ from jax import lax
 
 from srjit.numerics import hadamard
 from srjit.numerics.blocks import pad_to_multiple
-from srjit.numerics.encode import encode
+from srjit.numerics.encode import encode, viewed
 from srjit.numerics.formats import get_format
+from srjit.numerics.groups import Groups
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix
 from srjit.numerics.rounding import working_dtype
@@ -37,6 +38,7 @@ class Sample:
       key: its noise's key; None if it draws none.
       before: the largest amax of earlier steps, for a delayed scale.
       flips: whether its signs are flipped at random first: then what rounding does is not known.
+      groups: of the rows of a ``ragged`` operand.
 
     Attributes:
       amax: the largest magnitude of the operand.
@@ -55,6 +57,7 @@ class Sample:
         key: Key | None,
         before: jax.Array | None,
         flips: bool,
+        groups: Groups | None,
     ) -> None:
         x = lax.stop_gradient(x)
         dtype = working_dtype(x.dtype)
@@ -67,9 +70,17 @@ class Sample:
         known = before
         if spec.scaling == "dynamic" and spec.shared == "tensor" and not spec.hadamard:
             known = self.amax  # of the tensor, not of the sample
+            if spec.group_dim is not None:  # or of each group
+                known = viewed(x.astype(dtype), spec, groups).amax(x.astype(dtype)).reshape(-1)
+        if groups is not None:
+            alike = (slice(0, 1 if n == 1 else None) for n in groups.ids.shape)
+            ids = _sample(jnp.broadcast_to(groups.ids, x.shape), spec)[tuple(alike)]
+            groups = dataclasses.replace(groups, ids=ids)
         again = None if key is None else mix(key, _WATCHING)
         self.values = _rotated(self.part, spec) if spec.hadamard else self.part
-        rounded = encode(self.values, spec.unrotated, again, before=known, subnormal=False)
+        rounded = encode(
+            self.values, spec.unrotated, again, before=known, subnormal=False, groups=groups
+        )
         steps = dataclasses.replace(rounded, codes=jnp.ones_like(rounded.codes))
         self.scale = steps.dequantize(dtype)
         self.off = rounded.dequantize(dtype) - self.values
@@ -162,10 +173,15 @@ FIGURES = [
 
 
 def measured(
-    x: jax.Array, spec: Quantization, key: Key | None, before: jax.Array | None, flips: bool
+    x: jax.Array,
+    spec: Quantization,
+    key: Key | None,
+    before: jax.Array | None,
+    flips: bool,
+    groups: Groups | None = None,
 ) -> jax.Array:
     """float32 (figures,): ``FIGURES`` of a quantization; arguments as of ``Sample``."""
-    sample = Sample(x, spec, key, before, flips)
+    sample = Sample(x, spec, key, before, flips, groups)
     found = [0 if f.of_rounding and sample.values is None else f.of(sample) for f in FIGURES]
     return jnp.stack([jnp.asarray(value, jnp.float32) for value in found])
 

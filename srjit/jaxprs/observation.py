@@ -30,8 +30,8 @@ class Rounding:
       identity: equal for the same rounding, run again, as in a recomputation.
       label: what it is called.
       bits: how many bits of noise an element gets where it runs.
-      unrounded: (x, before) -> what of x is rounded, and the scale of each element.
-      rounded: (key words, x, before) -> one draw: codes times their scales.
+      unrounded: (x, *given) -> what of x is rounded, and the scale of each element.
+      rounded: (key words, x, *given) -> one draw: codes times their scales.
     """
 
     identity: Hashable
@@ -51,19 +51,22 @@ def rounding_of(operand: Operand, demand: Demand, target: Target) -> Rounding:
     """
     spec, draw = demand.spec, operand.draw
 
-    def unrounded(x: jax.Array, before: Any) -> tuple[jax.Array, jax.Array]:
+    def unrounded(x: jax.Array, before: Any, groups: Any) -> tuple[jax.Array, jax.Array]:
         # x, or its Hadamard transform.
         exact = dataclasses.replace(demand, spec=dataclasses.replace(spec, rounding="none"))
-        values = quantize_operand(x, exact, None, target, before).values
+        values = quantize_operand(x, exact, None, target, before, groups=groups).values
         nearest = dataclasses.replace(spec, rounding="nearest")
-        q = encode(x, nearest, None, before=before, subnormal=False)
+        q = encode(x, nearest, None, before=before, subnormal=False, groups=groups)
         ones = dataclasses.replace(q, codes=jnp.ones_like(q.codes))
         return values, ones.dequantize(working_dtype(x.dtype))
 
-    def rounded(words: jax.Array, x: jax.Array, before: Any) -> jax.Array:
-        q = quantize_operand(x, demand, (words[0], words[1]), target, before)
+    def rounded(words: jax.Array, x: jax.Array, before: Any, groups: Any) -> jax.Array:
+        q = quantize_operand(x, demand, (words[0], words[1]), target, before, groups=groups)
         values = q.merged.astype(working_dtype(x.dtype))
-        return values if q.scale is None else values * aligned(q.scale, values.ndim)
+        if q.scale is None:
+            return values
+        scale = aligned(q.scale, values.ndim)
+        return values * (scale if spec.ragged is None else groups.take(scale))
 
     return Rounding(
         identity=(draw.number, draw.slot, spec),
@@ -80,15 +83,15 @@ def rounding_of_write(write: Write, run: Callable[[Key, jax.Array], jax.Array]) 
         identity=write,
         label=Label.of_write(write),
         bits=NOISE_BITS,
-        unrounded=lambda x, before: (x, jnp.ones((), x.dtype)),
-        rounded=lambda words, x, before: run((words[0], words[1]), x).astype(x.dtype),
+        unrounded=lambda x: (x, jnp.ones((), x.dtype)),
+        rounded=lambda words, x: run((words[0], words[1]), x).astype(x.dtype),
     )
 
 
 # Called while a program is traced, at each thing that it rounds stochastically: with what tells its
-# executions apart (trips of the loops around it, shards), the operand, the key, and the largest
-# amax of earlier steps for a delayed scale.
-Observer = Callable[[Rounding, Sequence[Any], jax.Array, Key, "jax.Array | None"], None]
+# executions apart (trips of the loops around it, shards), the operand, the key, and what else it is
+# given: of an operand, the largest amax of earlier steps for a delayed scale, and groups of rows.
+Observer = Callable[[Rounding, Sequence[Any], jax.Array, Key, tuple[Any, ...]], None]
 
 
 @dataclasses.dataclass(frozen=True)

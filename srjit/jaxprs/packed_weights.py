@@ -197,7 +197,8 @@ def _candidates(plan: ProgramPlan) -> frozenset[Shared]:
             masks = plan.sites[o.path].product.masks(operand.side)
             values = [o.operands[operand.side], *(o.extras if masks else ())]
             labels = frozenset[str]().union(*(v.labels for v in values))
-            if shared.spec.is_hoistable and PARAMETER in labels and labels <= _SOURCES:
+            is_own = PARAMETER in labels and labels <= _SOURCES
+            if is_own and shared.spec.is_hoistable and shared.spec.ragged is None:
                 found.add(shared)
     return frozenset(found)
 

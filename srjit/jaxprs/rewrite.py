@@ -16,11 +16,12 @@ import numpy as np
 from jax import lax
 
 from srjit import _compat
-from srjit.jaxprs.evaluator import UNSEEN, Evaluator, Kept, State, Trip, alone, bind, unseen
+from srjit.jaxprs.evaluator import Evaluator, Kept, State, Trip, alone, bind, unseen
 from srjit.jaxprs.figures import FIGURES
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p
 from srjit.numerics.random_bits import Key
+from srjit.numerics.scaling import UNSEEN
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Amax
 from srjit.program.control_flow import ControlFlow, Region

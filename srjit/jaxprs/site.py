@@ -22,6 +22,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
 from srjit import _compat
+from srjit.numerics.groups import Groups
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix
 from srjit.numerics.shards import of_typed_shards
@@ -184,7 +185,7 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
     """The gradients of a site's operands: products of the quantized cotangent and saved codes."""
     x, w, extras, lhs, rhs, key = _unflatten(site, operands)
     floats, saved, kinds = (x, w), (lhs, rhs), (site.lhs, site.rhs)
-    masked = site.product.mask(2, ct, *extras)
+    masked, groups = site.product.mask(2, ct, *extras), site.product.groups_of(2, ct.shape, *extras)
     planned = {side: _gradient(site, side, ct, floats) for side in sides}
     # The cotangent stands where the differentiated operand stood.
     specs = {side: (grad.lhs, grad.rhs)[side] for side, grad in planned.items()}
@@ -201,13 +202,14 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
         if ct_spec and (ct_spec, owner) not in drawn:
             slot = planned_site.CT_DGRAD if side == 0 else planned_site.CT_WGRAD
             drawn[ct_spec, owner] = _quantize_backward(
-                site, masked, ct_spec, key, slot, signs, ct_spec in turned
+                site, masked, groups, ct_spec, key, slot, signs, ct_spec in turned
             )
         residual = saved[other] if residual_spec else None
         if residual_spec and (residual_spec != kinds[other] or signs is not None):
             kept = site.product.mask(other, floats[other], *extras)
+            own = site.product.groups_of(other, floats[other].shape, *extras)
             slot, turn = planned_site.RESIDUAL + side, grad.turned[other]
-            residual = _quantize_backward(site, kept, residual_spec, key, slot, signs, turn)
+            residual = _quantize_backward(site, kept, own, residual_spec, key, slot, signs, turn)
         order = slice(None) if side == 0 else slice(None, None, -1)
         pair = [ct, floats[other]][order]
         codes = [drawn[ct_spec, owner] if ct_spec else None, residual][order]
@@ -260,6 +262,7 @@ def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
 def _quantize_backward(
     site: SiteParams,
     x: jax.Array,
+    groups: Groups | None,
     spec: Quantization,
     key: Key | None,
     slot: int,
@@ -273,10 +276,12 @@ def _quantize_backward(
     words = noise or signs
     turned = turned and (words is None or not words[0].ndim)
     demand = Demand(spec, site.rng, turned=turned)
-    call = lambda x, key, signs: quantize_operand(x, demand, key, site.target, signs=signs)  # noqa: E731
+    call = lambda x, key, signs, groups: quantize_operand(  # noqa: E731
+        x, demand, key, site.target, signs=signs, groups=groups
+    )
     for _ in range(words[0].ndim if words else 0):
         call = jax.vmap(call)
-    return call(x, noise, signs)
+    return call(x, noise, signs, groups)
 
 
 ad.primitive_jvps[site_p] = _site_jvp

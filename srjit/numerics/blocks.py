@@ -87,6 +87,21 @@ class BlockView:
         """One scale a block, with dimensions of size 1 for the elements of the blocks."""
         return jnp.expand_dims(scale, self.shared) if self.dims and self.shared else scale
 
+    def overall(self, per_block: jax.Array) -> jax.Array:
+        """The largest of all blocks' numbers; one for every entry ``apart``, at their rank."""
+        if not self.apart:
+            return scaling.amax(per_block)
+        axes = tuple(d for d in range(per_block.ndim) if d not in self.apart)
+        return scaling.amax(per_block, axes, keepdims=True)
+
+    def beside(self, overall: jax.Array) -> jax.Array:
+        """The result of ``overall``, as it broadcasts against numbers of blocks."""
+        return overall
+
+    def by_rows(self, scale: jax.Array) -> jax.Array:
+        """Scales with one for each row in place of one for each group, or block, of rows."""
+        return scale
+
     def over_groups(self, per_block: jax.Array, count: int) -> jax.Array:
         """Numbers of blocks along one dimension, summed over each ``count`` of them."""
         (d,) = self.dims
@@ -108,6 +123,8 @@ def spread_blocks(
       dims: some of its blocked dimensions.
     """
     for d in dims:
+        if scale.shape[d] == shape[d]:
+            continue
         repeated = jnp.repeat(scale, block, axis=d, total_repeat_length=None)
         scale = lax.slice_in_dim(repeated, 0, shape[d], axis=d)
     return scale

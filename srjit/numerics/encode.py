@@ -14,6 +14,7 @@ from srjit.numerics import hadamard, random_bits
 from srjit.numerics.arrays import QuantizedArray
 from srjit.numerics.blocks import BlockView
 from srjit.numerics.formats import get_format, get_storage
+from srjit.numerics.groups import GroupedView, Groups
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import round_to_grid, working_dtype
@@ -101,6 +102,7 @@ def encode(
     before: jax.Array | None = None,
     rng: Rng = "hash",
     subnormal: bool = True,
+    groups: Groups | None = None,
 ) -> QuantizedArray:
     """``quantize`` with codes left in the working float dtype, and key words in place of a key.
 
@@ -109,15 +111,24 @@ def encode(
       spec: the quantization.
       key: two uint32 scalars; None for nearest.
       before: float32 scalar for delayed scales, the largest amax of earlier steps; 0 if there was
-        none. Of a dynamic scale that is a tensor's, its amax, if that is known already.
+        none. Of a dynamic scale that is a tensor's, its amax, if that is known already. One number
+        for each group, where they have scales of their own.
       rng: ``hash`` or ``threefry``.
       subnormal: whether scales of subnormal numbers count: see ``scaling.nvfp4_scales`` and
         ``scaling.e8m0_scales``.
+      groups: of the rows of a ``ragged`` operand. Every row then has a scale, and groups as blocks
+        of rows have none.
     """
-    codes, scales, view = encoded(x, spec, key, before=before, rng=rng, subnormal=subnormal)
+    codes, scales, view = encoded(
+        x, spec, key, before=before, rng=rng, subnormal=subnormal, groups=groups
+    )
     dtype = get_format(spec.format).scales.dtype
-    scale = scales.scale if dtype is None else scales.scale.astype(dtype)
-    return QuantizedArray(view.merge(codes), scale, scales.tensor_scale, spec)
+    scale = view.by_rows(scales.scale)
+    scale = scale if dtype is None else scale.astype(dtype)
+    tensor_scale = scales.tensor_scale
+    if tensor_scale is not None and groups is not None:
+        tensor_scale = groups.take(tensor_scale)
+    return QuantizedArray(view.merge(codes), scale, tensor_scale, spec)
 
 
 def encoded(
@@ -128,12 +139,18 @@ def encoded(
     before: jax.Array | None = None,
     rng: Rng = "hash",
     subnormal: bool = True,
+    groups: Groups | None = None,
 ) -> tuple[jax.Array, Scales, BlockView]:
-    """``encode`` as codes in the view that has blocks as dimensions, their scales, and the view."""
+    """``encode`` as codes in the view that has blocks as dimensions, their scales, and the view.
+
+    Scales of groups have the groups along the dimension of the rows.
+    """
     fmt = get_format(spec.format)
     x = prepared(x, spec)
-    view = spec.view(x.shape)
+    view = viewed(x, spec, groups)
     known = before if spec.amax is None else float(spec.amax)
+    if isinstance(known, jax.Array) and known.ndim and spec.group_dim is not None:
+        known = known.reshape([known.size if d == spec.group_dim else 1 for d in range(-x.ndim, 0)])
     draw = functools.partial(random_bits.random_bits, key, rng=rng) if key else None
     how = Request(
         view,
@@ -146,6 +163,20 @@ def encoded(
         spec.scaling == "dynamic",
     )
     return *fmt.scales.encode(x, how), view
+
+
+def viewed(x: jax.Array, spec: Quantization, groups: Groups | None) -> BlockView:
+    """x seen as what shares a scale.
+
+    Raises:
+      ValueError: its rows stand in groups, and nobody says in which.
+    """
+    view = spec.view(x.shape)
+    if spec.ragged is None:
+        return view
+    if groups is None:
+        raise ValueError(f"ragged={spec.ragged} is of operands inside programs, which have groups")
+    return GroupedView.over(view, groups)
 
 
 def prepared(x: jax.Array, spec: Quantization) -> jax.Array:

@@ -50,6 +50,11 @@ class Quantization:
         before the transform; ``quantize`` on its own flips no signs.
       apart: dimensions, counted from the end, whose entries have no scale in common, such as the
         examples of per-example gradients. A site sets it; a recipe leaves it alone.
+      grouped: the dimension, counted from the end, of which every entry is of a group of rows, such
+        as an expert's weight, and has scales of its own, with a history if they are delayed. A site
+        sets it.
+      ragged: the dimension, counted from the end, whose rows stand in groups that have scales of
+        their own; the groups come with the operand. A site sets it.
       hadamard: transform 16 elements at a time (128 for ``eden``) along the contraction first. Both
         operands of a product have to.
     """
@@ -64,6 +69,8 @@ class Quantization:
     scale_rounding: ScaleRounding = "standard"
     hadamard: bool = False
     apart: tuple[int, ...] = ()
+    grouped: int | None = None
+    ragged: int | None = None
 
     def __post_init__(self) -> None:
         fmt = get_format(self.format)
@@ -147,8 +154,13 @@ class Quantization:
     def keeps_amax(self) -> bool:
         """Whether nothing but a tensor's amax, a scalar, makes its scale."""
         takes_amax = get_format(self.format).scales.takes_amax and self.rounding != "none"
-        is_whole = self.shared == "tensor" and not self.apart
+        is_whole = self.shared == "tensor" and not self.apart and self.group_dim is None
         return takes_amax and is_whole and self.scaling == "dynamic"
+
+    @property
+    def group_dim(self) -> int | None:
+        """The dimension with groups that share no scale; None if there is none."""
+        return self.grouped if self.ragged is None else self.ragged
 
     @property
     def is_blocked(self) -> bool:
@@ -167,8 +179,9 @@ class Quantization:
         return tuple(a % ndim for a in axes) if ndim else ()
 
     def view(self, shape: tuple[int, ...]) -> BlockView:
-        """A tensor of that shape seen as what shares a scale."""
-        apart = tuple(sorted(d % len(shape) for d in self.apart))
+        """A tensor of that shape seen as what shares a scale, whatever groups its rows are in."""
+        dims = self.apart if self.grouped is None else (*self.apart, self.grouped)
+        apart = tuple(sorted(d % len(shape) for d in dims))
         return BlockView.of(shape, self.shared, self.block_size, self.axes(len(shape)), apart)
 
     def blocked_dims(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -188,8 +189,7 @@ class _NvFp4(ScaleLayout):
         """See the base class; only of ``standard`` and ``up``."""
         largest = how.element.max
         top = round(largest * ELEMENTS["float8_e4m3fn"].max)
-        block, tensor = _two_levels(blocks, how.view)
-        return scaling.nvfp4_scales(block, tensor, how.rounding, how.subnormal, top, largest)
+        return _nvfp4_scales(_two_levels(blocks, how.view), how, how.rounding, top, largest)
 
     def encode(self, x: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
         """See the base class."""
@@ -201,12 +201,26 @@ class _NvFp4(ScaleLayout):
 
 
 def _two_levels(blocks: jax.Array, view: BlockView) -> tuple[jax.Array, jax.Array]:
-    """amax of every block, and of the tensor, in float32."""
+    """amax of every block, and of the tensor, or of each of its groups, in float32."""
     block = view.amax(blocks.astype(jnp.float32))
-    if not view.apart:
-        return block, scaling.amax(block)
-    axes = tuple(d for d in range(block.ndim) if d not in view.apart)
-    return block, scaling.amax(block, axes, keepdims=True)
+    return block, view.overall(block)
+
+
+def _nvfp4_scales(
+    levels: tuple[jax.Array, jax.Array],
+    how: Request,
+    rounding: ScaleRounding,
+    top: int,
+    largest: float,
+) -> Scales:
+    """``scaling.nvfp4_scales``, with one tensor scale for each of what the view takes overall."""
+    block, tensor = levels
+    beside = how.view.beside(tensor)
+    scales = scaling.nvfp4_scales(block, beside, rounding, how.subnormal, top, largest)
+    if beside is tensor:
+        return scales
+    own = scaling.nvfp4_scales(tensor, tensor, rounding, how.subnormal, top, largest)
+    return scales._replace(tensor_scale=own.tensor_scale)
 
 
 def _four_over_six(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
@@ -219,7 +233,7 @@ def _four_over_six(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
     levels = _two_levels(blocks, view)
 
     def rounded(largest: int) -> tuple[Scales, jax.Array, jax.Array]:
-        scales = scaling.nvfp4_scales(*levels, "standard", how.subnormal, 1536, largest)
+        scales = _nvfp4_scales(levels, how, "standard", 1536, largest)
         y = on_grid(blocks, view, scales)
         codes = round_to_grid(y, how.element)
         off = (codes - y) * view.spread(scales.scale.astype(y.dtype))  # in one unit for both
@@ -227,7 +241,8 @@ def _four_over_six(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
 
     (six, codes_six, error_six), (four, codes_four, error_four) = rounded(6), rounded(4)
     better = error_four < error_six
-    scales = jax.tree.map(lambda a, b: jnp.where(better, a, b) if a.ndim else a, four, six)
+    of_blocks = (scales._replace(tensor_scale=None) for scales in (four, six))
+    scales = jax.tree.map(functools.partial(jnp.where, better), *of_blocks)
     scales = scales._replace(tensor_scale=six.tensor_scale)  # of both, and of no block
     return jnp.where(view.spread(better), codes_four, codes_six), scales
 
@@ -239,7 +254,7 @@ def _eden(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
     # rotation, and the tensor's to 256 times that: so E4M3 has up to 1.75 times of every scale
     # (arXiv 2601.22813, and its authors' kernels).
     levels = _two_levels(blocks, view)
-    scales = scaling.nvfp4_scales(*levels, "standard", how.subnormal, 1554, 1554 / 256)
+    scales = _nvfp4_scales(levels, how, "standard", 1554, 1554 / 256)
     y = on_grid(blocks, view, scales)
     codes = round_to_grid(y, how.element)
     sf = scales.scale.astype(jnp.float32)

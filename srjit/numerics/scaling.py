@@ -26,6 +26,7 @@ _TINY = 2.0**-60
 _LIFT = 2.0**64
 _UNIT = 2.0**-149
 LEAST_AMAX = 2.0**-112  # of NVFP4 tensors, where subnormal numbers do not count
+UNSEEN = -1.0  # in place of the amax of what a step did not quantize
 
 
 class Scales(NamedTuple):

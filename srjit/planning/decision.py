@@ -12,6 +12,7 @@ from srjit.numerics.quantization import Quantization
 from srjit.numerics.symbolic import in_numbers, is_known, with_ones
 from srjit.planning.examples import REACHES, Examples
 from srjit.planning.plan import Settings
+from srjit.planning.planned_site import within_groups
 from srjit.planning.roles import CONSTANT_REASON, KEEP_REASON, KEEP_SCOPE, Classified
 from srjit.planning.site import Site, SitePlan
 from srjit.products.kinds import rules_of
@@ -128,6 +129,8 @@ class Decisions:
                 site = dataclasses.replace(site, why=why)
         lhs, rhs = self._examples.apart(c, (lhs, rhs))
         shapes = site.lhs_shape, site.rhs_shape
+        lhs = lhs and within_groups(lhs, product, 0, shapes[0])
+        rhs = rhs and within_groups(rhs, product, 1, shapes[1])
         native = self.target.for_shapes(*shapes).native(product, shapes, (lhs, rhs))
         status = "native" if native else "emulated"
         return SitePlan(site=site, lhs=lhs, rhs=rhs, status=status, asked=True, rule=name)

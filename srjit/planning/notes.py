@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 
+from srjit.numerics.formats import get_format
+from srjit.numerics.quantization import Quantization
 from srjit.numerics.symbolic import may_repeat
 from srjit.planning.layers import trips_of_layers
 from srjit.planning.plan import Settings
@@ -72,6 +74,17 @@ def notes_of(
         yield "per-example gradients: every example has scales of its own" + (
             ", but for delayed ones, which are of all examples of earlier steps" if delayed else ""
         )
+    given = [
+        str(c.number)
+        for c, p in zip(classified, plans, strict=True)
+        if c.product is not None and c.product.along(0) is not None
+        if any(q and _is_given(q) for s in p.with_gradients for q in (s.lhs, s.rhs))
+    ]
+    if given:
+        yield (
+            f"sites {', '.join(given)}: one scale is given for all experts, and integers lose "
+            "those whose numbers are small beside it; dynamic and delayed scales are of each expert"
+        )
     indexed = [
         str(c.number)
         for c, p in zip(classified, plans, strict=True)
@@ -92,6 +105,11 @@ def notes_of(
     ]
     yield from filter(None, dict.fromkeys(map(may_repeat, shapes)))
     yield from filter(None, dict.fromkeys(map(settings.target.remark, specs)))
+
+
+def _is_given(q: Quantization) -> bool:
+    """Whether integers have a scale that is given."""
+    return q.scaling == "static" and get_format(q.format).element.is_integer
 
 
 def _by_index(c: Classified, plan: SitePlan, graph: ValueGraph) -> bool:

@@ -71,9 +71,12 @@ class ProgramPlan:
 
     @functools.cached_property
     def histories(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every history of delayed scales: loops over layers around it, then steps."""
+        """The shape of every history of delayed scales.
+
+        Loops over layers around it, then groups of rows with scales of their own, then steps.
+        """
         return {
-            operand.history: (*(n for n in site.layers if n is not None), HISTORY)
+            operand.history: (*(n for n in site.layers if n is not None), *operand.experts, HISTORY)
             for site in self.rewritten.values()
             for operand in site.operands
             if operand.history is not None

@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from srjit.choices import Rng
+from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
+from srjit.numerics.scale_layouts import NO_SCALES
 from srjit.planning.noise import Draw
 from srjit.planning.site import SitePlan
 from srjit.products.product import Product
@@ -88,6 +90,25 @@ def oriented(
     return dataclasses.replace(spec, axis=axes)
 
 
+def within_groups(
+    spec: Quantization, product: Product, side: int, shape: tuple[int, ...]
+) -> Quantization:
+    """``spec`` with scales of their own for the groups of a ragged product's operand.
+
+    As it is where none of its scales would be of two groups, or where a scale is given for all.
+    """
+    along, layout = product.along(side), get_format(spec.format).scales
+    if along is None or layout is NO_SCALES or spec.scaling == "static":
+        return spec
+    placed = oriented(spec, product, side, shape)
+    view = placed.view(shape)
+    reaches = placed.shared == "tensor" or layout.has_tensor_scale or along.dim in view.dims
+    if not reaches and not (placed.shared == "channel" and along.dim in placed.axes(len(shape))):
+        return spec
+    dim = along.dim - len(shape)
+    return dataclasses.replace(spec, **{"ragged" if along.is_ragged else "grouped": dim})
+
+
 def draw_signs(*specs: Quantization | None) -> bool:
     """Whether a product has signs of its operands, so quantized, flipped at random first."""
     return any(q is not None and q.draws_signs for q in specs)
@@ -127,6 +148,7 @@ class Operand:
       signs: the source of both operands' random signs; None if the site draws none.
       varies: mesh axes over which it differs.
       history: name of the history that its delayed scale comes from.
+      experts: how many groups of rows have scales of their own, if there are any.
       in_memory: whether it is there before the program starts: no operation makes it that could do
         some of the quantizing.
     """
@@ -138,6 +160,7 @@ class Operand:
     signs: Draw | None
     varies: frozenset[str]
     history: str | None
+    experts: tuple[int, ...]
     in_memory: bool
 
     @property

@@ -138,7 +138,10 @@ def _planned(
     def operand(side: int) -> planned.Operand:
         spec = params and (params.lhs, params.rhs)[side]
         shared, history, draw = None, None, Draw(c.noise, side, ())
+        experts: tuple[int, ...] = ()
         if spec is not None:
+            if spec.group_dim is not None:
+                experts = (o.eqn.invars[2].aval.shape[-1],)
             token = c.token(side, provenance)
             if signs is not None:  # both operands' are those of this product, and no other's
                 token = provenance.derived("flipped", token, signs.number)
@@ -155,6 +158,7 @@ def _planned(
             signs=signs,
             varies=o.operands[side].varies - alike,
             history=history,
+            experts=experts,
             in_memory=o.operands[side].origin in provenance.given,
         )
 

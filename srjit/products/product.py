@@ -14,12 +14,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from srjit.numerics.groups import Groups
 from srjit.products.kinds import OperandTypes, PrimitiveCall
 
 Pair = tuple[int, int]
 _LHS, _RHS = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Along:
+    """Where an array of a ragged product has groups.
+
+    Attributes:
+      ndim: the array's rank.
+      dim: the dimension along which they are.
+      is_ragged: whether rows of groups stand there, one group after the other, and past all groups
+        rows that mean nothing; else every entry is a group.
+      before: dimensions for those of the groups' sizes before the last, should there be any.
+    """
+
+    ndim: int
+    dim: int
+    is_ragged: bool = True
+    before: tuple[int, ...] = ()
 
 
 class Product(abc.ABC):
@@ -48,8 +66,8 @@ class Product(abc.ABC):
         """Whether a Hadamard transform of both operands cancels, here or in a transpose."""
         raise NotImplementedError
 
-    def tail(self, which: int) -> int | None:
-        """The dimension of 0: lhs, 1: rhs, 2: out whose rows past the groups mean nothing."""
+    def along(self, which: int) -> Along | None:
+        """Where 0: lhs, 1: rhs, 2: out of a ragged product has groups; None of another."""
         return None
 
     def transpose(self, side: int, operand: Any) -> Product:
@@ -75,17 +93,32 @@ class Product(abc.ABC):
         return self.rotates()
 
     def masks(self, which: int) -> bool:
-        """Whether some rows (of 0: lhs, 1: rhs, 2: out) mean nothing."""
-        return self.tail(which) is not None
+        """Whether rows of 0: lhs, 1: rhs, 2: out stand in groups, past which they mean nothing."""
+        along = self.along(which)
+        return along is not None and along.is_ragged
+
+    def groups_of(self, which: int, shape: tuple[int, ...], *extras: jax.Array) -> Groups | None:
+        """The groups that rows of 0: lhs, 1: rhs, 2: out, of that shape, stand in, if they do."""
+        along = self.along(which)
+        if along is None or not along.is_ragged:
+            return None
+        rows = shape[along.dim]
+        return Groups.of(extras[0], rows, along.ndim, along.dim, along.before)
 
     def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
         """x (0: lhs, 1: rhs, 2: out) with zeros in the rows that mean nothing, if it has any."""
-        tail = self.tail(which)
-        if tail is None:
-            return x
-        rows = jnp.sum(extras[0])
-        inside = lax.broadcasted_iota(rows.dtype, x.shape, tail) < rows
-        return jnp.where(inside, x, jnp.zeros_like(x))
+        groups = self.groups_of(which, x.shape, *extras)
+        return x if groups is None else jnp.where(groups.inside, x, jnp.zeros_like(x))
+
+    def by_group(self, which: int, to: int, scale: jax.Array) -> jax.Array | None:
+        """Scales of groups of 0: lhs, 1: rhs, 2: out, for another of them; None if they vary more.
+
+        Both are of their array's rank, with the groups in place of the rows that stand in them.
+        """
+        here, there = self.along(which), self.along(to)
+        if here is None or there is None or scale.size != scale.shape[here.dim]:
+            return None
+        return scale.reshape([scale.size if d == there.dim else 1 for d in range(there.ndim)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +130,14 @@ class PrimitiveProduct(Product):
       params: its parameters, as items.
       pairs: as of ``pair``: of the product itself, and of its two transposes.
       rotating: for the same three, as of ``rotates``.
-      tails: for ragged products, whose first extra operand is the groups' sizes, as of ``tail``.
+      groups: of ragged products, whose first extra operand is the groups' sizes: as of ``along``.
     """
 
     primitive: Any
     params: tuple[tuple[str, Any], ...]
     pairs: tuple[Pair, Pair, Pair]
     rotating: tuple[bool, bool, bool]
-    tails: tuple[int | None, int | None, int | None] = (None, None, None)
+    groups: tuple[Along | None, Along | None, Along | None] = (None, None, None)
 
     def __call__(self, lhs: jax.Array, rhs: jax.Array, *extras: jax.Array, dtype: Any) -> jax.Array:
         """See Product."""
@@ -125,9 +158,9 @@ class PrimitiveProduct(Product):
         """See Product."""
         return self.rotating[0 if transposed is None else transposed + 1]
 
-    def tail(self, which: int) -> int | None:
+    def along(self, which: int) -> Along | None:
         """See Product."""
-        return self.tails[which]
+        return self.groups[which]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +201,21 @@ class TransposedProduct(Product):
         """See Product."""
         return transposed is None and self.of.rotates(self.side)
 
-    def tail(self, which: int) -> int | None:
+    def along(self, which: int) -> Along | None:
         """See Product."""
-        return self.of.tail({self.side: 2, 2: self.side}.get(which, which))
+        return self.of.along(self._of(which))
+
+    def groups_of(self, which: int, shape: tuple[int, ...], *extras: jax.Array) -> Groups | None:
+        """See Product."""
+        return self.of.groups_of(self._of(which), shape, *extras)
+
+    def by_group(self, which: int, to: int, scale: jax.Array) -> jax.Array | None:
+        """See Product."""
+        return self.of.by_group(self._of(which), self._of(to), scale)
+
+    def _of(self, which: int) -> int:
+        """Which array of the other product one of this is."""
+        return {self.side: 2, 2: self.side}.get(which, which)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,18 +245,37 @@ class VmappedProduct(Product):
         """See Product."""
         return self.of.rotates(transposed)
 
-    def tail(self, which: int) -> int | None:
+    def along(self, which: int) -> Along | None:
         """See Product."""
-        tail = self.of.tail(which)
-        return None if tail is None else tail + (*self.mapped[:2], True)[which]
+        along, more = self.of.along(which), int(self._is_mapped(which))
+        if along is None:
+            return None
+        before = tuple(d + more for d in along.before)
+        return Along(along.ndim + more, along.dim + more, along.is_ragged, before)
 
-    def mask(self, which: int, x: jax.Array, *extras: jax.Array) -> jax.Array:
+    def groups_of(self, which: int, shape: tuple[int, ...], *extras: jax.Array) -> Groups | None:
         """See Product."""
-        mapped = (*self.mapped[:2], True)[which]
-        axes = (0 if mapped else None, *(0 if m else None for m in self.mapped[2:]))
-        if all(axis is None for axis in axes):
-            return self.of.mask(which, x, *extras)
-        return jax.vmap(functools.partial(self.of.mask, which), in_axes=axes)(x, *extras)
+        is_mapped = self._is_mapped(which)
+        inner = functools.partial(self.of.groups_of, which, shape[is_mapped:])
+        axes = tuple(0 if m else None for m in self.mapped[2:])
+        if 0 in axes:
+            return jax.vmap(inner, in_axes=axes)(*extras)
+        groups = inner(*extras)
+        if groups is None or not is_mapped:
+            return groups
+        ids = jnp.broadcast_to(groups.ids, (shape[0], *groups.ids.shape))
+        return dataclasses.replace(groups, ids=ids)
+
+    def by_group(self, which: int, to: int, scale: jax.Array) -> jax.Array | None:
+        """See Product; examples may have scales of their own."""
+        inner = functools.partial(self.of.by_group, which, to)
+        if self._is_mapped(which) and scale.shape[0] > 1:
+            return jax.vmap(inner)(scale) if self._is_mapped(to) else None
+        found = inner(scale[0] if self._is_mapped(which) else scale)
+        return found if found is None or not self._is_mapped(to) else found[None]
+
+    def _is_mapped(self, which: int) -> bool:
+        return (*self.mapped[:2], True)[which]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,12 +12,13 @@ from jax import lax
 from srjit.choices import Rng
 from srjit.numerics.arrays import QuantizedArray
 from srjit.numerics.blocks import aligned, spread_blocks
-from srjit.numerics.encode import encoded, prepared
+from srjit.numerics.encode import encoded, prepared, viewed
 from srjit.numerics.formats import get_format
+from srjit.numerics.groups import Groups
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.numerics.scale_layouts import NO_SCALES
-from srjit.numerics.scaling import split, tensor_amax
+from srjit.numerics.scaling import UNSEEN, split
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
 
@@ -31,12 +32,13 @@ class ScaledValues:
       values: codes. Block scales, which do not factor out of a product, are multiplied in unless
         they are beside them; such values are exact in bfloat16 for MX and NVFP4.
       scale: the factor that is left (per tensor, or per channel with size-1 dimensions), or None.
+        Of rows in groups, one for each group along the dimension of the rows.
       spec: the Quantization it came from.
       turned: the values with their last dimension first, where that came with them, or None.
       blocks: the scales of blocks, as of ``QuantizedArray.scale``, for targets that multiply codes
         with such scales; or None.
       seen: the operand's own amax, a scalar, for the history of a delayed scale, or for where the
-        operand is computed again; or None.
+        operand is computed again; for a history, one for each group that has its own; or None.
     """
 
     values: jax.Array
@@ -75,6 +77,7 @@ def emulated(
     before: jax.Array | None = None,
     rng: Rng = "hash",
     shows: bool = False,
+    groups: Groups | None = None,
 ) -> ScaledValues:
     """``encode`` with block scales multiplied in; arguments as there.
 
@@ -85,18 +88,32 @@ def emulated(
     """
     if spec.rounding == "none":
         values = prepared(x, spec)
-        seen = tensor_amax(values) if spec.scaling == "delayed" else None
-        return ScaledValues(values, None, spec, seen=seen)
-    codes, scales, view = encoded(x, spec, key, before=before, rng=rng, subnormal=False)
+        if spec.scaling != "delayed":
+            return ScaledValues(values, None, spec)
+        amax = viewed(values, spec, groups).amax(values.astype(jnp.float32))
+        return ScaledValues(values, None, spec, seen=_seen(amax, spec, groups))
+    codes, scales, view = encoded(
+        x, spec, key, before=before, rng=rng, subnormal=False, groups=groups
+    )
     layout = get_format(spec.format).scales
     if not spec.is_blocked:
         left = None if layout is NO_SCALES else scales.scale
-        seen = scales.amax if shows or spec.scaling == "delayed" else None
-        if seen is not None and spec.apart:
-            seen = jnp.max(seen)
+        wanted = scales.amax if shows or spec.scaling == "delayed" else None
+        seen = None if wanted is None else _seen(wanted, spec, groups)
         return ScaledValues(view.merge(codes), left, spec, seen=seen)
     values = codes * view.spread(layout.as_float(scales.scale, codes.dtype))
     return ScaledValues(view.merge(values), scales.tensor_scale, spec)
+
+
+def _seen(amax: jax.Array, spec: Quantization, groups: Groups | None) -> jax.Array:
+    """The amax that a history gets to see: nothing of groups without rows."""
+    if spec.group_dim is None:
+        return jnp.max(amax) if spec.apart else amax
+    if groups is not None:
+        present = groups.sizes() > 0
+        axes = tuple(d for d in range(present.ndim) if d != groups.axis)
+        amax = jnp.where(jnp.any(present, axis=axes, keepdims=True), amax, UNSEEN)
+    return amax.reshape(-1)
 
 
 def as_held(q: QuantizedArray, like: ScaledValues) -> ScaledValues:
@@ -193,20 +210,29 @@ def scaled_dot(
       multiply: the target's way to multiply values.
       reduce: as of ``Recipe.reduce``.
     """
-    (a, a_scale), (b, b_scale) = _factored(product, 0, lhs), _factored(product, 1, rhs)
+    (a, a_scale), (b, b_scale) = (
+        _factored(product, side, operand, extras) for side, operand in enumerate((lhs, rhs))
+    )
     scales = [split(scale) for scale in (a_scale, b_scale) if scale is not None]
     if len(scales) == 1:  # beside codes are numbers: of codes alone sums may be too large or small
-        a, b = (_raised(a, b), b) if b_scale is None else (a, _raised(b, a))
+        pair = (a, b), (b, a)
+        side = int(a_scale is None)
+        raised = _raised(product, side, *pair[side], extras)
+        a, b = (raised, b) if side == 0 else (a, raised)
     if isinstance(product, DotProduct) and reduce is None:
         product = dataclasses.replace(product, sums=_SUMS.get(jnp.dtype(dtype).name, ""))
     out = multiply(product, a, b, *extras)
     out = out.astype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+    factors: list[jax.Array] = []
     if len(scales) == 1:
-        out = out * scales[0][0].astype(out.dtype)
+        factors = [scales[0][0]]
     elif scales:  # one after the other, or their product would be 0 before the result is
         (rest, power), (other_rest, other_power) = scales
-        out = out * ((rest * power) * (other_rest * other_power)).astype(out.dtype)
-        out = out * (power * other_power).astype(out.dtype)
+        factors = [(rest * power) * (other_rest * other_power), power * other_power]
+    groups = product.groups_of(2, out.shape, *extras) if any(f.ndim for f in factors) else None
+    for factor in factors:  # of groups, one for each row of the result
+        factor = factor if groups is None else groups.take(factor)
+        out = out * factor.astype(out.dtype)
     return out.astype(dtype)
 
 
@@ -215,28 +241,56 @@ def scaled_dot(
 _SUMS = {"bfloat16": "bf16", "float16": "bf16", "float32": "f32"}
 
 
-def _factored(product: Product, side: int, operand: Operand) -> tuple[Operand, jax.Array | None]:
-    """The operand to multiply, and a factor of the result: a scalar, or of the result's rank."""
+def _factored(
+    product: Product, side: int, operand: Operand, extras: tuple[jax.Array, ...]
+) -> tuple[Operand, jax.Array | None]:
+    """The operand to multiply, and a factor of the result: a scalar, or of the result's rank.
+
+    Where rows of the result stand in groups, it has one number for each group in place of the rows.
+    """
     if not isinstance(operand, ScaledValues) or operand.scale is None:
         return operand, None
     scale = aligned(operand.scale, operand.values.ndim)
-    of_result = _in_result(product, side, scale)
+    of_result = _in_result(product, side, operand.spec, scale)
     if of_result is not None:
         return operand, of_result
+    scale = _by_rows(product, side, operand, scale, extras)
     return operand.merged.astype(scale.dtype) * scale, None
 
 
-def _raised(operand: Operand, other: Operand) -> jax.Array:
+def _by_rows(
+    product: Product,
+    side: int,
+    operand: ScaledValues,
+    scale: jax.Array,
+    extras: tuple[jax.Array, ...],
+) -> jax.Array:
+    """A scale as it broadcasts against its operand's values."""
+    if operand.spec.ragged is None:
+        return scale
+    groups = product.groups_of(side, operand.values.shape, *extras)
+    assert groups is not None
+    return groups.take(scale)
+
+
+def _raised(
+    product: Product, side: int, operand: Operand, other: Operand, extras: tuple[jax.Array, ...]
+) -> jax.Array:
     """Codes times the power of two in their scale, within 4 of the numbers that they stand for."""
     assert isinstance(operand, ScaledValues) and operand.scale is not None
     values, (_, power) = operand.merged, split(aligned(operand.scale, operand.values.ndim))
+    power = _by_rows(product, side, operand, power, extras)
     is_narrow = values.dtype.itemsize <= 2 and values_of(other).dtype == jnp.bfloat16
     dtype = jnp.dtype(jnp.bfloat16) if is_narrow else power.dtype  # both are exact
     return values.astype(dtype) * (power * power).astype(dtype)
 
 
-def _in_result(product: Product, side: int, scale: jax.Array) -> jax.Array | None:
+def _in_result(
+    product: Product, side: int, spec: Quantization, scale: jax.Array
+) -> jax.Array | None:
     """A scale (of its operand's rank) as a factor of the result; None where it varies in a sum."""
+    if spec.group_dim is not None:
+        return product.by_group(side, 2, scale)
     if scale.size == 1:
         return lax.reshape(scale, ())
     if not isinstance(product, DotProduct):

@@ -11,7 +11,7 @@ from jax import lax
 from srjit import _compat
 from srjit.products import dot
 from srjit.products.kinds import OperandTypes, PrimitiveCall, Rules
-from srjit.products.product import PrimitiveProduct, bound
+from srjit.products.product import Along, PrimitiveProduct, bound
 
 _FIELDS = (
     "lhs_contracting", "rhs_contracting", "lhs_batch", "rhs_batch", "lhs_ragged", "rhs_group",
@@ -28,16 +28,27 @@ def _product(
     make = functools.partial(PrimitiveProduct, primitive, tuple(sorted(params.items())))
     free = [d for d in range(ranks[0]) if d not in (*lc, *lb)]
     if ragged in lc:  # a wgrad: both operands have the ragged rows, the result has none
-        other = rc[lc.index(ragged)]
-        pair = ragged, other
-        return make((pair, pair, pair), (False, False, False), (ragged, other, None))
+        at = lc.index(ragged)
+        pair = ragged, rc[at]
+        rank = 1 + ranks[0] + ranks[1] - 2 * len(lc) - len(lb)
+        groups = (
+            Along(ranks[0], ragged, before=(*lb, *lc[:at])),
+            Along(ranks[1], rc[at], before=(*rb, *rc[:at])),
+            Along(rank, 0, is_ragged=False),
+        )
+        return make((pair, pair, pair), (False, False, False), groups)
     if ragged in lb or len(lc) != 1:
         return None
-    taken = (*rc, *rb, *numbers.rhs_group_dimensions)
-    columns = next(d for d in range(ranks[0] + 1) if d not in taken)
+    (group,) = numbers.rhs_group_dimensions
+    columns = next(d for d in range(ranks[0] + 1) if d not in (*rc, *rb, group))
     out = len(lb) + free.index(ragged)
+    groups = (
+        Along(ranks[0], ragged, before=(*lb, *free[: free.index(ragged)])),
+        Along(ranks[1], group, is_ragged=False),
+        Along(ranks[0] + ranks[1] - 2 * len(lc) - len(lb) - 1, out, before=tuple(range(out))),
+    )
     pairs = (lc[0], rc[0]), (len(lb) + len(free), columns), (ragged, out)
-    return make(pairs, (True, True, False), (ragged, None, out))
+    return make(pairs, (True, True, False), groups)
 
 
 def _flops(eqn: Any) -> int:

@@ -239,7 +239,12 @@ def _operands(table: Any, where: tuple[str, ...]) -> Operands:
     return Operands(**{kind: _quantization(table[kind], (*where, kind)) for kind in table})
 
 
-_OF_SITES = {"axis", "apart"}  # fields of quantizations that recipes leave alone
+_OF_SITES = {
+    "axis",
+    "apart",
+    "grouped",
+    "ragged",
+}  # fields of quantizations that recipes leave alone
 # What a quantization's values are in TOML, where they are no strings.
 _TYPES: dict[str, tuple[Any, str]] = {
     "block": (int, "a whole number"),

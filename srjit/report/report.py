@@ -103,7 +103,9 @@ class Report(Documented):
     def document(self) -> Document:
         """Returns the report as data: a row for each site, and one for each write-back."""
         rows = self.with_gradients
-        legend = _LEGEND if any(s.lhs or s.rhs for s in rows) else ""
+        specs = [q for s in rows for q in (s.lhs, s.rhs) if q]
+        legend = _LEGEND if specs else ""
+        legend += _OF_EXPERTS if any(q.group_dim is not None for q in specs) else ""
         covered = f"{100 * self.coverage():.1f} % of FLOPs quantized"
         unknown = sum(s.site.role == "unknown" and not s.site.flops for s in rows)
         covered += f", FLOPs of {unknown} unknown" if unknown else ""
@@ -148,12 +150,16 @@ def _as_dict(plan: SitePlan) -> dict[str, Any]:
 
 
 _LEGEND = "~: stochastic rounding, otherwise to nearest; H: after a Hadamard transform"
+_OF_EXPERTS = "; E: scales of every expert's (group's) own"
 _KINDS = {"activation": "act", "gradient": "grad"}
 
 
 def operand(spec: Quantization | None, shape: Sequence[int], kind: str = "") -> str:
     """Returns an operand's kind, shape and format: ``grad 8x64 nvfp4~ H``."""
-    marks = "" if spec is None else "~" * (spec.rounding == "stochastic") + " H" * spec.hadamard
+    marks = ""
+    if spec is not None:
+        marks = "~" * (spec.rounding == "stochastic") + " H" * spec.hadamard
+        marks += " E" * (spec.group_dim is not None)
     words = _KINDS.get(kind, kind), shape_in_words(shape), f"{spec.format}{marks}" if spec else ""
     return " ".join(filter(None, words))
 
@@ -164,6 +170,7 @@ def _in_full(spec: Quantization | None, shape: Sequence[int], kind: str) -> str:
         return f"{shape_in_words(shape)} {kind} high precision"
     extra = (
         spec.shared if spec.shared != "tensor" else "",
+        "per expert" if spec.group_dim is not None else "",
         spec.scaling if spec.scaling != "dynamic" else "",
         "hadamard" * spec.hadamard,
         "eden" * (spec.scale_rounding == "eden"),

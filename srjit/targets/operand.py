@@ -14,9 +14,10 @@ from jax.sharding import NamedSharding
 
 from srjit import _compat
 from srjit.numerics import hadamard
+from srjit.numerics.groups import Groups
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
-from srjit.products.quantized import ScaledValues
+from srjit.products.quantized import ScaledValues, emulated
 from srjit.targets.layouts import mesh_axes, placed
 from srjit.targets.target import Demand, Target, emulate
 
@@ -30,17 +31,24 @@ def quantize_operand(
     target: Target,
     before: jax.Array | None = None,
     signs: Key | None = None,
+    groups: Groups | None = None,
 ) -> ScaledValues:
     """x's codes in the target's carrier dtype; one function a demand, traced once a shape.
 
     ``signs`` is what signs along the contraction are drawn from, the same for both operands; None
-    for products that draw none.
+    for products that draw none. ``groups`` are those of the rows of a ``ragged`` operand.
     """
     target = target.for_shapes(x.shape)
-    if target.quantize is emulate:  # where an operand stands is all the same to it
+    if _is_plain(demand.spec, target):  # where an operand stands is all the same to it
         demand = dataclasses.replace(demand, in_memory=False, turned=False)
     key = key if demand.spec.rounding == "stochastic" else None
-    return _quantizer(demand, target)(x, key, before, signs)
+    groups = None if demand.spec.ragged is None else groups
+    return _quantizer(demand, target)(x, key, before, signs, groups)
+
+
+def _is_plain(spec: Quantization, target: Target) -> bool:
+    """Whether plain operations quantize: no target's own know scales of groups."""
+    return target.quantize is emulate or spec.group_dim is not None
 
 
 def quantize_together(
@@ -49,7 +57,9 @@ def quantize_together(
     """Several ``quantize_operand`` of x that read it once; None where one by one is as good."""
     target = target.for_shapes(x.shape)
     specs = [r.spec for r in demands]
-    is_one = all((s.scaling, s.rounding != "none") == ("dynamic", True) for s in specs)
+    is_one = all(
+        (s.scaling, s.rounding != "none", s.group_dim) == ("dynamic", True, None) for s in specs
+    )
     if target.quantize_together is None or len(specs) < 2 or not is_one:
         return None
     keys = [k if s.rounding == "stochastic" else None for s, k in zip(specs, keys, strict=True)]
@@ -61,23 +71,38 @@ def quantize_together(
 @functools.cache
 def _quantizer(demand: Demand, target: Target) -> Callable[..., ScaledValues]:
     spec = demand.spec
+    is_plain = _is_plain(spec, target)
 
     def run(
-        x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
+        x: jax.Array,
+        key: Key | None,
+        before: jax.Array | None,
+        signs: Key | None,
+        groups: Groups | None,
     ) -> ScaledValues:
         x = lax.stop_gradient(x)
         if signs is not None:
             x = hadamard.flipped(x, spec.axes(x.ndim)[-1], signs, demand.rng)
-        return _carried(target.quantize(x, demand, key, before), demand, target)
+        if is_plain:
+            rng, shows = demand.rng, demand.shows
+            q = emulated(x, spec, key, before=before, rng=rng, shows=shows, groups=groups)
+        else:
+            q = target.quantize(x, demand, key, before)
+        return _carried(q, demand, target)
 
     def named(
-        x: jax.Array, key: Key | None, before: jax.Array | None, signs: Key | None
+        x: jax.Array,
+        key: Key | None,
+        before: jax.Array | None,
+        signs: Key | None,
+        groups: Groups | None,
     ) -> ScaledValues:
         sharding = _compat.explicit_sharding(jax.typeof(x))
-        if sharding is None or not (spec.is_blocked or spec.hadamard):
-            return run(x, key, before, signs)
+        is_simple = not (spec.is_blocked or spec.hadamard or spec.group_dim is not None)
+        if sharding is None or is_simple:
+            return run(x, key, before, signs, groups)
         # Shards may cut blocks: no type says how such a reshape is sharded, but XLA knows.
-        operands = x, key, before, signs
+        operands = x, key, before, signs, groups
         given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
         # With their mesh: arrays may have one where there is none around (jax.set_mesh).
         whole = placed(sharding.mesh, ())

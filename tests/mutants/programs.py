@@ -23,6 +23,7 @@ ONCE = (
     "test_equal_functions_are_lowered_once_for_all_modules_and_again_where_jax_is_told_otherwise"
 )
 ON_SHARDS = "modules/test_on_shards.py::"
+EXPERTS = "products/test_experts.py::"
 
 MUTANTS = {
     # Programs
@@ -273,13 +274,34 @@ MUTANTS = {
     ),
     "both scales are multiplied first": Mutant(
         module="srjit.products.quantized",
-        old="out = out * ((rest * power) * (other_rest * other_power)).astype(out.dtype)",
-        new="out = out * ((rest * power * power) * (other_rest * other_power * other_power))\n"
-        "        return out.astype(dtype)",
+        old="factors = [(rest * power) * (other_rest * other_power), power * other_power]",
+        new="factors = [(rest * power * power) * (other_rest * other_power * other_power)]",
         killed_by=(
             "products/test_scales.py::"
             "test_products_scale_with_their_operands_as_long_as_they_are_normal[fp8-both]",
         ),
+    ),
+    # Experts
+    "experts share one scale": Mutant(
+        module="srjit.planning.decision",
+        old="lhs = lhs and within_groups(lhs, product, 0, shapes[0])",
+        new="",
+        killed_by=(
+            EXPERTS + "test_every_expert_is_quantized_as_if_it_were_alone[int8]",
+            EXPERTS + "test_no_expert_is_lost_in_int8[spread1]",
+        ),
+    ),
+    "blocks of rows reach over experts": Mutant(
+        module="srjit.numerics.groups",
+        old="block_ends = jnp.cumsum(-(-sizes // block), axis=axis)",
+        new="block_ends = jnp.cumsum(ends // block - (ends - sizes) // block, axis=axis)",
+        killed_by=(EXPERTS + "test_every_expert_is_quantized_as_if_it_were_alone[mxfp8]",),
+    ),
+    "experts without rows are seen": Mutant(
+        module="srjit.products.quantized",
+        old="present = groups.sizes() > 0",
+        new="present = groups.sizes() >= 0",
+        killed_by=(EXPERTS + "test_every_expert_has_a_history",),
     ),
     # What is read of compiled programs
     "every part of an asynchronous collective counts": Mutant(

@@ -26,12 +26,12 @@ class Captured:
 
     Attributes:
       operand: what it rounded in the first step that came there.
-      before: the largest amax of earlier steps, for a delayed scale.
+      given: what else it was given there.
       keys: the key words of every step, by the step's number.
     """
 
     operand: Any
-    before: Any
+    given: Any
     keys: dict[int, tuple[int, int]]
 
 
@@ -60,17 +60,17 @@ class Capture:
         where: Sequence[Any],
         x: jax.Array,
         key: Key,
-        before: jax.Array | None,
+        given: tuple[Any, ...],
     ) -> None:
         """An ``Observer``."""
         take = functools.partial(self._take, rounding)
-        jax.debug.callback(take, [jnp.asarray(w) for w in where], x, key, before)
+        jax.debug.callback(take, [jnp.asarray(w) for w in where], x, key, given)
 
-    def _take(self, rounding: Rounding, where: Any, x: Any, key: Any, before: Any) -> None:
+    def _take(self, rounding: Rounding, where: Any, x: Any, key: Any, given: Any) -> None:
         execution = rounding, tuple(int(w) for w in where)
         if execution not in self.executions:
             if sum(r == rounding for r, _ in self.executions) >= EXECUTIONS:
                 self._left_out.setdefault(rounding, set()).add(execution[1])
                 return
-            self.executions[execution] = Captured(np.array(x), before, {})
+            self.executions[execution] = Captured(np.array(x), given, {})
         self.executions[execution].keys[self.step] = int(key[0]), int(key[1])

@@ -141,10 +141,10 @@ def _order(item: tuple[Execution, Captured]) -> tuple[Any, ...]:
 def _redrawn(rounding: Rounding, label: Label, captured: Captured) -> tuple[Residuals, float]:
     """The residuals of what was captured, under the keys of all steps; and how much is finite."""
     x = jnp.asarray(captured.operand)
-    before = None if captured.before is None else jnp.asarray(captured.before)
-    expected, scale = jax.jit(rounding.unrounded)(x, before)
+    given = jax.tree.map(jnp.asarray, captured.given)
+    expected, scale = jax.jit(rounding.unrounded)(x, *given)
     grid = Grid.of(expected, scale, get_storage(label.format).element)
     words = np.array([captured.keys[step] for step in sorted(captured.keys)], np.uint32)
     told = jnp.isfinite(expected) & jnp.isfinite(scale)
     finite = float(jnp.mean(told, dtype=jnp.float32))
-    return draw_residuals(rounding.rounded, jnp.asarray(words), grid, (x, before)), finite
+    return draw_residuals(rounding.rounded, jnp.asarray(words), grid, (x, *given)), finite
