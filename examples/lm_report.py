@@ -12,7 +12,11 @@ import matplotlib.pyplot as plt
 
 TWIN = "bf16"
 NEAREST, NO_HADAMARD, ROWS = ":nearest", ":no-hadamard", ":rows"  # variants of a recipe
-_LABELS = {NEAREST: ", nearest grads", NO_HADAMARD: ", no Hadamard", ROWS: ", 1-D weight scales"}
+MOMENTS = ":moments"
+_LABELS = {
+    NEAREST: ", nearest grads", NO_HADAMARD: ", no Hadamard", ROWS: ", 1-D weight scales",
+    MOMENTS: ", 8-bit moments",
+}  # fmt: skip
 _DASHES = {NEAREST: "--", NO_HADAMARD: ":", ROWS: "-."}
 
 Runs = dict[str, list[dict[str, Any]]]  # recipe name -> one result a seed
@@ -76,7 +80,7 @@ def markdown(runs: Runs) -> str:
 
 def describe(name: str) -> str:
     """A recipe's name for people."""
-    if name.startswith("bf16-sr") and _variant(name):
+    if name == f"bf16-sr{NEAREST}":
         return f"{base_of(name)}, nearest updates"
     return base_of(name) + _LABELS.get(_variant(name), "")
 

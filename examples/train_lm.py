@@ -9,7 +9,8 @@ is the same step under plain `jax.jit`. `NAME:nearest` is the recipe NAME with i
 to nearest instead of stochastically, `NAME:no-hadamard` it without the Hadamard transform, and
 `NAME:rows` it with a scale for every row of a block of weights instead of for a square. `bf16-sr`
 is about weight updates: it keeps parameters and Adam's moments in bfloat16, where the others have
-float32; `bf16-sr:nearest` is that with updates rounded to nearest.
+float32; `bf16-sr:nearest` is that with updates rounded to nearest, `bf16-sr:moments` with Adam's
+moments in 8 bits.
 
 `--compare` runs bf16, int8, fp8 and nvfp4 and, of the last three, the variants with gradients
 rounded to nearest. `--ablate` runs bf16, nvfp4, nvfp4 without each of its parts, and the recipes
@@ -38,8 +39,8 @@ import lm_checkpoint
 import lm_data
 import lm_report
 from lm_model import ModelConfig, Transformer, next_token_loss
-from lm_report import NEAREST, NO_HADAMARD, ROWS, TWIN
-from srjit import Quantization, Recipe, recipes, srjit
+from lm_report import MOMENTS, NEAREST, NO_HADAMARD, ROWS, TWIN
+from srjit import Quantization, Recipe, optim, recipes, srjit
 
 COMPARED = [TWIN, *(base + kind for base in ("int8", "fp8", "nvfp4") for kind in ("", NEAREST))]
 ABLATED = [
@@ -108,6 +109,7 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
         recipe.with_rounding(gradients="nearest"), weights=None, moments=None
     ),
     NO_HADAMARD: changed(lambda q: {"hadamard": False}),
+    MOMENTS: lambda recipe: recipe,  # the optimizer's
     ROWS: changed(lambda q: {"granularity": "block"} if q.granularity == "square" else {}),
 }
 
@@ -140,7 +142,10 @@ def make_optimizer(run: Run) -> optax.GradientTransformation:
     """AdamW with warm-up over the first tenth of the steps, then a cosine."""
     warmup = max(1, run.steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(0.0, run.lr, warmup, max(run.steps, warmup + 1))
-    return optax.adamw(schedule, b2=0.98, weight_decay=0.01)
+    optimizer = optax.adamw(schedule, b2=0.98, weight_decay=0.01)
+    if run.recipe.endswith(MOMENTS):
+        return optim.quantized_moments(optimizer, "int8", run.seed)
+    return optimizer
 
 
 def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
