@@ -159,6 +159,7 @@ class _Insertion:
         for operand, _ in planned.quantized:
             flips = split_flips(operand.draw.flips, outside, len(item.loops))
             noise.append((operand.draw.slot, *flips) if operand.draws else None)
+            noise.append(operand.waits)
         if planned.signs is not None:
             noise.append(split_flips(planned.signs.flips, outside, len(item.loops)))
         varies = tuple(o.varies for o in planned.operands)

@@ -47,6 +47,7 @@ class GroupRewriter:
         self.values = Values(group, needs[group], library, meshes)
         self.seen = Seen(self.values)
         self.done: list[Any] = []
+        self._again: dict[tuple[Any, Any], Any] = {}
 
     def run(self) -> None:
         """Rewrites."""
@@ -129,9 +130,11 @@ class GroupRewriter:
         extras = list(op.operands)[2:]
         site = entries[0].site.number  # of those that are this operation, the first
         with ir.InsertionPoint(op):
-            operands = [
-                self._operand(item, params, o, keys[o.side], signs, site) for o in planned.operands
-            ]
+            operands: dict[int, list[Any]] = {}
+            for o in sorted(planned.operands, key=lambda o: o.waits):
+                first = operands.get(1 - o.side) or [op.operands[1 - o.side]]
+                x = self._after(op, o.side, first[-1]) if o.waits else op.operands[o.side]
+                operands[o.side] = self._operand(item, params, o, x, keys[o.side], signs, site)
             counts = (len(operands[0]), len(operands[1]))
             dot = ScaledDot(
                 params.product, params.dtype, params.lhs, params.rhs, counts, reduce=params.reduce
@@ -144,12 +147,31 @@ class GroupRewriter:
         op.results[0].replace_all_uses_with(new.results[0])
         self.done.append(op)
 
+    def _after(self, op: Any, side: int, value: Any) -> Any:
+        """An operand, which compilers do not take for what it was before a value was made."""
+        x = op.operands[side]
+        known = (op.block, x)
+        if known not in self._again:
+            with op.location:
+                made = editing.create(
+                    "stablehlo.optimization_barrier", [x.type, value.type], [x, value]
+                )
+            self._again[known] = made[0]
+        return self._again[known]
+
     def _operand(
-        self, item: Item, params: SiteParams, operand: Operand, key: Any, signs: Any, site: int
+        self,
+        item: Item,
+        params: SiteParams,
+        operand: Operand,
+        x: Any,
+        key: Any,
+        signs: Any,
+        site: int,
     ) -> list[Any]:
-        """An operand's values and, if they have one, their scale; itself in high precision."""
+        """The values of an operand x and, if they have one, their scale; x in high precision."""
         op, side = self.group.op_of(item.eqn), operand.side
-        x, extras = op.operands[side], list(op.operands)[2:]
+        extras = list(op.operands)[2:]
         if operand.shared is None:
             return [x]
         spec, product = operand.shared.spec, params.product

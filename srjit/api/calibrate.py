@@ -114,10 +114,10 @@ class _Seen:
         for r in records:
             shared = operands[r.site, r.operand].shared
             assert shared is not None
-            measured.setdefault(shared, []).append(r.amax)
+            measured.setdefault(shared.first, []).append(r.amax)
         self.operands |= operands
         for place, o in operands.items():
-            for amax in measured.get(o.shared, ()) if o.shared else ():
+            for amax in measured.get(o.shared.first, ()) if o.shared else ():
                 if not math.isfinite(amax):
                     raise ValueError(f"{_place(o)} is not finite: its largest magnitude is {amax}")
                 self._amaxes[place] = max(amax, self._amaxes.get(place, 0.0))

@@ -21,7 +21,7 @@ from jax import lax
 from srjit import _compat
 from srjit.jaxprs.figures import measured
 from srjit.jaxprs.observation import NOTHING, Shown, rounding_of, rounding_of_write
-from srjit.jaxprs.site import bind_site
+from srjit.jaxprs.site import after, bind_site
 from srjit.jaxprs.write_back import exactly, round_write_back
 from srjit.numerics.groups import Groups
 from srjit.numerics.quantization import Quantization
@@ -151,14 +151,18 @@ class Evaluator:
         params, key = site.params, None
         assert params is not None
         x, w, *extras = values
-        lhs, rhs = (
-            self._quantized(
+        codes: dict[int, ScaledValues | None] = {}
+        for operand in sorted(site.operands, key=lambda o: o.waits):
+            side, other = operand.side, codes.get(1 - operand.side)
+            value, product = values[side], params.product
+            scale = None if other is None else other.scale
+            codes[side] = self._quantized(
                 operand,
-                params.product.mask(operand.side, value, *extras),
-                params.product.groups_of(operand.side, value.shape, *extras),
+                product.mask(side, value, *extras),
+                product.groups_of(side, value.shape, *extras),
+                values[1 - side] if scale is None else scale,
             )
-            for operand, value in zip(site.operands, (x, w), strict=True)
-        )
+        lhs, rhs = codes[0], codes[1]
         if params.needs_key and self.root is None:  # a call that nothing can differentiate
             params = dataclasses.replace(params, backward=())
         elif params.needs_key:
@@ -166,14 +170,16 @@ class Evaluator:
         return bind_site(params, x, w, extras, lhs, rhs, key)
 
     def _quantized(
-        self, operand: Operand, x: jax.Array, groups: Groups | None
+        self, operand: Operand, x: jax.Array, groups: Groups | None, begun: jax.Array
     ) -> ScaledValues | None:
-        """An operand's codes; with them, others that one read of it gives."""
+        """An operand's codes, after ``begun`` if it waits; with them, others by one read of it."""
         shared = operand.shared
         if shared is None:
             return None
         if shared not in self.codes:
             wanted = self._together(shared) or {shared: operand}
+            if operand.waits and (len(wanted) > 1 or Amax(shared.first) not in self.codes):
+                x = after(x, begun)
             missing = {s: first for s, first in wanted.items() if s not in self.codes}
             keys = {s: self._noise(first) for s, first in missing.items()}
             turned = self.plan.sharing.turned
@@ -181,7 +187,9 @@ class Evaluator:
             made = quantize_together(x, demands, list(keys.values()), self.plan.settings.target)
             if made is None:  # one by one is as good, and others when they are wanted
                 keys = {shared: keys[shared]}
-                made = [self._quantized_alone(shared, missing[shared], x, keys[shared], groups)]
+                made = [
+                    self._quantized_alone(shared, missing[shared], x, keys[shared], groups, begun)
+                ]
             for s, key in keys.items():
                 self._show(s, missing[s], x, key, groups)
             self.codes.update(zip(keys, made, strict=True))
@@ -205,16 +213,17 @@ class Evaluator:
         x: jax.Array,
         key: Key | None,
         groups: Groups | None,
+        begun: jax.Array,
     ) -> ScaledValues:
-        sharing, kept = self.plan.sharing, Amax(shared)
+        sharing, kept = self.plan.sharing, Amax(shared.first)
         before, signs = self._before(operand), self._signs(operand)
         if kept in self.codes:
-            before = self.codes[kept]
+            before = after(self.codes[kept], begun) if operand.waits else self.codes[kept]
         demand = self._demand(
             shared.spec,
             in_memory=operand.in_memory,
             turned=shared in sharing.turned,
-            shows=sharing.keeps(shared) and before is None,
+            shows=sharing.keeps(shared.first) and before is None,
         )
         q = quantize_operand(x, demand, key, self.plan.settings.target, before, signs, groups)
         if q.seen is not None and operand.history is not None:
@@ -241,6 +250,8 @@ class Evaluator:
         self, shared: Shared, operand: Operand, x: Any, key: Key | None, groups: Groups | None
     ) -> None:
         """Hands out the figures of a quantization; shows the observer noise of single elements."""
+        if shared.again:
+            return
         name = self.shown.measured.get(operand)
         if name is not None:
             flips = self._signs(operand) is not None
@@ -324,14 +335,21 @@ class Evaluator:
         plain = [s for s in inner.codes if s not in self.codes and outside(s, path)]
         return plain, [s for s in inner.stacked if s not in self.stacked and outside(s, path)]
 
-    def hoist(self, path: Path, invariants: Mapping[int, Any]) -> None:
-        """Quantizes loop-invariant operands once, before the loop: inputs of it, by position."""
+    def hoist(self, path: Path, invariants: Mapping[int, Any], begun: Sequence[Any]) -> None:
+        """Quantizes loop-invariant operands once, before the loop.
+
+        Args:
+          path: of the loop's body.
+          invariants: inputs of it, by position.
+          begun: values that are there when the loop begins.
+        """
         for position, value in invariants.items():
             token = self.plan.provenance.tokens.get((path, position))
             for shared in self.plan.sharing.uses.get(path, ()):
                 is_new = shared.token == token and shared not in self.codes
                 if is_new and shared.spec.is_hoistable:
                     settings = self.plan.settings
+                    value = after(value, begun) if shared.again else value
                     demand = Demand(shared.spec, settings.rng, in_memory=True)
                     self.codes[shared] = quantize_operand(value, demand, None, settings.target)
 

@@ -89,7 +89,8 @@ class Rewriter(Evaluator):
     def before(self, flow: ControlFlow, path: Path, values: Sequence[Any]) -> Rewriter:
         """The scope that the regions of an equation are evaluated from."""
         if flow.trips:
-            self.hoist((*path, *flow.body.step), invariants(flow.body, values))
+            begun = flow.body.given(values, "carried", "slice")
+            self.hoist((*path, *flow.body.step), invariants(flow.body, values), begun)
         return self
 
     # Of a loop of known length: all that it slices and stacks beside the program's own values.
@@ -292,7 +293,9 @@ def _bound_anew(
 ) -> Sequence[Any]:
     """Calls what was called, with codes that enter and leave it beside its values."""
     body = flow.body
-    plain = outer.entering(path, range(len(body.inputs)))
+    # What enters a checkpoint that is not differentiated yet is kept for its backward pass.
+    is_kept = "policy" in eqn.params and outer.plan.is_differentiable
+    plain = [] if is_kept else outer.entering(path, range(len(body.inputs)))
     stacked = outer.entering(path, body.inputs_by("same"), stacked=True)
     leaving: list[tuple[bool, Kept]] = []
 

@@ -5,7 +5,8 @@
     site : with the quantized cotangent and the codes that were saved, for dgrad and wgrad
 
 Residuals are the codes; the float operands beside them are read by forward-mode tangents only (and
-by a backward product whose quantization is another than the forward's), so XLA drops them.
+by a backward product whose quantization is another than the forward's), so XLA drops them. Of what
+is in memory anyway, as weights are, no codes are kept: the transpose makes them again.
 Derivatives of a backward product are straight-through, in high precision.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
@@ -71,10 +73,17 @@ def _unflatten(site: SiteParams, args: Sequence[Any]) -> tuple[Any, ...]:
     return jax.tree.unflatten(site.tree, args)
 
 
-def _without_copies(site: SiteParams, count: int) -> tuple[SiteParams, list[int]]:
-    """The site without turned copies of codes, and which of site_p's operands are left."""
-    x, w, extras, lhs, rhs, key = _unflatten(site, range(count))
-    kept, tree = jax.tree.flatten((x, w, extras, lhs and lhs.alone, rhs and rhs.alone, key))
+def _without_copies(
+    site: SiteParams, count: int, again: tuple[bool, bool] = (False, False)
+) -> tuple[SiteParams, list[int]]:
+    """The site without turned copies of codes, and which of site_p's operands are left.
+
+    Nor are the codes of an operand where those are made ``again``.
+    """
+    x, w, extras, *codes, key = _unflatten(site, range(count))
+    codes = [q and q.alone for q in codes]
+    lhs, rhs = (None if anew else q for q, anew in zip(codes, again, strict=True))
+    kept, tree = jax.tree.flatten((x, w, extras, lhs, rhs, key))
     return dataclasses.replace(site, tree=tree), kept
 
 
@@ -150,7 +159,8 @@ def _site_jvp(primals: Any, tangents: Any, *, site: SiteParams) -> Any:
     if not any(wrt):
         return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     given = [t for t in tangents[:2] if type(t) is not ad.Zero]
-    site, kept = _without_copies(site, len(primals))  # copies are not worth being saved
+    # Copies are not worth being saved.
+    site, kept = _without_copies(site, len(primals), site.again)
     return out, lin_p.bind(*given, *(primals[i] for i in kept), site=site, wrt=wrt)
 
 
@@ -201,15 +211,22 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
             signs, owner = mix(key, planned_site.GRADIENT_SIGNS + side), side
         if ct_spec and (ct_spec, owner) not in drawn:
             slot = planned_site.CT_DGRAD if side == 0 else planned_site.CT_WGRAD
+            demand = Demand(ct_spec, site.rng, turned=ct_spec in turned)
             drawn[ct_spec, owner] = _quantize_backward(
-                site, masked, groups, ct_spec, key, slot, signs, ct_spec in turned
+                site, masked, groups, demand, key, slot, signs
             )
         residual = saved[other] if residual_spec else None
-        if residual_spec and (residual_spec != kinds[other] or signs is not None):
+        if residual_spec and (residual is None or residual_spec != kinds[other] or signs):
             kept = site.product.mask(other, floats[other], *extras)
             own = site.product.groups_of(other, floats[other].shape, *extras)
-            slot, turn = planned_site.RESIDUAL + side, grad.turned[other]
-            residual = _quantize_backward(site, kept, own, residual_spec, key, slot, signs, turn)
+            again = site.again[other] and residual_spec == kinds[other]
+            if again:
+                made = drawn[ct_spec, owner] if ct_spec else None
+                kept = after(kept, ct if made is None or made.scale is None else made.scale)
+            slot = planned_site.RESIDUAL + side
+            demand = Demand(residual_spec, site.rng, in_memory=again, turned=grad.turned[other])
+            examples = site.examples[other] if again else 0
+            residual = _quantize_backward(site, kept, own, demand, key, slot, signs, examples)
         order = slice(None) if side == 0 else slice(None, None, -1)
         pair = [ct, floats[other]][order]
         codes = [drawn[ct_spec, owner] if ct_spec else None, residual][order]
@@ -263,25 +280,33 @@ def _quantize_backward(
     site: SiteParams,
     x: jax.Array,
     groups: Groups | None,
-    spec: Quantization,
+    demand: Demand,
     key: Key | None,
     slot: int,
     signs: Key | None,
-    turned: bool,
+    examples: int = 0,
 ) -> ScaledValues:
-    """Quantizes a tensor of the backward pass, under vmap if every example has its own key."""
+    """Quantizes a tensor of the backward pass, under vmap if every example has its own key.
+
+    Or if the leading ``examples`` dimensions had scales of their own.
+    """
     noise = None
-    if key is not None and spec.rounding == "stochastic":
+    if key is not None and demand.spec.rounding == "stochastic":
         noise = of_typed_shards(mix(key, slot), x)
     words = noise or signs
-    turned = turned and (words is None or not words[0].ndim)
-    demand = Demand(spec, site.rng, turned=turned)
+    examples = words[0].ndim if words else examples
+    demand = dataclasses.replace(demand, turned=demand.turned and not examples)
     call = lambda x, key, signs, groups: quantize_operand(  # noqa: E731
         x, demand, key, site.target, signs=signs, groups=groups
     )
-    for _ in range(words[0].ndim if words else 0):
+    for _ in range(examples):
         call = jax.vmap(call)
     return call(x, noise, signs, groups)
+
+
+def after(x: jax.Array, values: Any) -> jax.Array:
+    """x, which compilers do not take for what it was before some values were made."""
+    return lax.optimization_barrier((x, values))[0]
 
 
 ad.primitive_jvps[site_p] = _site_jvp
@@ -316,7 +341,9 @@ def _batch(primitive: Any, args: Any, dims: Any, *, site: SiteParams, **params: 
                     args[i] = jnp.broadcast_to(args[i], (size, *args[i].shape))
                 mapped[i] = True
     product = site.product.batch(tuple(mapped[i] for i in (x, w, *extras)))
-    return primitive.bind(*args, site=dataclasses.replace(site, product=product), **params), 0
+    examples = site.examples[0] + mapped[x], site.examples[1] + mapped[w]
+    site = dataclasses.replace(site, product=product, examples=examples)
+    return primitive.bind(*args, site=site, **params), 0
 
 
 for _primitive in (site_p, lin_p):

@@ -101,6 +101,11 @@ class ProgramPlan:
         return frozenset(path[:n] for path in paths for n in range(1, len(path)))
 
     @functools.cached_property
+    def is_differentiable(self) -> bool:
+        """Whether gradients are planned, should it be differentiated from outside."""
+        return any(s.params.backward for s in self.rewritten.values() if s.params)
+
+    @functools.cached_property
     def draws_forward(self) -> bool:
         """Whether the program itself draws noise."""
         sites = self.rewritten.values()

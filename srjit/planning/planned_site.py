@@ -46,6 +46,8 @@ class SiteParams:
       label: shown by profilers.
       turned: whether a turned copy of the operands' codes is wanted.
       reduce: as of ``Recipe.reduce``.
+      again: whether derivatives make the codes of an operand again, rather than that they are kept.
+      examples: of the dimensions of the operands, how many leading ones vmap added.
       tree: structure of the primitive's operands, once they are bound.
     """
 
@@ -59,6 +61,8 @@ class SiteParams:
     label: str = "site"
     turned: tuple[bool, bool] = (False, False)
     reduce: str | None = None
+    again: tuple[bool, bool] = (False, False)
+    examples: tuple[int, int] = (0, 0)
     tree: Any = None
 
     @property
@@ -120,10 +124,17 @@ class Shared(NamedTuple):
     Attributes:
       token: the value.
       spec: how it is quantized.
+      again: whether the backward pass makes them from the value, though the forward pass had them.
     """
 
     token: int
     spec: Quantization
+    again: bool = False
+
+    @property
+    def first(self) -> Shared:
+        """The same codes, as they are made first."""
+        return self._replace(again=False)
 
 
 class Amax(NamedTuple):
@@ -151,6 +162,8 @@ class Operand:
       experts: how many groups of rows have scales of their own, if there are any.
       in_memory: whether it is there before the program starts: no operation makes it that could do
         some of the quantizing.
+      waits: whether its codes are made after the other operand's, so that no compiler takes those
+        of the forward pass for them.
     """
 
     row: SitePlan
@@ -162,6 +175,7 @@ class Operand:
     history: str | None
     experts: tuple[int, ...]
     in_memory: bool
+    waits: bool = False
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ from srjit.planning.phases import traced
 from srjit.planning.plan import ProgramPlan, Settings
 from srjit.planning.profit import Cuts, paying, uncut
 from srjit.planning.provenance import Provenance
+from srjit.planning.residuals import Residuals, Use
 from srjit.planning.roles import Classified, classify
 from srjit.planning.site import SitePlan
 from srjit.planning.stated import with_stated
@@ -108,48 +109,70 @@ def plan_of(
         estimates = targets.get(recipe.pays_on).estimates
         rows = paying(classified, rows, provenance, estimates, cuts(classified))
     draws, over = Draws(), loops_over_weights(provenance, classified)
+    params = [_params(c, row, settings) for c, row in zip(classified, rows, strict=True)]
+    signs = [_signs(c, p, draws) for c, p in zip(classified, params, strict=True)]
+    uses = [_uses(*each, provenance) for each in zip(classified, params, signs, strict=True)]
+    residuals = Residuals(provenance, [use for both in uses for use in both], settings.target)
     sites = {
-        c.occurrence.path: _planned(c, row, settings, provenance, draws, over)
-        for c, row in zip(classified, rows, strict=True)
+        each[0].occurrence.path: _planned(*each, residuals, provenance, draws, over)
+        for each in zip(classified, rows, params, signs, uses, strict=True)
     }
     notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings, over))
     notes = (*notes, *filter(None, [short]))
     return ProgramPlan(sites, provenance, settings, notes=notes, left_alone=alone, shortfall=short)
 
 
+def _signs(c: Classified, params: planned.SiteParams | None, draws: Draws) -> Draw | None:
+    if params is None or not planned.draw_signs(params.lhs, params.rhs):
+        return None
+    return draws.draw(c.occurrence, c.noise, planned.SIGNS, c.noise)
+
+
+def _uses(
+    c: Classified, params: planned.SiteParams | None, signs: Draw | None, provenance: Provenance
+) -> tuple[Use, Use]:
+    def use(side: int) -> Use:
+        token, spec = c.token(side, provenance), params and (params.lhs, params.rhs)[side]
+        if signs is not None:  # both operands' are those of this product, and no other's
+            token = provenance.derived("flipped", token, signs.number)
+        return Use(c.occurrence, side, token, spec, c.phase != "forward")
+
+    return use(0), use(1)
+
+
 def _planned(
     c: Classified,
     row: SitePlan,
-    settings: Settings,
+    params: planned.SiteParams | None,
+    signs: Draw | None,
+    uses: tuple[Use, Use],
+    residuals: Residuals,
     provenance: Provenance,
     draws: Draws,
     over: frozenset[Path],
 ) -> planned.PlannedSite:
-    o, product = c.occurrence, c.product
-    params, signs = None, None
+    o = c.occurrence
+    if params is not None and params.backward:
+        again = residuals.are_there_anyway(uses[0]), residuals.are_there_anyway(uses[1])
+        params = dataclasses.replace(params, again=again)
     layers = trips_of_layers(provenance, over, o)
-    if product is not None and any(r.status != "kept" for r in row.with_gradients):
-        params = _params(c, row, settings)
-        if planned.draw_signs(params.lhs, params.rhs):
-            signs = draws.draw(o, c.noise, planned.SIGNS, c.noise)
-
     alike = shared_axes(o.scope.names)
 
-    def operand(side: int) -> planned.Operand:
-        spec = params and (params.lhs, params.rhs)[side]
+    def operand(use: Use) -> planned.Operand:
+        side, spec = use.side, use.spec
         shared, history, draw = None, None, Draw(c.noise, side, ())
+        again = residuals.are_made_again(use)
+        waits = again and c.phase == "backward" and residuals.may_be_merged(use)
         experts: tuple[int, ...] = ()
         if spec is not None:
             if spec.group_dim is not None:
                 experts = (o.eqn.invars[2].aval.shape[-1],)
-            token = c.token(side, provenance)
-            if signs is not None:  # both operands' are those of this product, and no other's
-                token = provenance.derived("flipped", token, signs.number)
-            shared = planned.Shared(token, spec)
+            shared = planned.Shared(use.token, spec)
             draw = draws.draw(o, c.noise, side, shared)
             if spec.scaling == "delayed":
                 name = f"{c.path or 'site'}#{c.number}.{('lhs', 'rhs')[side]}"
                 history = draws.history(shared, tuple(n for n in layers if n is not None), name)
+            shared = shared._replace(again=again)
         return planned.Operand(
             row=row,
             side=side,
@@ -159,7 +182,8 @@ def _planned(
             varies=o.operands[side].varies - alike,
             history=history,
             experts=experts,
-            in_memory=o.operands[side].origin in provenance.given,
+            in_memory=waits or o.operands[side].origin in provenance.given,
+            waits=waits,
         )
 
     return planned.PlannedSite(
@@ -168,15 +192,16 @@ def _planned(
         loops=o.scope.loops,
         layers=layers,
         number=c.noise,
-        operands=(operand(0), operand(1)),
+        operands=(operand(uses[0]), operand(uses[1])),
         varies=o.scope.manual - alike,
         params=params,
     )
 
 
-def _params(c: Classified, row: SitePlan, settings: Settings) -> planned.SiteParams:
+def _params(c: Classified, row: SitePlan, settings: Settings) -> planned.SiteParams | None:
     product, eqn = c.product, c.occurrence.eqn
-    assert product is not None
+    if product is None or all(r.status == "kept" for r in row.with_gradients):
+        return None
     shapes = row.site.lhs_shape, row.site.rhs_shape
     target = settings.target.for_shapes(*shapes)
     lhs = row.lhs and planned.oriented(row.lhs, product, 0, shapes[0])

@@ -20,7 +20,7 @@ import numpy as np
 from srjit import _compat
 from srjit.numerics.shards import is_declared, shared_axes
 from srjit.planning.updates import Updates
-from srjit.planning.value_graph import ADDITIONS, VIEWS, ValueGraph
+from srjit.planning.value_graph import ADDITIONS, SLICES, VIEWS, ValueGraph
 from srjit.products.kinds import KINDS
 from srjit.program import left_alone
 from srjit.program.control_flow import ControlFlow, Input, Output, Region, flow_of
@@ -47,7 +47,6 @@ _NONE = frozenset[str]()
 _STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 WRITE_BACK = "srjit_write_back_"  # begins the names of what rounds a parameter
-_SLICES = {"slice", "dynamic_slice", "stablehlo.slice", "stablehlo.dynamic_slice"}
 # After these a value is the same along their mesh axes.
 _COLLECTIVES = {
     "psum", "psum2", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant",
@@ -88,12 +87,15 @@ class Provenance:
         self.random: list[str] = []  # where the program itself draws random bits
         self.unrolled: list[str] = []  # where scans do several iterations in one
         self.tokens: dict[tuple[Path, int], int] = {}  # of the inputs of scopes
-        # Mesh axes over which the results of equations differ, inside shard_maps.
+        # Mesh axes over which results of equations differ, inside shard_maps; of these, those
+        # around the program, of which nobody says whether they do.
         self.varies: dict[Path, frozenset[str]] = {}
-        # Of these, those around the program, of which nobody says whether the results differ.
         self.guessed: dict[Path, frozenset[str]] = {}
         self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
         self.loops: dict[Path, bool] = {}  # by path, whether they slice weights
+        self.invariants: dict[Path, set[int]] = {}  # what enters every trip of a loop as it is
+        self.read_late: set[int] = set()  # by what is no product, from the backward pass on
+        self._is_late = False  # without names: the backward pass has begun
         self._fresh = itertools.count()
         self._interned: dict[Any, int] = {}
         self._forward: set[int] = set()  # what the forward pass made, or its recomputation
@@ -155,8 +157,7 @@ class Provenance:
         if scope.record:
             tokens = [value.token for value in inputs]
             self.inputs[scope.path] = {*tokens, *map(self.unstacked, tokens)}
-            for i, value in enumerate(inputs):
-                self.tokens[scope.path, i] = value.token
+            self.tokens |= {(scope.path, i): token for i, token in enumerate(tokens)}
         first = len(self.occurrences)
         for index, eqn in enumerate(jaxpr.eqns):
             inner = scope.at(index, *self._source.name_stack(eqn))
@@ -186,11 +187,16 @@ class Provenance:
             if not is_declared(scope.names):
                 self.guessed[scope.path] = outs[0].varies & self._manual
         name = eqn.primitive.name
+        is_late = self._is_late or scope.phase != "forward"
         if name in KINDS:
             (lhs, rhs, *extras), location = values, self._source.location(eqn)
             occurrence = Occurrence(scope, eqn, lhs, rhs, tuple(extras), outs[0], location)
             self.occurrences.append(occurrence)
-        elif flow is None and (why := self._source.opaque(eqn)):
+            self._is_late = is_late and bool(self._transforms)
+            return outs
+        if is_late and outs is not values:
+            self.read_late.update([v.token for v in values])
+        if flow is None and (why := self._source.opaque(eqn)):
             location, flops = self._source.location(eqn), self._source.flops(eqn)
             self.opaque.append(Opaque(scope, eqn, location, why, flops))
         elif name == "convert_element_type" and BACKWARD in outs[0].labels and not scope.ruled:
@@ -217,7 +223,7 @@ class Provenance:
             if not is_backward:
                 self._forward.add(token)
             # A constant, a part of what was there and what the forward pass has are no gradients.
-            elif values and not view and name not in _SLICES and token not in self._forward:
+            elif values and not view and name not in SLICES and token not in self._forward:
                 labels |= _BACKWARD
             known = varies and varies & (scope.manual | _compat.typed_axes(out.aval))
             outs.append(Value(labels, token, values[i].origin if view else origin, known))
@@ -243,7 +249,7 @@ class Provenance:
             return _PARAMETER
         flowing = values[1:] if name == "select_n" else values  # what is chosen, not who chooses
         labels = _NONE.union(*[v.labels for v in flowing])
-        if name in _SLICES and BACKWARD not in values[0].labels:  # where a slice is makes none
+        if name in SLICES and BACKWARD not in values[0].labels:  # where a slice is makes none
             labels -= _BACKWARD
         return labels
 
@@ -262,6 +268,7 @@ class Provenance:
             self.unrolled.append(self._source.location(eqn) or "an unknown place")
         if trips and scope.record:
             self.loops[scope.path] = _slices_weights(flow.body, values)
+            self.invariants[scope.path] = {v.token for v in flow.body.given(values, "same")}
         carry = {
             body_input.operand: self._renewed(values[body_input.operand])
             for body_input in flow.body.inputs
@@ -319,9 +326,8 @@ class Provenance:
         if edge.way == "slice":
             return self._sliced(value)
         if edge.way == "shard":
-            axes = _NONE.union(*edge.spec)
             crossed = self._crossing("shard", value, edge.spec, v.aval.shape)
-            return crossed._replace(varies=value.varies | axes)
+            return crossed._replace(varies=value.varies.union(*edge.spec))
         if flow.selector is not None:
             return self._chosen(value, values[flow.selector], region, len(flow.regions))
         return value
@@ -372,14 +378,13 @@ class Provenance:
         if len({v.token for v in outs}) == 1:
             return outs[0]
         labels = _NONE.union(*(v.labels for v in outs))
-        varies = chooser.varies.union(*(v.varies for v in outs))
         token, origin = (
             self.derived("cond", chooser.token, *(getattr(v, f) for v in outs))
             for f in ("token", "origin")
         )
         self._merges[token] = chooser.token, tuple(outs)
         self.graph.add(token, "merge", [v.token for v in outs])
-        return Value(labels, token, origin, varies)
+        return Value(labels, token, origin, chooser.varies.union(*(v.varies for v in outs)))
 
     def _chosen(self, value: Value, chooser: Value, branch: int, count: int) -> Value:
         """A value as one of ``count`` branches sees it: what it made in one on the same."""

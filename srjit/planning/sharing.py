@@ -42,15 +42,15 @@ class Sharing:
 
         Each with the operand that reads it first; only where there are several.
         """
-        first: dict[tuple[Path, int], dict[Shared, Operand]] = {}
+        first: dict[tuple[Path, int, bool], dict[Shared, Operand]] = {}
         for path, site in self._sites.items():
             for operand, shared in site.quantized:
                 if operand.signs is None:
-                    found = first.setdefault((path[:-1], shared.token), {})
+                    found = first.setdefault((path[:-1], shared.token, shared.again), {})
                     found.setdefault(shared, operand)
         return {
             (scope, shared): found
-            for (scope, _), found in first.items()
+            for (scope, *_), found in first.items()
             for shared in found
             if len(found) > 1
         }
@@ -86,8 +86,9 @@ class Sharing:
             if e in self._inputs and e != scope[: len(e)]
         )
 
-    # A value that a user chose to compute again is quantized again. Its amax is a scalar, and kept:
-    # so nobody reads the value for that, or asks other devices, once more.
+    # A value that a user chose to compute again is quantized again, and one that the backward pass
+    # has anyway. Its amax is a scalar, and kept: so nobody reads the value for that, or asks other
+    # devices, once more.
 
     @functools.cached_property
     def _again(self) -> dict[Shared, tuple[Path, list[Path]]]:
@@ -95,6 +96,7 @@ class Sharing:
         found: dict[Shared, tuple[Path, list[Path]]] = {}
         for shared, (first, *others) in self._readers.items():
             again = [path for path in others if not self._reaches(shared, path, first)]
+            again += [] if shared.again else self._readers.get(shared._replace(again=True), [])
             if again and shared.spec.keeps_amax:
                 found[shared] = first, again
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from srjit.program.protocols import Equation
@@ -14,6 +14,8 @@ VIEWS = {
     "convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "pcast",
     "sharding_constraint", "reduce_precision", "reshard", "broadcast_in_dim", "rev",
 }  # fmt: skip
+SLICES = {"slice", "dynamic_slice", "stablehlo.slice", "stablehlo.dynamic_slice"}
+_PARTS = SLICES | VIEWS - {"convert_element_type", "reduce_precision", "broadcast_in_dim"}
 ADDITIONS = {"add", "sub", "add_any", "scatter-add", "scatter_add"}
 _SCALINGS = {
     "mul", "div", "neg", "add", "sub",
@@ -93,9 +95,9 @@ class ValueGraph:
         if token not in self.made:
             self.made[token] = Made(name, tuple(operands), eqn, transforms)
 
-    def viewed(self, token: int) -> int:
-        """The first value of which one is a view."""
-        while (made := self.made.get(token)) is not None and made.name in VIEWS:
+    def viewed(self, token: int, names: Collection[str] = VIEWS) -> int:
+        """The first value of which one is a view, by the operations with some names."""
+        while (made := self.made.get(token)) is not None and made.name in names:
             token = made.operands[0]
         return token
 
@@ -113,6 +115,10 @@ class ValueGraph:
         """Whether nothing that is given to the program is in a value, so that it may be zero."""
         token = self.viewed(token)
         return token not in self.made and token not in given
+
+    def whole(self, token: int) -> int:
+        """The first value of which one is a part, or all elements in another order."""
+        return self.viewed(token, _PARTS)
 
     def scale(self, token: int, name: str, eqn: Equation, values: Sequence[Value]) -> Value | None:
         """Notes, and returns, the operand that a value is a multiple of or moved by a constant."""

@@ -96,7 +96,7 @@ MUTANTS = {
     ),
     "codes that several sites read are measured at one alone": Mutant(
         module="srjit.api.calibrate",
-        old="measured.get(o.shared, ())",
+        old="measured.get(o.shared.first, ())",
         new="[r.amax for r in records if (r.site, r.operand) == place]",
         killed_by=("api/test_calibrate.py::test_a_margin_is_a_factor",),
     ),

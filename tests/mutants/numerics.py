@@ -290,8 +290,8 @@ MUTANTS = {
     ),
     "all products share the signs of their rotations": Mutant(
         module="srjit.planning.planner",
-        old="draws.draw(o, c.noise, planned.SIGNS, c.noise)",
-        new="draws.draw(o, 0, planned.SIGNS, 0)",
+        old="draws.draw(c.occurrence, c.noise, planned.SIGNS, c.noise)",
+        new="draws.draw(c.occurrence, 0, planned.SIGNS, 0)",
         killed_by=(SIGNS + "[True-two sites]",),
     ),
     "operands of a product draw signs apart": Mutant(

@@ -6,6 +6,7 @@ from mutants.mutant import Mutant
 
 BITS = "srjit.numerics.random_bits"
 PROGRAMS = "jaxprs/test_noise_of_programs.py::"
+RESIDUALS = "planning/test_residuals.py::"
 WRITTEN = "planning/test_write_backs.py::"
 VERIFIED = "diagnostics/test_verify.py::"
 ANYWHERE = (
@@ -55,6 +56,41 @@ MUTANTS = {
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[scanned]",
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[counted]",
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[nested]",
+        ),
+    ),
+    # Residuals
+    "codes of weights are handed from loop to loop": Mutant(
+        module="srjit.planning.residuals",
+        old="if use.spec is None or not use.is_late or use.value in self._kept:",
+        new="if True:",
+        killed_by=(
+            RESIDUALS + "test_loops_carry_no_more_than_the_policy_keeps[nothing-int8-jaxpr]",
+            RESIDUALS
+            + "test_no_compiler_takes_codes_that_are_made_again_for_the_first_ones[jaxpr]",
+        ),
+    ),
+    "codes are kept beside floats that something else reads": Mutant(
+        module="srjit.planning.residuals",
+        old="if whole(value) not in held",
+        new="if True",
+        killed_by=(
+            RESIDUALS + "test_loops_carry_no_more_than_the_policy_keeps[nothing-int8-jaxpr]",
+        ),
+    ),
+    "codes that are made again have noise of their own": Mutant(
+        module="srjit.planning.planner",
+        old="draw = draws.draw(o, c.noise, side, shared)",
+        new="draw = draws.draw(o, c.noise, side, (shared, residuals.are_made_again(use)))",
+        killed_by=(RESIDUALS + "test_what_is_made_again_has_the_bits_that_it_had[scanned]",),
+    ),
+    "examples whose codes are made again have one scale": Mutant(
+        module="srjit.jaxprs.site",
+        old="examples = site.examples[other] if again else 0",
+        new="examples = 0",
+        killed_by=(
+            RESIDUALS
+            + "test_derivatives_from_outside_make_the_bits_again_that_there_were"
+            + "[gradient of examples]",
         ),
     ),
     # Write-backs
