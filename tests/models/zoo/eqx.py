@@ -254,7 +254,7 @@ def convnext() -> Case:
     )
 
 
-@model("equimo", "state-space vision model (Vssd)")
+@model("equimo", "state-space vision model (Vssd)", slow=True)
 def state_space() -> Case:
     """Mamba-2 mixers without a causal order, then attention."""
     models = _equimo()

@@ -61,7 +61,7 @@ def mlp() -> Case:
     return _case(forward, cross_entropy, normal(64, 64), integers(10, 64))
 
 
-@model("haiku", "hk.nets.ResNet18")
+@model("haiku", "hk.nets.ResNet18", slow=True)
 def resnet() -> Case:
     """At its full width."""
     import haiku

@@ -95,7 +95,7 @@ def densenet() -> Case:
     return _application("DenseNet121")
 
 
-@model("keras", "applications.ConvNeXtTiny")
+@model("keras", "applications.ConvNeXtTiny", slow=True)
 def convnext() -> Case:
     """Depthwise 7×7 convolutions and dense layers."""
     return _application("ConvNeXtTiny")
