@@ -15,7 +15,7 @@ from srjit.planning.matching import DOUBTFUL, Matching, weighs
 from srjit.planning.structure import MOST, Structure, reads_weight
 from srjit.planning.tangents import TANGENT, Repetitions
 from srjit.planning.tangents import linear as linear_in
-from srjit.planning.value_graph import LINEAR
+from srjit.planning.value_graph import FACTORS, LINEAR, SLICES
 from srjit.program.values import PARAMETER, Occurrence, Path, Value
 
 _PARAMETER = frozenset({PARAMETER})
@@ -85,7 +85,7 @@ class Doubts:
             alone = self.backward_alone()
             below = self.below({o.out.token for o in alone})
             found += alone + [o for o in self.forward if o.out.token in below]
-        found += self.of_given([*found, *self.second])
+        found += self.of_given([*found, *self.second]) + self.of_parts()
         return {o.out.token for o in found} | self.of_doubtful(found)
 
     def of_given(self, doubtful: Iterable[Occurrence]) -> list[Occurrence]:
@@ -107,6 +107,58 @@ class Doubts:
             if 0 <= self.structure.latest.get(q.operands[1 - at].token, -1) < self.order[id(o)]
             and not self.matching.reads_alike(o, side, q, at)
         ]
+
+    def of_parts(self) -> list[Occurrence]:
+        """Products of a part of what others read, which gradients are made of by the chain rule.
+
+        They are gradients in blocks, where the forward pass had other blocks or none. So is what
+        reads their other operand.
+        """
+        found: dict[int, Occurrence] = {}
+        wholes = collections.Counter(self.whole(v) for o in self.forward for v in o.operands)
+        lone = {
+            t: o
+            for t, o in self.undecided.items()
+            if not self.matching.is_differentiated(o) and not reads_weight(o)
+        }
+        for o in self.occurrences if lone else ():
+            match = self.matching.gradients.get(id(o))
+            if match is None:
+                continue
+            for token in self.scaled(o.operands[1 - match.residual].token):
+                if (p := lone.get(token)) is not None and any(
+                    self.graph.viewed(v.token) != self.whole(v) and wholes[self.whole(v)] > 1
+                    for v in p.operands
+                ):
+                    found[id(p)] = p
+        read = {v.origin for p in found.values() for v in p.operands}
+        found |= {id(o): o for o in lone.values() if any(v.origin in read for v in o.operands)}
+        return list(found.values())
+
+    def whole(self, value: Value) -> int:
+        """What a value is a part of, or a view."""
+        token = self.graph.viewed(value.token)
+        while (made := self.graph.made.get(token)) is not None and made.name in SLICES:
+            token = self.graph.viewed(made.operands[0])
+        return token
+
+    def scaled(self, token: int) -> set[int]:
+        """Tokens that a value is linear in, times a factor that products made."""
+        todo, seen, found = [(token, False)], set[tuple[int, bool]](), set[int]()
+        while todo and len(seen) < MOST:
+            token, is_scaled = at = todo.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            if token in self.made:
+                found |= {token} if is_scaled else set()
+                continue
+            made = self.graph.made.get(token)
+            if made is not None and made.name in LINEAR:
+                by = [self.structure.latest.get(t, -1) >= 0 for t in made.operands]
+                is_scaled |= made.name in FACTORS and sum(by) > 1
+                todo += [(t, is_scaled) for t in made.operands]
+        return found
 
     def of_seeds(self) -> list[Occurrence]:
         """Products that make seeds of forward mode, or read them or tangents and are neither."""

@@ -169,6 +169,10 @@ class _Roles:
         self.matching = matched(provenance)
         self.differentiated = any(o.scope.phase == "backward" for o in occurrences)
         self.forward = [o for o in occurrences if o.scope.phase != "backward"]
+        matches = self.matching.gradients
+        self._cotangents = {  # origins of what gradients read beside their residuals
+            o.operands[1 - matches[id(o)].residual].origin for o in occurrences if id(o) in matches
+        }
         # By source line, or anywhere, and shapes: the first of each side and kinds of operand.
         self._alike: dict[Any, dict[Any, Occurrence]] = collections.defaultdict(dict)
         for o in self.forward:
@@ -211,14 +215,18 @@ class _Roles:
     def _by_shape(self, o: Occurrence) -> Match | None:
         """The match of a product whose residual was changed on the way, if shapes leave one."""
         is_second = o.derivatives.count("transpose") > 1
-        if is_second or weighs(o) or not any(map(self.matching.may_be_gradient, o.operands)):
+        may_be = list(map(self.matching.may_be_gradient, o.operands))
+        read = [v.origin in self._cotangents for v in o.operands]
+        if sum(read) == 1:  # the other one is the residual, though computed again
+            may_be = read
+        if is_second or weighs(o) or not any(may_be):
             return None
         for where, place in (("this source line", o.location), ("this program", None)):
             why = f"its shapes are those of a forward product of {where}"
             found = [
                 Match(p, side, residual, why)
                 for residual in (1, 0)
-                if self.matching.may_be_gradient(o.operands[1 - residual])
+                if may_be[1 - residual]
                 for (side, kinds), p in self._alike[place, *_shapes(o, residual)].items()
                 if (kinds[side] == "weight") == (_rank(o.operands[residual]) > 0)
             ]

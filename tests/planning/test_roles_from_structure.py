@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import jax
@@ -10,9 +11,10 @@ import pytest
 from jax import lax
 
 import srjit
+from nameless import both, told
 from small_programs import PARAMS, X, Y, explain, loss, mlp, normal, roles, sgd
 
-from .programs import MLP, SQUARE, STEP, D
+from .programs import ATTENTION, MLP, ROWS, SQUARE, STEP, D, _flash_attention
 
 N, L = 2, 5
 
@@ -172,6 +174,66 @@ def test_a_reversible_block_that_computes_its_inputs_again():
     found = roles(jax.grad(network), params, normal(3, D))
     again = found.pop("recomputed fprop")
     assert found == {"fprop": 4, "wgrad": 4, "dgrad": 3} and again >= 4
+
+
+# ------------------------------------------------------------ attention in blocks
+
+
+def _blocks(a: jax.Array) -> jax.Array:
+    return a.reshape(3, 2, *a.shape[1:])
+
+
+def _block_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+    def block(carry: Any, kv: Any) -> Any:
+        out, top, total = carry
+        s = q @ kv[0].T
+        now = jnp.maximum(top, s.max(-1))
+        a, shrunk = jnp.exp(s - now[:, None]), jnp.exp(top - now)
+        return (out * shrunk[:, None] + a @ kv[1], now, total * shrunk + a.sum(-1)), None
+
+    start = jnp.zeros_like(q), jnp.full(len(q), -1e9), jnp.zeros(len(q))
+    (out, top, total), _ = lax.scan(block, start, (_blocks(k), _blocks(v)))
+    out = out / total[:, None]
+    return out, (q, k, v, out, top + jnp.log(total))
+
+
+def _block_backward(residuals: Any, g: jax.Array) -> Any:
+    """Weighs by other numbers than the forward pass did, which knew no sum yet."""
+    q, k, v, out, size = residuals
+    own = (g * out).sum(-1)
+
+    def block(dq: jax.Array, kv: Any) -> Any:
+        a = jnp.exp(q @ kv[0].T - size[:, None])
+        dv = a.T @ g
+        ds = a * (g @ kv[1].T - own[:, None])
+        return dq + ds @ kv[0], (ds.T @ q, dv)
+
+    dq, (dk, dv) = lax.scan(block, jnp.zeros_like(q), (_blocks(k), _blocks(v)))
+    return dq, dk.reshape(k.shape), dv.reshape(v.shape)
+
+
+_in_blocks = jax.custom_vjp(lambda *qkv: _block_forward(*qkv)[0])
+_in_blocks.defvjp(_block_forward, _block_backward)
+
+
+def _attention_in_blocks(p: Any, x: jax.Array) -> jax.Array:
+    return ((_in_blocks(*(x @ p[n] for n in "qkv")) @ p["o"]) ** 2).mean()
+
+
+def test_attention_in_blocks_has_all_roles_though_it_weighs_again():
+    named, nameless = both(jax.grad(_attention_in_blocks), ATTENTION, ROWS)
+    found = collections.Counter(c.role for c in named)
+    assert found == {"fprop": 7, "wgrad": 4, "dgrad": 5}  # q @ k is computed again
+    again = [told(c) for c in named if c.phase == "backward" and c.site.out_shape == (2, D)]
+    assert again == [("dgrad", "activation", "gradient"), ("dgrad", "gradient", "activation")]
+    pairs = zip(named, nameless, strict=True)
+    assert all(told(b) == told(a) for a, b in pairs if b.role != "unknown")
+
+
+def test_a_backward_pass_in_other_blocks_than_the_forward_one_is_no_forward_pass():
+    named, nameless = both(jax.grad(_flash_attention), ATTENTION, ROWS)
+    for a, b in zip(named, nameless, strict=True):
+        assert b.role == "unknown" or told(b) == told(a)
 
 
 # ------------------------------------------------------------ second derivatives
