@@ -60,6 +60,7 @@ def matched(provenance: Provenance) -> Matching:
         if o.scope.phase == "backward" and not is_tangent and o.out.token not in matching.made:
             matching.find(o)
         matching.add(o)
+    matching.doubt_orphans(provenance.occurrences)
     return matching
 
 
@@ -226,6 +227,19 @@ class Matching:
         if has_data and sum(made) == 1 and is_of_parameter and not weighs:
             return _kinds("activation", made.index(False))
         return None
+
+    def doubt_orphans(self, occurrences: Sequence[Occurrence]) -> None:
+        """Leaves them out where two read one gradient both ways, each beside a declared weight.
+
+        One of the weights is an activation: a backward pass alone has residuals for parameters.
+        """
+        read: dict[int, tuple[Occurrence, int]] = {}
+        for o in occurrences:
+            if "weight" in (kinds := self.orphans.get(id(o), ())):
+                side = kinds.index("gradient")
+                p, other = read.setdefault(o.operands[side].origin, (o, side))
+                if not self.reads_alike(o, side, p, other):
+                    self.orphans.clear()
 
     def _is_seed(self, value: Value) -> bool:
         """Whether forward mode has a value in the place of a weight."""

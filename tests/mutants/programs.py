@@ -13,6 +13,7 @@ ANYWHERE = (
     "planning/test_parameters.py::"
     "test_coverage_does_not_depend_on_where_parameters_stand[bare arrays-jaxpr]"
 )
+STRUCTURE = "planning/test_roles_from_structure.py::"
 ALIKE = "planning/test_roles_by_structure_alone.py::test_roles_are_those_that_names_tell"
 HIGHER = (
     "planning/test_roles_of_higher_derivatives.py::"
@@ -251,10 +252,34 @@ MUTANTS = {
         new="if False:",
         killed_by=(HIGHER + "[a Laplacian]",),
     ),
+    "a declared residual is a weight": Mutant(
+        module="srjit.planning.matching",
+        old="self.orphans.clear()",
+        new="pass",
+        killed_by=(
+            "planning/test_roles_of_higher_derivatives.py::"
+            "test_a_backward_pass_alone_is_unknown_whatever_its_residuals_are[weights]",
+        ),
+    ),
+    "blocks are wholes": Mutant(
+        module="srjit.planning.doubts",
+        old=" + self.of_parts()",
+        new="",
+        killed_by=(
+            STRUCTURE
+            + "test_a_backward_pass_in_other_blocks_than_the_forward_one_is_no_forward_pass",
+        ),
+    ),
+    "what others read as a cotangent may be a residual": Mutant(
+        module="srjit.planning.roles",
+        old="if sum(read) == 1:",
+        new="if False:",
+        killed_by=(STRUCTURE + "test_attention_in_blocks_has_all_roles_though_it_weighs_again",),
+    ),
     "an input is no cotangent": Mutant(
         module="srjit.planning.doubts",
-        old="found += self.of_given([*found, *self.second])",
-        new="",
+        old="self.of_given([*found, *self.second])",
+        new="[]",
         killed_by=(HIGHER + "[a deep tangent kernel's product]",),
     ),
     "a product of tangents is one": Mutant(

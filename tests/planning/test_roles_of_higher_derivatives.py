@@ -200,13 +200,18 @@ def test_higher_derivatives_have_no_role_of_first_ones(name: str):
         assert b.role == "unknown" or told(a) == told(b) or is_plain, (told(a), told(b), b.why)
 
 
-def test_a_backward_pass_alone_is_no_forward_pass():
-    pullback = jax.vjp(mlp, mlp_params(3, 7, 6, 2), X)[1]
+@pytest.mark.parametrize("differentiated", [(0,), (0, 1)], ids=["weights", "and inputs"])
+def test_a_backward_pass_alone_is_unknown_whatever_its_residuals_are(differentiated: Any):
+    """Declared as parameters, the activations among them are not told from weights."""
+    args = mlp_params(3, 7, 6, 2), X
+    of = lambda *some: mlp(*some, *args[len(some) :])  # noqa: E731
+    pullback = jax.vjp(of, *args[: len(differentiated)])[1]
     residuals, tree = jax.tree.flatten(pullback)
     fun = lambda given, g: jax.tree.unflatten(tree, given)(g)  # noqa: E731
     for parameters in ((), (0,)):
-        _, nameless = both(fun, residuals, Y, parameters=parameters)
-        assert len(nameless) == 6 and {c.role for c in nameless} == {"unknown"}
+        for found in both(fun, residuals, Y, parameters=parameters):
+            assert len(found) == 4 + len(differentiated)
+            assert {c.role for c in found} == {"unknown"}
 
 
 def test_sums_that_a_graph_network_makes_are_a_forward_pass():
