@@ -73,7 +73,14 @@ class Doubts:
         levels = map(self.matching.level, self.occurrences)
         first = next((i for i, level in enumerate(levels) if level), len(self.occurrences))
         later = {t: o for t, o in self.undecided.items() if self.order[id(o)] > first}
-        found = self.leading_to(self.second, later)
+        constant = {  # an identity, of a Jacobian by rows
+            o.out.token: o
+            for o in self.forward
+            if self.order[id(o)] > first
+            and reads_weight(o)
+            and not all(v.sources for v in o.operands)
+        }
+        found = self.leading_to(self.second, later) + self.leading_to(self.second, constant)
         suspects = [o for o in self.undecided.values() if any(self.cotangents(o))]
         found += suspects + self.leading_to(suspects, self.undecided)
         if self.tangents.products:
@@ -81,6 +88,7 @@ class Doubts:
         below = self.below({o.out.token for o in suspects})
         found += [o for token, o in self.undecided.items() if token in below]
         found += self.of_seeds() + self.turned() + self.along_directions()
+        found += self.of_unread()
         if first == len(self.occurrences):
             alone = self.backward_alone()
             below = self.below({o.out.token for o in alone})
@@ -158,6 +166,32 @@ class Doubts:
                 by = [self.structure.latest.get(t, -1) >= 0 for t in made.operands]
                 is_scaled |= made.name in FACTORS and sum(by) > 1
                 todo += [(t, is_scaled) for t in made.operands]
+        return found
+
+    def of_unread(self) -> list[Occurrence]:
+        """What fits as a gradient, in the shape of a parameter that no product reads, and of what.
+
+        The Hessian of a linear layer is so, times a vector: the layer's own product is dead code.
+        """
+        provenance = self.structure.provenance
+        read = {
+            x.aval.shape
+            for o in self.occurrences
+            for v, x in zip(o.operands, o.eqn.invars[:2], strict=True)
+            if v.sources == _PARAMETER
+        }
+        unread = {s for s in provenance.parameter_shapes - read if len(s) > 1}
+        ends = (t for t, shape in provenance.results if shape in unread)
+        above = self.structure.above(ends, only=LINEAR)
+        readers: dict[int, list[tuple[Occurrence, int]]] = collections.defaultdict(list)
+        found: list[Occurrence] = []
+        for o in self.forward:
+            for side, value in enumerate(o.operands):
+                for p, at in readers[value.origin] if o.out.token in above else ():
+                    is_turned = not self.matching.reads_alike(o, side, p, at)
+                    if is_turned and self.structure.depends(o, p):
+                        found += [o, p]
+                readers[value.origin].append((o, side))
         return found
 
     def of_seeds(self) -> list[Occurrence]:

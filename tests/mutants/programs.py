@@ -276,6 +276,18 @@ MUTANTS = {
         new="if False:",
         killed_by=(STRUCTURE + "test_attention_in_blocks_has_all_roles_though_it_weighs_again",),
     ),
+    "what is read forms all gradients": Mutant(
+        module="srjit.planning.doubts",
+        old="found += self.of_unread()",
+        new="pass",
+        killed_by=(HIGHER + "[one linear layer's Hessian, times a vector]",),
+    ),
+    "an identity is data": Mutant(
+        module="srjit.planning.doubts",
+        old=" + self.leading_to(self.second, constant)",
+        new="",
+        killed_by=(HIGHER + "[a Laplacian by rows]",),
+    ),
     "an input is no cotangent": Mutant(
         module="srjit.planning.doubts",
         old="self.of_given([*found, *self.second])",

@@ -97,6 +97,17 @@ def _one_layer(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     return ((jnp.tanh(x @ w) - y) ** 2).mean()
 
 
+def _one_linear(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    return ((x @ w - y) ** 2).mean()
+
+
+def _laplacian_by_rows(p: Any, x: jax.Array) -> jax.Array:
+    """Backward twice, from the rows of an identity, which reads a weight as data would."""
+    field = lambda x: mlp(p, x[None])[0, 0]  # noqa: E731
+    traces = jax.vmap(lambda x: jnp.trace(jax.jacrev(jax.jacrev(field))(x)))(x)
+    return (traces**2).mean()
+
+
 def _messages(p: Any, x: jax.Array) -> jax.Array:
     """Messages of a graph network that are products without a sum, as e3nn's."""
     h, apart = jnp.tanh(x @ p["own"]), x[:, None] - x[None]
@@ -167,6 +178,14 @@ PROGRAMS: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
         lambda *args: _product(_one_layer)(*args)[1],
         (normal(3, 2), normal(3, 2, seed=1), X, Y),
         {"fprop": 1, UNKNOWN: 2},
+    ),
+    "a Laplacian by rows": (
+        jax.grad(_laplacian_by_rows), (FIELD, X), {"fprop": 1, "dgrad": 2, "wgrad": 1, UNKNOWN: 5},
+    ),
+    "one linear layer's Hessian, times a vector": (
+        lambda *args: _product(_one_linear)(*args)[1],
+        (normal(3, 2), normal(3, 2, seed=1), X, Y),
+        {UNKNOWN: 2},
     ),
     # The force is seven gradients; of each two more are taken, but for one of an input.
     "forces between messages": (
