@@ -5,6 +5,7 @@ The oracle quantizes each expert's rows, weight and cotangents alone, by ``oracl
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -121,6 +122,28 @@ def test_every_expert_is_quantized_as_if_it_were_alone(recipe: str):
     w, x, ct = operands()
     garbage = with_garbage(x, np.nan), with_garbage(ct, np.inf)
     check_experts(RECIPES[recipe], *run(nearest(recipe), w, *garbage), w, x, ct)
+
+
+@pytest.mark.parametrize("kind", ["activation", "gradient"])
+def test_experts_of_which_one_operand_is_quantized(kind: str):
+    """The other is multiplied as it is, by codes within 4 of what they stand for."""
+    plain = lambda t: t.astype(np.float64)  # noqa: E731
+    rules = [
+        dataclasses.replace(
+            rule,
+            **{
+                role: dataclasses.replace(
+                    getattr(rule, role), **{k: None for k in Oracles._fields if k != kind}
+                )
+                for role in ("fprop", "dgrad", "wgrad")
+            },
+        )
+        for rule in nearest("int8").rules
+    ]
+    w, x, ct = operands()
+    oracles = Oracles(plain, plain, plain)._replace(**{kind: tensor("int8")})
+    recipe = srjit.Recipe(name="one operand", rules=tuple(rules))
+    check_experts(oracles, *run(recipe, w, with_garbage(x, 0), with_garbage(ct, 0)), w, x, ct)
 
 
 def relative(got: np.ndarray, exact: np.ndarray) -> float:
