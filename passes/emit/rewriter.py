@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from srjit._mlir import ir
 from srjit.passes.emit.composites import Masked, Quantizer, ScaledDot, composite
 from srjit.passes.emit.frames import Group, Item
+from srjit.passes.emit.gathered import gathered
 from srjit.passes.emit.lowering import Library
 from srjit.passes.emit.needs import Need, Slot, noises_of, sites_of
 from srjit.passes.emit.seen import Seen, largest_of_shards, remembered
@@ -48,6 +49,7 @@ class GroupRewriter:
         self.seen = Seen(self.values)
         self.done: list[Any] = []
         self._again: dict[tuple[Any, Any], Any] = {}
+        self._gathered: dict[tuple[Any, Any], list[Any]] = {}  # codes, by what of, and how
 
     def run(self) -> None:
         """Rewrites."""
@@ -186,6 +188,12 @@ class GroupRewriter:
             masked=Masked(product, side) if product.masks(side) else None,
         )
         with _named(op, f"srjit_quantize_{spec.format}_{spec.rounding}", site):
+            if self._is_gathered(item, side):
+                if (x, spec) not in self._gathered:
+                    made = gathered(x, quantizer, self.library, self.values.meshes)
+                    self._gathered[x, spec] = made or []
+                if self._gathered[x, spec]:
+                    return self._gathered[x, spec]
             given = [
                 x,
                 *(extras if quantizer.masked else ()),
@@ -198,6 +206,11 @@ class GroupRewriter:
             if slot:
                 self.seen.at[slot] = values.pop()
         return values
+
+    def _is_gathered(self, item: Item, side: int) -> bool:
+        """Whether a collective gathers an operand of a site, and only products read its result."""
+        paths = [(*chain, *item.path) for chain in self.group.chains]
+        return all((path, side) in self.plan.gathers for path in paths)
 
 
 def _named(op: Any, name: str, site: int) -> Any:

@@ -143,6 +143,11 @@ def _update(stack: Any, value: Any, index: Any) -> Any:
 _channels = itertools.count(1 << 20)  # beyond those of anybody else in the module
 
 
+def fresh_channel() -> ir.Attribute:
+    """The channel of a new collective."""
+    return ir.Attribute.parse(f"#stablehlo.channel_handle<handle = {next(_channels)}, type = 1>")
+
+
 def largest_of_shards(value: Any, meshes: Meshes, axes: Sequence[str]) -> Any:
     """The largest of a value's shards along mesh axes: an ``all_reduce`` inside a manual region."""
     names, sizes = next((list(m), list(m.values())) for m in meshes.values() if set(axes) <= set(m))
@@ -159,14 +164,12 @@ def largest_of_shards(value: Any, meshes: Meshes, axes: Sequence[str]) -> Any:
         operands=[value],
         attributes={
             "replica_groups": attribute,
-            "channel_handle": ir.Attribute.parse(
-                f"#stablehlo.channel_handle<handle = {next(_channels)}, type = 1>"
-            ),
+            "channel_handle": fresh_channel(),
             "use_global_device_ids": ir.UnitAttr.get(),
         },
         regions=1,
     )
-    scalar = lowering.type_of((), "float32")
+    scalar = ir.RankedTensorType.get([], ir.RankedTensorType(value.type).element_type)
     block = op.regions[0].blocks.append(scalar, scalar, arg_locs=[op.location] * 2)
     with ir.InsertionPoint(block):
         largest = editing.binary("maximum", *block.arguments)

@@ -20,6 +20,7 @@ from jax import lax
 
 from srjit import _compat
 from srjit.jaxprs.figures import measured
+from srjit.jaxprs.gathered import Gather
 from srjit.jaxprs.observation import NOTHING, Shown, rounding_of, rounding_of_write
 from srjit.jaxprs.site import after, bind_site
 from srjit.jaxprs.write_back import exactly, round_write_back
@@ -84,6 +85,7 @@ class Evaluator:
         self.codes: Codes = {}
         self.stacked: Codes = {}
         self._keys: dict[tuple[bool, ...], Key] = {}
+        self._gathers: dict[Path, Gather] = {}
 
     # ------------------------------------------------------------------------------- the loop
 
@@ -98,9 +100,13 @@ class Evaluator:
         env.update(zip(jaxpr.invars, args, strict=True))
         exact: dict[Any, Any] = {}  # what is rounded in env, and write-backs need before that
         found = self.plan.write_backs
+        gathers = set(self.plan.gathers.values())
         for index, eqn in enumerate(jaxpr.eqns):
             path = (*self.path, index)
             values = [read(v) for v in eqn.invars]
+            if path in gathers:
+                again = functools.partial(_bound_to_one, eqn)
+                self._gathers[path] = Gather(values[0], eqn.params["axis_name"], again)
             with _compat.source_of(eqn):
                 if path in found.writes:
                     outs = [self._written(exactly(eqn, _unrounded(eqn, values, exact)), path)]
@@ -161,6 +167,7 @@ class Evaluator:
                 product.mask(side, value, *extras),
                 product.groups_of(side, value.shape, *extras),
                 values[1 - side] if scale is None else scale,
+                self._gathers.get(self.plan.gathers.get((path, side), ())),
             )
         lhs, rhs = codes[0], codes[1]
         if params.needs_key and self.root is None:  # a call that nothing can differentiate
@@ -170,7 +177,12 @@ class Evaluator:
         return bind_site(params, x, w, extras, lhs, rhs, key)
 
     def _quantized(
-        self, operand: Operand, x: jax.Array, groups: Groups | None, begun: jax.Array
+        self,
+        operand: Operand,
+        x: jax.Array,
+        groups: Groups | None,
+        begun: jax.Array,
+        gather: Gather | None,
     ) -> ScaledValues | None:
         """An operand's codes, after ``begun`` if it waits; with them, others by one read of it."""
         shared = operand.shared
@@ -188,7 +200,9 @@ class Evaluator:
             if made is None:  # one by one is as good, and others when they are wanted
                 keys = {shared: keys[shared]}
                 made = [
-                    self._quantized_alone(shared, missing[shared], x, keys[shared], groups, begun)
+                    self._quantized_alone(
+                        shared, missing[shared], x, keys[shared], groups, begun, gather
+                    )
                 ]
             for s, key in keys.items():
                 self._show(s, missing[s], x, key, groups)
@@ -214,6 +228,7 @@ class Evaluator:
         key: Key | None,
         groups: Groups | None,
         begun: jax.Array,
+        gather: Gather | None,
     ) -> ScaledValues:
         sharing, kept = self.plan.sharing, Amax(shared.first)
         before, signs = self._before(operand), self._signs(operand)
@@ -225,7 +240,11 @@ class Evaluator:
             turned=shared in sharing.turned,
             shows=sharing.keeps(shared.first) and before is None,
         )
-        q = quantize_operand(x, demand, key, self.plan.settings.target, before, signs, groups)
+        target = self.plan.settings.target
+        if gather is None:
+            q = quantize_operand(x, demand, key, target, before, signs, groups)
+        else:
+            q = gather.codes(x.dtype, demand, target, before)
         if q.seen is not None and operand.history is not None:
             self.observe({operand.history: q.seen})
         elif q.seen is not None:
@@ -375,6 +394,10 @@ def largest(history: jax.Array) -> jax.Array:
 def unseen(history: jax.Array) -> jax.Array:
     """A history's amax of a step that did not quantize the tensor."""
     return jnp.full(history.shape[:-1], UNSEEN, jnp.float32)
+
+
+def _bound_to_one(eqn: Any, x: Any) -> Any:
+    return bind(eqn, [x])[0]
 
 
 def bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:

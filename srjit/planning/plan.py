@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 from srjit.choices import Rng
+from srjit.planning.gathers import Gathers, gathers_of
 from srjit.planning.noise import HISTORY
 from srjit.planning.planned_site import PlannedSite
 from srjit.planning.provenance import Provenance
@@ -68,6 +69,11 @@ class ProgramPlan:
     def sharing(self) -> Sharing:
         """The codes that sites share."""
         return Sharing(self.rewritten, self.provenance.inputs, self.provenance.loops)
+
+    @functools.cached_property
+    def gathers(self) -> Gathers:
+        """By site and side, the collective that gathers an operand which only products read."""
+        return gathers_of(self.provenance.program, self.rewritten)
 
     @functools.cached_property
     def histories(self) -> dict[str, tuple[int, ...]]:

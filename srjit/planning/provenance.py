@@ -105,7 +105,7 @@ class Provenance:
         self._updates = Updates(self.graph)
         self._merges: dict[int, tuple[int, tuple[Value, ...]]] = {}
         self._crossed: dict[tuple[str, int], tuple[Any, int]] = {}  # shard_maps, to cross back
-        jaxpr, consts = _compat.open_jaxpr(closed)
+        self.program, consts = jaxpr, _ = _compat.open_jaxpr(closed)
         self.parameter_shapes = {
             v.aval.shape
             for v, label in zip(jaxpr.invars, labels, strict=True)

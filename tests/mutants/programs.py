@@ -195,6 +195,14 @@ MUTANTS = {
             "planning/test_sharing.py::test_the_amax_of_what_is_computed_again_is_kept[_deep-h0]",
         ),
     ),
+    "what something else reads is gathered as codes": Mutant(
+        module="srjit.planning.gathers",
+        old="if uses and all(",
+        new="if uses and any(",
+        killed_by=(
+            "jaxprs/test_gathered.py::test_what_something_else_reads_is_gathered_as_it_is[jaxpr]",
+        ),
+    ),
     "calls of one function are sharded alike": Mutant(
         module="srjit.passes.emit.on_shards",
         old="if is_meant(op):",
