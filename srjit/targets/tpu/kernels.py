@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from srjit.numerics import random_bits, rounding, scaling
 from srjit.numerics.elements import Element
 from srjit.numerics.random_bits import Key
+from srjit.numerics.scale_layouts import keep_visible
 from srjit.numerics.scaling import tensor_amax
 from srjit.targets.codes import float_code, word_of
 from srjit.targets.kernel_call import kernel_call
@@ -80,8 +81,8 @@ def quantize(
       key: two uint32 scalars, for stochastic rounding; None for nearest.
       transposed: also the codes with their last dimension first, from the same read.
       with_amax: also ``amax(x)``, from the same read, and that of what may hold NaN and Inf that
-        codes do not show, 0 of formats that have a NaN: NaN and Inf are one there, so that nothing
-        waits for what other devices have.
+        codes do not show, 0 of formats that have a NaN: codes show it there, of Inf too, so that
+        nothing waits for what other devices have.
       converts: whether the chip has instructions that round to the element, as ``converted`` does.
 
     Returns:
@@ -151,7 +152,7 @@ def quantize_plainly(
     rounded = rounding.round_to_grid(wide * encode, element, bits)
     shows = with_amax and not element.is_integer
     if shows:
-        rounded = jnp.where(jnp.isfinite(wide), rounded, jnp.nan)
+        rounded = keep_visible(wide, rounded)
     codes = rounded.astype(CARRIERS[element.name])
     more = [last_first(codes)] * transposed
     if with_amax:
