@@ -122,7 +122,7 @@ class InsertQuantize(Quantizing, Pass):
         return [_NOT_WRITTEN]
 
 
-def _cuts(module: ir.Operation, classified: Sequence[Classified]) -> Cuts:
+def _cuts(module: ir.Operation, classified: Sequence[Classified]) -> Cuts | None:
     return cuts_of(module, [c.occurrence for c in classified])
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from srjit.program.values import Occurrence
 
 
-def cuts_of(module: ir.Operation, occurrences: Sequence[Occurrence]) -> Cuts:
-    """The cuts of a module's products; None where nobody knows.
+def cuts_of(module: ir.Operation, occurrences: Sequence[Occurrence]) -> Cuts | None:
+    """The cuts of a module's products; None if nobody knows how it is sharded.
 
     Args:
       module: with shardings of ``@main``'s arguments.
@@ -29,7 +29,7 @@ def cuts_of(module: ir.Operation, occurrences: Sequence[Occurrence]) -> Cuts:
         with module.context:
             copy, found = shardings.propagated(module, different)
     except ir.MLIRError:
-        return [None] * len(ops)
+        return None
     cuts = {
         op: _cut(copies[0], copy) if copies else None
         for op, copies in zip(different, found, strict=True)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def cuts_of(
     closed: Any, sharded: Sequence[NamedSharding | None], classified: Sequence[Classified]
-) -> Cuts:
-    """The cuts of a program's products; None where nobody knows.
+) -> Cuts | None:
+    """The cuts of a program's products; None if nobody knows how it is sharded.
 
     Args:
       closed: the program.
@@ -40,7 +40,7 @@ def cuts_of(
     # A module has other products than its jaxpr where JAX lowers one to several.
     shapes = [_shapes(o) for o in provenance.occurrences]
     if shapes != [_shapes(c.occurrence) for c in classified]:
-        return uncut(classified)
+        return None
     return cuts.cuts_of(module.operation, provenance.occurrences)
 
 

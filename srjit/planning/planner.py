@@ -27,6 +27,11 @@ from srjit.program import left_alone
 from srjit.program.values import Path
 from srjit.recipes import Recipe
 
+WHOLE = (
+    "recipe='auto' weighs whole products, not what one device does: JAX lowers one of them to "
+    "several operations, or Shardy cannot tell how the program is sharded"
+)
+
 
 def recipe_of(recipe: Any, target: str | targets.Target) -> Recipe:
     """The recipe that an option names: ``auto`` is the target's own, where quantizing pays.
@@ -50,7 +55,7 @@ def make_plan(
     settings: Settings,
     names: Sequence[str] | None = None,
     manual: frozenset[str] = frozenset(),
-    cuts: Callable[[Sequence[Classified]], Cuts] = uncut,
+    cuts: Callable[[Sequence[Classified]], Cuts | None] = uncut,
 ) -> ProgramPlan:
     """Plans a closed jaxpr.
 
@@ -82,7 +87,7 @@ def plan_of(
     classified: Sequence[Classified],
     settings: Settings,
     differentiable: bool,
-    cuts: Callable[[Sequence[Classified]], Cuts] = uncut,
+    cuts: Callable[[Sequence[Classified]], Cuts | None] = uncut,
 ) -> ProgramPlan:
     """Plans a program whose products have roles.
 
@@ -105,9 +110,12 @@ def plan_of(
     opaque = (o for o in provenance.opaque if o.why != left_alone.INNER)
     alone = tuple(decisions.left_alone(o, i) for i, o in enumerate(opaque, len(rows)))
     short = shortfall([*rows, *alone], recipe, decisions.own)
+    weighed: list[str] = []
     if recipe.pays_on:
         estimates = targets.get(recipe.pays_on).estimates
-        rows = paying(classified, rows, provenance, estimates, cuts(classified))
+        found = cuts(classified)
+        weighed = [] if found is not None else [WHOLE]
+        rows = paying(classified, rows, provenance, estimates, found or uncut(classified))
     draws, over = Draws(), loops_over_weights(provenance, classified)
     params = [_params(c, row, settings) for c, row in zip(classified, rows, strict=True)]
     signs = [_signs(c, p, draws) for c, p in zip(classified, params, strict=True)]
@@ -118,7 +126,7 @@ def plan_of(
         for each in zip(classified, rows, params, signs, uses, strict=True)
     }
     notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings, over))
-    notes = (*notes, *filter(None, [short]))
+    notes = (*notes, *weighed, *filter(None, [short]))
     return ProgramPlan(sites, provenance, settings, notes=notes, left_alone=alone, shortfall=short)
 
 

@@ -20,7 +20,7 @@ from srjit.modules.cuts import cuts_of
 from srjit.passes.annotate_matmuls import provenance_of
 from srjit.passes.driver import registry
 from srjit.passes.emit import cuts as cuts_of_modules
-from srjit.planning.planner import recipe_of
+from srjit.planning.planner import WHOLE, recipe_of
 from srjit.planning.profit import Cut
 from srjit.planning.provenance import Provenance
 from srjit.planning.roles import classify
@@ -76,6 +76,19 @@ def test_on_one_device_nothing_is_cut():
     closed = jax.make_jaxpr(product)(normal(16, 16), normal(32, 16))
     classified = classify(Provenance(closed, ["parameter", "data"]))
     assert cuts_of(closed, [], classified) == cuts_of(closed, [None, None], classified) == [None]
+
+
+def test_the_report_says_if_whole_products_are_weighed():
+    """A CPU has no operation for a grouped product."""
+
+    def grouped(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.ragged_dot(x, w, jnp.array([16, 16], jnp.int32))
+
+    fun = srjit.srjit(grouped, recipe="auto", target="v5e")
+    shapes = (2, 16, 16), (32, 16)
+    known = fun.explain(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+    assert WHOLE not in known.notes
+    assert WHOLE in fun.explain(*structs((P(), P("data")), *shapes)).notes
 
 
 @pytest.mark.parametrize("layer", ["jaxpr", "stablehlo"])
