@@ -28,8 +28,10 @@ def gathered(x: Any, quantizer: Quantizer, library: Library, meshes: Meshes) -> 
     """
     op = operations.owner(x)
     gather = operations.owner(op.operands[0]) if op and op.name == "stablehlo.convert" else op
-    axes = axes_of_collective(gather, meshes) if gather is not None else ()
-    if gather is None or not axes:
+    if gather is None or gather.name != "stablehlo.all_gather":
+        return None
+    axes = axes_of_collective(gather, meshes)
+    if not axes:
         return None
     shard = _with_element(gather.operands[0], x.type)
     given = [shard]

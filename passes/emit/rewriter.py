@@ -189,11 +189,12 @@ class GroupRewriter:
         )
         with _named(op, f"srjit_quantize_{spec.format}_{spec.rounding}", site):
             if self._is_gathered(item, side):
-                if (x, spec) not in self._gathered:
-                    made = gathered(x, quantizer, self.library, self.values.meshes)
-                    self._gathered[x, spec] = made or []
-                if self._gathered[x, spec]:
-                    return self._gathered[x, spec]
+                whole = op.operands[side]  # not what waits for something
+                if (whole, spec) not in self._gathered:
+                    made = gathered(whole, quantizer, self.library, self.values.meshes)
+                    self._gathered[whole, spec] = made or []
+                if self._gathered[whole, spec]:
+                    return self._gathered[whole, spec]
             given = [
                 x,
                 *(extras if quantizer.masked else ()),
