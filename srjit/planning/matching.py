@@ -300,8 +300,8 @@ class Matching:
         cotangent = self._cotangents.get(id(p))
         other = o.operands[1 - residual]
         taken = self._taken.get((id(p), side))
-        # Both gradients of a product read the same one.
-        is_other_side = cotangent == other.origin != taken
+        # Both gradients of a product read the same one; a constant is that of many products.
+        is_other_side = bool(other.sources) and cotangent == other.origin != taken
         return (
             not _is_transpose(o.derivatives, p.derivatives),
             not self.may_be_gradient(other),
