@@ -93,5 +93,6 @@ def test_quantizing_a_layer_moves_little_more_than_it_has_to():
     written = 2 * sum(n // 2 for n in codes.values()) + 2 * (T * D + T * F) // 16 + D * F // 256
     assert 1 <= quantizing / (read + written) < 1.25
     kernels = [k for k in program.kernels if k.name.startswith("srjit_quantize")]
-    assert len(kernels) == 3 and math.prod(k.times for k in kernels) == 1
+    # x twice: its codes for wgrad are made in the backward pass, and not kept until then.
+    assert len(kernels) == 4 and math.prod(k.times for k in kernels) == 1
     assert sum("cvt.rs.satfinite.e2m1x4.f32" in k.rounds_by for k in kernels) == 1

@@ -357,7 +357,8 @@ def test_figures_of_experts_are_of_scales_of_their_own(recipe: str):
     assert {r.kind for r in records} == {"gradient"} and max(r.zeros for r in records) < 0.2
 
 
-def test_reports_say_which_scales_are_of_experts():
+def test_reports_say_which_scales_are_of_experts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")  # no cell of two lines
     w, x, ct = operands()
     args = w, x, ct, jnp.asarray(SIZES)
     report = explain(step, *args, recipe="int8")
