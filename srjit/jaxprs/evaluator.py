@@ -329,7 +329,7 @@ class Evaluator:
         return type(self)(self.plan, self.root, path, trips, self.histories, self.shown)
 
     def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Kept]:
-        """What sites inside the scope at ``path`` want.
+        """The codes that sites inside the scope at ``path`` want.
 
         That is codes of its inputs at ``positions``, and amaxes of what is computed again.
         """
@@ -343,7 +343,7 @@ class Evaluator:
         return [*codes, *(amax for amax in sharing.amaxes_for(path) if amax in known)]
 
     def leaving(self, inner: Evaluator, path: Path) -> tuple[list[Kept], list[Kept]]:
-        """What is made inside the scope at ``path`` (plain, stacked) that sites outside it want."""
+        """The codes made inside the scope at ``path`` (plain, stacked) that sites outside want."""
         sharing = self.plan.sharing
 
         def outside(kept: Kept, path: Path) -> bool:
@@ -374,7 +374,7 @@ class Evaluator:
 
 
 def alone(kept: Any) -> Any:
-    """What leaves or enters a scope: amaxes, and codes without what came beside them."""
+    """Amaxes and codes as they leave or enter a scope: without what came beside them."""
     return kept.alone if isinstance(kept, ScaledValues) else kept
 
 

@@ -85,7 +85,7 @@ class Groups:
         return scaling.amax(found, rest, keepdims=True)
 
     def sizes(self) -> jax.Array:
-        """How many rows each group has: int32, with dimensions of ``ids``."""
+        """The number of rows of each group: int32, with the dimensions of ``ids``."""
         return jnp.sum(self._hits(), axis=self.axis + 1, dtype=jnp.int32)
 
     def _hits(self) -> jax.Array:
@@ -97,7 +97,7 @@ class Groups:
 
 
 def _reached(ends: jax.Array, places: jax.Array, axis: int) -> jax.Array:
-    """How many of the ascending ``ends`` along ``axis`` are not beyond each of the places."""
+    """The number of ascending ``ends`` along ``axis`` that are not beyond each of the places."""
     axis %= ends.ndim
     shape = [1] * (ends.ndim + 1)
     shape[axis] = places.size

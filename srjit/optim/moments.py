@@ -135,7 +135,7 @@ def _ways(inner: Any, params: Any, first: str) -> list[str | None]:
     state = jax.tree.leaves(shapes)
     roots = under_roots(jax.make_jaxpr(inner.update)(params, shapes, params))
     count = len(jax.tree.leaves(params))
-    kinds = {p.shape for p in map(jnp.asarray, jax.tree.leaves(params))}
+    kinds = {jnp.shape(p) for p in jax.tree.leaves(params)}
     fixed = _independent(closed.jaxpr)
 
     def way(i: int) -> str | None:

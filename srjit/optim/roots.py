@@ -1,4 +1,4 @@
-"""Which inputs of a program it takes the root of: the second moments of an optimizer."""
+"""Inputs of a program that it takes the root of: the second moments of an optimizer."""
 
 from __future__ import annotations
 

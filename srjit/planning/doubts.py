@@ -144,7 +144,7 @@ class Doubts:
         return list(found.values())
 
     def whole(self, value: Value) -> int:
-        """What a value is a part of, or a view."""
+        """The value that one is a part of, or a view."""
         token = self.graph.viewed(value.token)
         while (made := self.graph.made.get(token)) is not None and made.name in SLICES:
             token = self.graph.viewed(made.operands[0])
@@ -169,7 +169,7 @@ class Doubts:
         return found
 
     def of_unread(self) -> list[Occurrence]:
-        """What fits as a gradient, in the shape of a parameter that no product reads, and of what.
+        """Products that fit, by shape, as gradients of parameters that no product reads.
 
         The Hessian of a linear layer is so, times a vector: the layer's own product is dead code.
         """

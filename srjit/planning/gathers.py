@@ -1,4 +1,4 @@
-"""What devices gather only to multiply it, inside ``shard_map``: it is gathered as codes."""
+"""Gathers inside ``shard_map`` whose results are only multiplied: they gather codes."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ Codes = tuple[int, Quantization]
 
 
 class Residuals:
-    """Which codes the backward pass makes again.
+    """The codes that the backward pass makes again.
 
     Args:
       provenance: of the program.

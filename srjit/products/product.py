@@ -24,7 +24,7 @@ _LHS, _RHS = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class Along:
-    """Where an array of a ragged product has groups.
+    """The place of the groups in an array of a ragged product.
 
     Attributes:
       ndim: the array's rank.
@@ -67,7 +67,7 @@ class Product(abc.ABC):
         raise NotImplementedError
 
     def along(self, which: int) -> Along | None:
-        """Where 0: lhs, 1: rhs, 2: out of a ragged product has groups; None of another."""
+        """The place of groups in 0: lhs, 1: rhs, 2: out of a ragged product; None of another."""
         return None
 
     def transpose(self, side: int, operand: Any) -> Product:
@@ -214,7 +214,7 @@ class TransposedProduct(Product):
         return self.of.by_group(self._of(which), self._of(to), scale)
 
     def _of(self, which: int) -> int:
-        """Which array of the other product one of this is."""
+        """The number that an array of this has in the other product."""
         return {self.side: 2, 2: self.side}.get(which, which)
 
 

@@ -82,7 +82,9 @@ def test_positive_numbers_round_to_their_neighbours_with_the_probability_of_what
     ups = (codes - low).sum(axis=0)
     spread = np.sqrt(draws * fraction * (1 - fraction)) + 1e-3 * draws * (fraction == 0)
     assert (np.abs(ups - draws * fraction) <= SIGMAS * spread + 0.01 * draws * 2**-4).all()
-    np.testing.assert_allclose(np.asarray(q.dequantize())[:, -1], 1.0, rtol=1e-6)
+    # The largest never moves, and comes back but for the rounding of 1/1.9375 and of a product.
+    assert (np.asarray(q.codes)[:, -1] == 255).all()
+    np.testing.assert_allclose(np.asarray(q.dequantize())[:, -1], 1.0, rtol=2.0**-23)
 
 
 def test_zero_is_only_where_a_whole_block_is_and_what_is_not_finite_stays_visible():
