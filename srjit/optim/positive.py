@@ -4,9 +4,10 @@ Adam divides by the root of its second moment: one that is rounded to zero, besi
 that is not, makes a step of any size. The grid is that of a float of 4 exponent and 4 mantissa bits
 without a sign, subnormal numbers or zero, under a float32 scale for each block:
 
-  code c stands for  2^(floor(c / 16) - 15) * (1 + (c mod 16) / 16) * scale
+  code c stands for  g(c) / g(255) * scale,   g(c) = 2^floor(c / 16) * (1 + (c mod 16) / 16)
 
-So neighbours are 3 to 6 % apart, over 16 binades. What is below them becomes the smallest.
+and the scale is the largest number of its block. So neighbours are 3 to 6 % apart, over 16 binades.
+What is below them becomes the smallest.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class PositiveArray:
         view = BlockView.of(x.shape, "block", block, (axis,))
         blocks, noise = view.split(x), view.split(random_bits(key, x, rng))
         amax = view.amax(blocks)
-        # Divided twice: the quotient of amax and the largest number could be subnormal.
+        # Not divided by amax / M, which could be subnormal.
         ratio = blocks / view.spread(jnp.where(amax == 0, 1, amax)) * jnp.float32(_GRID.max)
         floor = jnp.float32(2.0**_GRID.min_exponent)
         rounded = round_to_grid(jnp.maximum(ratio, floor), _GRID, noise)
