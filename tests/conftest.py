@@ -18,6 +18,8 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 hypothesis.settings.register_profile("srjit", deadline=None)
 hypothesis.settings.load_profile("srjit")
 
+# One case of each test, where another interpreter runs them all.
+_ONCE = os.environ.get("SRJIT_ONE_CASE", "0") != "0"
 _NIGHTLY = os.environ.get("SRJIT_NIGHTLY", "0") != "0"
 # Programs compile as they do for users: nightly, and in `make test-compiled`.
 _AS_USERS = _NIGHTLY or os.environ.get("SRJIT_AS_USERS_COMPILE", "0") != "0"
@@ -64,6 +66,6 @@ def fusion_emitters() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves to the night what is marked so, and says how many tests; see ``crossing.parted``."""
-    kept, left_out = parted(items, _NIGHTLY)
+    kept, left_out = parted(items, _NIGHTLY, _ONCE)
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
     items[:] = kept

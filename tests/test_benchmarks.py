@@ -68,6 +68,7 @@ def test_gpu_step_compares_and_checks_whatever_the_device(tmp_path):
     assert figures["device"]["copy, bytes a second"] > 0
 
 
+@pytest.mark.nightly
 def test_dispatch_measures_typed_keys_and_integers(tmp_path):
     figures = _figures("dispatch", tmp_path)
     assert set(figures) == {f"{k}{w}" for k in ("typed key", "integer") for w in ("", ", rejit")}
@@ -76,6 +77,7 @@ def test_dispatch_measures_typed_keys_and_integers(tmp_path):
         assert row["srjit"] > 0
 
 
+@pytest.mark.nightly
 def test_nvfp4_errors_are_the_known_ones(tmp_path):
     figures = _figures("nvfp4_errors", tmp_path)
     known = [row for row in figures["errors"].values() if row["known"] is not None]

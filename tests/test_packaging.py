@@ -84,6 +84,7 @@ def test_wheel_and_sdist_hold_every_file_of_srjit(built: dict[str, Path]):
     }
 
 
+@pytest.mark.crossed(1, most=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_an_installed_copy_works_away_from_the_checkout(

@@ -26,7 +26,7 @@ ODD = Shape((70, 33), jnp.bfloat16), Shape((50, 70), jnp.float32)
 LIBRARIES = {"fp8": "__cublas$lt$matmul$f8"}  # others, with scales of blocks: cuDNN's
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=1)
 @pytest.mark.parametrize(
     ("chip", "recipe", "args", "instruction", "layer"),
     [

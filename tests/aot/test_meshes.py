@@ -30,6 +30,7 @@ def shardings(mesh: Any) -> dict[str, Any]:
     return {"in_shardings": tuple(NamedSharding(mesh, p) for p in (P(), P("data")))}
 
 
+@pytest.mark.crossed(1, most=3)
 @needs_libtpu
 @pytest.mark.parametrize(
     ("options", "x", "mesh"),
@@ -92,6 +93,7 @@ def _chips_and_meshes() -> list[Any]:
     ]
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("chip", "mesh"), _chips_and_meshes())
 def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: dict[str, int]):
@@ -104,6 +106,7 @@ def test_quantizing_gathers_nothing_that_the_program_did_not(chip: str, mesh: di
     assert report.after.collectives["all-reduce"].count > 0
 
 
+@pytest.mark.crossed(1, most=1)
 @needs_cuda
 @pytest.mark.parametrize(
     ("specs", "recipe"),
@@ -147,6 +150,7 @@ def _added(program: Any) -> int:
     return sum(program.collectives[kind].size for kind in kinds if kind in program.collectives)
 
 
+@pytest.mark.crossed(1, most=1)
 @needs_libtpu
 @pytest.mark.parametrize(("chip", "recipe"), [("v5e", "int8"), ("tpu7x", "fp8")])
 def test_parts_of_products_take_the_bytes_of_the_programs_own(chip: str, recipe: str):
@@ -164,6 +168,7 @@ def test_nothing_waits_for_other_devices_where_codes_have_a_nan():
     assert report.after.collectives["all-reduce"].small == 0
 
 
+@pytest.mark.crossed(1, most=1)
 @needs_cuda
 @pytest.mark.parametrize(("gpu", "recipe"), [("b200", "nvfp4"), ("h200", "fp8")])
 def test_shards_that_run_by_themselves_are_native_too(gpu: str, recipe: str):

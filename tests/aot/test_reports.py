@@ -79,6 +79,7 @@ def verdicts(report: Any) -> list[str]:
 # ------------------------------------------------------------------------------------- one chip
 
 
+@pytest.mark.crossed(1, most=2)
 @needs_libtpu
 @pytest.mark.parametrize(
     ("chip", "recipe", "possible"),
@@ -94,6 +95,7 @@ def test_what_is_not_native_is_not_called_so(chip: str, recipe: str, possible: s
     assert site.verdict in possible
 
 
+@pytest.mark.crossed(1, most=2)
 @needs_cuda
 @pytest.mark.parametrize("gpu", GPUS)
 def test_fp8_products_are_the_librarys_in_all_roles(gpu: str):
@@ -115,6 +117,7 @@ def attention(ws: Any, x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.einsum("bhsk,bhtk->bhst", q, k) ** 2)
 
 
+@pytest.mark.crossed(1, most=1)
 @needs_cuda
 @pytest.mark.parametrize(
     ("gpu", "recipe", "which"),
@@ -232,6 +235,7 @@ def test_a_report_is_a_table_json_and_html(monkeypatch: pytest.MonkeyPatch):
     assert not page.open
 
 
+@pytest.mark.crossed(1, most=3)
 @needs_libtpu
 @pytest.mark.parametrize(
     ("options", "call"),
@@ -308,6 +312,7 @@ def _unless(common: bool) -> list[Any]:
     return [] if common else [pytest.mark.nightly]
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "chip"), _every_recipe())
 def test_every_recipe_compiles_and_what_is_planned_as_native_is(recipe: str, chip: str):

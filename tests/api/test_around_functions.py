@@ -314,7 +314,7 @@ PLACES: dict[str, Callable[[jax.Array], jax.Array]] = {
 KEYS = {"typed": KEY, "integer": 5, "large": 2**40}
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize(
     ("name", "place"),
     [*((name, place) for name in ("typed", "integer") for place in PLACES), ("large", "a mesh")],

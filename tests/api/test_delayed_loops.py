@@ -83,6 +83,7 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], jax.Array, set[tuple[int, ...]]]] 
 }
 
 
+@pytest.mark.crossed(1, most=4)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_both_doors_have_the_same_histories_of_loops(name: str):

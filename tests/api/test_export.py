@@ -33,6 +33,7 @@ def decorated(layer: str) -> Any:
     return srjit.srjit(step, recipe="int8", layer=layer)  # type: ignore[arg-type]
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("way", ["jaxpr", "stablehlo", "rejit"])
 def test_another_process_computes_the_same_bits(way: str, tmp_path: Path, compiler_flags: str):
     if way == "rejit":

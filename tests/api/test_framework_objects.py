@@ -53,6 +53,7 @@ NNX_WAYS = {
 }
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("way", NNX_WAYS)
 def test_objects_that_a_step_changes_in_place_are_changed(way: str):
     run, reference = NNX_WAYS[way](), nnx.jit(nnx_step)

@@ -68,6 +68,7 @@ CODES = {
 }  # fmt: skip
 
 
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.parametrize("recipe", CODES)
 def test_a_packed_model_gives_the_bits_of_the_inference_mode(recipe: str):
     packed = frozen(mlp, recipe, MLP, X)

@@ -91,6 +91,7 @@ def test_the_program_makes_no_codes_of_weights_and_takes_no_floats_for_them():
     assert "rng" not in compiled.replace("srjit", "") and "threefry" not in compiled
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("target", ["b200", "v5e", "portable"])
 def test_every_target_takes_packed_weights(target: str):
     """Blackwell multiplies codes with their block scales beside them, where others merge them."""

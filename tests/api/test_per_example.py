@@ -79,7 +79,7 @@ def others_keep_their_bits(function: Any, params: Any, **given: Any) -> None:
         assert not all(np.array_equal(a[3], b[3]) for a, b in pairs)
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("program", "recipe"),
@@ -107,6 +107,7 @@ def test_examples_are_apart_through_both_doors(program: str, recipe: str):
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4"])
 def test_the_numbers_are_those_of_srjit_inside_of_vmap(recipe: str):
     """But for the noise, which is drawn from other sites' numbers: so without any."""

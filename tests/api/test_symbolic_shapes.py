@@ -50,6 +50,7 @@ def same(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(np.asarray(u), np.asarray(v))
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("fun", "recipe", "mode", "layer"),

@@ -27,6 +27,7 @@ def step(w, x):
     return jax.grad(loss)(w)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["int8", "nvfp4", "mxfp8"])
 @pytest.mark.parametrize("base", [None, jax.random.key(5)], ids=["step", "base key"])
 def test_keys_are_those_that_the_run_took(recipe, base):

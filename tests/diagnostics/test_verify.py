@@ -58,6 +58,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 # ---------------------------------------------------------------------------- correct programs
 
 
+@pytest.mark.crossed(1, most=1)
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "mxfp8", "nvfp4-unbiased"])
 def test_a_correct_program_passes(recipe: str):
     certificate = verified(recipe)
@@ -208,6 +209,7 @@ def test_a_bias_of_subnormal_numbers_is_found(planted: Callable[..., None]):
     assert not [where for where in failed if "binade" in where]
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["fp8", "mxfp8", "nvfp4-unbiased"])
 def test_a_float_format_that_ignores_the_noise_is_found(planted: Callable[..., None], recipe: str):
     original = rounding.round_to_grid
@@ -331,6 +333,7 @@ def test_an_operand_that_is_not_finite_is_no_success():
     assert certificate.passed and "% of the elements are not finite" in certificate.notes[0]
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("tiny", [0.0, 1e-37, 1e-39])
 def test_zeros_and_the_smallest_numbers_are_no_false_alarm(tiny: float):
     """The steps of bfloat16 there have no inverse in float32."""

@@ -16,6 +16,7 @@ from srjit.numerics.elements import ELEMENTS
 X = jax.random.normal(jax.random.key(0), (64, 128)).at[0, 0].set(5.0)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("dtype", sorted(ELEMENTS))
 def test_stochastic_round_is_unbiased_to_every_dtype(dtype: str):
     found = verify_function(lambda key: stochastic_round(X, dtype, key), X, dtype=dtype)
@@ -104,6 +105,7 @@ SEEN_BY = {
 }
 
 
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.parametrize("fault", FAR)
 def test_noise_that_comes_again_far_away_is_found(fault: str):
     noise, where = FAR[fault]

@@ -41,6 +41,7 @@ def record(**changed):
     return Record.from_dict(fields | changed)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["int8", "nvfp4", "fp8-delayed", "nvfp4-eden"])
 def test_watching_changes_no_bit_and_sees_every_gradient_of_every_step(recipe):
     seen = []

@@ -176,7 +176,7 @@ def test_bfloat16_parameters_learn_as_float32_ones_do_if_updates_round_stochasti
     assert gaps["bf16-sr"] < 0.5 and gaps["bf16-sr:nearest"] > 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bfloat16_parameters_take_half_the_memory_and_with_moments_in_8_bits_a_third(tmp_path):
     wide, half, third = (
         finish(quick_run(r, steps=1), tmp_path / r.replace(":", "-"))
@@ -247,6 +247,7 @@ def replace_by_text(data):
     return b"not a checkpoint"
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, replace_by_text])
 def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path, capsys):
     arguments = ["--quick", "--recipe", "bf16", "--steps", "2", "--out", str(tmp_path)]

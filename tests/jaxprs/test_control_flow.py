@@ -142,7 +142,7 @@ def _results(program: Any, where: str) -> Any:
     return jax.jit(jax.value_and_grad(lambda ws, h: decorated(ws, h, sr_key=0)))(W, H)
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=6)
 @pytest.mark.parametrize("where", ["value", "inside", "outside"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_control_flow_changes_nothing_of_what_is_computed(name: str, where: str):

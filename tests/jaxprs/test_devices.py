@@ -58,7 +58,7 @@ def _on_one_device(recipe: str) -> Any:
     return srjit.srjit(_linear, recipe=recipe)(W, X, normal(16, 32, seed=2), sr_key=3)
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.bits
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4", EDEN])
 @pytest.mark.parametrize("sharding", SHARDINGS)
@@ -77,6 +77,7 @@ def _step_on_one_device(recipe: str) -> Any:
     return srjit.srjit(_step, recipe=recipe)(W, X, sr_key=3)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["int8", "nvfp4", EDEN])
 @pytest.mark.parametrize("sharding", ["rows", "columns"])
 def test_explicitly_sharded_programs_compute_what_one_device_does(recipe: str, sharding: str):

@@ -49,6 +49,7 @@ def exact(params: Any, x: Any = X, y: Any = Y) -> Any:
     return loss(params, x, y)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("recipe", ALIGNED)
 def test_gradients_of_all_kinds_are_one_gradient(wrapper: Any, recipe: str):
@@ -91,6 +92,7 @@ def _reverse_over_forward(f: Any) -> Any:
     return jax.grad(lambda p: jax.jvp(f, (p,), (TANGENT,))[1])(PARAMS)
 
 
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.parametrize(
     "order", [_forward_over_reverse, _reverse_over_reverse, _reverse_over_forward]
 )

@@ -116,6 +116,7 @@ def _alone_in_nvfp4(seed: int) -> list[Params]:
     return run(srjit.srjit(train_step, recipe=NVFP4), (1, 1, 1), start(), seed)
 
 
+@pytest.mark.crossed(1, most=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_a_run_in_nvfp4_is_the_same_but_for_sums_of_floats(kind: AxisType):

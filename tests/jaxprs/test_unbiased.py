@@ -58,6 +58,7 @@ def _bits(recipe: str, draws: tuple[int, ...]) -> dict[int, np.ndarray]:
     return found
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_averaging_gains_one_bit_for_every_factor_of_four(recipe: str) -> None:

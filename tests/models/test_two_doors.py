@@ -12,6 +12,7 @@ from .catalogue import Entry, entries
 _UNROLLED = ("penzai:Gemma with a layer stack",)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(

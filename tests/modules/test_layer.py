@@ -25,6 +25,7 @@ def both(fun: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
     return srjit.srjit(fun, **options), srjit.srjit(fun, layer="stablehlo", **options)
 
 
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_both_layers_compute_the_same_bits(recipe: str):
     by_jaxpr, by_module = both(step, recipe=recipe)

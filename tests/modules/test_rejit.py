@@ -30,6 +30,7 @@ def pipeline(recipe: str = "int8") -> str:
     return QUANTIZE.replace("RECIPE", recipe)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "nvfp4"])
 def test_the_result_is_the_decorators_bit_for_bit(recipe: str):
     again = srjit.rejit(jax.jit(step).lower(W, X), pipeline(recipe))

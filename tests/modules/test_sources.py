@@ -223,6 +223,7 @@ INSIDE = {
 }
 
 
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.parametrize("name", INSIDE)
 @pytest.mark.parametrize("recipe", ["int8-qat", "int8"])
 def test_programs_whose_mesh_is_only_inside_run(name: str, recipe: str):
@@ -274,6 +275,7 @@ def _products() -> str:
     }}"""
 
 
+@pytest.mark.crossed(1, most=1)
 @pytest.mark.parametrize("recipe", ["int8", "nvfp4"])
 def test_products_of_all_dtypes_are_quantized_with_their_result_or_kept(recipe: str):
     module = passes.parse(INT8.replace("int8", recipe)).run(_products())  # verifies

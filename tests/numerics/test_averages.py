@@ -89,6 +89,7 @@ def bits(spec: Quantization, count: int) -> tuple[float, float]:
 BOUND = stats.norm.isf(FALSE_ALARM / 2)
 
 
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.parametrize("count", DRAWS)
 @pytest.mark.parametrize("spec", UNBIASED, ids=lambda spec: spec.format)
 def test_averages_gain_a_bit_for_every_factor_4(spec: Quantization, count: int):
@@ -97,6 +98,7 @@ def test_averages_gain_a_bit_for_every_factor_4(spec: Quantization, count: int):
     assert clipped < 1e-6
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("name", CLIPPING)
 def test_scales_of_the_specifications_clip_so_that_averages_stop(name: str):
     z, clipped = excess(Quantization(format=name, rounding="stochastic"), 1024)

@@ -52,6 +52,7 @@ def gradients(step: int, dtype: Any = jnp.float32) -> Any:
     return {name: draw(i, p) for i, (name, p) in enumerate(PARAMS.items())}
 
 
+@pytest.mark.crossed(1, most=6)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_a_root_is_taken_of_is_positive_and_copies_of_parameters_are_no_moments(name: str):
     plain, expected = OPTIMIZERS[name]

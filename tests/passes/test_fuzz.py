@@ -244,6 +244,7 @@ settings = hypothesis.settings(
 )
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("name", corpus.PIPELINES)
 @settings
 @hypothesis.given(text=programs())

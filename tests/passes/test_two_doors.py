@@ -64,6 +64,7 @@ def _through_both(fun: Any, args: Any, recipe: Any, **options: Any) -> tuple[Any
     return results[0], results[1]
 
 
+@pytest.mark.crossed(1, most=15)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("program", "recipe"), _pairs())
 def test_both_doors_give_the_same_bits(program: str, recipe: Any):
@@ -75,6 +76,7 @@ def test_both_doors_give_the_same_bits(program: str, recipe: Any):
     assert not _differing(by_jaxpr, by_module)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["nvfp4", "mxfp8", "fp8"])
 def test_both_doors_give_the_same_bits_of_a_target_with_scales_beside_codes(recipe: str):
     fun, args = PROGRAMS["bfloat16"]
@@ -82,6 +84,7 @@ def test_both_doors_give_the_same_bits_of_a_target_with_scales_beside_codes(reci
     assert not _differing(by_jaxpr, by_module)
 
 
+@pytest.mark.crossed(1, most=5)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_both_doors_say_the_same_of_every_site(program: str):
     fun, args = PROGRAMS[program]
@@ -95,6 +98,7 @@ def test_both_doors_say_the_same_of_every_site(program: str):
         )  # fmt: skip
 
 
+@pytest.mark.crossed(1, most=1)
 @pytest.mark.parametrize("program", ["mlp", "transformer"])
 def test_both_doors_give_the_same_bits_on_eight_devices(program: str):
     fun, args = PROGRAMS[program]

@@ -110,6 +110,7 @@ CASES: dict[str, tuple[Any, str, int, float]] = {
 }  # fmt: skip
 
 
+@pytest.mark.crossed(1, most=6)
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_a_row_a_warning_and_an_error_under_strict_through_both_doors(name: str):
     fun, op, flops, coverage = CASES[name]

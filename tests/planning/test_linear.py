@@ -144,6 +144,7 @@ def work(fun: Callable[..., Any], layers: int) -> collections.Counter[str]:
     return lines
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize(
     "fun",
     [pytest.param(f, marks=[pytest.mark.nightly] * (f in (readers, calls))) for f in PROGRAMS],

@@ -79,6 +79,7 @@ def carried(lowered: Any) -> list[tuple[int, str]]:
     return found
 
 
+@pytest.mark.crossed(1, most=4)
 @pytest.mark.parametrize("layer", ["jaxpr", "stablehlo"])
 @pytest.mark.parametrize(
     ("policy", "recipe"), [*((policy, "int8") for policy in POLICIES), ("none", "nvfp4")]
@@ -121,6 +122,7 @@ def tied(stack: Any, x: jax.Array) -> jax.Array:
     return jnp.mean(lax.scan(lambda x, _: (block(x, first), None), x, None, length=3)[0] ** 2)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize(
     "step",
     [checkpointed("dots"), jax.grad(unrolled), jax.grad(tied), jax.grad(jax.checkpoint(unrolled))],
@@ -144,6 +146,7 @@ OUTSIDE: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("of", OUTSIDE)
 def test_derivatives_from_outside_make_the_bits_again_that_there_were(
     of: str, monkeypatch: pytest.MonkeyPatch

@@ -163,6 +163,7 @@ STEPS = [
 ]  # fmt: skip
 
 
+@pytest.mark.crossed(1, most=8)
 @pytest.mark.parametrize("fun", STEPS)
 def test_a_step_moves_parameters_by_its_update_on_average(fun: Callable[..., Any]):
     w, g = jnp.ones((8, N), BF16), jnp.ones((8, N), BF16)

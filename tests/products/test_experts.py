@@ -117,6 +117,7 @@ def check_experts(q: Oracles, y: Any, dw: Any, dx: Any, w: Any, x: Any, ct: Any)
         check(dw[g], lambda u, v: u @ v.T, q.activation(a.T), q.gradient(c.T), int(SIZES[g]))
 
 
+@pytest.mark.crossed(1, most=5)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_expert_is_quantized_as_if_it_were_alone(recipe: str):
     w, x, ct = operands()
@@ -175,6 +176,7 @@ def test_what_is_not_finite_stays_with_its_expert():
     assert np.isnan(y[ROWS[2]]).all() and np.isnan(dw[2]).all()
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["int8-channel", "fp8-delayed", "nvfp4", "mxfp8"])
 def test_both_doors_give_the_same_bits(recipe: str):
     w, x, ct = operands()

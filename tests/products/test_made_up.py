@@ -36,6 +36,7 @@ def test_the_report_has_its_name_and_its_operations():
     assert " made up " in str(report)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("recipe", ["int8", "mxfp8", "nvfp4"])
 def test_it_is_quantized_forward_and_backward_as_a_dot_is(recipe):
     made, dotted = (

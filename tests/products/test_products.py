@@ -143,7 +143,7 @@ RUNS: dict[str, Callable[..., Any]] = {
 _COMMON = ("int8", "int8-channel", "int8-qat", "fp8", "mxfp8", "nvfp4", "bf16-sr")
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.parametrize(
     ("name", "run"),
     [
@@ -195,6 +195,7 @@ def test_explicit_shardings_of_a_transposed_gradient_are_those_of_the_weight():
     fresh.python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("name", ["fp8", "mxfp8", "nvfp4"])
 def test_blocks_run_along_the_contraction_of_each_product(name: str):
     """Sizes no multiple of a block: padded, never refused."""
@@ -313,6 +314,7 @@ def _conv(options: dict[str, Any], x: jax.Array, w: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, w, precision="highest", **given)
 
 
+@pytest.mark.crossed(1, most=4)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_multiply_what_their_codes_stand_for(name: str):
     lhs, rhs, options = CONVOLUTIONS[name]

@@ -318,6 +318,7 @@ def test_scales_that_are_given_are_near_the_truth_in_their_range(recipe: str):
 RUNNING = [r for r in BUILTIN if r.name not in ("fp8-delayed", "fp8-static", "int8-static")]
 
 
+@pytest.mark.crossed(1, most=7)
 @pytest.mark.parametrize("recipe", RUNNING, ids=lambda r: r.name)
 def test_every_builtin_recipe_runs_and_stays_near_the_truth(recipe: Recipe):
     result = srjit(step, recipe=recipe)(W, X, sr_key=KEY)

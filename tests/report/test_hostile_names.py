@@ -105,6 +105,7 @@ def test_whatever_is_in_a_document_is_shown_and_not_obeyed(what: str):
     check(Made(), name)
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("what", NAMES)
 def test_names_of_a_users_program_are_shown_and_not_obeyed(what: str):
     name = NAMES[what]

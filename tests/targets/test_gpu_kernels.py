@@ -90,7 +90,7 @@ def _tensors():
             yield pytest.param(rounding, shape, axis, format, marks=marks)
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize(("rounding", "shape", "axis", "format"), [*_tensors()])
 def test_codes_and_scales_are_the_emulations(rounding, shape, axis, format):
     check(Quantization(format=format, rounding=rounding, axis=axis), tensor(shape))
@@ -135,6 +135,7 @@ def test_tensors_of_all_sizes_are_the_emulations(format, size):
     check(Quantization(format=format), tensor((32, 64)) * jnp.float32(size))
 
 
+@pytest.mark.crossed(1, most=3)
 @pytest.mark.parametrize("format", FORMATS)
 @instructions.interpreted()
 def test_what_is_not_finite_stays_visible(format):
@@ -170,7 +171,7 @@ def test_every_tiling_draws_the_same_noise(tile, down, by_instruction):
         )
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize(
     ("format", "axis"),
     [

@@ -184,7 +184,7 @@ def mapped(fun: Any, recipe: str, target: str) -> Any:
     )
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize(
     ("make", "fun"), [(inside, loss), (inside, looped), (outside, looped), (mapped, loss)]
 )
@@ -231,7 +231,7 @@ def on_shards(axes: tuple[str, ...] | None) -> Any:
     return sharded
 
 
-@pytest.mark.crossed(1)
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize(("recipe", "target"), [("nvfp4", "b200"), ("fp8", "h200")])
 @pytest.mark.parametrize("axes", [("data", "model"), ("data",), None], ids=str)
 def test_shards_give_the_emulations_numbers(axes: Any, recipe: str, target: str):

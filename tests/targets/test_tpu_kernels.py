@@ -190,6 +190,7 @@ def tpu(request, monkeypatch):
     return jax.sharding.SingleDeviceSharding(topology.devices[0])
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("shape", [(512, 4096), (40, 300)])
 def test_the_tpu_compiler_takes_every_kernel(tpu, shape):
     x, encode = jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct((), jnp.float32)
@@ -209,6 +210,7 @@ def test_the_tpu_compiler_takes_every_kernel(tpu, shape):
     assert compiled.count('"tpu_custom_call"') == 2 + 4 * len(kernels.CARRIERS)
 
 
+@pytest.mark.crossed(1, most=6)
 @pytest.mark.parametrize(("name", "converts"), WAYS)
 @pytest.mark.parametrize("shape", [(40, 300), (96, 256), (2, 64, 130)])
 def test_amax_comes_with_the_codes(shape, name, converts):

@@ -114,6 +114,7 @@ def vmapped(fun: Any) -> Any:
     return make
 
 
+@pytest.mark.crossed(1, most=1)
 @pytest.mark.parametrize("chip", ["v5e", pytest.param("v6e", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     ("make", "fun"),

@@ -89,6 +89,7 @@ def test_every_stage_read_again_with_what_is_left_gives_the_same_module_and_bits
         )
 
 
+@pytest.mark.crossed(1, most=2)
 @pytest.mark.parametrize("layer", ["stablehlo"])
 @pytest.mark.parametrize(
     "recipe",
