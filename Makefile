@@ -59,9 +59,9 @@ lit: setup-test ## run the FileCheck tests of the passes (lit)
 	$(BIN)/lit -v -j $(JOBS) lit_tests
 
 .PHONY: docs
-docs: setup-test ## write docs/passes.md from the passes
-	mkdir -p docs
+docs: setup-docs ## write docs/passes.md from the passes, and build the documentation into site/
 	$(BIN)/python -m srjit.tools.pass_docs > docs/passes.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: bench
 bench: setup-test ## run all benchmarks, one after the other; each prints ratios
@@ -76,11 +76,12 @@ clean: ## remove what was built, and the virtual environments
 # srjit itself (editable) with some of pyproject.toml's extras. A stamp for each extra makes the second
 # run instant. The environment is made anew if its interpreter has vanished or changed its version, or
 # if the checkout has moved, and installed into again if pyproject.toml has changed.
+setup-docs: EXTRAS := docs
 setup-examples: EXTRAS := examples
 setup-test: EXTRAS := test examples
 
-.PHONY: setup-examples setup-test
-setup-examples setup-test:
+.PHONY: setup-docs setup-examples setup-test
+setup-docs setup-examples setup-test:
 	@case "$(PYTHON_VERSION)" in \
 	    3.1[1-9]|3.[2-9][0-9]) ;; \
 	    *) echo "$(PYTHON) is not a Python 3.11 or newer that runs (version: $(or $(PYTHON_VERSION),none));" \

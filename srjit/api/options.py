@@ -69,9 +69,9 @@ class Options(TransformOptions):
         step: its norm and the noise's, what nearest rounding sends to zero, what is saturated,
         amax (``srjit.diagnostics.watch.stream.Record``). Or a function of such a record, such as
         ``srjit.TensorBoard(folder)``. Results stay as they are; ``srjit watch FILE`` draws it.
-      in_shardings, out_shardings, static_argnums, static_argnames, donate_argnums,
-        donate_argnames, keep_unused, device, backend, inline, compiler_options: as of ``jax.jit``,
-        in terms of fun's own arguments.
+      in_shardings, out_shardings, device, backend, inline, compiler_options: as of ``jax.jit``.
+      static_argnums, static_argnames, donate_argnums, donate_argnames, keep_unused: as of
+        ``jax.jit``, in terms of fun's own arguments.
     """
 
     layer: Layer = "jaxpr"

@@ -1,26 +1,16 @@
-"""The page about inference runs, and prints what it says."""
+"""Frozen weights are packed as the page about inference says."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
-import pytest
 
 from srjit import Quantization, quantize
 from srjit.numerics.arrays import pack
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inference.md").read_text(encoding="utf-8")
-
-
-def test_the_page_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]):
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(block, names)
-    (printed,) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
-    assert capsys.readouterr().out == printed
 
 
 def test_formats_are_packed_as_the_page_says():
