@@ -13,8 +13,11 @@ from docs.pages import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages with claims of their own, which their own tests run.
 ELSEWHERE = {"aot.md", "stochastic_rounding.md", "verify.md", "write_a_pass.md"}
-# Pages that take more than about five seconds.
-AT_NIGHT: set[str] = set()
+# Pages that compile much; tests/models/test_frameworks.py has these frameworks every day.
+AT_NIGHT = {
+    f"frameworks/{name}.md"
+    for name in ("dp_sgd", "equinox", "haiku", "keras", "linen", "lora", "nnx", "second_order")
+}
 
 
 def _name(page: Path) -> str:
