@@ -1,4 +1,9 @@
-"""The blocks of a page, run as they are printed, and what each of them printed."""
+"""The blocks of a page, run as they are printed, and what each of them printed.
+
+A block of ``python`` is a part of one program; the block of ``text`` right after it is what it
+prints. In a block of ``console``, a line that begins with ``$`` is a command, and what follows is
+what it prints.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +19,19 @@ _FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _END = "-- end of a block --"
 
 
+# What runs a command of a page, in the folder and environment of its program.
+_COMMAND = """\
+import subprocess, sys
+pipe = subprocess.PIPE
+done = subprocess.run({command!r}, shell=True, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+print(done.stdout, end="")
+assert done.returncode == 0, done.stdout
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A block of Python.
+    """A block of Python, or a command of a block for a console.
 
     Attributes:
       line: where it begins on its page.
@@ -32,7 +47,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of Python of a page."""
+    """The blocks of a page that are run, or that say why they are not."""
     text = page.read_text(encoding="utf-8")
     found = list(_FENCE.finditer(text))
     made: list[Block] = []
@@ -44,6 +59,10 @@ def blocks(page: Path) -> list[Block]:
             reason = re.search(r'title="not run: (.+)"', title)
             line = text.count("\n", 0, fence.start(3)) + 1
             made.append(Block(line, code, shown, reason[1] if reason else ""))
+        if language == "console":
+            line = text.count("\n", 0, fence.start(3)) + 1
+            for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", code, re.MULTILINE):
+                made.append(Block(line, _COMMAND.format(command=command), shown, ""))
     return made
 
 
@@ -68,9 +87,18 @@ def _in_place(block: Block) -> str:
 
 
 def differs(block: Block, printed: str) -> str:
-    """In words, how a block printed something else than the page shows; ``...`` is anything."""
-    checker = doctest.OutputChecker()
-    flags = doctest.ELLIPSIS | doctest.REPORT_NDIFF
-    if block.shown is None or checker.check_output(block.shown, printed, flags):
+    """In words, how a block printed something else than the page shows; ``...`` is anything.
+
+    Widths of columns do not count, nor do numbers of the page's own lines.
+    """
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    if block.shown is None or _CHECKER.check_output(*map(_plain, (block.shown, printed)), flags):
         return ""
     return f"line {block.line}: shown, then printed:\n{block.shown}\n{printed}"
+
+
+_CHECKER = doctest.OutputChecker()
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"-{9,}", "---", re.sub(r"(?<=\.md:)\d+", "#", text))

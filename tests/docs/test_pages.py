@@ -1,4 +1,4 @@
-"""Every block of Python on every page runs, as printed, and prints what the page shows."""
+"""Every block on every page runs, as printed, and prints what the page shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages with claims of their own, which their own tests run.
 ELSEWHERE = {"aot.md", "stochastic_rounding.md", "verify.md", "write_a_pass.md"}
 # Pages that compile much; tests/models/test_frameworks.py has these frameworks every day.
-AT_NIGHT = {
+AT_NIGHT = {"commands.md", "migrate.md", "trouble.md"} | {
     f"frameworks/{name}.md"
     for name in ("dp_sgd", "equinox", "haiku", "keras", "linen", "lora", "nnx", "second_order")
 }
