@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from srjit.numerics.symbolic import stand_ins
 from srjit.planning.matching import DOUBTFUL, Matching, weighs
@@ -81,7 +81,11 @@ class Doubts:
             and not all(v.sources for v in o.operands)
         }
         found = self.leading_to(self.second, later) + self.leading_to(self.second, constant)
-        suspects = [o for o in self.undecided.values() if any(self.cotangents(o))]
+        suspects = [
+            o
+            for o in self.undecided.values()
+            if any(self.cotangents(o)) and not (self.order[id(o)] < first and self.is_residual(o))
+        ]
         found += suspects + self.leading_to(suspects, self.undecided)
         if self.tangents.products:
             found += self.beside(suspects)
@@ -254,6 +258,14 @@ class Doubts:
             for i in (0, 1)
         ]
 
+    def is_residual(self, o: Occurrence) -> bool:
+        """Whether a product reads the result of which gradients are believed, beside a weight."""
+        return any(
+            self.matching.is_differentiated(p) and reads_weight(p)
+            for p in self.forward
+            if any(v.origin == o.out.origin for v in p.operands)
+        )
+
     def beside(self, suspects: Iterable[Occurrence]) -> list[Occurrence]:
         """Products that read the cotangents of some gradients of weights, for other gradients.
 
@@ -301,22 +313,7 @@ class Doubts:
 
     def is_of_tangents(self, value: Value) -> bool:
         """Whether a value is linear in a tangent, and no weight that was updated."""
-        return self.is_linear_in(value, lambda o: id(o) in self.tangents.products)
-
-    def is_linear_in(self, value: Value, is_one: Callable[[Occurrence], object]) -> bool:
-        """Whether a value is linear in some product's result, and no weight that was updated."""
-        todo, seen = [value.token], set[int]()
-        while todo and len(seen) < MOST:
-            token = todo.pop()
-            made, o = self.graph.made.get(token), self.made.get(token)
-            if o is not None and is_one(o):
-                return True
-            is_linear = made is not None and made.name in LINEAR - {"carry"}
-            is_updated = self.structure.is_updated(token)
-            if token not in seen and o is None and is_linear and not is_updated:
-                todo += self.graph.made[token].operands
-            seen.add(token)
-        return False
+        return self.structure.is_linear_in(value, lambda o: id(o) in self.tangents.products)
 
     def turned(self) -> list[Occurrence]:
         """Products that read a weight the other way around, of a gradient or of inputs alone.
@@ -333,7 +330,7 @@ class Doubts:
                 p, other = first.setdefault(value.origin, (o, side))
                 if self.matching.reads_alike(o, side, p, other):
                     continue
-                if self.is_linear_in(o.operands[1 - side], self.matching.level):
+                if self.structure.is_linear_in(o.operands[1 - side], self.matching.level):
                     found[id(o)] = o
                 elif o.operands[1 - side].origin == p.operands[1 - other].origin:
                     continue  # no gradient, since the other one is a forward product of it

@@ -144,7 +144,7 @@ class Matching:
                 self.orphans[id(o)] = kinds
             return
         rank, _, p, side, residual = min(found, key=lambda f: f[:2])
-        if self._is_seed(p.operands[1 - side]):
+        if self._is_seed(p.operands[1 - side]) or self._is_direction(p, side, o):
             # It is that of the weight in whose place this stands, beside which nobody needed it.
             self.orphans[id(o)] = _kinds("activation", residual)
             return
@@ -244,6 +244,14 @@ class Matching:
     def _is_seed(self, value: Value) -> bool:
         """Whether forward mode has a value in the place of a weight."""
         return value.sources != _PARAMETER and value.origin in self._seeds
+
+    def _is_direction(self, p: Occurrence, side: int, o: Occurrence) -> bool:
+        """Whether a gradient is returned as a parameter's, and names tell that of a direction.
+
+        Of one linear layer, forward mode reads the direction alone, in the weight's place.
+        """
+        is_given = p.operands[1 - side].origin in self._data
+        return is_given and p.derivatives.count("jvp") > 1 and o.out.token in self._returned
 
     @functools.cached_property
     def _seeds(self) -> set[int]:

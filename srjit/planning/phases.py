@@ -14,7 +14,7 @@ from typing import Any
 from srjit.planning.doubts import Doubts
 from srjit.planning.matching import DOUBTFUL, Match, Matching, weighs
 from srjit.planning.provenance import Provenance
-from srjit.planning.structure import MOST, Structure
+from srjit.planning.structure import MOST, Structure, reads_weight
 from srjit.planning.tangents import TANGENT, Repetitions, repetitions
 from srjit.planning.value_graph import FACTORS, LINEAR
 from srjit.program.values import PARAMETER, Occurrence, Path, SourceInfo, Value
@@ -58,6 +58,9 @@ class _Phases(Structure):
         if self.tangents and not is_of_gradient:
             self.tangents = {}  # of no gradient: they are products of a forward pass like others
             matching = self.matched([])
+        if more := self.like_tangents(matching):
+            self.tangents |= more
+            matching = self.matched([])
         levels = [matching.level(o) for o in occurrences]
         first = next((i for i, level in enumerate(levels) if level), len(levels))
         most = max(levels, default=0)
@@ -67,8 +70,10 @@ class _Phases(Structure):
             if i > first and not is_part:
                 if self.made.get(o.out.token, o) is not o:
                     level = 1  # it is computed again
-                elif most > 1 and o.out.token in self.leading:
-                    level = 2  # part of a second derivative, of a gradient that nobody needed
+                elif o.out.token in self.leading and (most > 1 or self.is_backward(o)):
+                    # Part of a second derivative, of a gradient that nobody needed; or a gradient
+                    # beside what is no residual.
+                    level = min(most, 2)
             if id(o) in self.tangents:
                 found[o.path] = (TANGENT, "jvp")
             elif id(o) in self.wrong:
@@ -78,6 +83,33 @@ class _Phases(Structure):
         tangents = Repetitions(self.tangents, tangents.seeds)
         doubtful = Doubts(self, matching, tangents, found).tokens()
         return found | {o.path: (DOUBTFUL,) for o in occurrences if o.out.token in doubtful}
+
+    def like_tangents(self, matching: Matching) -> dict[int, Occurrence | None]:
+        """Linear products of weights that activated products read so before, and these.
+
+        Where a gradient is differentiated, forward mode may have added them: a layer of a network
+        has its activation wherever it is called.
+        """
+        levels = {id(o): matching.level(o) for o in self.provenance.occurrences}
+        activated: dict[int, Occurrence] = {}
+        found: dict[int, Occurrence | None] = {}
+        for o in self.provenance.occurrences if max(levels.values(), default=0) > 1 else ():
+            if levels[id(o)] or self.made.get(o.out.token) is not o:
+                continue
+            for side, value in enumerate(o.operands):
+                if value.sources != _PARAMETER:
+                    continue
+                p = activated.get(value.origin)
+                if self.is_activated(o):
+                    activated.setdefault(value.origin, o)
+                elif p is not None and matching.repeats(o, p, side):
+                    found[id(o)] = p
+        return found
+
+    def is_backward(self, o: Occurrence) -> bool:
+        """Whether a product that may lead to a gradient is one of another and of no weight."""
+        is_linear = any(self.is_linear_in(v, self.matching.level) for v in o.operands)
+        return is_linear and not reads_weight(o)
 
     def turns(self, seeds: Mapping[int, int]) -> bool:
         """Whether tangents read a seed in two ways, as those of a forward pass alone do not."""

@@ -6,7 +6,7 @@ gradient of a weight (a wgrad) or of the other operand (a dgrad). Where the resi
 the way, the three shapes of the product have to be those of one forward product, of the same source
 line if there is one. What the backward pass computes again is forward. A gradient of a gradient,
 and what forward mode adds to one, is a second derivative. Outside of what was differentiated,
-products of gradients or of parameters alone belong to an optimizer.
+products of gradients or of parameters alone are taken for an optimizer's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ _SUM = "a multiple, a weighed sum or an inner product: no product of matrices"
 _DOUBTFUL = "it may be a gradient, or lead to one that no product explains: say srjit.role(...)"
 _ALONE = "no operand of this backward product was read by a forward one: say srjit.role(...)"
 _DEAD = "the gradient of a product that is dead code"
-_UPDATE = "outside the differentiated function, of gradients or parameters alone: an update's"
+_OF_GRADIENTS = (
+    "it reads gradients, and no gradient of it was found, as of the products of an update"
+)
+_OF_PARAMETERS = (
+    "it reads parameters alone, and no gradient of it was found, as of the products of an update"
+)
 
 CONSTANT_REASON = (
     "an array that the function captures is a constant beside its parameters: make it an argument "
@@ -152,7 +157,8 @@ def _reason_to_keep(c: Classified, has_data: bool) -> str:
     if KEEP_SCOPE in c.occurrence.scope.names:
         return KEEP_REASON
     out = c.occurrence.eqn.outvars[0].aval.shape
-    if weighs(c.occurrence) or (c.role == "unknown" and not out):
+    is_sum = weighs(c.occurrence) or _multiplies(c.occurrence)
+    if is_sum or (c.role == "unknown" and not out):
         return c.keep or _SUM
     held = [value.sources == frozenset({CONSTANT}) for value in c.occurrence.operands]
     kinds = c.lhs_kind, c.rhs_kind
@@ -195,16 +201,18 @@ class _Roles:
             labels = o.lhs.labels | o.rhs.labels
             is_update = BACKWARD in labels or DATA not in labels
             if self.differentiated and not o.derivatives and is_update:
-                return Classified(o, *_UNKNOWN, _UPDATE, keep=_UPDATE, phase=phase)
+                why = _OF_GRADIENTS if BACKWARD in labels else _OF_PARAMETERS
+                return Classified(o, *_UNKNOWN, why, keep=why, phase=phase)
             return Classified(o, "fprop", *forward_kinds(o), "forward", phase=phase)
         again = self.matching.computed_again(o)
         if again is not None:
             why = "computed again in the backward pass"
             kinds = forward_kinds(o)
             return Classified(o, "fprop", *kinds, why, again, phase="recompute")
-        match = self.matching.gradients.get(id(o)) or self._by_shape(o)
+        kinds = self.matching.orphans.get(id(o))
+        match = self.matching.gradients.get(id(o)) or (None if kinds else self._by_shape(o))
         is_second = match.level > 1 if match else o.derivatives.count("transpose") > 1
-        if match is None and (kinds := self.matching.orphans.get(id(o))):
+        if match is None and kinds:
             role = "dgrad" if "weight" in kinds else "wgrad"
             return Classified(o, role, *kinds, _DEAD, phase=phase)
         if is_second or match is None:
@@ -255,6 +263,12 @@ def forward_kinds(o: Occurrence) -> tuple[str, str]:
     if left == right == 0:
         return "activation", "activation"
     return ("weight", "activation") if left > right else ("activation", "weight")
+
+
+def _multiplies(o: Occurrence) -> bool:
+    """Whether a vector multiplies as many numbers or rows: vmap makes that of a multiple."""
+    *ranks, made = (len(v.aval.shape) for v in (*o.eqn.invars[:2], *o.eqn.outvars))
+    return 1 in ranks and made == max(ranks)
 
 
 def _rank(value: Value) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from srjit.planning.matching import weighs
 from srjit.planning.provenance import Provenance
 from srjit.planning.value_graph import ADDITIONS, FACTORS, LINEAR, Made
-from srjit.program.values import PARAMETER, Occurrence
+from srjit.program.values import PARAMETER, Occurrence, Value
 
 _PARAMETER = frozenset({PARAMETER})
 MOST = 512  # values that are looked at between two products
@@ -107,6 +107,21 @@ class Structure:
         if made is None or made.name not in ADDITIONS:
             return False
         return any(self.graph.viewed(t) in self.weights for t in made.operands)
+
+    def is_linear_in(self, value: Value, is_one: Callable[[Occurrence], object]) -> bool:
+        """Whether a value is linear in some product's result, and no weight that was updated."""
+        todo, seen = [value.token], set[int]()
+        while todo and len(seen) < MOST:
+            token = todo.pop()
+            made, o = self.graph.made.get(token), self.made.get(token)
+            if o is not None and is_one(o):
+                return True
+            is_linear = made is not None and made.name in LINEAR - {"carry"}
+            is_updated = self.is_updated(token)
+            if token not in seen and o is None and is_linear and not is_updated:
+                todo += self.graph.made[token].operands
+            seen.add(token)
+        return False
 
     def is_activated(self, o: Occurrence) -> bool:
         """Whether something that is not linear reads what a product made, before another product.

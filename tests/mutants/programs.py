@@ -260,6 +260,18 @@ MUTANTS = {
         new="if False:",
         killed_by=(HIGHER + "[a Laplacian]",),
     ),
+    "a layer has an activation or none": Mutant(
+        module="srjit.planning.phases",
+        old="if more := self.like_tangents(matching):",
+        new="if more := {}:",
+        killed_by=(HIGHER + "[a score of one hidden layer]",),
+    ),
+    "what makes the input of a layer may be a gradient": Mutant(
+        module="srjit.planning.doubts",
+        old="self.order[id(o)] < first and self.is_residual(o)",
+        new="False",
+        killed_by=(ALIKE + "[experts, sent rows by a matrix]",),
+    ),
     "a declared residual is a weight": Mutant(
         module="srjit.planning.matching",
         old="self.orphans.clear()",

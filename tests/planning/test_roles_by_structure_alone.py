@@ -120,6 +120,17 @@ def _with_residuals(change: Any) -> Any:
     return jax.grad(lambda p, x, y: ((dot(hidden(p, x), p["w3"]) - y) ** 2).mean())
 
 
+def _dispatched(p: Any, x: jax.Array) -> jax.Array:
+    """Experts: a matrix sends them rows, and reads the input over the rows, as a gradient would."""
+    gate = jax.nn.softmax(x @ p["gate"])
+    chosen = jax.nn.one_hot(gate.argmax(-1), 4)
+    place = jax.nn.one_hot(((jnp.cumsum(chosen, 0) - 1) * chosen).sum(-1).astype(int), 3)
+    sent = chosen[:, :, None] * place[:, None]
+    rows = jnp.tanh(jnp.einsum("bec,bd,edh->ech", sent, x, p["experts"]))
+    return (jnp.einsum("bec,ech->bh", sent * gate.max(-1)[:, None, None], rows) ** 2).mean()
+
+
+EXPERTS = {"gate": normal(3, 4), "experts": normal(4, 3, 7)}
 CRITIC, MAKER = mlp_params(4, 7, 1), mlp_params(3, 7, 4)
 BATCHES = jnp.stack([X, X]), jnp.stack([Y, Y])
 ALIKE: dict[str, tuple[Any, ...]] = {
@@ -157,6 +168,7 @@ ALIKE: dict[str, tuple[Any, ...]] = {
         *(normal(3, 2), normal(3, 2, seed=1), X),
     ),
     "gradients of two tasks": (_two_tasks, *STEP),
+    "experts, sent rows by a matrix": (jax.grad(_dispatched), EXPERTS, X),
     "a GAN": (_adversarial, CRITIC, MAKER, X, normal(5, 4)),
     **{
         f"residuals {name}": (_with_residuals(change), *STEP)

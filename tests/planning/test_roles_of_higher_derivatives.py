@@ -171,6 +171,9 @@ PROGRAMS: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
     "a Laplacian of two hidden layers": (
         jax.grad(_laplacian), (DEEP_FIELD, X), {"fprop": 2, "dgrad": 3, "wgrad": 2, UNKNOWN: 14},
     ),
+    "a score of one hidden layer": (
+        jax.grad(_score), (FIELD, X, 2 * X), {"fprop": 1, "dgrad": 2, "wgrad": 1, UNKNOWN: 7},
+    ),
     "a score of two hidden layers": (
         jax.grad(_score), (DEEP_FIELD, X, 2 * X), {"fprop": 2, "dgrad": 4, "wgrad": 2, UNKNOWN: 15},
     ),
@@ -217,6 +220,21 @@ def test_higher_derivatives_have_no_role_of_first_ones(name: str):
         # Without names, two gradients of weights are plain that names leave open.
         is_plain = name == "a third derivative" and a.role == "unknown" and b.phase == "backward"
         assert b.role == "unknown" or told(a) == told(b) or is_plain, (told(a), told(b), b.why)
+
+
+def test_the_gradient_along_a_direction_is_that_of_the_weight():
+    """Of one linear layer: its own product is dead code, and the direction stands in its place."""
+    along = lambda w, v, *batch: jax.jvp(lambda w: _one_linear(w, *batch), (w,), (v,))[1]  # noqa: E731
+    named, nameless = both(jax.grad(along), normal(3, 2), normal(3, 2, seed=1), X, Y)
+    assert [c.role for c in named] == ["fprop", "wgrad"]
+    assert {c.role for c in nameless} == {UNKNOWN}  # it may be a Hessian-vector product
+
+
+def test_multiples_of_a_batch_are_no_products_of_matrices():
+    row = lambda p, x: jnp.vdot(mlp(p, x[None])[0], x[:2])  # noqa: E731
+    found = both(jax.grad(lambda p, x: jax.vmap(row, (None, 0))(p, x).sum()), PARAMS, X)
+    for multiple in ([c for c in cs if c.site.lhs_shape == (5,)] for cs in found):
+        assert [(c.site.out_shape, "no product" in c.keep) for c in multiple] == [((5, 2), True)]
 
 
 @pytest.mark.parametrize("differentiated", [(0,), (0, 1)], ids=["weights", "and inputs"])
