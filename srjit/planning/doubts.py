@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from srjit.numerics.symbolic import stand_ins
-from srjit.planning.matching import DOUBTFUL, Matching, weighs
+from srjit.planning.matching import DOUBTFUL, Matching
+from srjit.planning.multiples import weighs
 from srjit.planning.structure import MOST, Structure, reads_weight
 from srjit.planning.tangents import TANGENT, Repetitions
 from srjit.planning.tangents import linear as linear_in

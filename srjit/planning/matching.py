@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from srjit.numerics.symbolic import stand_ins
+from srjit.planning.multiples import is_captured_vector, weighs
 from srjit.planning.provenance import Provenance
 from srjit.planning.tangents import in_place_of_weights, tangents
 from srjit.products.dot import DotProduct
 from srjit.products.kinds import product_of
 from srjit.products.product import Product
 from srjit.program.protocols import Variable
-from srjit.program.values import BACKWARD, CAPTURED, CONSTANT, DATA, PARAMETER, Occurrence, Value
+from srjit.program.values import BACKWARD, DATA, PARAMETER, Occurrence, Value
 
-_PARAMETER, _CAPTURED = frozenset({PARAMETER}), frozenset({CAPTURED, CONSTANT})
+_PARAMETER = frozenset({PARAMETER})
 DOUBTFUL = "doubtful"  # the transformation under which phases.py puts what may be a gradient
 _CERTAIN = 4  # of what makes a partner likely: what follows only prefers one to another
 _MOST = 32  # candidates that are compared: many products read a weight that layers share
@@ -99,6 +100,7 @@ class Matching:
         self._repeated: dict[int, Occurrence] = {}
         self._alike: set[int] = set()  # of the backward pass, and read what others read, as they do
         self._taken: dict[tuple[int, int], int] = {}  # by product and residual's side, a cotangent
+        self._calls: collections.Counter[tuple[int, int]] = collections.Counter()  # not taken yet
         self._cotangents: dict[int, int] = {}
         self._scaled = provenance.scaled
         self._results = provenance.results
@@ -118,7 +120,8 @@ class Matching:
             self.again.add(o.out.token)
         if (original := self.made.get(o.out.token)) is not None:
             for side in (0, 1):  # it may be differentiated again
-                self._taken.pop((id(original), side), None)
+                was_taken = self._taken.pop((id(original), side), None) is not None
+                self._calls[id(original), side] += was_taken or o.scope.phase != "backward"
             return
         if o.scope.phase != "backward" and not self.level(o):
             self.made[o.out.token] = o
@@ -155,7 +158,9 @@ class Matching:
         )
         match = Match(p, side, residual, why, level + 1)
         self.gradients[id(o)] = match
-        self._cotangents[id(p)] = self._taken[id(p), side] = o.operands[1 - residual].origin
+        cotangent = o.operands[1 - residual].origin
+        self._cotangents[id(p)] = self._taken[id(p), side] = cotangent
+        self._calls[id(p), side] -= 1
 
     def _is_beside(self, o: Occurrence, p: Occurrence) -> bool:
         """Whether forward mode added ``p``, and not to what ``o`` is the backward pass of."""
@@ -223,7 +228,7 @@ class Matching:
         # Gradients of single examples have a dimension more.
         shapes = {shape, *(shape[:d] + shape[d + 1 :] for d in range(len(shape)))}
         is_of_parameter = shapes & self._parameters or o.out.token in self._returned
-        weighs = any(_is_captured_vector(o, side) for side in (0, 1))
+        weighs = any(is_captured_vector(o, side) for side in (0, 1))
         if has_data and sum(made) == 1 and is_of_parameter and not weighs:
             return _kinds("activation", made.index(False))
         return None
@@ -318,7 +323,7 @@ class Matching:
             self.level(p),
             _size(o.eqn.invars[1 - residual]) != _size(p.eqn.outvars[0]),
             depth(o) == depth(p),
-            taken is not None,
+            taken is not None and self._calls[id(p), side] < 0,
             self._is_seed(p.operands[1 - side]),
             PARAMETER not in p.operands[1 - side].labels,
             not self._sums_alike(o, residual, p, side),
@@ -429,20 +434,6 @@ def _is_transpose(outer: Sequence[str], inner: Sequence[str]) -> bool:
 def _kinds(kind: str, side: int) -> tuple[str, str]:
     """Kinds of a gradient's operands: on one side that, on the other what it is made of."""
     return (kind, "gradient") if side == 0 else ("gradient", kind)
-
-
-def weighs(o: Occurrence) -> bool:
-    """Whether it is no product of matrices: a multiple, or matrices that a captured vector weighs.
-
-    A solver of differential equations multiplies so by the length of a step, and adds up stages.
-    """
-    ranks = [len(v.aval.shape) for v in o.eqn.invars[:2]]
-    is_captured = [_is_captured_vector(o, side) for side in (0, 1)]
-    return 0 in ranks or (any(is_captured) and max(ranks) > 2)
-
-
-def _is_captured_vector(o: Occurrence, side: int) -> bool:
-    return o.operands[side].sources <= _CAPTURED and len(o.eqn.invars[side].aval.shape) < 2
 
 
 def _size(v: Variable) -> int:

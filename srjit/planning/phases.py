@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from srjit.planning.doubts import Doubts
-from srjit.planning.matching import DOUBTFUL, Match, Matching, weighs
+from srjit.planning.matching import DOUBTFUL, Match, Matching
+from srjit.planning.multiples import weighs
 from srjit.planning.provenance import Provenance
 from srjit.planning.structure import MOST, Structure, reads_weight
 from srjit.planning.tangents import TANGENT, Repetitions, repetitions

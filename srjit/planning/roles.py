@@ -20,7 +20,8 @@ import re
 from typing import Any
 
 from srjit.numerics.symbolic import in_numbers, is_known, stand_ins, with_ones
-from srjit.planning.matching import DOUBTFUL, Match, matched, weighs
+from srjit.planning.matching import DOUBTFUL, Match, matched
+from srjit.planning.multiples import multiplies, weighs
 from srjit.planning.provenance import Provenance
 from srjit.planning.site import Site
 from srjit.products.dot import DotProduct
@@ -33,6 +34,7 @@ KEEP_REASON = "srjit.keep_high_precision"
 ROLE_SCOPE = "srjit.role"
 _ROLE = re.compile(rf"{re.escape(ROLE_SCOPE)}=(fprop|dgrad|wgrad)(?:;gradient=(\d))?$")
 _FIRST_NOISE = {"forward": 0, "recompute": 1 << 29, "backward": 1 << 30}
+_PARAMETER = frozenset({PARAMETER})
 _UNKNOWN = ("unknown", "unknown", "unknown")
 _SECOND = "the derivative of a gradient: a second derivative"
 _TANGENT = (
@@ -157,7 +159,7 @@ def _reason_to_keep(c: Classified, has_data: bool) -> str:
     if KEEP_SCOPE in c.occurrence.scope.names:
         return KEEP_REASON
     out = c.occurrence.eqn.outvars[0].aval.shape
-    is_sum = weighs(c.occurrence) or _multiplies(c.occurrence)
+    is_sum = weighs(c.occurrence) or multiplies(c.occurrence)
     if is_sum or (c.role == "unknown" and not out):
         return c.keep or _SUM
     held = [value.sources == frozenset({CONSTANT}) for value in c.occurrence.operands]
@@ -171,7 +173,7 @@ class _Roles:
     """Tells roles, once it is known which product is the gradient of which."""
 
     def __init__(self, provenance: Provenance) -> None:
-        occurrences = provenance.occurrences
+        occurrences, self.provenance = provenance.occurrences, provenance
         self.matching = matched(provenance)
         self.differentiated = any(o.scope.phase == "backward" for o in occurrences)
         self.forward = [o for o in occurrences if o.scope.phase != "backward"]
@@ -198,10 +200,7 @@ class _Roles:
         if DOUBTFUL in o.scope.transforms:
             return Classified(o, *_UNKNOWN, _DOUBTFUL, phase=phase)
         if phase != "backward":
-            labels = o.lhs.labels | o.rhs.labels
-            is_update = BACKWARD in labels or DATA not in labels
-            if self.differentiated and not o.derivatives and is_update:
-                why = _OF_GRADIENTS if BACKWARD in labels else _OF_PARAMETERS
+            if why := self._may_update(o):
                 return Classified(o, *_UNKNOWN, why, keep=why, phase=phase)
             return Classified(o, "fprop", *forward_kinds(o), "forward", phase=phase)
         again = self.matching.computed_again(o)
@@ -219,6 +218,33 @@ class _Roles:
             return Classified(o, *_UNKNOWN, _SECOND if is_second else _ALONE, phase=phase)
         role, kinds = _role(match)
         return Classified(o, role, *kinds, match.why, match.partner, phase=phase)
+
+    def _may_update(self, o: Occurrence) -> str:
+        """Why a product that is not of the backward pass may be an optimizer's, or nothing.
+
+        One with a weight is none if it leads to no result that is shaped as a parameter.
+        """
+        if o.derivatives or not self.differentiated:
+            return ""
+        sources = [v.sources for v in o.operands]
+        if _PARAMETER in sources and o.out.token not in self._leading:
+            return ""
+        if any(BACKWARD in v.labels for v in o.operands):
+            return _OF_GRADIENTS
+        return _OF_PARAMETERS if all(PARAMETER in s and DATA not in s for s in sources) else ""
+
+    @functools.cached_property
+    def _leading(self) -> set[int]:
+        """Tokens of what leads to results that are shaped as parameters."""
+        shapes = self.provenance.parameter_shapes - {()}
+        todo = [token for token, shape in self.provenance.results if shape in shapes]
+        seen: set[int] = set()
+        while todo:
+            token = todo.pop()
+            if token not in seen and token in self.provenance.graph.made:
+                todo += self.provenance.graph.made[token].operands
+            seen.add(token)
+        return seen
 
     def _by_shape(self, o: Occurrence) -> Match | None:
         """The match of a product whose residual was changed on the way, if shapes leave one."""
@@ -265,14 +291,8 @@ def forward_kinds(o: Occurrence) -> tuple[str, str]:
     return ("weight", "activation") if left > right else ("activation", "weight")
 
 
-def _multiplies(o: Occurrence) -> bool:
-    """Whether a vector multiplies as many numbers or rows: vmap makes that of a multiple."""
-    *ranks, made = (len(v.aval.shape) for v in (*o.eqn.invars[:2], *o.eqn.outvars))
-    return 1 in ranks and made == max(ranks)
-
-
 def _rank(value: Value) -> int:
-    if value.sources == frozenset({PARAMETER}):
+    if value.sources == _PARAMETER:
         return 2
     if value.sources == frozenset({CONSTANT}):
         return 0

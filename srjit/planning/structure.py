@@ -6,7 +6,7 @@ import collections
 import functools
 from collections.abc import Callable, Collection, Iterable
 
-from srjit.planning.matching import weighs
+from srjit.planning.multiples import weighs
 from srjit.planning.provenance import Provenance
 from srjit.planning.value_graph import ADDITIONS, FACTORS, LINEAR, Made
 from srjit.program.values import PARAMETER, Occurrence, Value

@@ -266,6 +266,14 @@ MUTANTS = {
         new="if more := {}:",
         killed_by=(HIGHER + "[a score of one hidden layer]",),
     ),
+    "a call again is the same call": Mutant(
+        module="srjit.planning.matching",
+        old="taken is not None and self._calls[id(p), side] < 0",
+        new="taken is not None",
+        killed_by=(
+            "planning/test_roles_by_structure_alone.py::test_a_call_again_is_differentiated_again",
+        ),
+    ),
     "what makes the input of a layer may be a gradient": Mutant(
         module="srjit.planning.doubts",
         old="self.order[id(o)] < first and self.is_residual(o)",

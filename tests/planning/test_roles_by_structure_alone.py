@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import jax
@@ -130,6 +131,25 @@ def _dispatched(p: Any, x: jax.Array) -> jax.Array:
     return (jnp.einsum("bec,ech->bh", sent * gate.max(-1)[:, None, None], rows) ** 2).mean()
 
 
+def _preferred(p: Any, reference: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Answers of a model and of a reference that is data; both are asked for each of two."""
+    told = lambda p, y: (jax.nn.log_softmax(mlp(p, x)) * y).sum(-1)  # noqa: E731
+    gain = lambda y: told(p, y) - told(reference, y)  # noqa: E731
+    return -jax.nn.log_sigmoid(gain(y) - gain(2 * y)).mean()
+
+
+def _guided(p: Any, classifier: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A sampler whose steps go along a gradient of their own; it trains nothing."""
+
+    def step(x: jax.Array, t: jax.Array) -> Any:
+        told = lambda x: (jax.nn.log_softmax(mlp(classifier, x)) * y).sum()  # noqa: E731
+        noise = jnp.tanh(x @ p["in"] + jnp.sin(t * jnp.arange(1.0, 4.0)) @ p["time"]) @ p["out"]
+        return x - 0.1 * (noise - jax.grad(told)(x)), None
+
+    return lax.scan(step, x, jnp.linspace(0.0, 1.0, 3))[0]
+
+
+SAMPLER = {"in": normal(3, 7), "time": normal(3, 7, seed=1), "out": normal(7, 3)}
 EXPERTS = {"gate": normal(3, 4), "experts": normal(4, 3, 7)}
 CRITIC, MAKER = mlp_params(4, 7, 1), mlp_params(3, 7, 4)
 BATCHES = jnp.stack([X, X]), jnp.stack([Y, Y])
@@ -168,6 +188,7 @@ ALIKE: dict[str, tuple[Any, ...]] = {
         *(normal(3, 2), normal(3, 2, seed=1), X),
     ),
     "gradients of two tasks": (_two_tasks, *STEP),
+    "a reference that is data": (jax.grad(_preferred), DEEP, DEEP, X, Y),
     "experts, sent rows by a matrix": (jax.grad(_dispatched), EXPERTS, X),
     "a GAN": (_adversarial, CRITIC, MAKER, X, normal(5, 4)),
     **{
@@ -188,6 +209,18 @@ def test_roles_are_those_that_names_tell(name: str):
     fun, *args = ALIKE[name]
     named, nameless = both(fun, *args, parameters=(0, 1) if name == "a GAN" else (0,))
     assert [told(c) for c in nameless] == [told(c) for c in named]
+
+
+def test_a_call_again_is_differentiated_again():
+    """Its gradient of a weight is not that of the reference, which reads the same input."""
+    fun, *args = ALIKE["a reference that is data"]
+    found = [c.role for c in both(fun, *args)[0]]
+    assert (found.count("wgrad"), found.count("dgrad")) == (6, 4)
+
+
+def test_what_reads_gradients_and_trains_nothing_is_a_forward_pass():
+    for found in both(_guided, SAMPLER, PARAMS, X, Y, parameters=(0, 1)):
+        assert collections.Counter(c.role for c in found) == {"fprop": 5, "dgrad": 2}
 
 
 # The same program can be another derivative, or the residual is another value.
