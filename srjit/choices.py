@@ -6,11 +6,13 @@ Passes import no JAX for them.
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 Mode = Literal["train", "inference"]
 Layer = Literal["jaxpr", "stablehlo"]
 Rng = Literal["hash", "threefry"]
+Wire = Literal["bf16", "fp8"]
+WIRES: tuple[Wire, ...] = get_args(Wire)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

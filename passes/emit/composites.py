@@ -12,7 +12,7 @@ from srjit.passes.mlir import attributes, editing
 from srjit.program.stablehlo import products
 
 if TYPE_CHECKING:
-    from srjit.choices import Rng
+    from srjit.choices import Rng, Wire
     from srjit.numerics.quantization import Quantization
     from srjit.products.product import Product
     from srjit.products.quantized import ScaledValues
@@ -218,6 +218,8 @@ class ScaledDot:
       counts: how many values each operand is.
       blocked: which operands have the scales of blocks beside their codes.
       reduce: as of ``Recipe.reduce``.
+      wire: as of ``Recipe.wire``: then the last of its values is the key of what is sent.
+      rng: the generator of that noise.
     """
 
     composite: ClassVar[str] = SCALED_DOT
@@ -228,6 +230,8 @@ class ScaledDot:
     counts: tuple[int, int]
     blocked: tuple[bool, bool] = (False, False)
     reduce: str | None = None
+    wire: Wire | None = None
+    rng: Rng = "hash"
 
     def on(self, target: Target) -> Callable[..., Any]:
         """The JAX function of the operands' values that a target runs."""
@@ -235,8 +239,13 @@ class ScaledDot:
         def fun(*values: Any) -> tuple[Any]:
             from srjit.products.quantized import scaled_dot
             from srjit.targets.target import PORTABLE
+            from srjit.targets.wire import sending
 
-            a, b = self.counts
+            multiply, (a, b) = target.multiply, self.counts
+            if self.wire:
+                words, values = values[-1], values[:-1]
+                if target is not PORTABLE:
+                    multiply = sending(multiply, self.wire, (words[0], words[1]), self.rng)
             lhs, rhs = values[:a], values[a : a + b]
             out = scaled_dot(
                 self.product,
@@ -244,7 +253,7 @@ class ScaledDot:
                 _operand(rhs, self.rhs, self.blocked[1]),
                 *values[a + b :],
                 dtype=self.dtype,
-                multiply=target.multiply,
+                multiply=multiply,
                 reduce="exact" if target is PORTABLE else self.reduce,
             )
             return (out,)
@@ -277,6 +286,8 @@ class ScaledDot:
             found["is_turned"] = ir.UnitAttr.get()
         if self.reduce is not None:
             found["reduce"] = ir.StringAttr.get(self.reduce)
+        if self.wire is not None:
+            found["wire"], found["rng"] = map(ir.StringAttr.get, (self.wire, self.rng))
         return found
 
     @classmethod
@@ -298,7 +309,7 @@ class ScaledDot:
             name = parameters["name"] if name == "stablehlo.composite" else name
         except KeyError as error:
             raise ValueError(f"it has no {error}") from None
-        values = list(op.operands)
+        values = list(op.operands)[: -1 if "wire" in given else None]
         pair = [values[0], values[counts[0]], *values[sum(counts) :]]
         primitive, params = products.equation_from(
             name,
@@ -318,7 +329,16 @@ class ScaledDot:
             product = dataclasses.replace(product, is_turned=True)
         dtype = signature_of(op.results)[0][1]
         reduce = ir.StringAttr(given["reduce"]).value if "reduce" in given else None
-        return cls(product, dtype, specs[0], specs[1], (counts[0], counts[1]), reduce=reduce)
+        sent = [ir.StringAttr(given[name]).value for name in ("wire", "rng") if name in given]
+        return cls(
+            product,
+            dtype,
+            specs[0],
+            specs[1],
+            (counts[0], counts[1]),
+            reduce=reduce,
+            **dict(zip(("wire", "rng"), sent, strict=False)),  # type: ignore[arg-type]
+        )
 
 
 def _operand(

@@ -85,7 +85,7 @@ class NoiseSource:
 
 
 def noises_of(sites: Sequence[PlannedSite]) -> list[NoiseSource | None]:
-    """The sources of the noise of a multiplication's operands, and of their signs.
+    """The sources of the noise of a multiplication's operands, their signs, and what is sent.
 
     Args:
       sites: the multiplication along every chain of a group.
@@ -103,6 +103,7 @@ def noises_of(sites: Sequence[PlannedSite]) -> list[NoiseSource | None]:
             for side, operand in enumerate(sites[0].operands)
         ),
         noise(signs) if signs else None,
+        noise([s.parts for s in sites], tuple(sorted(sites[0].varies))) if sites[0].sends else None,
     ]
 
 

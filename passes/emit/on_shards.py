@@ -1,13 +1,13 @@
 """Kernels on the shards of what is quantized, in place of formulas on the whole of it.
 
 Kernels do not partition. So each runs in a manual computation over all axes of the mesh, on the
-shards that Shardy's propagation gives its argument: then nothing is sent that was not sent before.
+shards that Shardy's propagation gives its arguments: then nothing is sent that was not sent before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,15 +69,24 @@ def place(
       module: of all devices.
       copy: of it, with shardings.
       calls: of formulas.
-      found: of each, operations in the copy whose first result is its first argument.
+      found: of each, operations in the copy that pass on its arguments, and its results.
     """
     library = Library(module)
     for call, ops in zip(calls, found, strict=True):
         # In a region that is manual already, or in one of whose shardings nothing is known.
-        axes = {shardings.spec_of(op.results[0]) for op in ops if not _is_manual(op)}
-        mesh = shardings.mesh_of(ops[0].results[0], copy) if len(axes) == len(ops) == 1 else None
-        if mesh is not None and (spec := axes.pop()) is not None:
-            _place(library, call, spec, mesh)
+        if len(ops) != 2 or any(map(_is_manual, ops)):
+            continue
+        values = [value for op in ops for value in op.results]
+        meshes = [shardings.mesh_of(value, copy) for value in values]
+        if meshes[0] is not None:
+            _place(library, call, [*map(shardings.spec_of, values)], meshes[0])
+
+
+def _is_even(shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int]) -> bool:
+    """Whether a mesh cuts an array, sharded so, into equal parts."""
+    given = [(names,) if isinstance(names, str) else names or () for names in spec]
+    cut = (math.prod(sizes[name] for name in names) for names in given)
+    return not any(n % parts for n, parts in zip(shape, cut, strict=False))
 
 
 def _is_manual(op: ir.Operation | None) -> bool:
@@ -86,31 +95,31 @@ def _is_manual(op: ir.Operation | None) -> bool:
     return op is not None
 
 
-def _place(library: Library, call: Any, axes: Spec, mesh: Any) -> None:
+def _place(library: Library, call: Any, axes: Sequence[Spec | None], mesh: Any) -> None:
     from srjit.targets.kernel_call import numbered
 
     known, signature = numbered(said(call)), signature_of(list(call.operands))
-    sizes = shardings.sizes_of(mesh)
-    shape = signature[0][0]
-    cut = (math.prod(sizes[name] for name in names) for names in axes)
-    if known is None or any(n % parts for n, parts in zip(shape, cut, strict=True)):
+    if known is None:
         return
     rule, platform = known
-    placed = rule(shape, axes, sizes)
-    if placed is None:
+    sizes = shardings.sizes_of(mesh)
+    shapes = [shape for shape, _ in (*signature, *signature_of(list(call.results)))]
+    placed = rule(shapes, axes, sizes)
+    if placed is None or not all(
+        _is_even(shape, spec, sizes) for shape, spec in zip(shapes, placed[1], strict=False)
+    ):
         return
-    run, out_specs = placed
-    whole = [PartitionSpec()] * (len(signature) - 1)
+    run, in_specs, out_specs = placed
     axis_types = (AxisType.Auto,) * len(sizes)
     over = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types)
     fun = jax.shard_map(
         run,
         mesh=over,
-        in_specs=(PartitionSpec(*axes), *whole),
+        in_specs=(*in_specs, *[PartitionSpec()] * (len(signature) - len(in_specs))),
         out_specs=out_specs,
         check_vma=False,
     )
-    key = rule, axes, tuple(sizes.items())
+    key = rule, tuple(axes), tuple(sizes.items())
     with jax.sharding.use_abstract_mesh(over):
         symbol, types = library.lowered("srjit_on_shards", key, fun, signature, platform)
     assert types == [result.type for result in call.results]

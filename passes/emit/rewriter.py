@@ -128,7 +128,7 @@ class GroupRewriter:
             annotation.write(op, entries)
             return
         noises = noises_of(sites_of(self.plan, self.group, item))
-        *keys, signs = [noise and self.values.key_of(noise, item) for noise in noises]
+        *keys, signs, sent = [noise and self.values.key_of(noise, item) for noise in noises]
         extras = list(op.operands)[2:]
         site = entries[0].site.number  # of those that are this operation, the first
         with ir.InsertionPoint(op):
@@ -139,10 +139,17 @@ class GroupRewriter:
                 operands[o.side] = self._operand(item, params, o, x, keys[o.side], signs, site)
             counts = (len(operands[0]), len(operands[1]))
             dot = ScaledDot(
-                params.product, params.dtype, params.lhs, params.rhs, counts, reduce=params.reduce
+                params.product,
+                params.dtype,
+                params.lhs,
+                params.rhs,
+                counts,
+                reduce=params.reduce,
+                wire=params.wire,
+                rng=params.rng,
             )
             with _named(op, f"srjit_{params.label}", site):
-                values = [*operands[0], *operands[1], *extras]
+                values = [*operands[0], *operands[1], *extras, *([sent] if sent else [])]
                 new = composite(self.library, dot, values, dot.described(op))
         annotation.write(new, entries)
         annotation.move(op, new)

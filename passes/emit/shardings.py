@@ -35,7 +35,7 @@ def propagated(
     Args:
       module: with shardings of ``@main``'s arguments.
       asked: operations of it that are to be found again: calls, whose functions are not there any
-        more, as operations that return their first arguments.
+        more, as two operations that return their arguments and their results.
       returned: the values that ``@main`` is to return in the copy, if it is still being written.
 
     Returns:
@@ -56,7 +56,7 @@ def propagated(
             _run("sdy-lift-inlined-meshes", copy)
         for call in list(operations.inside(copy)):
             if call.name == "func.call" and _NUMBER in call.attributes:
-                _mark_argument(call)
+                _mark(call)
         # As XLA does, or nothing would enter a function from the gradients of a loop.
         with diagnostics.going_to(lambda _: None, copy.context):  # not every one can be
             inlined = inline(copy, lambda name: name != operations.entry_of(copy))
@@ -69,16 +69,26 @@ def propagated(
     return copy, found
 
 
-def _mark_argument(call: Any) -> None:
-    """Lets a call's first argument pass an operation that has the call's number."""
+def _mark(call: Any) -> None:
+    """Lets a call's arguments, and its results, pass operations that have the call's number."""
     said = {_NUMBER: call.attributes[_NUMBER]}
     for name in (_NUMBER, "mhlo.frontend_attributes"):
         del call.attributes[name]
-    given = call.operands[0]
-    with ir.InsertionPoint(call):
-        (call.operands[0],) = editing.create(
-            "stablehlo.optimization_barrier", [given.type], [given], said
+
+    def passed(values: list[Any]) -> list[Any]:
+        return editing.create(
+            "stablehlo.optimization_barrier", [value.type for value in values], values, said
         )
+
+    with ir.InsertionPoint(call), call.location:
+        for i, value in enumerate(passed(list(call.operands))):
+            call.operands[i] = value
+        results = passed(list(call.results))
+    barrier = operations.owner(results[0])
+    assert barrier is not None
+    barrier.move_after(call)
+    for old, new in zip(call.results, results, strict=True):
+        old.replace_all_uses_except(new, barrier)
 
 
 def _run(step: str, module: ir.Operation) -> None:

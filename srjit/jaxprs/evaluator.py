@@ -171,7 +171,7 @@ class Evaluator:
             )
         lhs, rhs = codes[0], codes[1]
         if params.needs_key and self.root is None:  # a call that nothing can differentiate
-            params = dataclasses.replace(params, backward=())
+            params = dataclasses.replace(params, backward=(), wire=None)
         elif params.needs_key:
             key = of_shards(mix(self._key(()), site.number), site.varies)
         return bind_site(params, x, w, extras, lhs, rhs, key)

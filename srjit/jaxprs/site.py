@@ -35,6 +35,7 @@ from srjit.products.quantized import ScaledValues, scaled_dot
 from srjit.program.left_alone import REWRITTEN
 from srjit.targets.operand import quantize_operand, quantize_together
 from srjit.targets.target import Demand
+from srjit.targets.wire import sending
 
 # ----------------------------------------------------------------------------- the two primitives
 
@@ -57,7 +58,8 @@ def bind_site(
       x, w: the operands in high precision.
       extras: group sizes of a ragged product.
       lhs, rhs: their codes, or None.
-      key: what the backward products' noise comes from; None where they need none.
+      key: what the noise of the parts that devices send, and of the backward products, comes from;
+        None where they need none.
     """
     lhs, rhs = (
         q if q is None or wanted else q.alone
@@ -88,7 +90,10 @@ def _without_copies(
 
 
 def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
-    x, w, extras, lhs, rhs, _ = _unflatten(site, args)
+    x, w, extras, lhs, rhs, key = _unflatten(site, args)
+    multiply = site.target.multiply
+    if site.wire and key is not None and not key[0].ndim:
+        multiply = sending(multiply, site.wire, mix(key, planned_site.PARTS), site.rng)
     with jax.named_scope(f"srjit_{site.label}"):
         if lhs is rhs is None:  # nothing is quantized: the user's product, with its precision
             return _plain(site, x, w, extras)
@@ -98,7 +103,7 @@ def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
             w if rhs is None else rhs,
             *extras,
             dtype=site.dtype,
-            multiply=site.target.multiply,
+            multiply=multiply,
             reduce=site.reduce,
         )
 
@@ -230,7 +235,8 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
         order = slice(None) if side == 0 else slice(None, None, -1)
         pair = [ct, floats[other]][order]
         codes = [drawn[ct_spec, owner] if ct_spec else None, residual][order]
-        grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], None))
+        sent = None if key is None else mix(key, planned_site.GRADIENT_PARTS + side)
+        grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], sent))
     return grads
 
 
@@ -270,6 +276,7 @@ def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
         lhs=lhs,
         rhs=rhs,
         backward=(),
+        wire=wanted.wire,
         label=f"{site.label}_{wanted.role}",
         target=target,
         turned=target.turns(product, shapes, (lhs, rhs)),

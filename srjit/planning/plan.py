@@ -115,7 +115,9 @@ class ProgramPlan:
     def draws_forward(self) -> bool:
         """Whether the program itself draws noise."""
         sites = self.rewritten.values()
-        return bool(self.write_backs.writes) or any(o.draws for s in sites for o in s.operands)
+        sends = any(s.params.wire for s in sites if s.params)
+        draws = sends or any(o.draws for s in sites for o in s.operands)
+        return draws or bool(self.write_backs.writes)
 
     @functools.cached_property
     def draws_backward(self) -> bool:

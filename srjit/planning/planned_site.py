@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from srjit.choices import Rng
+from srjit.choices import Rng, Wire
 from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.scale_layouts import NO_SCALES
@@ -16,8 +16,9 @@ from srjit.program.values import Path
 from srjit.targets.target import Target
 
 # The draws of one site beside those of its operands, which are 0 and 1: of the cotangent for dgrad
-# and for wgrad, of either residual (two numbers), of its signs, of either gradient's signs.
-CT_DGRAD, CT_WGRAD, RESIDUAL, SIGNS, GRADIENT_SIGNS = 2, 3, 4, 6, 7
+# and for wgrad, of either residual (two numbers), of its signs, of either gradient's signs, of the
+# parts of its product that devices send, and of those of either gradient.
+CT_DGRAD, CT_WGRAD, RESIDUAL, SIGNS, GRADIENT_SIGNS, PARTS, GRADIENT_PARTS = 2, 3, 4, 6, 7, 9, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Gradient:
     role: str
     lhs: Quantization | None
     rhs: Quantization | None
+    wire: Wire | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ class SiteParams:
       label: shown by profilers.
       turned: whether a turned copy of the operands' codes is wanted.
       reduce: as of ``Recipe.reduce``.
+      wire: as of ``Recipe.wire``, if it is a gradient of a weight.
       again: whether derivatives make the codes of an operand again, rather than that they are kept.
       examples: of the dimensions of the operands, how many leading ones vmap added.
       tree: structure of the primitive's operands, once they are bound.
@@ -61,15 +64,17 @@ class SiteParams:
     label: str = "site"
     turned: tuple[bool, bool] = (False, False)
     reduce: str | None = None
+    wire: Wire | None = None
     again: tuple[bool, bool] = (False, False)
     examples: tuple[int, int] = (0, 0)
     tree: Any = None
 
     @property
     def needs_key(self) -> bool:
-        """Whether differentiating the site draws noise."""
+        """Whether its own product, or differentiating it, draws noise."""
         specs = [q for g in self.backward for q in (g.lhs, g.rhs) if q]
-        return any(q.rounding == "stochastic" for q in specs)
+        sent = self.wire or any(g.wire for g in self.backward)
+        return bool(sent) or any(q.rounding == "stochastic" for q in specs)
 
 
 def oriented(
@@ -239,6 +244,16 @@ class PlannedSite:
     def signs(self) -> Draw | None:
         """The source of both operands' random signs; None if it draws none."""
         return self.operands[0].signs
+
+    @property
+    def sends(self) -> bool:
+        """Whether devices send parts of its product as codes."""
+        return self.params is not None and self.params.wire is not None
+
+    @property
+    def parts(self) -> Draw:
+        """The source of the noise of these parts."""
+        return Draw(self.number, PARTS, ())
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from srjit import recipes, targets
 from srjit.numerics.shards import shared_axes
 from srjit.planning import planned_site as planned
-from srjit.planning import write_backs
+from srjit.planning import wires, write_backs
 from srjit.planning.coverage import shortfall
 from srjit.planning.decision import Decisions
 from srjit.planning.layers import loops_over_weights, trips_of_layers
@@ -126,7 +126,8 @@ def plan_of(
         for each in zip(classified, rows, params, signs, uses, strict=True)
     }
     notes = tuple(notes_of(provenance, classified, rows, recipe, decisions.used, settings, over))
-    notes = (*notes, *weighed, *filter(None, [short]))
+    sent = wires.notes_of(classified, rows, settings)
+    notes = (*notes, *sent, *weighed, *filter(None, [short]))
     return ProgramPlan(sites, provenance, settings, notes=notes, left_alone=alone, shortfall=short)
 
 
@@ -219,10 +220,14 @@ def _params(c: Classified, row: SitePlan, settings: Settings) -> planned.SitePar
         dtype=eqn.outvars[0].aval.dtype,
         lhs=lhs,
         rhs=rhs,
-        backward=tuple(planned.Gradient(g.site.role, g.lhs, g.rhs) for g in row.backward),
+        backward=tuple(
+            planned.Gradient(g.site.role, g.lhs, g.rhs, wires.sent_as(g.site, settings))
+            for g in row.backward
+        ),
         target=target,
         rng=settings.rng,
         label=row.site.role,
         turned=target.turns(product, shapes, (lhs, rhs)),
         reduce=settings.recipe.reduce,
+        wire=wires.sent_as(row.site, settings),
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from srjit.choices import unknown_name
+from srjit.choices import WIRES, Wire, unknown_name
 from srjit.numerics.quantization import Quantization, Rounding
 from srjit.recipes import toml
 from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule, check_types
@@ -38,6 +38,9 @@ class Recipe:
         product as exactly as one device adds: as int32 or float32, which may be twice the bytes
         that the program's own product sends. None: in the dtype of that product (bfloat16 for
         float16). On one device there is no difference.
+      wire: ``bf16`` or ``fp8`` (E4M3): where devices hold parts of a contraction whose product is a
+        weight's gradient, each rounds its part stochastically to that, and sends codes of it; they
+        are added in float32. None: parts are added as ``reduce`` says.
       pays_on: a target, or its name, by whose estimates quantizing has to pay: sites where it does
         not stay in high precision. Empty: whatever it costs.
       source: where the scheme is published, and how the recipe differs.
@@ -51,6 +54,7 @@ class Recipe:
     moments: WriteBackRounding | None = None
     casts: WriteBackRounding | None = None
     reduce: Literal["exact"] | None = None
+    wire: Wire | None = None
     pays_on: str | Target = ""
     source: str = ""
 
@@ -61,8 +65,13 @@ class Recipe:
             if getattr(self, field) not in (None, "stochastic"):
                 known = ("stochastic",)
                 raise RecipeError(str(unknown_name(field, getattr(self, field), known)), (field,))
-        if self.reduce not in (None, "exact"):
-            raise RecipeError(str(unknown_name("reduce", self.reduce, ("exact",))), ("reduce",))
+        for field, known in (("reduce", ("exact",)), ("wire", WIRES)):
+            value = getattr(self, field)
+            if value is not None and value not in known:
+                raise RecipeError(str(unknown_name(field, value, known)), (field,))
+        if self.reduce and self.wire:
+            message = 'reduce = "exact" leaves nothing to round on the wire: it is one or the other'
+            raise RecipeError(message, ("wire",))
         if self.moments and not self.weights:
             message = 'moments are written back as weights are: it needs weights = "stochastic" too'
             raise RecipeError(message, ("moments",))
@@ -132,7 +141,8 @@ class Recipe:
             del role, kind
             return dataclasses.replace(q, rounding="none") if q.rounding == "stochastic" else q
 
-        return self.map_quantizations(change, f"{self.name}[without noise]")
+        without = self.map_quantizations(change, f"{self.name}[without noise]")
+        return dataclasses.replace(without, wire=None)
 
     def without_write_backs(self) -> Recipe:
         """The recipe for products alone: what is written or cast stays as a program has it."""

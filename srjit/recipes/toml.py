@@ -17,7 +17,8 @@ from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule
 
 # A recipe's fields beside its rules, in the order in which they are written.
 _FIELDS = (
-    "name", "pays_on", "source", "weights", "moments", "casts", "reduce", "keep_first", "keep_last",
+    "name", "pays_on", "source", "weights", "moments", "casts", "reduce", "wire",
+    "keep_first", "keep_last",
 )  # fmt: skip
 _Recipe = TypeVar("_Recipe")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
@@ -30,21 +30,23 @@ ON_SHARDS = "srjit_kernel"
 
 
 class OnShards(Protocol):
-    """How a kernel runs on the shards of its first argument; of the others all have a copy.
-
-    Equal ones are one kernel.
-    """
+    """How a kernel runs on the shards of its arguments. Equal ones are one kernel."""
 
     def __call__(
-        self, shape: tuple[int, ...], axes: Axes, sizes: Mapping[str, int], /
-    ) -> tuple[Callable[..., Any], Any] | None:
-        """The kernel of shards, with all axes manual, and ``out_specs`` as of ``jax.shard_map``.
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        axes: Sequence[Axes | None],
+        sizes: Mapping[str, int],
+        /,
+    ) -> tuple[Callable[..., Any], Any, Any] | None:
+        """The kernel of shards, with all axes manual.
 
-        None where there is none that gives the bits of the formula.
+        With ``in_specs`` of its first arguments (all have a copy of the others) and ``out_specs``,
+        as of ``jax.shard_map``. None where there is none.
 
         Args:
-          shape: of the whole first argument.
-          axes: that shard it.
+          shapes: of the whole arguments, then of the results.
+          axes: that shard each of them; None where they are parts of axes.
           sizes: of all axes of the mesh.
         """
         ...
@@ -84,7 +86,7 @@ def kernel_call(
       *args: pytrees of arrays.
       kernel: a function with the results of ``formula``, to the bit.
       formula: plain operations; what vmap maps.
-      platform: that the kernel is for, as JAX calls it.
+      platform: that the kernel is for, as JAX calls it; empty: for all.
       partitions: whether it may be a part of a program on several devices.
       by_xla: whether it is of XLA's own operations, which are there without kernels too.
       on_shards: how it runs on shards, where it does not partition.
@@ -143,6 +145,7 @@ def _lowered(
 ) -> Any:
     given = tuple(context.platforms or context.module_context.platforms)
     lowered_as = _lowered_as.get()
+    platform = platform or given[0]
     allowed = given == (platform,) and (by_xla or lowered_as != "formulas")
     alone = lowered_as != "part" and _compat.runs_alone(context)
     if allowed and not (partitions or alone) and on_shards is not None:

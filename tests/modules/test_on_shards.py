@@ -97,8 +97,8 @@ def test_shards_have_the_bits_of_the_whole(name: str, shape: Any, axes: Any):
     if not element.is_integer:
         x = x.at[(-1,) * x.ndim].set(jnp.nan)
     rule = on_shards.Quantize(element, transposed=True, with_amax=True, converts=False)
-    run, outs = rule(shape, axes, SIZES)  # type: ignore[misc]
-    specs = P(*axes), P(), P(), P()
+    run, first, outs = rule([shape], [axes], SIZES)  # type: ignore[misc]
+    specs = (*first, P(), P(), P())
     quantize = jax.shard_map(run, mesh=MESH, in_specs=specs, out_specs=outs, check_vma=False)
     with instructions.interpreted():
         got = jax.jit(quantize)(x, encode, *KEY)
@@ -117,16 +117,15 @@ def test_shards_have_the_bits_of_the_whole(name: str, shape: Any, axes: Any):
 )
 def test_where_rows_are_not_in_line_formulas_remain(shape: Any, axes: Any):
     rule = on_shards.Quantize(ELEMENTS["int8"], False, False, False)
-    assert rule(shape, axes, SIZES) is None
+    assert rule([shape], [axes], SIZES) is None
 
 
 @pytest.mark.parametrize("where", [0, 40, 63])
 def test_the_amax_of_shards_is_that_of_the_whole(where: int):
     x = normal(64, 256).at[where, 7].set(-jnp.nan)
-    run, outs = on_shards.Amax()(x.shape, (("data",), ("model",)), SIZES)  # type: ignore[misc]
-    amax = jax.shard_map(
-        run, mesh=MESH, in_specs=P("data", "model"), out_specs=outs, check_vma=False
-    )
+    placed = on_shards.Amax()([x.shape], [(("data",), ("model",))], SIZES)
+    run, specs, outs = placed  # type: ignore[misc]
+    amax = jax.shard_map(run, mesh=MESH, in_specs=(*specs,), out_specs=outs, check_vma=False)
     with instructions.interpreted():
         assert np.isnan(jax.jit(amax)(x))
         assert jax.jit(amax)(normal(64, 256)) == jnp.max(jnp.abs(normal(64, 256)))

@@ -24,6 +24,7 @@ ONCE = (
     "passes/emit/test_lowering.py::"
     "test_equal_functions_are_lowered_once_for_all_modules_and_again_where_jax_is_told_otherwise"
 )
+WIRE = "modules/test_wire.py::"
 ON_SHARDS = "modules/test_on_shards.py::"
 EXPERTS = "products/test_experts.py::"
 
@@ -202,6 +203,18 @@ MUTANTS = {
         killed_by=(
             "jaxprs/test_gathered.py::test_what_something_else_reads_is_gathered_as_it_is[jaxpr]",
         ),
+    ),
+    "parts that are sent go to nearest": Mutant(
+        module="srjit.targets.wire",
+        old='rounding="stochastic"',
+        new='rounding="nearest"',
+        killed_by=(WIRE + "test_sums_are_unbiased[copies-fp8]",),
+    ),
+    "devices send parts by one noise": Mutant(
+        module="srjit.targets.wire",
+        old="of_shards(key, own)",
+        new="key",
+        killed_by=(WIRE + "test_devices_draw_noise_of_their_own",),
     ),
     "calls of one function are sharded alike": Mutant(
         module="srjit.passes.emit.on_shards",

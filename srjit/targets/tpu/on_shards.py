@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from srjit.numerics.elements import Element
 from srjit.targets.codes import word_of
 from srjit.targets.kernel_call import Axes
 
-Placed = tuple[Callable[..., Any], Any] | None
+Placed = tuple[Callable[..., Any], Any, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,18 @@ class Quantize:
     with_amax: bool
     converts: bool
 
-    def __call__(self, shape: tuple[int, ...], axes: Axes, sizes: Mapping[str, int]) -> Placed:
+    def __call__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        sharded: Sequence[Axes | None],
+        sizes: Mapping[str, int],
+    ) -> Placed:
         """See OnShards."""
         from srjit.targets.tpu import kernels
 
+        shape, axes = shapes[0], sharded[0]
+        if axes is None:
+            return None
         local = _shard(shape, axes, sizes)
         if not kernels.is_matrix(local) or not _is_in_line(shape, local):
             return None
@@ -63,33 +71,53 @@ class Quantize:
 
         outs = [PartitionSpec(*axes)]
         outs += [_turned(axes)] * self.transposed + [PartitionSpec()] * 2 * self.with_amax
-        return run, tuple(outs) if len(outs) > 1 else outs[0]
+        return run, [PartitionSpec(*axes)], tuple(outs) if len(outs) > 1 else outs[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Amax:
     """``kernels.amax``."""
 
-    def __call__(self, shape: tuple[int, ...], axes: Axes, sizes: Mapping[str, int]) -> Placed:
+    def __call__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        sharded: Sequence[Axes | None],
+        sizes: Mapping[str, int],
+    ) -> Placed:
         """See OnShards."""
         from srjit.targets.tpu import kernels
 
+        shape, axes = shapes[0], sharded[0]
+        if axes is None:
+            return None
         if not kernels.is_matrix(_shard(shape, axes, sizes)):
             return None
-        return lambda x: _of_all(kernels.amax_kernel(x), axes), PartitionSpec()
+        return (
+            lambda x: _of_all(kernels.amax_kernel(x), axes),
+            [PartitionSpec(*axes)],
+            PartitionSpec(),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Transpose:
     """``kernels.transpose``."""
 
-    def __call__(self, shape: tuple[int, ...], axes: Axes, sizes: Mapping[str, int]) -> Placed:
+    def __call__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        sharded: Sequence[Axes | None],
+        sizes: Mapping[str, int],
+    ) -> Placed:
         """See OnShards."""
         from srjit.targets.tpu import kernels
 
+        shape, axes = shapes[0], sharded[0]
+        if axes is None:
+            return None
         if not kernels.is_matrix(_shard(shape, axes, sizes)):
             return None
-        return kernels.transpose_kernel, _turned(axes)
+        return kernels.transpose_kernel, [PartitionSpec(*axes)], _turned(axes)
 
 
 def _shard(shape: tuple[int, ...], axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
