@@ -78,10 +78,22 @@ class Documented(abc.ABC):
     def document(self) -> Document:
         """Returns the report as data."""
 
-    def __str__(self) -> str:
+    def short(self) -> Document:
+        """Returns the report as data, with one row for all that are alike where there are many."""
+        return self.document()
+
+    def text(self, *, full: bool = False) -> str:
+        """Returns the report for a terminal, as ``str()`` does.
+
+        Args:
+          full: every row, also where many are alike.
+        """
         from srjit.report.text import text
 
-        return text(self.document())
+        return text(self.document() if full else self.short())
+
+    def __str__(self) -> str:
+        return self.text()
 
     def to_html(self) -> str:
         """Returns the report as one HTML page, which needs nothing from elsewhere."""

@@ -11,8 +11,9 @@ from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.site import Site, SitePlan, WriteBack, listed, shape_in_words
 from srjit.products.kinds import label_of
-from srjit.recipes import Recipe, Rule
+from srjit.recipes import ROLES, Recipe, Rule
 from srjit.report.document import Column, Document, Documented, Table, as_json
+from srjit.report.repeated import Repeated, repeated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,31 +91,51 @@ class Report(Documented):
         """All sites, each followed by its gradients should the function be differentiated."""
         return [part for s in self.sites for part in s.with_gradients]
 
-    def coverage(self) -> float:
+    def coverage(self, role: str | None = None) -> float:
         """The fraction of matrix-multiplication FLOPs that are quantized; 1 if there are none.
 
         Those of the gradients count too, should the function be differentiated; and those of what
         is left alone, as far as they are known.
+
+        Args:
+          role: of sites of that role only; None: of all.
         """
-        work = [(s.site.flops * s.site.trips, s.status != "kept") for s in self.with_gradients]
+        sites = [s for s in self.with_gradients if role in (None, s.site.role)]
+        work = [(s.site.flops * s.site.trips, s.status != "kept") for s in sites]
         total, done = sum(n for n, _ in work), sum(n for n, quantized in work if quantized)
         return done / total if total else float(not work or any(quantized for _, quantized in work))
 
     def document(self) -> Document:
         """Returns the report as data: a row for each site, and one for each write-back."""
         rows = self.with_gradients
-        specs = [q for s in rows for q in (s.lhs, s.rhs) if q]
-        legend = _LEGEND if specs else ""
-        legend += _OF_EXPERTS if any(q.group_dim is not None for q in specs) else ""
+        return self._document(Table(_COLUMNS, rows, kind=lambda s: s.status, legend=_legend(rows)))
+
+    def short(self) -> Document:
+        """Returns the report with one row for all layers that are alike, if it is long."""
+        rows = self.with_gradients
+        if len(rows) <= _LONG:
+            return self.document()
+        layers = repeated(rows, lambda s: s.site.path or _place(s.site), _apart)
+        legend = " ".join(filter(None, [f"{_legend(rows)};" * bool(_legend(rows)), _OF_LAYERS]))
+        return self._document(
+            Table(_OF_REPEATED, layers, kind=lambda r: r.first.status, legend=legend)
+        )
+
+    def _document(self, sites: Table[Any]) -> Document:
+        rows = self.with_gradients
         covered = f"{100 * self.coverage():.1f} % of FLOPs quantized"
         unknown = sum(s.site.role == "unknown" and not s.site.flops for s in rows)
+        if 0 < self.coverage() < 1:
+            found = [role for role in ROLES if any(s.site.role == role for s in rows)]
+            shares = [f"{role} {100 * self.coverage(role):.1f} %" for role in found]
+            covered += f" ({', '.join(shares)})"
         covered += f", FLOPs of {unknown} unknown" if unknown else ""
         count = f"{len(self.sites)} sites, {covered}" if self.sites else "no matrix multiplication"
         return Document(
             title=f"recipe {self.recipe}, target {self.target}, mode {self.mode}",
             lead=count,
             tables=[
-                Table(_COLUMNS, rows, kind=lambda s: s.status, legend=legend),
+                sites,
                 Table(_WRITTEN, self.write_backs, kind=lambda w: w.status),
             ],
             notes=[*reasons(rows), *(f"note: {n}" for n in self.notes)],
@@ -151,6 +172,11 @@ def _as_dict(plan: SitePlan) -> dict[str, Any]:
 
 _LEGEND = "~: stochastic rounding, otherwise to nearest; H: after a Hadamard transform"
 _OF_EXPERTS = "; E: scales of every expert's (group's) own"
+_LONG = 20  # rows; a longer report has one row for all layers that are alike
+_OF_LAYERS = (
+    "a row is for all layers that are alike, with the number of the first; text(full=True) has a "
+    "row for each site"
+)
 _KINDS = {"activation": "act", "gradient": "grad"}
 
 
@@ -209,6 +235,34 @@ _COLUMNS: tuple[Column[SitePlan], ...] = (
     Column("status", lambda s: s.status),
     Column("why", lambda s: s.reason or s.site.why, only="page"),
 )
+
+
+def _legend(rows: Sequence[SitePlan]) -> str:
+    specs = [q for s in rows for q in (s.lhs, s.rhs) if q]
+    legend = _LEGEND if specs else ""
+    return legend + (_OF_EXPERTS if any(q.group_dim is not None for q in specs) else "")
+
+
+def _apart(plan: SitePlan) -> tuple[str, ...]:
+    """The cells of a row in which layers that are alike are equal."""
+    named = ("#", "path")
+    return (plan.reason, *(c.cell(plan) for c in _TERMINAL if c.name not in named))
+
+
+_TERMINAL = [column for column in _COLUMNS if column.only != "page"]
+_Layers = Repeated[SitePlan]
+
+
+def _of_repeated(own: Column[SitePlan]) -> list[Column[_Layers]]:
+    """The columns of layers that are alike in place of one of sites."""
+    if own.name == "path":
+        return [Column("path", lambda r: r.path, narrows="middle")]
+    count: Column[_Layers] = Column("sites", lambda r: f"x{len(r.rows)}", align="right")
+    first: Callable[[_Layers], SitePlan] = lambda r: r.first  # noqa: E731
+    return [own.of(first), *([count] if own.name == "op" else [])]
+
+
+_OF_REPEATED = [column for own in _TERMINAL for column in _of_repeated(own)]
 
 
 def _written(write: WriteBack) -> str:

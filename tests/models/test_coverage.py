@@ -125,7 +125,7 @@ def test_nearly_all_flops_are_quantized(known: Known) -> None:
     weighted = sum(site.total for site in known.oracle if site.weighted)
     assert right >= 0.95 * weighted
     assert math.isclose(report.coverage(), _flops(_as_multiset(quantized)) / total)
-    assert str(report).count("\n") >= len(report.sites)
+    assert report.text(full=True).count("\n") >= len(report.sites)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -10,6 +10,13 @@ STATISTICS = "diagnostics/test_statistics.py::"
 WATCHED = "diagnostics/test_watch.py::"
 
 MUTANTS = {
+    # Reports
+    "layers that are kept stand with others": Mutant(
+        module="srjit.report.report",
+        old="return (plan.reason, *(c.cell(plan) for c in _TERMINAL if c.name not in named))",
+        new="return (plan.site.role, label_of(plan.site.op))",
+        killed_by=("report/test_repeated.py::test_a_deep_model_fits_one_screen",),
+    ),
     # What verifies
     "limits are half of Bernstein's": Mutant(
         module="srjit.diagnostics.verify.statistics",
