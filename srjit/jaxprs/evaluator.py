@@ -20,7 +20,7 @@ from jax import lax
 
 from srjit import _compat
 from srjit.jaxprs.figures import measured
-from srjit.jaxprs.gathered import Gather
+from srjit.jaxprs.gathered import Gather, collective
 from srjit.jaxprs.observation import NOTHING, Shown, rounding_of, rounding_of_write
 from srjit.jaxprs.site import after, bind_site
 from srjit.jaxprs.write_back import exactly, round_write_back
@@ -106,7 +106,7 @@ class Evaluator:
             values = [read(v) for v in eqn.invars]
             if path in gathers:
                 again = functools.partial(_bound_to_one, eqn)
-                self._gathers[path] = Gather(values[0], eqn.params["axis_name"], again)
+                self._gathers[path] = collective(eqn, values[0], again)
             with _compat.source_of(eqn):
                 if path in found.writes:
                     outs = [self._written(exactly(eqn, _unrounded(eqn, values, exact)), path)]

@@ -1,4 +1,4 @@
-"""Codes of what devices gather inside ``shard_map``: each quantizes its shard before."""
+"""Codes of what devices gather or exchange inside ``shard_map``, of shards quantized before."""
 
 from __future__ import annotations
 
@@ -50,6 +50,64 @@ class Gather:
         return dataclasses.replace(q, values=self.gathered(q.values), seen=seen)
 
     def _largest(self, amax: jax.Array) -> jax.Array:
-        """The largest amax of all shards; as words, of which NaN's is the largest."""
-        word = lax.bitcast_convert_type(amax, jnp.int32)
-        return lax.bitcast_convert_type(lax.pmax(word, self.axes), jnp.float32)
+        """The largest amax of all shards."""
+        return _amax_of(lax.pmax(_word_of(amax), self.axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange(Gather):
+    """An ``all_to_all`` that gives an operand, such as tokens that travel to their experts.
+
+    What each device gets has a scale of its own, which all that send parts of it have to know.
+
+    Attributes:
+      dim: that the shard is cut along, into one piece for each device.
+    """
+
+    dim: int
+
+    def codes(
+        self, dtype: Any, demand: Demand, target: Target, known: jax.Array | None
+    ) -> ScaledValues:
+        """See Gather."""
+        if demand.spec.scaling != "dynamic":
+            return super().codes(dtype, demand, target, known)
+        pieces = jnp.split(self.shard.astype(dtype), lax.axis_size(self.axes), self.dim)
+        if known is None:
+            words = jnp.stack([_word_of(tensor_amax(piece)) for piece in pieces])
+            words = jnp.max(lax.all_gather(words, self.axes), axis=0)
+        else:
+            words = lax.all_gather(_word_of(known), self.axes)
+        alone = dataclasses.replace(demand, turned=False, shows=False)
+        made = [
+            quantize_operand(piece, alone, None, target, _amax_of(words[i]))
+            for i, piece in enumerate(pieces)
+        ]
+        values = jnp.concatenate([q.values for q in made], self.dim)
+        own = lax.axis_index(self.axes)
+        scale = jnp.stack([q.scale for q in made if q.scale is not None])[own]
+        seen = _amax_of(words[own]) if demand.shows else None
+        return ScaledValues(self.gathered(values), scale, demand.spec, seen=seen)
+
+
+def collective(eqn: Any, shard: jax.Array, again: Callable[[jax.Array], jax.Array]) -> Gather:
+    """An equation that gathers or exchanges shards of an operand.
+
+    Args:
+      eqn: one of ``planning.gathers``.
+      shard: what it is given.
+      again: the same of another array of that shape.
+    """
+    axes = eqn.params["axis_name"]
+    if eqn.primitive.name == "all_to_all":
+        return Exchange(shard, axes, again, eqn.params["split_axis"])
+    return Gather(shard, axes, again)
+
+
+# As words, of which NaN's is the largest.
+def _word_of(amax: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(amax, jnp.int32)
+
+
+def _amax_of(word: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(word, jnp.float32)

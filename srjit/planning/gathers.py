@@ -1,4 +1,4 @@
-"""Gathers inside ``shard_map`` whose results are only multiplied: they gather codes."""
+"""Gathers and exchanges inside ``shard_map`` whose results are only multiplied: of codes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from srjit.program.protocols import Equation, Program, is_literal
 from srjit.program.values import Path
 
 Gathers = dict[tuple[Path, int], Path]
-_GATHERS = ("all_gather", "all_gather_invariant")
+_GATHERS = ("all_gather", "all_gather_invariant", "all_to_all")
 _CAST = "convert_element_type"
 _FLOATS = ("bfloat16", "float16", "float32")
 
 
 def gathers_of(program: Program, sites: Mapping[Path, PlannedSite]) -> Gathers:
-    """By site and side, the collective that gathers this operand's shards.
+    """By site and side, the collective that gathers or exchanges this operand's shards.
 
     Only where nothing reads what is gathered but products, which read codes of it, and codes of
     shards are shards of codes: rounded to nearest, by a scale that all devices know. A cast may
@@ -44,7 +44,7 @@ def _inside(
     returned = {v for v in program.outvars if not is_literal(v)}
     for index, eqn in enumerate(program.eqns):
         here = (*scope, index)
-        if eqn.primitive.name in _GATHERS and not eqn.params.get("axis_index_groups"):
+        if _is_gather(eqn):
             reading = _reading(eqn, program.eqns, readers, returned)
             uses = [((*scope, i), side) for i, side in reading or ()]
             if uses and all(_reads_codes(sites.get(path), side) for path, side in uses):
@@ -52,6 +52,14 @@ def _inside(
         elif here in scopes and (flow := flow_of(eqn)) is not None:
             for region in flow.regions:
                 yield from _inside(region.program, (*here, *region.step), sites, scopes)
+
+
+def _is_gather(eqn: Equation) -> bool:
+    """Whether an equation moves shards of one array among all devices along some axes."""
+    name, params = eqn.primitive.name, eqn.params
+    if name not in _GATHERS or params.get("axis_index_groups") or len(eqn.outvars) > 1:
+        return False
+    return name != "all_to_all" or params.get("tiled", True)
 
 
 def _reading(

@@ -1,7 +1,8 @@
-"""What devices gather inside ``shard_map`` only to multiply it is gathered as codes."""
+"""What devices gather or exchange inside ``shard_map`` only to multiply it travels as codes."""
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -93,3 +94,56 @@ def test_what_something_else_reads_is_gathered_as_it_is(layer: Any):
         target="v5e",
     )
     assert "i8>" not in "".join(re.findall(r"stablehlo.all_gather.*", fun.lower(W, X).as_text()))
+
+
+# ------------------------------------------------------------------------------------- exchanges
+
+EXPERTS, TOKENS = normal(4, 16, 8, seed=2), normal(4, 32, 16, seed=3)
+TOKENS = TOKENS * 2.0 ** jnp.arange(32)[:, None]  # what devices get has amaxes far apart
+
+
+def exchanged(x: jax.Array) -> jax.Array:
+    return lax.all_to_all(x, "data", 0, 1, tiled=True)
+
+
+def alone(x: jax.Array) -> jax.Array:
+    """The same, which something else reads, so that it travels as it is."""
+    x = exchanged(x)
+    return jnp.where(jnp.sum(x) == 1, 0, x)
+
+
+def experts(travel: Any, w: jax.Array, x: jax.Array) -> jax.Array:
+    """A step of experts, whose tokens travel to them forward, and once more backward."""
+
+    @jax.checkpoint
+    def loss(w: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.tanh(jnp.einsum("ecd,edf->ecf", travel(x), w)) ** 2)
+
+    return w - jax.grad(loss)(w)
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize(
+    ("recipe", "target"),
+    [("int8", "v5e"), pytest.param("fp8-static", "tpu7x", marks=pytest.mark.nightly)],
+)
+def test_tokens_travel_as_codes_by_the_scales_of_who_gets_them(recipe: str, target: str):
+    codes = {"int8": "i8", "fp8-static": "f8E4M3FN"}[recipe]
+    made: dict[Any, Any] = {}
+    for layer, travel in (("jaxpr", alone), *((layer, exchanged) for layer in LAYERS)):
+        body = functools.partial(experts, travel)
+        step = jax.shard_map(
+            body, mesh=MESH, in_specs=(P("data"), P(None, "data")), out_specs=P("data")
+        )
+        fun: Any = srjit.srjit(step, recipe=recipe, layer=layer, target=target)
+        lowered = fun.lower(EXPERTS, TOKENS, sr_key=0)
+        sent = re.findall(r"stablehlo.all_to_all.*-> tensor<1x32x16x(\w+)>", lowered.as_text())
+        assert (codes in sent) == (travel is exchanged)
+        run = lowered.compile()
+        bad = TOKENS.at[2, 5, 1].set(jnp.nan)
+        made[layer, travel] = run(EXPERTS, TOKENS, sr_key=0), run(EXPERTS, bad, sr_key=0)
+    expected, broken = made.pop(("jaxpr", alone))
+    assert np.isnan(broken[2]).any() and np.isfinite(broken[jnp.array([0, 1, 3])]).all()
+    for got, shows in made.values():
+        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(np.isnan(shows), np.isnan(broken))

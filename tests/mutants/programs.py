@@ -204,6 +204,15 @@ MUTANTS = {
             "jaxprs/test_gathered.py::test_what_something_else_reads_is_gathered_as_it_is[jaxpr]",
         ),
     ),
+    "tokens are quantized by the amax of who sends them": Mutant(
+        module="srjit.jaxprs.gathered",
+        old="jnp.max(lax.all_gather(words, self.axes), axis=0)",
+        new="jnp.broadcast_to(jnp.max(words), words.shape)",
+        killed_by=(
+            "jaxprs/test_gathered.py::"
+            "test_tokens_travel_as_codes_by_the_scales_of_who_gets_them[int8-v5e]",
+        ),
+    ),
     "parts that are sent go to nearest": Mutant(
         module="srjit.targets.wire",
         old='rounding="stochastic"',
