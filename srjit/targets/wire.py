@@ -127,9 +127,12 @@ class Parts:
             local = dataclasses.replace(self.product, out_sharding=None)
             part = self.multiply(local, lhs, rhs).astype(jnp.float32)
             sender = _Sender(self.wire, self.rng, of_shards(key, own), sizes)
+            turned = local.is_turned  # codes travel as the program has the result then
+            part = part.T if turned else part
             for d, names in found.scattered:
-                part = sender.scattered(part, names, d)
-            return sender.summed(part, found.everywhere) if found.everywhere else part
+                part = sender.scattered(part, names, 1 - d if turned else d)
+            part = sender.summed(part, found.everywhere) if found.everywhere else part
+            return part.T if turned else part
 
         return run, in_specs, PartitionSpec(*found.out)
 
