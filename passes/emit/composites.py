@@ -254,6 +254,7 @@ class ScaledDot:
                 *values[a + b :],
                 dtype=self.dtype,
                 multiply=multiply,
+                multiply_groups=target.multiply_groups,
                 reduce="exact" if target is PORTABLE else self.reduce,
             )
             return (out,)

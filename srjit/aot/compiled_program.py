@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from srjit.aot.hlo import Computation, Executed, Instruction, Module, Shape
-from srjit.aot.kernel_operations import multiplied
+from srjit.aot.kernel_operations import entering, multiplied
 from srjit.program.site_names import site_of
 from srjit.targets.operand import QUANTIZER
 from srjit.targets.target import WITHOUT_HISTORY
@@ -24,7 +24,7 @@ class Multiplication:
       lhs, rhs: what is multiplied, as it enters the unit.
       order: for each operand, whether it contracts its last and its first dimension (``NN``), as
         memory holds them, or the other one (``T``). Empty if the program does not tell.
-      library: the library's function that is called for it; empty if none is.
+      library: the library's function that is called for it, or ``kernel``; empty if none is.
     """
 
     lhs: Shape
@@ -251,11 +251,17 @@ def _order_and_tiles(shape: Shape) -> str:
 
 def products_of(module: Module, executed: Executed) -> list[tuple[Multiplication, int | None]]:
     """The products that an instruction computes, fused ones too, and the sites they are of."""
-    candidates = [
-        (executed.computation, executed.instruction),
-        *module.inside(executed.instruction),
+    instruction = executed.instruction
+    candidates = [(executed.computation, instruction), *module.inside(instruction)]
+    # A kernel turns what it multiplies as the unit wants it.
+    of_kernel = [
+        (
+            Multiplication(Shape(lhs, ()), Shape(rhs, ()), "NN", "kernel"),
+            site_of(instruction.op_name),
+        )
+        for lhs, rhs in entering(instruction.kernel_body)
     ]
-    return [
+    return of_kernel + [
         (_product(where, i), site_of(i.op_name))
         for where, i in candidates
         # A quantization multiplies too, by the Hadamard matrix.
@@ -308,12 +314,13 @@ def _sites(module: Module, executed: Sequence[Executed]) -> dict[int, SiteCost]:
         if site is None:
             continue
         cost = costs.get(site, SiteCost())
-        known = cost.cycles is not None and (cycles is not None or not found)
+        is_kernel = i.target in _KERNELS
+        known = cost.cycles is not None and (cycles is not None or not found or is_kernel)
         costs[site] = SiteCost(
             products=cost.products + found,
             cycles=(cost.cycles or 0) + ((cycles or 0) if found else 0) if known else None,
             around=cost.around + (0 if found else cycles or 0),
-            kernels=cost.kernels + (0 if found else (i.profiled_cycles or 0) * e.times),
+            kernels=cost.kernels + (i.profiled_cycles or 0) * e.times * (is_kernel or not found),
         )
     return costs
 

@@ -12,7 +12,7 @@ import binascii
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,44 @@ def multiplied(body: str) -> int | None:
     Returns:
       None if it cannot be read, or has more grid steps than 2^20.
     """
+    return _read(body, _of_grid)
+
+
+@functools.lru_cache(maxsize=256)
+def entering(body: str) -> tuple[tuple[str, str], ...]:
+    """What a kernel multiplies, as HLO calls its elements: each pair once; none if not known.
+
+    Args:
+      body: as of ``multiplied``.
+    """
+    return _read(body, lambda main: tuple(dict.fromkeys(_pairs(main)))) or ()
+
+
+def _read(body: str, reader: Callable[[Any], Any]) -> Any:
+    """What a reader finds in a kernel's function; None where there is none to be read."""
     try:
         with _mlir.new_kernel_context() as context:
             module = ir.Module.parse(base64.b64decode(body, validate=True), context)
             functions = [op.operation for op in module.body.operations]
             (main,) = (f for f in functions if "iteration_bounds" in f.attributes)
-            return _of_grid(main)
+            return reader(main)
     except (ValueError, KeyError, binascii.Error, ir.MLIRError):
         return None
+
+
+def _pairs(op: Any) -> Iterator[tuple[str, str]]:
+    if op.name.removeprefix(_DIALECT) == "tpu.matmul":
+        lhs, rhs = (str(ir.VectorType(v.type).element_type) for v in list(op.operands)[:2])
+        yield _element(lhs), _element(rhs)
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield from _pairs(inner.operation)
+
+
+def _element(name: str) -> str:
+    """MLIR's name of an element type as HLO's: ``s8`` of ``i8``, ``f8e4m3fn`` of ``f8E4M3FN``."""
+    return re.sub(r"^i(?=\d)", "s", name.lower())
 
 
 def _of_grid(main: Any) -> int | None:

@@ -104,6 +104,7 @@ def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
             *extras,
             dtype=site.dtype,
             multiply=multiply,
+            multiply_groups=site.target.multiply_groups,
             reduce=site.reduce,
         )
 

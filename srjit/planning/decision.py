@@ -131,8 +131,11 @@ class Decisions:
         shapes = site.lhs_shape, site.rhs_shape
         lhs = lhs and within_groups(lhs, product, 0, shapes[0])
         rhs = rhs and within_groups(rhs, product, 1, shapes[1])
-        native = self.target.for_shapes(*shapes).native(product, shapes, (lhs, rhs))
+        target = self.target.for_shapes(*shapes)
+        native = target.native(product, shapes, (lhs, rhs))
         status = "native" if native else "emulated"
+        if not native and (why := target.hindrance(product, shapes, (lhs, rhs))):
+            site = dataclasses.replace(site, why=f"{site.why}; emulated: {why}")
         return SitePlan(site=site, lhs=lhs, rhs=rhs, status=status, asked=True, rule=name)
 
     def _kept(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -166,6 +167,29 @@ class Multiply(Protocol):
         ...
 
 
+class MultiplyGroups(Protocol):
+    """How a target multiplies codes with groups, and the results by factors on the way."""
+
+    def __call__(
+        self,
+        product: Product,
+        lhs: Operand,
+        rhs: Operand,
+        *extras: jax.Array,
+        factors: Sequence[jax.Array],
+        dtype: Any,
+    ) -> jax.Array | None:
+        """``factored`` of the product; None where ``Multiply`` is to multiply.
+
+        Args:
+          product, lhs, rhs, *extras: as of ``Multiply``.
+          factors: one after the other, each a scalar or of the result's rank, with one number for
+            each group.
+          dtype: of the result.
+        """
+        ...
+
+
 def multiply_values(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -> jax.Array:
     """The portable Multiply: integers accumulate in int32, the rest in float32."""
     a, b = values_of(lhs), values_of(rhs)
@@ -198,6 +222,7 @@ def scaled_dot(
     *extras: jax.Array,
     dtype: Any,
     multiply: Multiply = multiply_values,
+    multiply_groups: MultiplyGroups | None = None,
     reduce: str | None = None,
 ) -> jax.Array:
     """The product of two operands, each quantized or in high precision.
@@ -208,6 +233,7 @@ def scaled_dot(
       *extras: group sizes of a ragged product.
       dtype: of the result.
       multiply: the target's way to multiply values.
+      multiply_groups: its way to multiply codes with groups, if it has one.
       reduce: as of ``Recipe.reduce``.
     """
     (a, a_scale), (b, b_scale) = (
@@ -221,14 +247,28 @@ def scaled_dot(
         a, b = (raised, b) if side == 0 else (a, raised)
     if isinstance(product, DotProduct) and reduce is None:
         product = dataclasses.replace(product, sums=_SUMS.get(jnp.dtype(dtype).name, ""))
-    out = multiply(product, a, b, *extras)
-    out = out.astype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
     factors: list[jax.Array] = []
     if len(scales) == 1:
         factors = [scales[0][0]]
     elif scales:  # one after the other, or their product would be 0 before the result is
         (rest, power), (other_rest, other_power) = scales
         factors = [(rest * power) * (other_rest * other_power), power * other_power]
+    if multiply_groups is not None and extras:
+        out = multiply_groups(product, a, b, *extras, factors=factors, dtype=dtype)
+        if out is not None:
+            return out
+    return factored(product, multiply(product, a, b, *extras), factors, extras, dtype)
+
+
+def factored(
+    product: Product,
+    out: jax.Array,
+    factors: Sequence[jax.Array],
+    extras: tuple[jax.Array, ...],
+    dtype: Any,
+) -> jax.Array:
+    """A product's result times factors, one after the other."""
+    out = out.astype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
     groups = product.groups_of(2, out.shape, *extras) if any(f.ndim for f in factors) else None
     for factor in factors:  # of groups, one for each row of the result
         factor = factor if groups is None else groups.take(factor)

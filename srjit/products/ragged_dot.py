@@ -2,16 +2,76 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+import jax
 from jax import lax
 
 from srjit import _compat
 from srjit.products import dot
 from srjit.products.kinds import OperandTypes, PrimitiveCall, Rules
-from srjit.products.product import Along, PrimitiveProduct, bound
+from srjit.products.product import Along, PrimitiveProduct, Product, TransposedProduct, bound
+
+# Of matrices: NN and NT are rows times a matrix of each group, in T with what is contracted last;
+# TN contracts the rows of two matrices, for a matrix of each group.
+Kind = Literal["NN", "NT", "TN"]
+Extents = tuple[int, int, int, int]
+_NUMBERS: Mapping[Kind, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
+    "NN": ((((1,), (1,)), ((), ())), (0,), (0,)),
+    "NT": ((((1,), (2,)), ((), ())), (0,), (0,)),
+    "TN": ((((0,), (0,)), ((), ())), (0,), ()),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedMatrices:
+    """A product of matrices with groups.
+
+    Attributes:
+      kind: which.
+      is_swapped: whether the right operand comes first.
+    """
+
+    kind: Kind
+    is_swapped: bool = False
+
+    def __call__(self, lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, dtype: Any) -> jax.Array:
+        """The product, accumulated in ``dtype``, of operands in their order here."""
+        numbers = lax.RaggedDotDimensionNumbers(*_NUMBERS[self.kind])
+        return lax.ragged_dot_general(lhs, rhs, sizes, numbers, preferred_element_type=dtype)
+
+    def extents(self, lhs: tuple[int, ...], rhs: tuple[int, ...], groups: int) -> Extents:
+        """Rows, what is contracted (TN: rows of a group's result), columns, and groups."""
+        columns = rhs[1] if self.kind == "NT" else rhs[-1]
+        return lhs[0], lhs[1], columns, groups if self.kind == "TN" else rhs[0]
+
+
+def matrices_of(product: Product) -> GroupedMatrices | None:
+    """What a product with groups is of matrices; None if it is none of those."""
+    if isinstance(product, TransposedProduct):
+        of = matrices_of(product.of)
+        return None if of is None or of.is_swapped else _TRANSPOSES.get((of.kind, product.side))
+    if not isinstance(product, PrimitiveProduct) or product.primitive is not RULES.primitive:
+        return None
+    numbers = dict(product.params)["ragged_dot_dimension_numbers"]
+    (contracting, batch) = numbers.dot_dimension_numbers
+    own = (
+        (tuple(map(tuple, contracting)), tuple(map(tuple, batch))),
+        tuple(numbers.lhs_ragged_dimensions),
+        tuple(numbers.rhs_group_dimensions),
+    )
+    return next((GroupedMatrices(kind) for kind, known in _NUMBERS.items() if known == own), None)
+
+
+_TRANSPOSES = {
+    ("NN", 0): GroupedMatrices("NT"),
+    ("NN", 1): GroupedMatrices("TN"),
+    ("NT", 0): GroupedMatrices("NN"),
+    ("NT", 1): GroupedMatrices("TN", is_swapped=True),
+}
 
 _FIELDS = (
     "lhs_contracting", "rhs_contracting", "lhs_batch", "rhs_batch", "lhs_ragged", "rhs_group",

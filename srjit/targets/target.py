@@ -18,7 +18,13 @@ from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import NOISE_BITS
 from srjit.numerics.symbolic import is_known
 from srjit.products.product import Product
-from srjit.products.quantized import Multiply, ScaledValues, emulated, multiply_values
+from srjit.products.quantized import (
+    Multiply,
+    MultiplyGroups,
+    ScaledValues,
+    emulated,
+    multiply_values,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +86,11 @@ Specs = tuple[Quantization | None, Quantization | None]
 def never_native(product: Product, shapes: Shapes, specs: Specs) -> bool:
     """No product has a rate of its own."""
     return False
+
+
+def no_hindrance(product: Product, shapes: Shapes, specs: Specs) -> str:
+    """Nothing is to be said."""
+    return ""
 
 
 def turn_nothing(product: Product, shapes: Shapes, specs: Specs) -> tuple[bool, bool]:
@@ -164,7 +175,10 @@ class Target:
       recipe: what ``recipe="auto"`` is there.
       native: whether a site runs at a rate that bfloat16 has not: of its product, its operands'
         shapes, and how they are quantized. Otherwise it is emulated.
+      hindrance: why such a site is emulated, where more is to be said than that the chip has no
+        such rate; empty otherwise.
       multiply: how values are multiplied.
+      multiply_groups: how codes with groups are, and scaled on the way; None: as all values.
       quantize: how operands are quantized.
       quantize_together: quantizes one tensor in several ways at once, where that reads it less
         often; None where it does not.
@@ -187,7 +201,9 @@ class Target:
     kinds: tuple[str, ...]
     recipe: str
     native: Callable[[Product, Shapes, Specs], bool] = never_native
+    hindrance: Callable[[Product, Shapes, Specs], str] = no_hindrance
     multiply: Multiply = multiply_values
+    multiply_groups: MultiplyGroups | None = None
     quantize: Quantize = emulate
     quantize_together: QuantizeTogether | None = None
     turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turn_nothing

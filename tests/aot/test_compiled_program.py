@@ -13,7 +13,7 @@ import pytest
 
 from srjit.aot import hlo
 from srjit.aot.compiled_program import Collective, program_of
-from srjit.aot.kernel_operations import multiplied
+from srjit.aot.kernel_operations import entering, multiplied
 from srjit.aot.report import CompiledReport
 from srjit.aot.step_time import Peaks
 
@@ -56,6 +56,16 @@ def test_a_kernel_tells_what_it_multiplies_where_its_mask_lets_it():
     assert kernel.operations == 6 * 2 * (2 * 128**3)  # of 9 steps, each twice
     assert stored("v5e_kernel").kernels[0].operations is None  # its text has no program
     assert multiplied("") is None and multiplied("bm9uZQ==") is None  # no kernel
+
+
+def test_a_kernel_of_a_site_tells_what_enters_the_unit():
+    text = text_of("v5e_causal")
+    body = next(b for e in hlo.read(text).executed() if (b := e.instruction.kernel_body))
+    assert entering(body) == (("bf16", "bf16"),) and entering("") == ()
+    program = program_of(
+        hlo.read(re.sub(r'op_name="[^"]*', 'op_name="srjit.site=7', text)), ANALYSIS
+    )
+    assert str(program.sites[7].products[0]) == "kernel bf16 x bf16"
 
 
 def test_a_kernel_on_shards_has_the_name_of_what_it_does():

@@ -182,6 +182,14 @@ MUTANTS = {
         new="@__import__('functools').lru_cache(1024)  #",
         killed_by=(ONCE,),
     ),
+    "rows of other groups are in a group's result": Mutant(
+        module="srjit.targets.tpu.group_kernels",
+        old="pl.when(~is_inside & has_rows)(add_some)",
+        new="pl.when(~is_inside & has_rows)(add)",
+        killed_by=(
+            "targets/test_tpu_groups.py::test_kernels_give_the_bits_of_ragged_dot[tiles0-TN-int8]",
+        ),
+    ),
     "shards draw the noise of the first": Mutant(
         module="srjit.targets.tpu.on_shards",
         old="origin += place * jnp.uint32(local[d] * steps[d] % 2**32)",

@@ -3,7 +3,7 @@
 import functools
 
 from srjit.targets.target import Target
-from srjit.targets.tpu import products, quantize
+from srjit.targets.tpu import groups, products, quantize
 from srjit.targets.tpu.chips import CHIPS, Chip
 
 
@@ -14,8 +14,10 @@ def target_of(chip: Chip) -> Target:
         kinds=chip.kinds,
         recipe=chip.recipe,
         multiply=functools.partial(products.multiply, chip),
+        multiply_groups=functools.partial(groups.multiply, chip),
         quantize=functools.partial(quantize.quantize, chip),
         native=functools.partial(products.is_native, chip),
+        hindrance=functools.partial(products.hindrance, chip),
         turns=functools.partial(products.turns, chip),
         compiler=chip.compiler,
         interconnect=chip.interconnect,

@@ -54,6 +54,7 @@ class Chip:
       bandwidth: bytes a second of its memory, at its peak.
       interconnect: bytes a second that it sends to others over all of its links: half of the
         "bidirectional ICI bandwidth" in its vendor's documentation.
+      vector_memory: bytes of it, as JAX's Pallas knows them.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Chip:
     operations: float
     bandwidth: float
     interconnect: float
+    vector_memory: int
 
     @property
     def compiler(self) -> Compiler:
@@ -165,6 +167,7 @@ CHIPS = {
             operations=197e12,
             bandwidth=819e9,
             interconnect=200e9,
+            vector_memory=128 * 2**20,
         ),
         Chip(
             name="v5p",
@@ -187,6 +190,7 @@ CHIPS = {
             operations=459e12,
             bandwidth=2765e9,
             interconnect=600e9,
+            vector_memory=64 * 2**20,
         ),
         Chip(
             name="v6e",
@@ -209,6 +213,7 @@ CHIPS = {
             operations=918e12,
             bandwidth=1640e9,
             interconnect=400e9,
+            vector_memory=128 * 2**20,
         ),
         Chip(
             name="tpu7x",
@@ -231,6 +236,7 @@ CHIPS = {
             operations=2307e12 / 2,  # of one of its two devices
             bandwidth=7370e9 / 2,
             interconnect=600e9 / 2,
+            vector_memory=64 * 2**20,
         ),
     )
 }

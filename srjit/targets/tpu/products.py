@@ -29,6 +29,7 @@ from srjit.products.quantized import (
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.layouts import Order, order_of, pinned, turn
 from srjit.targets.target import FASTER, Shapes, Specs
+from srjit.targets.tpu import groups
 from srjit.targets.tpu.chips import FP8, Chip, elements_of
 
 T = TypeVar("T")
@@ -84,6 +85,8 @@ def turns(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> tuple[b
 
 def is_native(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> bool:
     """See targets.Target."""
+    if product.along(2) is not None:
+        return not groups.hindrance(chip, product, shapes, specs)
     if not isinstance(product, DotProduct) or not chip.has_rate(elements_of(specs)):
         return False
     if product.is_turned:
@@ -93,6 +96,12 @@ def is_native(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> boo
     for side in _sides_to_turn(chip, product, shapes, costs):
         product = turn(product, side)[0]
     return chip.rate / chip.orders[order_of(product) or "TN"] > FASTER * chip.plain
+
+
+def hindrance(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> str:
+    """See targets.Target."""
+    has_groups = product.along(2) is not None and chip.has_rate(elements_of(specs))
+    return groups.hindrance(chip, product, shapes, specs) if has_groups else ""
 
 
 def _swapped(pair: tuple[T, T]) -> tuple[T, T]:
