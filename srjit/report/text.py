@@ -47,7 +47,7 @@ def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
 
 def _table(table: Table[Any], width: int) -> list[str]:
     columns = table.shown("terminal")
-    made = RichTable(box=_RULE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    made = RichTable(box=_RULE, show_edge=False, padding=(0, 1, 0, 0))
     cells = [[printable(column.cell(row)) for row in table.rows] for column in columns]
     least = -_GAP
     for column, texts in zip(columns, cells, strict=True):
@@ -68,11 +68,12 @@ def _table(table: Table[Any], width: int) -> list[str]:
         made.add_row(*(show(text) for show, text in zip(shown, row, strict=True)))
         if group != after:
             made.add_section()
-    # What cannot be narrower is not.
-    console = Console(width=max(width, least), color_system=None, legacy_windows=False)
+    # What cannot be narrower is not. The space after the last column is left out here: told to do
+    # so, Rich fills that column one character too wide, and cuts the character off.
+    console = Console(width=max(width, least) + 1, color_system=None, legacy_windows=False)
     with console.capture() as captured:
         console.print(made)
-    return [line.rstrip() for line in captured.get().splitlines()]
+    return [line[:-1].rstrip() for line in captured.get().splitlines()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -261,7 +261,10 @@ def test_what_cannot_be_watched_is_an_error():
         ({"amax": math.nan}, "exploding", "rounding is not the reason"),
         ({"zeros": 0.2, "rounding": "nearest"}, "vanishing", "gradients='stochastic'"),
         ({"zeros": 0.2}, "healthy", None),
-        ({"saturated": 0.02}, "saturated", "scales rounded up"),
+        ({"saturated": 0.02, "format": "int8"}, "saturated", "scales rounded up"),
+        ({"saturated": 0.02, "format": "nvfp4"}, "clipping", "by design"),
+        ({"saturated": 0.2, "format": "nvfp4"}, "saturated", "scales rounded up"),
+        ({"saturated": 0.02, "format": "of a plugin"}, "saturated", "scales rounded up"),
         ({"saturated": 0.02, "rounding": "nearest"}, "healthy", None),
     ],
 )

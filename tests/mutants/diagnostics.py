@@ -18,6 +18,12 @@ MUTANTS = {
         killed_by=("report/test_repeated.py::test_a_deep_model_fits_one_screen",),
     ),
     # What verifies
+    "every defect of a recipe that clips is by design": Mutant(
+        module="srjit.diagnostics.verify.certificate",
+        old="all(CLIPS in said for said in self.wrong)",
+        new="any(CLIPS in said for said in self.wrong)",
+        killed_by=(VERIFIED + "test_clipping_at_the_block_maximum_is_found",),
+    ),
     "limits are half of Bernstein's": Mutant(
         module="srjit.diagnostics.verify.statistics",
         old="third + math.sqrt(third**2 + 6 * self.variance * third)",

@@ -10,6 +10,7 @@ import pytest
 
 from srjit.report.curves import plot, sparkline
 from srjit.report.document import Column, Document, Documented, Table, as_json
+from srjit.report.text import text
 
 LONG = "a_model/with/a_long/path/that_does_not_fit/and_ends_here"
 DOCUMENT = Document(
@@ -60,6 +61,16 @@ def test_what_cannot_be_narrower_is_whole(monkeypatch: pytest.MonkeyPatch):
     lines = shown(monkeypatch, 10)
     assert any(line.startswith("params['w']") for line in lines)
     assert any("1234" in line and "a_m..ds_here" in line for line in lines)
+
+
+@pytest.mark.parametrize("columns", range(36, 48))
+def test_no_character_of_a_folded_cell_is_cut_off(columns: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    cells = ("never narrower", "2.7 to 5.4 bits, slope 1.11", "unbiased to 5 bits")
+    narrows = ("never", "lines", "lines")
+    table = Table([Column(str(i), lambda r, i=i: r[i], narrows[i]) for i in range(3)], [cells])
+    lines = text(Document(title="", lead="", tables=[table])).splitlines()[3:]
+    assert sorted("".join("".join(lines).split())) == sorted("".join("".join(cells).split()))
 
 
 def test_a_wide_terminal_has_every_cell_in_one_line(monkeypatch: pytest.MonkeyPatch):

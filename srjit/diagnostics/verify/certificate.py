@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from srjit.diagnostics.verify.averages import Averages
 from srjit.diagnostics.verify.statistics import FALSE_ALARM, Test
-from srjit.planning.site import shape_in_words
+from srjit.planning.site import listed, shape_in_words
 from srjit.report.document import Column, Document, Documented, Table, as_json
 from srjit.report.label import Label
 
+CLIPS = "clip to it"  # in what is said of elements beyond the largest value
 _NOTHING_TO_ROUND = "nothing to round: every element is on the grid already, and nothing was tested"
 
 
@@ -29,6 +31,7 @@ class OperandCertificate(Label):
       underflow: the fraction below the smallest value that is not zero.
       tests: every test.
       wrong: what is wrong, in words.
+      allowed: why the recipe lets elements clip here, in words; empty: nothing should clip.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +44,12 @@ class OperandCertificate(Label):
     underflow: float
     tests: tuple[Test, ...]
     wrong: tuple[str, ...]
+    allowed: str = ""
+
+    @property
+    def by_design(self) -> bool:
+        """Whether all that is wrong is that elements clip, which the recipe allows."""
+        return bool(self.allowed and self.wrong) and all(CLIPS in said for said in self.wrong)
 
     @property
     def passed(self) -> bool:
@@ -89,25 +98,38 @@ class Certificate(Documented):
 
     @property
     def verdict(self) -> str:
-        """``unbiased to k bits``, or what is wrong and where."""
+        """``unbiased to k bits``, or what is wrong and where: defects, then what is by design."""
         if not self.operands:
             return "nothing is rounded stochastically"
-        wrong = [f"{o.name}: {o.verdict}" for o in self.operands if not o.passed]
+        wrong: dict[str, list[str]] = {}
+        for o in (o for o in self.operands if not o.passed and not o.by_design):
+            wrong.setdefault(o.verdict, []).append(o.name)
+        said = [f"{listed(names, 6)}: {verdict}" for verdict, names in wrong.items()]
+        clipped: dict[str, list[OperandCertificate]] = {}
+        for o in (o for o in self.operands if o.by_design):
+            clipped.setdefault(o.allowed, []).append(o)
+        said += [_clipped_by_design(reason, found) for reason, found in clipped.items()]
         bits = [o.bits for o in self.operands if o.between]
-        return "; ".join(wrong) or (f"unbiased to {min(bits)} bits" if bits else _NOTHING_TO_ROUND)
+        return "; ".join(said) or (f"unbiased to {min(bits)} bits" if bits else _NOTHING_TO_ROUND)
+
+    @property
+    def by_design(self) -> bool:
+        """Whether all that is wrong is what the recipe allows."""
+        return not self.passed and all(o.passed or o.by_design for o in self.operands)
 
     def document(self) -> Document:
         """Returns the certificate as data: what was tested, what it found, and the verdict."""
         return Document(
-            title="verified" if self.passed else "NOT verified",
-            lead=f"recipe {self.recipe}, target {self.target}, {self.draws} draws: {self.tests} "
-            f"tests, a false alarm in any of them with probability below {FALSE_ALARM:.0e}",
+            title="verified" if self.passed else "biased" if self.by_design else "NOT verified",
+            lead=f"{self.verdict}. Recipe {self.recipe}, target {self.target}, {self.draws} draws: "
+            f"{self.tests} tests, a false alarm in any of them with probability below "
+            f"{FALSE_ALARM:.0e}",
             tables=[
                 Table(_TESTED, self.operands, _kind, legend=_LEGEND),
                 Table(_FOUND, self.operands, _kind),
                 Table(_OUTPUTS, list(self.outputs.items())),
             ],
-            notes=[*(f"note: {n}" for n in self.notes), f"verdict: {self.verdict}"],
+            notes=[f"note: {n}" for n in self.notes],
         )
 
     def to_json(self) -> str:
@@ -141,6 +163,16 @@ class Certificate(Documented):
                 "operands": operands,
             }
         )
+
+
+def _clipped_by_design(reason: str, found: Sequence[OperandCertificate]) -> str:
+    shares = [100 * o.saturation for o in found]
+    low, high = f"{min(shares):.2g}", f"{max(shares):.2g}"
+    most = f"{low} to {high} %" if low != high else f"{high} %"
+    who = f"{len(found)} quantizers clip" if len(found) > 1 else "1 quantizer clips"
+    return (
+        f"by design: {who} {most} of the elements, {reason}: {listed([o.name for o in found], 6)}"
+    )
 
 
 def _kind(o: OperandCertificate) -> str:
@@ -182,7 +214,7 @@ _FOUND: tuple[Column[OperandCertificate], ...] = (
     Column("beyond the largest", lambda o: f"{100 * o.saturation:.2g} %", align="right"),
     Column("below the smallest", lambda o: f"{100 * o.underflow:.2g} %", align="right"),
     Column("averages", lambda o: str(o.averages), narrows="lines"),
-    Column("verdict", lambda o: o.verdict, narrows="lines"),
+    Column("verdict", lambda o: "clips by design" if o.by_design else o.verdict, narrows="lines"),
 )
 _OUTPUTS: tuple[Column[tuple[str, Averages]], ...] = (
     Column("output", lambda o: o[0]),

@@ -16,7 +16,8 @@ from srjit.diagnostics.verify.certificate import Certificate
 from srjit.diagnostics.verify.judgement import Found, judge
 from srjit.diagnostics.verify.residuals import Grid, Residuals, draw_residuals
 from srjit.jaxprs.observation import Rounding
-from srjit.numerics.formats import get_storage
+from srjit.numerics.formats import get_format, get_storage
+from srjit.numerics.quantization import Quantization
 from srjit.recipes import Recipe
 from srjit.report.label import Label
 from srjit.report.report import Report
@@ -67,8 +68,16 @@ def certify(
             notes.append(f"{label.name}: {lost}: they are left out")
         found.append(Found(label, residuals, captured.keys, rounding.bits, finite > 0))
     operands, tests = judge(found)
+    specs = {
+        (p.site.number, p.site.role, side): q
+        for p in report.with_gradients
+        for side, q in (("lhs", p.lhs), ("rhs", p.rhs))
+    }
     return Certificate(
-        operands=tuple(operands),
+        operands=tuple(
+            dataclasses.replace(o, allowed=_allowed(specs.get((o.site, o.role, o.operand))))
+            for o in operands
+        ),
         outputs=outputs,
         recipe=report.recipe,
         target=report.target,
@@ -76,6 +85,17 @@ def certify(
         tests=tests,
         notes=tuple(notes),
     )
+
+
+def _allowed(q: Quantization | None) -> str:
+    """Why elements may clip in a quantization, by what it says of scales; empty: they may not."""
+    if q is None:
+        return ""
+    if q.scaling != "dynamic":
+        return f"as scales that are {'given' if q.scaling == 'static' else 'of earlier steps'} do"
+    if q.scale_rounding == "standard" and not get_format(q.format).scales.takes_amax:
+        return f"as {q.format} specifies; with scales rounded up none would"
+    return ""
 
 
 def _notes(seen: Capture, report: Report, target: Target) -> list[str]:

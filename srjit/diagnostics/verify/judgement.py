@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from srjit.diagnostics.verify.certificate import OperandCertificate
+from srjit.diagnostics.verify.certificate import CLIPS, OperandCertificate
 from srjit.diagnostics.verify.residuals import SATURATED, Residuals
 from srjit.diagnostics.verify.statistics import FALSE_ALARM, Signed, Test, probability_of_no_change
 from srjit.report.label import Label
@@ -120,7 +120,7 @@ def _bias_in_words(tests: Sequence[Test], r: Residuals, fmt: str) -> list[str]:
     others = [t for t in failed if t not in clipped]
     wrong = [
         f"biased: {100 * r.grid.saturation():.2g} % of the elements are beyond the largest value "
-        f"of {fmt} and clip to it, {abs(t.found):.2g} steps on average; scales rounded up do not"
+        f"of {fmt} and {CLIPS}, {abs(t.found):.2g} steps on average; scales rounded up do not"
         for t in clipped
     ]
     if others:

@@ -10,6 +10,7 @@ from typing import Any
 
 from srjit.diagnostics.watch.stream import Record
 from srjit.jaxprs.figures import FIGURES, Figure
+from srjit.numerics.formats import FORMATS
 from srjit.planning.site import listed
 from srjit.report.curves import sparkline
 from srjit.report.document import Column, Document, Documented, Table, as_json
@@ -19,6 +20,7 @@ PAYS = math.sqrt(3)
 VANISHING = 0.05  # of the nonzero elements that nearest rounding would send to zero
 GROWING = 100.0  # times, of the norm between the first and the last tenth of the steps
 SATURATED = 1e-3  # of the elements, which clip: that is a bias
+CLIPPING = 0.08  # of them, at most, where the format's own rule for scales lets elements clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Finding:
 
     Attributes:
       name, path, format, rounding: the quantization's, as of ``Record``.
-      verdict: ``healthy``, or the worst of ``exploding``, ``noisy``, ``saturated``, ``vanishing``.
+      verdict: ``healthy``, or the worst of ``exploding``, ``noisy``, ``saturated``, ``clipping``,
+        ``vanishing``.
       advice: what to do about it; of what is healthy, nothing.
       norms: the operand's norm, step by step.
       figures: by the names of ``FIGURES``, those of all steps.
@@ -118,7 +121,14 @@ def _finding(records: Sequence[Record]) -> Finding:
             "the noise of rounding is as large as the gradient (norm over noise below sqrt(3), "
             "where stochastic rounding stops paying): a higher precision here"
         )
-    if figures["saturated"] > SATURATED and last.rounding == "stochastic":
+    known = FORMATS.get(last.format)
+    by_design = known and not known.scales.takes_amax and figures["saturated"] < CLIPPING
+    if figures["saturated"] > SATURATED and last.rounding == "stochastic" and by_design:
+        advice["clipping"] = (
+            f"by design: {last.format} rounds scales so that the largest elements of some blocks "
+            "clip, which is a small bias; recipes called unbiased round scales up and have none"
+        )
+    elif figures["saturated"] > SATURATED and last.rounding == "stochastic":
         advice["saturated"] = (
             "values beyond the largest of the format clip to it, which is a bias: scales rounded "
             "up (scale_rounding='up', or a recipe that is called unbiased) have none"
