@@ -223,8 +223,8 @@ MUTANTS = {
     ),
     "parts that are sent go to nearest": Mutant(
         module="srjit.targets.wire",
-        old='rounding="stochastic"',
-        new='rounding="nearest"',
+        old="mix(self._key, self._count)",
+        new="None",
         killed_by=(WIRE + "test_sums_are_unbiased[copies-fp8]",),
     ),
     "devices send parts by one noise": Mutant(
