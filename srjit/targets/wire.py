@@ -46,7 +46,8 @@ def sending(multiply: Multiply, wire: Wire, key: Key, rng: Rng) -> Multiply:
     """
 
     def multiplied(product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array) -> jax.Array:
-        if not isinstance(product, DotProduct):
+        is_wide = jnp.float64 in (_values(lhs).dtype, _values(rhs).dtype)
+        if not isinstance(product, DotProduct) or is_wide:
             return multiply(product, lhs, rhs, *extras)
         given = _unscaled(lhs), _unscaled(rhs), key
         whole = functools.partial(_whole, multiply, product)
@@ -98,9 +99,7 @@ class Parts:
     ) -> tuple[Callable[..., Any], Any, Any] | None:
         """See OnShards: None where no contraction is sharded."""
         operands: list[Any] = jax.tree.unflatten(self.tree, [*range(len(axes) - 1)])[:2]
-        places: list[Any] = [o.values if isinstance(o, ScaledValues) else o for o in operands] + [
-            -1
-        ]
+        places: list[Any] = [*(_values(o) for o in operands), -1]
         given = [spec for i in places if (spec := axes[i]) is not None]
         if len(given) < len(places):
             return None
@@ -141,6 +140,11 @@ def _is_even(shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> bool
     """Whether a mesh cuts an array into equal parts."""
     cut = (math.prod(sizes[name] for name in names) for names in axes)
     return not any(n % parts for n, parts in zip(shape, cut, strict=True))
+
+
+def _values(operand: Any) -> Any:
+    """What stands for an operand's values."""
+    return operand.values if isinstance(operand, ScaledValues) else operand
 
 
 def _has_blocks(operand: Any) -> bool:
