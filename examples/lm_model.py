@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from lm_experts import BALANCE, Experts
+
 # Each block starts as the identity: training leaves the bigram plateau early.
 _zeros = nnx.initializers.zeros_init()
 
@@ -24,6 +26,7 @@ class ModelConfig:
     layers: int
     heads: int
     dtype: str = "bfloat16"
+    experts: int = 0  # in place of every MLP; 0: none
 
 
 class Linear(nnx.Linear):
@@ -76,7 +79,8 @@ class Block(nnx.Module):
         self.attn_norm = nnx.RMSNorm(config.width, dtype=dtype, rngs=rngs)
         self.attn = Attention(config, rngs)
         self.mlp_norm = nnx.RMSNorm(config.width, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(config, rngs)
+        experts = config.width, config.experts, config.dtype, rngs
+        self.mlp = Experts(*experts) if config.experts else MLP(config, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         with jax.named_scope(self.name):
@@ -108,6 +112,13 @@ def next_token_loss(model: Transformer, tokens: jax.Array) -> jax.Array:
     with jax.named_scope("loss"):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
         return losses.mean()
+
+
+def training_loss(model: Transformer, tokens: jax.Array) -> jax.Array:
+    """`next_token_loss` and, of experts, what spreads tokens over them."""
+    loss = next_token_loss(model, tokens)
+    balances = [block.mlp.balance for block in model.blocks if isinstance(block.mlp, Experts)]
+    return loss + BALANCE * sum(balances) / len(balances) if balances else loss
 
 
 def _rotate(x: jax.Array) -> jax.Array:

@@ -38,7 +38,7 @@ from tqdm import tqdm
 import lm_checkpoint
 import lm_data
 import lm_report
-from lm_model import ModelConfig, Transformer, next_token_loss
+from lm_model import ModelConfig, Transformer, next_token_loss, training_loss
 from lm_report import MOMENTS, NEAREST, NO_HADAMARD, ROWS, TWIN
 from srjit import Quantization, Recipe, optim, recipes, srjit
 
@@ -153,7 +153,7 @@ def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformat
 
     def train_step(params, opt_state, tokens):
         def loss_fn(params):
-            return next_token_loss(nnx.merge(graphdef, params), tokens)
+            return training_loss(nnx.merge(graphdef, params), tokens)
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -285,6 +285,7 @@ def make_run(args: argparse.Namespace, name: str, seed: int) -> Run:
         layers=preset["layers"],
         heads=preset["heads"],
         dtype=args.dtype,
+        experts=args.experts,
     )
     return Run(
         recipe=name,
@@ -337,6 +338,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_positive, help=_default("batch"))
     parser.add_argument("--seq", type=_positive, help=_default("seq"))
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
+    parser.add_argument(
+        "--experts", type=_natural, default=0, help="in place of every MLP (default: 0, an MLP)"
+    )
     parser.add_argument(
         "--dtype",
         choices=["bfloat16", "float32"],

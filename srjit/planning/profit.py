@@ -16,6 +16,7 @@ from srjit.planning.provenance import Provenance
 from srjit.planning.roles import Classified
 from srjit.planning.site import SitePlan
 from srjit.products.dot import DotProduct
+from srjit.products.product import Product
 from srjit.targets.target import Estimates
 
 MARGIN = 0.1  # of the cycles in high precision, to be gained at least: they are estimates
@@ -29,11 +30,13 @@ class Candidate:
       plain: in high precision.
       quantized: multiplied as codes; None where nothing is known of such a product.
       codes: to quantize its operands, by what is equal for operands that share codes.
+      rows: of each group, expected; None of a product without groups.
     """
 
     plain: float
     quantized: float | None
     codes: dict[Hashable, float]
+    rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +128,18 @@ def _candidate(
             codes[key] = trips * estimates.quantization(size, spec, in_memory)
     if cut is not None and isinstance(product, DotProduct):
         shapes = _cut(product.lhs, shapes[0], cut), _cut(product.rhs, shapes[1], cut)
-    plain, quantized = estimates.product(product, shapes, (lhs, rhs))
-    return Candidate(plain * trips, None if quantized is None else quantized * trips, codes)
+    groups = _groups(product, (*shapes, row.site.out_shape))
+    plain, quantized = estimates.product(product, shapes, (lhs, rhs), groups)
+    ragged = product.along(0)
+    rows = shapes[0][ragged.dim] // groups if ragged and groups else None
+    return Candidate(plain * trips, None if quantized is None else quantized * trips, codes, rows)
+
+
+def _groups(product: Product, shapes: Sequence[tuple[int, ...]]) -> int:
+    """How many groups a product has, of which one of its arrays tells; 0 if it has none."""
+    places = [product.along(which) for which in range(3)]
+    numbers = [s[p.dim] for p, s in zip(places, shapes, strict=True) if p and not p.is_ragged]
+    return max(numbers, default=0)
 
 
 def _cut(labels: Sequence[int], shape: Sequence[int], cut: Cut) -> tuple[int, ...]:
@@ -189,12 +202,16 @@ def _left_out(members: dict[int, Candidate], chip: str) -> list[tuple[set[int], 
         plain, quantized, made = weigh(out)
         return quantized + made - plain
 
+    def expected(out: set[int]) -> str:
+        rows = sorted({r for i in out if (r := members[i].rows) is not None})
+        return f", {' and '.join(map(str, rows))} rows expected of each expert" if rows else ""
+
     def reason(out: set[int], what: str) -> str:
         plain, quantized, made = map(counted, weigh(out))
         many = f" for {len(out)} products that share codes" if len(out) > 1 else ""
         return (
             f"{what} on {chip}: {plain} cycles{many}, against {quantized} quantized and {made} to "
-            "quantize, by a rule of thumb"
+            f"quantize, by a rule of thumb{expected(out)}"
         )
 
     while left:

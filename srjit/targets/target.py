@@ -150,13 +150,16 @@ class Estimates(Protocol):
         """Cycles in which its memory moves a byte, at its peak."""
         ...
 
-    def product(self, product: Product, shapes: Shapes, specs: Specs) -> tuple[float, float | None]:
+    def product(
+        self, product: Product, shapes: Shapes, specs: Specs, groups: int = 0
+    ) -> tuple[float, float | None]:
         """Cycles of a product in bfloat16, and of its codes; None: of which nothing is known.
 
         Args:
           product: what is multiplied.
           shapes: of the operands.
           specs: how they are quantized.
+          groups: how many there are; 0 of a product without.
         """
         ...
 

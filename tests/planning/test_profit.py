@@ -53,6 +53,24 @@ def test_gradients_of_a_function_are_weighed_with_it():
         assert [s.status == "kept" for s in report.with_gradients] == [kept] * 3
 
 
+def experts(w: Any, x: Any, ct: Any, sizes: Any) -> Any:
+    y, pullback = jax.vjp(lambda w, x: jax.lax.ragged_dot(x, w, sizes), w, x)
+    return y, pullback(ct)
+
+
+def test_experts_are_weighed_by_the_rows_that_each_can_expect():
+    def of(rows: int, width: int, hidden: int, count: int) -> Any:
+        dims = (count, width, hidden), (rows, width), (rows, hidden)
+        args = [jax.ShapeDtypeStruct(d, jnp.bfloat16) for d in dims]
+        sizes = jax.ShapeDtypeStruct((count,), jnp.int32)
+        return srjit.srjit(experts, target="v5e").explain(*args, sizes).sites
+
+    few = of(2048, 2048, 1408, 64)
+    assert [s.status for s in few] == ["kept"] * 3
+    assert all(", 32 rows expected of each expert" in s.reason for s in few)
+    assert [s.status for s in of(65536, 8192, 16384, 2)] == ["native"] * 3
+
+
 Operand = tuple[str, float]  # by what it is shared, cycles to quantize it
 
 

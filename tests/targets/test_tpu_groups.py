@@ -17,7 +17,7 @@ from srjit.numerics.quantization import Quantization
 from srjit.products import kinds
 from srjit.products.ragged_dot import GroupedMatrices, Kind, matrices_of
 from srjit.targets.tpu import group_kernels
-from srjit.targets.tpu.group_tiles import Tiles, bytes_of, steps, tiles_of
+from srjit.targets.tpu.group_tiles import Rates, Tiles, bytes_of, steps, tiles_of
 from targets import instructions
 
 SIZES = np.array([9, 0, 5, 1, 7, 0])
@@ -137,7 +137,7 @@ def test_experts_of_models_are_native_where_codes_have_a_rate(kind: Kind):
 @pytest.mark.parametrize("memory", [48 * 2**20, 96 * 2**20])
 def test_tiles_cut_contractions_and_fit(kind: Kind, memory: int):
     for extents in (MIXTRAL, DEEPSEEK, (4096, 1664, 4224, 4), (256, 128, 128, 2)):
-        tiles = tiles_of(kind, extents, 1, memory)
+        tiles = tiles_of(kind, extents, 1, Rates(2e5, 500.0, memory))
         assert tiles is not None and bytes_of(kind, tiles, 1) <= memory
         assert kind == "TN" or extents[1] % tiles.inner == 0
         assert tiles.rows <= extents[0]

@@ -19,8 +19,10 @@ from srjit.numerics.formats import get_format
 from srjit.numerics.quantization import Quantization
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
+from srjit.products.ragged_dot import GroupedMatrices, matrices_of
 from srjit.targets.layouts import Order, order_of
 from srjit.targets.target import Compiler, Shapes, Specs
+from srjit.targets.tpu.group_tiles import Rates, Tiles, gone_through, moved, tiles_of
 
 INT8, FP8 = frozenset({"int8"}), frozenset({"float8_e4m3fn", "float8_e5m2"})
 _BF16 = frozenset({"bfloat16"})
@@ -55,6 +57,9 @@ class Chip:
       interconnect: bytes a second that it sends to others over all of its links: half of the
         "bidirectional ICI bandwidth" in its vendor's documentation.
       vector_memory: bytes of it, as JAX's Pallas knows them.
+      grouped: operations a cycle of kernels of products with groups, in bfloat16 and of codes, rows
+        that are masked among them: by benchmarks/tpu_experts.py.
+      without_kernels: times as many cycles as ``codes`` that quantizing takes by plain operations.
     """
 
     name: str
@@ -78,6 +83,8 @@ class Chip:
     bandwidth: float
     interconnect: float
     vector_memory: int
+    grouped: tuple[float, float]
+    without_kernels: float
 
     @property
     def compiler(self) -> Compiler:
@@ -100,8 +107,28 @@ class Chip:
         """Whether it multiplies such elements faster than bfloat16, in a good order."""
         return elements <= self.native and ("int8" not in elements or len(elements) == 1)
 
-    def product(self, product: Product, shapes: Shapes, specs: Specs) -> tuple[float, float | None]:
+    @property
+    def kernel_memory(self) -> int:
+        """Bytes of vector memory for a kernel; XLA keeps some of its own there."""
+        return self.vector_memory * 3 // 4
+
+    def tiles(
+        self, known: GroupedMatrices, shapes: Shapes, groups: int, itemsize: int
+    ) -> Tiles | None:
+        """The tiles of a product with groups, of elements of so many bytes; None: no kernel has."""
+        ordered = (shapes[1], shapes[0]) if known.is_swapped else shapes
+        rates = Rates(self.grouped[itemsize == 1], 1 / self.cycles_per_byte, self.kernel_memory)
+        return tiles_of(known.kind, known.extents(*ordered, groups), itemsize, rates)
+
+    def product(
+        self, product: Product, shapes: Shapes, specs: Specs, groups: int = 0
+    ) -> tuple[float, float | None]:
         """See target.Estimates."""
+        if (known := matrices_of(product)) is not None:
+            has_rate = self.has_rate(elements_of(specs))
+            cycles = self._grouped(known, shapes, groups, 2, self.grouped[0]) or 0.0
+            codes = self._grouped(known, shapes, groups, 1, self.grouped[1]) if has_rate else None
+            return cycles, codes
         if not isinstance(product, DotProduct):
             return 0.0, None
         operations = product.operations(*shapes)
@@ -117,10 +144,27 @@ class Chip:
         ordered = min(cycles * self.orders.get(order_of(product) or "TN", 2.0), copied)
         return plain, max(ordered, beside) + self.start
 
+    def _grouped(
+        self, known: GroupedMatrices, shapes: Shapes, groups: int, itemsize: int, rate: float
+    ) -> float | None:
+        """Cycles of a product with groups: of all tiles that are gone through, or of their bytes.
+
+        Groups are expected to share the rows, and none to end with a tile.
+        """
+        tiles = self.tiles(known, shapes, groups, itemsize)
+        if tiles is None:
+            return None
+        ordered = (shapes[1], shapes[0]) if known.is_swapped else shapes
+        extents = known.extents(*ordered, groups)
+        cycles = 2 * gone_through(known.kind, extents, tiles) / rate
+        read = moved(known.kind, extents, tiles, (itemsize, itemsize, 2)) * self.cycles_per_byte
+        return max(cycles, read) + self.start
+
     def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
         """See target.Estimates."""
         amax = self.amax if in_memory and spec.scaling == "dynamic" else 0.0
-        return size * (amax + self.codes[spec.rounding]) + self.start
+        plain = 1.0 if spec.group_dim is None else self.without_kernels
+        return size * (amax + self.codes[spec.rounding] * plain) + self.start
 
 
 def elements_of(specs: Specs) -> set[str]:
@@ -168,6 +212,8 @@ CHIPS = {
             bandwidth=819e9,
             interconnect=200e9,
             vector_memory=128 * 2**20,
+            grouped=(112e3, 202e3),
+            without_kernels=9.1,
         ),
         Chip(
             name="v5p",
@@ -191,6 +237,8 @@ CHIPS = {
             bandwidth=2765e9,
             interconnect=600e9,
             vector_memory=64 * 2**20,
+            grouped=(224e3, 404e3),
+            without_kernels=9.1,
         ),
         Chip(
             name="v6e",
@@ -214,6 +262,8 @@ CHIPS = {
             bandwidth=1640e9,
             interconnect=400e9,
             vector_memory=128 * 2**20,
+            grouped=(370e3, 560e3),
+            without_kernels=7.3,
         ),
         Chip(
             name="tpu7x",
@@ -237,6 +287,8 @@ CHIPS = {
             bandwidth=7370e9 / 2,
             interconnect=600e9 / 2,
             vector_memory=64 * 2**20,
+            grouped=(425e3, 690e3),
+            without_kernels=6.9,
         ),
     )
 }

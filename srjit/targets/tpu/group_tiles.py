@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from typing import NamedTuple
 
 from srjit.products.ragged_dot import Extents, Kind
 
 LANES = 128
 _ROWS = 512, 256, 128  # of a tile, those tried
-_MOST = {"NN": (2048, 1536), "NT": (2048, 1536), "TN": (1024, 1536)}  # inner, columns
+_INNER, _COLUMNS = (4096, 2048, 1024), (1024, 1536, 2048)  # at most, those tried
 _LEAST = 512  # of a part: smaller ones keep the unit waiting
-_WHOLE = 4096  # a contraction that nothing cuts
-_FULL = 128  # rows of matrices that the unit takes in the time of fewer, masked or not
+_FULL = 64  # rows in whose time the unit changes matrices
+_SUM = 700  # operations in whose time a sum is added up or stored
 
 
 class Tiles(NamedTuple):
@@ -30,32 +33,49 @@ def steps(rows: int, tile: int, groups: int) -> int:
     return -(-rows // tile) + groups
 
 
-def tiles_of(kind: Kind, extents: Extents, itemsize: int, memory: int) -> Tiles | None:
+class Rates(NamedTuple):
+    """A chip's: operations and bytes a cycle, and bytes of vector memory for a kernel."""
+
+    operations: float
+    bytes: float
+    memory: int
+
+
+@functools.cache
+def tiles_of(kind: Kind, extents: Extents, itemsize: int, rates: Rates) -> Tiles | None:
     """The tiles with which a product is expected to take the fewest cycles.
 
-    Tall ones multiply rows that another group has; low ones are read more often.
+    Tall ones multiply rows that another group has; low and narrow ones are read more often.
 
     Args:
       kind: of the product.
       extents: as of ``GroupedMatrices.extents``.
       itemsize: bytes of an operand's element.
-      memory: bytes of vector memory that it may take.
+      rates: of the chip.
 
     Returns:
       None where no kernel knows such a shape.
     """
-    rows, inner, columns, groups = extents
+    rows, inner, columns, _ = extents
     if inner % LANES or columns % LANES or rows < min(_ROWS):
         return None
-    cuts = [_cut(n, most) for n, most in zip((inner, columns), _MOST[kind], strict=True)]
-    if cuts[0] is None and kind != "TN":
-        cuts[0] = inner if inner <= _WHOLE else None
-        if cuts[0] is None:
-            return None
-    wide, across = (cut or 1024 for cut in cuts)  # what overhangs is cut off
-    found = [Tiles(tall, wide, across) for tall in _ROWS if tall <= rows]
-    found = [t for t in found if bytes_of(kind, t, itemsize) <= memory]
-    return min(found, key=lambda t: steps(rows, t.rows, groups) * (t.rows + _FULL), default=None)
+    deepest = _INNER if kind != "TN" else _INNER[1:]
+    deep = {cut for most in deepest if (cut := _cut(inner, most))}
+    if not deep and kind == "TN":
+        deep = {_COLUMNS[0]}  # what overhangs is cut off
+    wide = {_cut(columns, most) or _COLUMNS[0] for most in _COLUMNS}
+    tried = itertools.product((n for n in _ROWS if n <= rows), deep, wide)
+    fitting = [t for t in map(Tiles._make, tried) if bytes_of(kind, t, itemsize) <= rates.memory]
+
+    def cost(tiles: Tiles) -> tuple[float, int]:
+        many = gone_through(kind, extents, tiles)
+        of_sums = _SUM / (tiles.rows if kind == "TN" else tiles.inner)
+        slow = (1 + _FULL / tiles.rows) * (1 + of_sums / 2)
+        cycles = 2 * many * slow / rates.operations
+        sizes = itemsize, itemsize, 2
+        return max(cycles, moved(kind, extents, tiles, sizes) / rates.bytes), math.prod(tiles)
+
+    return min(fitting, key=cost, default=None)
 
 
 def _cut(size: int, most: int) -> int | None:
@@ -72,6 +92,13 @@ def bytes_of(kind: Kind, tiles: Tiles, itemsize: int) -> int:
         return 2 * blocks + 3 * inner * columns * 4 + rows * (inner + columns) * itemsize
     blocks = (rows + columns) * inner * itemsize + rows * columns * 4
     return 2 * blocks + 3 * rows * columns * 4
+
+
+def gone_through(kind: Kind, extents: Extents, tiles: Tiles) -> int:
+    """How many pairs of numbers a kernel multiplies: what is masked and cut off among them."""
+    rows, inner, columns, groups = extents
+    deep, wide = (-(-n // t) * t for n, t in zip((inner, columns), tiles[1:], strict=True))
+    return (steps(rows, tiles.rows, groups) - 1) * tiles.rows * deep * wide
 
 
 def moved(kind: Kind, extents: Extents, tiles: Tiles, sizes: tuple[int, int, int]) -> int:

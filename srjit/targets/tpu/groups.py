@@ -5,7 +5,6 @@ XLA's own have no scales of groups, and some of them do not fit in vector memory
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +13,11 @@ import jax.numpy as jnp
 
 from srjit.products.product import Product
 from srjit.products.quantized import Operand, are_integers, factored, values_of
-from srjit.products.ragged_dot import GroupedMatrices, matrices_of
+from srjit.products.ragged_dot import matrices_of
 from srjit.targets.kernel_call import kernel_call
 from srjit.targets.target import Shapes, Specs
 from srjit.targets.tpu.chips import FP8, INT8, Chip, elements_of
-from srjit.targets.tpu.group_tiles import LANES, Tiles, tiles_of
+from srjit.targets.tpu.group_tiles import LANES
 
 _RESULTS = ("bfloat16", "float32")
 _EXACT = FP8 | INT8 | {"bfloat16"}  # in bfloat16
@@ -45,7 +44,7 @@ def multiply(
             return None
         pair, integer = [values.astype(jnp.bfloat16) for values in pair], False
     shapes, size = (pair[0].shape, pair[1].shape), pair[0].dtype.itemsize
-    tiles = _tiles(chip, known, shapes, sizes.shape[0], size)
+    tiles = chip.tiles(known, shapes, sizes.shape[0], size)
     if tiles is None or any(f.size not in (1, sizes.shape[0]) for f in factors):
         return None
 
@@ -65,7 +64,7 @@ def multiply(
             kind=known.kind,
             out=jax.eval_shape(formula, lhs, rhs, sizes, *factors),
             tiles=tiles,
-            memory=_memory(chip),
+            memory=chip.kernel_memory,
         )
 
     return kernel_call(*pair, sizes, *factors, kernel=kernel, formula=formula, platform="tpu")
@@ -80,7 +79,7 @@ def hindrance(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> str
         return f"{chip.name} has no rate of its own for such codes"
     if any(spec is not None and spec.shared != "tensor" for spec in specs):
         return "kernels know one scale of each group"
-    if _tiles(chip, known, shapes, groups, 1) is None:
+    if chip.tiles(known, shapes, groups, 1) is None:
         return (
             f"kernels know {LANES} rows at least, and multiples of {LANES} of the other dimensions"
         )
@@ -91,18 +90,3 @@ def _groups(product: Product, shapes: Shapes) -> int:
     """How many groups there are, where an operand tells; 1 where none does."""
     along = product.along(1)
     return 1 if along is None or along.is_ragged else shapes[1][along.dim]
-
-
-def _tiles(
-    chip: Chip, known: GroupedMatrices, shapes: Shapes, groups: int, itemsize: int
-) -> Tiles | None:
-    ordered = (shapes[1], shapes[0]) if known.is_swapped else shapes
-    return _tiles_of(known.kind, known.extents(*ordered, groups), itemsize, _memory(chip))
-
-
-_tiles_of = functools.cache(tiles_of)
-
-
-def _memory(chip: Chip) -> int:
-    """Bytes of vector memory for a kernel; XLA keeps some of its own there."""
-    return chip.vector_memory * 3 // 4
