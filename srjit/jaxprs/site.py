@@ -236,8 +236,7 @@ def backward(site: SiteParams, ct: jax.Array, operands: Any, sides: list[int]) -
         order = slice(None) if side == 0 else slice(None, None, -1)
         pair = [ct, floats[other]][order]
         codes = [drawn[ct_spec, owner] if ct_spec else None, residual][order]
-        sent = None if key is None else mix(key, planned_site.GRADIENT_PARTS + side)
-        grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], sent))
+        grads.append(bind_site(grad, pair[0], pair[1], extras, codes[0], codes[1], None))
     return grads
 
 
@@ -277,7 +276,7 @@ def _gradient(site: SiteParams, side: int, ct: Any, floats: Any) -> SiteParams:
         lhs=lhs,
         rhs=rhs,
         backward=(),
-        wire=wanted.wire,
+        wire=None,
         label=f"{site.label}_{wanted.role}",
         target=target,
         turned=target.turns(product, shapes, (lhs, rhs)),

@@ -16,9 +16,9 @@ from srjit.program.values import Path
 from srjit.targets.target import Target
 
 # The draws of one site beside those of its operands, which are 0 and 1: of the cotangent for dgrad
-# and for wgrad, of either residual (two numbers), of its signs, of either gradient's signs, of the
-# parts of its product that devices send, and of those of either gradient.
-CT_DGRAD, CT_WGRAD, RESIDUAL, SIGNS, GRADIENT_SIGNS, PARTS, GRADIENT_PARTS = 2, 3, 4, 6, 7, 9, 10
+# and for wgrad, of either residual (two numbers), of its signs, of either gradient's signs (two
+# numbers), of the parts of its product that devices send.
+CT_DGRAD, CT_WGRAD, RESIDUAL, SIGNS, GRADIENT_SIGNS, PARTS = 2, 3, 4, 6, 7, 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Gradient:
     role: str
     lhs: Quantization | None
     rhs: Quantization | None
-    wire: Wire | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +72,7 @@ class SiteParams:
     def needs_key(self) -> bool:
         """Whether its own product, or differentiating it, draws noise."""
         specs = [q for g in self.backward for q in (g.lhs, g.rhs) if q]
-        sent = self.wire or any(g.wire for g in self.backward)
-        return bool(sent) or any(q.rounding == "stochastic" for q in specs)
+        return self.wire is not None or any(q.rounding == "stochastic" for q in specs)
 
 
 def oriented(

@@ -220,10 +220,7 @@ def _params(c: Classified, row: SitePlan, settings: Settings) -> planned.SitePar
         dtype=eqn.outvars[0].aval.dtype,
         lhs=lhs,
         rhs=rhs,
-        backward=tuple(
-            planned.Gradient(g.site.role, g.lhs, g.rhs, wires.sent_as(g.site, settings))
-            for g in row.backward
-        ),
+        backward=tuple(planned.Gradient(g.site.role, g.lhs, g.rhs) for g in row.backward),
         target=target,
         rng=settings.rng,
         label=row.site.role,

@@ -44,9 +44,9 @@ def notes_of(
         if site.role == "wgrad"
     ]
     sent = [
-        site
-        for c, site in gradients
-        if site.status != "kept" and sent_as(site.site, settings) and not c.occurrence.scope.manual
+        row
+        for c, row in zip(classified, rows, strict=True)
+        if row.status != "kept" and sent_as(row.site, settings) and not c.occurrence.scope.manual
     ]
     if sent:
         counts = [math.prod(site.out_shape) * site.trips for site in sent]
@@ -63,6 +63,7 @@ def notes_of(
     if others:
         yield (
             f"wire = {wire!r} is not for sites {listed(list(others), 8)}: gradients that "
-            "are not quantized, are not matrix products or are added by the program itself, inside "
-            "of shard_map, are added in its own dtype"
+            "are not quantized, are no matrix products, are taken outside of the decorated "
+            "function or are added by the program itself, inside of shard_map, are not sent as "
+            "codes"
         )

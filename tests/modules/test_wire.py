@@ -138,14 +138,13 @@ def test_one_device_sends_nothing():
     np.testing.assert_array_equal(asks, does_not)
 
 
-def test_so_it_is_where_it_is_differentiated_from_outside_and_axes_are_explicit():
+def test_explicit_axes_give_the_bits_of_automatic_ones():
     mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Explicit,) * 2)
-    rewritten = srjit.transform(lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2), recipe=over("fp8"))
-    fun = jax.jit(jax.grad(rewritten))
     with jax.set_mesh(mesh):
         args = placed(LAYOUTS["copies"], W, X, mesh=mesh)
-        lowered = jax.jit(lambda w, x: fun(w, x, sr_key=0)).lower(*args)
-    assert "srjit_formula" in lowered.as_text()
+        explicit = np.asarray(srjit.srjit(step, recipe=over("fp8"))(*args, sr_key=3))
+    automatic = compiled("copies", over("fp8"))(*placed(LAYOUTS["copies"], W, X), sr_key=3)
+    np.testing.assert_array_equal(explicit, automatic)
 
 
 def test_what_cannot_be_sent_so_is_said():
@@ -156,8 +155,9 @@ def test_what_cannot_be_sent_so_is_said():
         out_specs=P(),
         check_vma=False,
     )
-    (note,) = [n for n in explained(inside, over("fp8")).notes if "wire" in n]
-    assert "is not for sites 1" in note and "shard_map" in note
+    for fun, site in ((inside, 1), (lambda w, x: jnp.sum(x @ w), 0)):  # or differentiated outside
+        (note,) = [n for n in explained(fun, over("fp8")).notes if "wire" in n]
+        assert f"is not for sites {site}:" in note
     (note,) = [n for n in explained(step, over("fp8")).notes if "wire" in n]
     assert "of 1 weights" in note and "at most 6.2% of each part" in note
     tree = jax.tree.structure((X, W, (0, 0)))
