@@ -13,9 +13,10 @@ import matplotlib.pyplot as plt
 TWIN = "bf16"
 NEAREST, NO_HADAMARD, ROWS = ":nearest", ":no-hadamard", ":rows"  # variants of a recipe
 MOMENTS = ":moments"
+RESIDUALS = ":residuals"
 _LABELS = {
     NEAREST: ", nearest grads", NO_HADAMARD: ", no Hadamard", ROWS: ", 1-D weight scales",
-    MOMENTS: ", 8-bit moments",
+    MOMENTS: ", 8-bit moments", RESIDUALS: ", 8-bit residuals",
 }  # fmt: skip
 _DASHES = {NEAREST: "--", NO_HADAMARD: ":", ROWS: "-."}
 

@@ -10,7 +10,7 @@ to nearest instead of stochastically, `NAME:no-hadamard` it without the Hadamard
 `NAME:rows` it with a scale for every row of a block of weights instead of for a square. `bf16-sr`
 is about weight updates: it keeps parameters and Adam's moments in bfloat16, where the others have
 float32; `bf16-sr:nearest` is that with updates rounded to nearest, `bf16-sr:moments` with Adam's
-moments in 8 bits.
+moments in 8 bits. `NAME:residuals` keeps what the backward pass multiplies gradients by in 8 bits.
 
 `--compare` runs bf16, int8, fp8 and nvfp4 and, of the last three, the variants with gradients
 rounded to nearest. `--ablate` runs bf16, nvfp4, nvfp4 without each of its parts, and the recipes
@@ -39,7 +39,7 @@ import lm_checkpoint
 import lm_data
 import lm_report
 from lm_model import ModelConfig, Transformer, next_token_loss, training_loss
-from lm_report import MOMENTS, NEAREST, NO_HADAMARD, ROWS, TWIN
+from lm_report import MOMENTS, NEAREST, NO_HADAMARD, RESIDUALS, ROWS, TWIN
 from srjit import Quantization, Recipe, optim, recipes, srjit
 
 COMPARED = [TWIN, *(base + kind for base in ("int8", "fp8", "nvfp4") for kind in ("", NEAREST))]
@@ -110,6 +110,7 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     ),
     NO_HADAMARD: changed(lambda q: {"hadamard": False}),
     MOMENTS: lambda recipe: recipe,  # the optimizer's
+    RESIDUALS: lambda recipe: dataclasses.replace(recipe, residuals="int8"),
     ROWS: changed(lambda q: {"granularity": "block"} if q.granularity == "square" else {}),
 }
 

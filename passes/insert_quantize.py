@@ -27,6 +27,10 @@ _NOT_WRITTEN = (
     "alone, since a module does not say which of its results are parameters; "
     "srjit(..., layer='stablehlo') rounds them"
 )
+_NOT_KEPT = (
+    "what the backward pass needs is kept as the module has it, and not as codes: passes leave "
+    "that alone; srjit(..., layer='stablehlo') keeps codes"
+)
 
 if TYPE_CHECKING:
     from srjit.passes.emit.frames import Frame, Item, Path
@@ -114,12 +118,14 @@ class InsertQuantize(Quantizing, Pass):
             if self.strict:
                 raise PassError(None, f"{plan.shortfall} (strict)")
             emit_warning(module, plan.shortfall)
-        if (recipe.weights or recipe.casts) is None or plan.settings.mode == "inference":
-            return []
-        if self.strict:
-            raise PassError(None, f"{_NOT_WRITTEN} (strict)")
-        emit_warning(module, _NOT_WRITTEN)
-        return [_NOT_WRITTEN]
+        asked = {_NOT_WRITTEN: recipe.weights or recipe.casts, _NOT_KEPT: recipe.residuals}
+        is_training = plan.settings.mode != "inference"
+        left = [message for message, wanted in asked.items() if wanted and is_training]
+        for message in left:
+            if self.strict:
+                raise PassError(None, f"{message} (strict)")
+            emit_warning(module, message)
+        return left
 
 
 def _cuts(module: ir.Operation, classified: Sequence[Classified]) -> Cuts | None:

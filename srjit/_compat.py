@@ -190,6 +190,12 @@ def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: 
     return jax.tree.unflatten(jax.tree.structure(out), outs)
 
 
+def is_plain_jit(eqn: Any) -> bool:
+    """Whether a jit says nothing of shardings, layouts and donation."""
+    names = ("in_shardings", "out_shardings", "in_layouts", "out_layouts", "donated_invars")
+    return all(x is UNSPECIFIED or not x for name in names for x in eqn.params[name])
+
+
 def runs_alone(context: Any) -> bool:
     """Whether what a ``LoweringRuleContext`` lowers runs on one device, or on each by itself."""
     axes = context.module_context.axis_context

@@ -246,6 +246,7 @@ class Jitted:
             sites=_as_chosen(planned.sites, done.sites),
             notes=tuple(notes),
             write_backs=planned.write_backs,
+            residuals=planned.residuals,
             chosen=planned.chosen,
         )
 

@@ -44,6 +44,7 @@ from srjit.planning.provenance import JaxprSourceInfo
 from srjit.planning.site import SitePlan, WriteBack
 from srjit.program.casts import cast_first
 from srjit.program.dead_code import without_dead_code
+from srjit.program.inlining import inlined
 from srjit.report.dump import Dump
 from srjit.report.report import Report
 
@@ -180,13 +181,12 @@ class Transformation:
         recipe, closed, first = settings.recipe, program.closed, ()
         if recipe.pays_on:  # shardings are not known where the passes run: they get the choice
             recipe = Report.of(program.plan).forward_only().pinned()
-        if words is not None and program.plan.write_backs.writes:
+        if words is not None and program.plan.rounds_more:
             closed, first = self._written_back(program, words), words
-        recipe = recipe.without_write_backs()  # that is done
         chosen = [i in program.parameters for i in range(len(program.leaves))]
         rewriting = hlo_call.Rewriting(
             name=self.name,
-            recipe=recipe,
+            recipe=recipe.without_write_backs(),  # these are done
             target=settings.target,
             mode=settings.mode,
             rng=settings.rng,
@@ -200,7 +200,7 @@ class Transformation:
 
     @staticmethod
     def _written_back(program: TracedFunction, words: Key) -> Any:
-        """The program, which takes the key words first, with nothing but its write-backs rounded.
+        """The program, which takes the key words first, with all rounded but its products.
 
         They are no products: passes find the same sites in it, with the same numbers.
         """
@@ -258,7 +258,7 @@ class Transformation:
             filled = [next(values) if t else o for o, t in zip(others, traced, strict=True)]
             return jax.tree.unflatten(tree, filled)
 
-        closed = without_dead_code(original)
+        closed = without_dead_code(inlined(original, self.settings.recipe.residuals is not None))
         names = self._names(given, numbers)
         parameters = self._parameters(closed, given, numbers, len(args))
         labels = labels_of(closed, parameters.inputs)

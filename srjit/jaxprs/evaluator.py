@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from srjit import _compat
+from srjit.jaxprs import coefficients
+from srjit.jaxprs.equations import bind
 from srjit.jaxprs.figures import measured
 from srjit.jaxprs.gathered import Gather, collective
 from srjit.jaxprs.observation import NOTHING, Shown, rounding_of, rounding_of_write
@@ -30,6 +32,7 @@ from srjit.numerics.random_bits import Key, mix
 from srjit.numerics.scaling import UNSEEN
 from srjit.numerics.shards import of_shards
 from srjit.numerics.symbolic import word
+from srjit.planning.coefficients import Coefficient
 from srjit.planning.noise import Draw
 from srjit.planning.plan import ProgramPlan
 from srjit.planning.planned_site import Amax, Operand, Shared
@@ -42,10 +45,11 @@ from srjit.program.values import Path
 from srjit.targets.operand import quantize_operand, quantize_together
 from srjit.targets.target import Demand
 
-Kept = Shared | Amax
-Codes = dict[Kept, Any]  # ScaledValues, and scalars
+Kept = Shared | Amax | Coefficient
+Codes = dict[Kept, Any]  # ScaledValues, scalars, and coefficients with their codes
 State = dict[str, jax.Array]  # of delayed scales, by name
-_WRITE_BACKS = 2**31  # their numbers begin where no site's and no trip's gets to
+# Their numbers begin where no site's and no trip's gets to.
+_WRITE_BACKS, _COEFFICIENTS = 2**31, 2**31 + 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Evaluator:
         env.update(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         exact: dict[Any, Any] = {}  # what is rounded in env, and write-backs need before that
-        found = self.plan.write_backs
+        found, kept = self.plan.write_backs, self.plan.coefficients
         gathers = set(self.plan.gathers.values())
         for index, eqn in enumerate(jaxpr.eqns):
             path = (*self.path, index)
@@ -110,11 +114,17 @@ class Evaluator:
             with _compat.source_of(eqn):
                 if path in found.writes:
                     outs = [self._written(exactly(eqn, _unrounded(eqn, values, exact)), path)]
+                elif path in kept.read:
+                    c = kept.read[path]
+                    outs = [coefficients.scaled(c, self.codes[c], read(c.cotangent))]
                 else:
                     outs = self._equation(eqn, path, values)
                 if path in found.widened:
                     exact[eqn.outvars[0]] = exactly(eqn, _unrounded(eqn, values, exact))
                 env.update(zip(eqn.outvars, outs, strict=True))
+                for c in kept.made.get(path, ()):
+                    key = mix(self._key(()), _COEFFICIENTS + c.number)
+                    self.codes[c] = coefficients.keep(c, read, key, self.plan.settings.rng)
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: Equation, path: Path, values: list[Any]) -> Sequence[Any]:
@@ -331,7 +341,8 @@ class Evaluator:
     def entering(self, path: Path, positions: Sequence[int], stacked: bool = False) -> list[Kept]:
         """The codes that sites inside the scope at ``path`` want.
 
-        That is codes of its inputs at ``positions``, and amaxes of what is computed again.
+        That is codes of its inputs at ``positions``, amaxes of what is computed again, and
+        coefficients.
         """
         known = self.stacked if stacked else self.codes
         sharing = self.plan.sharing
@@ -340,13 +351,16 @@ class Evaluator:
         if stacked:
             tokens |= {provenance.unstacked(t) for t in tokens}
         codes = [s for s in sharing.uses.get(path, ()) if s.token in tokens and s in known]
-        return [*codes, *(amax for amax in sharing.amaxes_for(path) if amax in known)]
+        read = [c for c in known if isinstance(c, Coefficient) and c.is_read_in(path)]
+        return [*codes, *(amax for amax in sharing.amaxes_for(path) if amax in known), *read]
 
     def leaving(self, inner: Evaluator, path: Path) -> tuple[list[Kept], list[Kept]]:
         """The codes made inside the scope at ``path`` (plain, stacked) that sites outside want."""
         sharing = self.plan.sharing
 
         def outside(kept: Kept, path: Path) -> bool:
+            if isinstance(kept, Coefficient):
+                return not kept.is_read_in(path)
             if isinstance(kept, Amax):
                 return sharing.wanted_after(kept, path)
             return sharing.read_outside(kept, path)
@@ -398,9 +412,3 @@ def unseen(history: jax.Array) -> jax.Array:
 
 def _bound_to_one(eqn: Any, x: Any) -> Any:
     return bind(eqn, [x])[0]
-
-
-def bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
-    """The outputs of an equation as it is."""
-    out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-    return out if eqn.primitive.multiple_results else [out]

@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 
 from srjit import _compat
-from srjit.jaxprs.evaluator import Evaluator, Kept, State, Trip, alone, bind, unseen
+from srjit.jaxprs.equations import bind
+from srjit.jaxprs.evaluator import Evaluator, Kept, State, Trip, alone, unseen
 from srjit.jaxprs.figures import FIGURES
 from srjit.jaxprs.observation import NOTHING, Shown
 from srjit.jaxprs.site import site_p

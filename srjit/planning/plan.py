@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 from srjit.choices import Rng
+from srjit.planning.coefficients import NONE, Coefficients
 from srjit.planning.gathers import Gathers, gathers_of
 from srjit.planning.noise import HISTORY
 from srjit.planning.planned_site import PlannedSite
@@ -37,6 +38,7 @@ class ProgramPlan:
       provenance: of the program.
       settings: the choices of a user.
       write_backs: what is written back rounded.
+      coefficients: of derivatives, that are kept as codes.
       notes: what a user should know beside the sites.
       shortfall: that too little of it is quantized, and the cure; empty if it is enough.
       left_alone: entries of what may multiply where srjit does not look.
@@ -46,6 +48,7 @@ class ProgramPlan:
     provenance: Provenance
     settings: Settings
     write_backs: WriteBacks = NOTHING
+    coefficients: Coefficients = NONE
     notes: tuple[str, ...] = ()
     shortfall: str = ""
     left_alone: tuple[SitePlan, ...] = ()
@@ -69,6 +72,16 @@ class ProgramPlan:
     def sharing(self) -> Sharing:
         """The codes that sites share."""
         return Sharing(self.rewritten, self.provenance.inputs, self.provenance.loops)
+
+    @property
+    def coded(self) -> set[tuple[Path, int]]:
+        """The operands, by site and side, whose codes another site has made."""
+        return {
+            (path, operand.side)
+            for path, site in self.rewritten.items()
+            for operand, shared in site.quantized
+            if self.sharing.arrives(shared, path)
+        }
 
     @functools.cached_property
     def gathers(self) -> Gathers:
@@ -102,8 +115,8 @@ class ProgramPlan:
 
     @functools.cached_property
     def scopes(self) -> frozenset[Path]:
-        """Paths of the equations that have sites or write-backs inside."""
-        paths = (*self.rewritten, *self.write_backs.writes)
+        """Paths of the equations that have sites, write-backs or coefficients inside."""
+        paths = (*self.rewritten, *self.write_backs.writes, *self.coefficients.paths)
         return frozenset(path[:n] for path in paths for n in range(1, len(path)))
 
     @functools.cached_property
@@ -111,13 +124,18 @@ class ProgramPlan:
         """Whether gradients are planned, should it be differentiated from outside."""
         return any(s.params.backward for s in self.rewritten.values() if s.params)
 
+    @property
+    def rounds_more(self) -> bool:
+        """Whether it rounds stochastically beside products."""
+        return bool(self.write_backs.writes) or bool(self.coefficients.read)
+
     @functools.cached_property
     def draws_forward(self) -> bool:
         """Whether the program itself draws noise."""
         sites = self.rewritten.values()
         sends = any(s.params.wire for s in sites if s.params)
         draws = sends or any(o.draws for s in sites for o in s.operands)
-        return draws or bool(self.write_backs.writes)
+        return draws or self.rounds_more
 
     @functools.cached_property
     def draws_backward(self) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 from srjit import recipes, targets
 from srjit.numerics.shards import shared_axes
+from srjit.planning import coefficients, wires, write_backs
 from srjit.planning import planned_site as planned
-from srjit.planning import wires, write_backs
 from srjit.planning.coverage import shortfall
 from srjit.planning.decision import Decisions
 from srjit.planning.layers import loops_over_weights, trips_of_layers
@@ -79,7 +79,9 @@ def make_plan(
         found = write_backs.with_casts(found, provenance.casts)
     guessed = frozenset[str]().union(*(provenance.guessed.get(p, ()) for p in found.writes))
     found = dataclasses.replace(found, guessed=guessed)
-    return dataclasses.replace(plan, write_backs=found, notes=(*plan.notes, *found.notes))
+    kept = coefficients.find(provenance, plan.coded, settings.recipe)
+    notes = (*plan.notes, *found.notes, *kept.notes)
+    return dataclasses.replace(plan, write_backs=found, coefficients=kept, notes=notes)
 
 
 def plan_of(

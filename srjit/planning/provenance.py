@@ -42,8 +42,7 @@ from srjit.program.values import (
 )
 from srjit.targets.operand import QUANTIZER
 
-_PARAMETER, _BACKWARD = frozenset({PARAMETER}), frozenset({BACKWARD})
-_NONE = frozenset[str]()
+_PARAMETER, _BACKWARD, _NONE = frozenset({PARAMETER}), frozenset({BACKWARD}), frozenset[str]()
 _STATEFUL = frozenset({"rng_uniform"})  # two calls of these differ, though no effect says so
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
 WRITE_BACK = "srjit_write_back_"  # begins the names of what rounds a parameter
@@ -94,6 +93,7 @@ class Provenance:
         self.inputs: dict[Path, set[int | None]] = {}  # of scopes; stacks as what they stack, too
         self.loops: dict[Path, bool] = {}  # by path, whether they slice weights
         self.invariants: dict[Path, set[int]] = {}  # what enters every trip of a loop as it is
+        self.scopes: dict[Path, tuple[Scope, Program, dict[Variable, Value]]] = {}
         self.read_late: set[int] = set()  # by what is no product, from the backward pass on
         self._is_late = False  # without names: the backward pass has begun
         self._fresh = itertools.count()
@@ -155,6 +155,7 @@ class Provenance:
             env[v] = self._new(self._held if is_tensor(const) else None, v)
         env.update(zip(jaxpr.invars, inputs, strict=True))
         if scope.record:
+            self.scopes[scope.path] = scope, jaxpr, env
             tokens = [value.token for value in inputs]
             self.inputs[scope.path] = {*tokens, *map(self.unstacked, tokens)}
             self.tokens |= {(scope.path, i): token for i, token in enumerate(tokens)}
@@ -305,8 +306,7 @@ class Provenance:
                 self.graph.add(first.token, "carry", [values[operand].token, end])
         found: list[list[Value]] = [[] for _ in eqn.outvars]
         for region, results in zip(flow.regions, outs, strict=True):
-            edges = zip(region.outputs, region.program.outvars, results, strict=True)
-            for output, v, out in edges:
+            for output, v, out in zip(region.outputs, region.program.outvars, results, strict=True):
                 if output.result is not None:
                     left = next(carried) if output.way == "carried" else out
                     if left is not out:

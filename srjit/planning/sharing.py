@@ -77,6 +77,11 @@ class Sharing:
             for p in self._readers[shared]
         )
 
+    def arrives(self, shared: Shared, path: Path) -> bool:
+        """Whether the site at ``path`` gets codes that another has made."""
+        first = self._readers[shared][0]
+        return first != path and self._reaches(shared, path, first)
+
     def _reaches(self, shared: Shared, path: Path, scope: Path) -> bool:
         """Whether the value itself enters every scope on the way to a site from ``scope``."""
         enclosing = [path[:n] for n in range(1, len(path))]

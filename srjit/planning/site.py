@@ -125,6 +125,30 @@ class WriteBack:
         return f"{self.kind} {self.path}, {self.dtype} {shape_in_words(self.shape)}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Residual:
+    """What derivatives multiply a cotangent by, element by element, and what is kept for it.
+
+    Attributes:
+      path: where the backward pass reads it.
+      shape, dtype: of it.
+      format: of its codes; empty if it is kept in floats.
+      before, after: bytes that are kept for it, of all trips of the loops that hand it on; what is
+        kept for several of them counts for the first.
+      status: ``stochastic``: codes of it are kept; or ``kept``: what it is made of is.
+      reason: why it is kept; empty otherwise.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    format: str
+    before: int
+    after: int
+    status: Literal["stochastic", "kept"]
+    reason: str = ""
+
+
 def listed(names: Sequence[str], most: int) -> str:
     """``a, b and 3 more``: names, the first few of many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from srjit.choices import WIRES, Wire, unknown_name
 from srjit.numerics.quantization import Quantization, Rounding
@@ -15,6 +16,8 @@ from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule, check_
 from srjit.targets.target import Target
 
 WriteBackRounding = Literal["stochastic"]
+ResidualFormat = Literal["int8", "fp8"]
+_RESIDUALS = {"int8": "int8", "fp8": "fp8_e4m3"}  # and their formats
 _WRITTEN = ("weights", "moments", "casts")
 
 
@@ -34,6 +37,11 @@ class Recipe:
         dtypes: the moments of an optimizer. Goes with ``weights``.
       casts: ``stochastic``: every cast of a gradient to a narrower float type, in the backward pass
         as JAX wrote it, rounds stochastically. None: to nearest, as the program has it.
+      residuals: ``int8`` or ``fp8``: where a whole training step is differentiated inside, what its
+        backward pass multiplies cotangents by, element by element, is kept as codes that are
+        rounded stochastically, with a scale a row, in place of the floats that it is made of. Or
+        pairs of a glob over paths and one of these, or an empty text, of which the first that
+        matches counts. None: as the program has it.
       reduce: ``exact``: where devices hold parts of a contraction, they add their parts of the
         product as exactly as one device adds: as int32 or float32, which may be twice the bytes
         that the program's own product sends. None: in the dtype of that product (bfloat16 for
@@ -53,6 +61,7 @@ class Recipe:
     weights: WriteBackRounding | None = None
     moments: WriteBackRounding | None = None
     casts: WriteBackRounding | None = None
+    residuals: ResidualFormat | tuple[tuple[str, ResidualFormat | Literal[""]], ...] | None = None
     reduce: Literal["exact"] | None = None
     wire: Wire | None = None
     pays_on: str | Target = ""
@@ -65,6 +74,7 @@ class Recipe:
             if getattr(self, field) not in (None, "stochastic"):
                 known = ("stochastic",)
                 raise RecipeError(str(unknown_name(field, getattr(self, field), known)), (field,))
+        self._check_residuals()
         for field, known in (("reduce", ("exact",)), ("wire", WIRES)):
             value = getattr(self, field)
             if value is not None and value not in known:
@@ -75,6 +85,29 @@ class Recipe:
         if self.moments and not self.weights:
             message = 'moments are written back as weights are: it needs weights = "stochastic" too'
             raise RecipeError(message, ("moments",))
+
+    def _check_residuals(self) -> None:
+        given: Any = self.residuals
+        if isinstance(given, list):  # as TOML has pairs
+            given = tuple(tuple(p) if isinstance(p, list) else p for p in given)
+            object.__setattr__(self, "residuals", given)
+        pairs = given if isinstance(given, tuple) else (("*", given),) if given is not None else ()
+        for pair in pairs:
+            if not isinstance(pair, tuple) or [type(text) for text in pair] != [str, str]:
+                message = "residuals is a format, or pairs of a path and a format"
+                raise RecipeError(f"{message}, got {given!r}", ("residuals",))
+            if pair[1] not in _RESIDUALS and not (pair[1] == "" and isinstance(given, tuple)):
+                message = str(unknown_name("residuals", pair[1], _RESIDUALS))
+                raise RecipeError(message, ("residuals",))
+
+    def residual(self, path: str) -> Quantization | None:
+        """How what the backward pass needs at a path is kept; None: in floats."""
+        given = self.residuals or ()
+        pairs = (("*", given),) if isinstance(given, str) else given
+        found = next((f for glob, f in pairs if fnmatch.fnmatchcase(path, glob)), "")
+        if not found:
+            return None
+        return Quantization(format=_RESIDUALS[found], rounding="stochastic", granularity="channel")
 
     def name_of(self, rule: Rule) -> str:
         """The name of a rule in messages: ``rule 2 (path '*/attn/*')``."""
@@ -145,8 +178,8 @@ class Recipe:
         return dataclasses.replace(without, wire=None)
 
     def without_write_backs(self) -> Recipe:
-        """The recipe for products alone: what is written or cast stays as a program has it."""
-        return dataclasses.replace(self, weights=None, moments=None, casts=None)
+        """The recipe for products alone: what is written, cast or kept is as a program has it."""
+        return dataclasses.replace(self, weights=None, moments=None, casts=None, residuals=None)
 
     def to_toml(self) -> str:
         """The recipe as TOML text; ``Recipe.from_toml`` reads it back equal."""

@@ -17,7 +17,7 @@ from srjit.recipes.rule import KINDS, ROLES, Operands, RecipeError, Rule
 
 # A recipe's fields beside its rules, in the order in which they are written.
 _FIELDS = (
-    "name", "pays_on", "source", "weights", "moments", "casts", "reduce", "wire",
+    "name", "pays_on", "source", "weights", "moments", "casts", "residuals", "reduce", "wire",
     "keep_first", "keep_last",
 )  # fmt: skip
 _Recipe = TypeVar("_Recipe")

@@ -9,7 +9,7 @@ from typing import Any
 
 from srjit.numerics.quantization import Quantization
 from srjit.planning.plan import ProgramPlan
-from srjit.planning.site import Site, SitePlan, WriteBack, listed, shape_in_words
+from srjit.planning.site import Residual, Site, SitePlan, WriteBack, listed, shape_in_words
 from srjit.products.kinds import label_of
 from srjit.recipes import ROLES, Recipe, Rule
 from srjit.report.document import Column, Document, Documented, Table, as_json
@@ -26,6 +26,8 @@ class Report(Documented):
       recipe, target, mode: names.
       notes: what else a user should know: rules that matched nothing, kernels left alone, ...
       write_backs: what becomes of narrow parameters, if the recipe asks for their write-back.
+      residuals: what becomes of what the backward pass multiplies cotangents by, if the recipe asks
+        for its codes.
       chosen: the recipe itself; None where only its name is known.
     """
 
@@ -35,6 +37,7 @@ class Report(Documented):
     mode: str
     notes: tuple[str, ...] = ()
     write_backs: tuple[WriteBack, ...] = ()
+    residuals: tuple[Residual, ...] = ()
     chosen: Recipe | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
@@ -48,6 +51,7 @@ class Report(Documented):
             mode=settings.mode,
             notes=plan.notes,
             write_backs=plan.write_backs.reported,
+            residuals=plan.coefficients.reported,
             chosen=settings.recipe,
         )
 
@@ -137,17 +141,24 @@ class Report(Documented):
             tables=[
                 sites,
                 Table(_WRITTEN, self.write_backs, kind=lambda w: w.status),
+                Table(_RESIDUALS, self.residuals, kind=lambda r: r.status, legend=self._kept()),
             ],
             notes=[*reasons(rows), *(f"note: {n}" for n in self.notes)],
         )
+
+    def _kept(self) -> str:
+        """What the backward pass keeps, before and after, if the recipe asks for codes of it."""
+        before, after = (sum(getattr(r, n) for r in self.residuals) for n in ("before", "after"))
+        return f"kept for the backward pass: {_in_bytes(before)}, now {_in_bytes(after)}"
 
     def to_json(self) -> str:
         """The report as a JSON object.
 
         Its keys are ``recipe``, ``target``, ``mode``, ``coverage`` (between 0 and 1), ``notes`` (a
-        list of strings), ``write_backs`` (a list of objects with the attributes of ``WriteBack``)
-        and ``sites``: a list of objects with the attributes of ``Site`` and those of ``SitePlan``
-        but for ``site``. In ``lhs`` and ``rhs`` are the attributes of a ``Quantization``, or null;
+        list of strings), ``write_backs`` (a list of objects with the attributes of ``WriteBack``),
+        ``residuals`` (with those of ``Residual``) and ``sites``: a list of objects with the
+        attributes of ``Site`` and those of ``SitePlan`` but for ``site``.
+        In ``lhs`` and ``rhs`` are the attributes of a ``Quantization``, or null;
         in ``backward`` are objects like these, of the gradients of the site's operands, should the
         function be differentiated from outside.
         """
@@ -159,6 +170,7 @@ class Report(Documented):
                 "coverage": self.coverage(),
                 "notes": self.notes,
                 "write_backs": [dataclasses.asdict(w) for w in self.write_backs],
+                "residuals": [dataclasses.asdict(r) for r in self.residuals],
                 "sites": [_as_dict(s) for s in self.sites],
             }
         )
@@ -276,6 +288,24 @@ _WRITTEN: tuple[Column[WriteBack], ...] = (
     Column("kind", lambda w: w.kind),
     Column("value", lambda w: f"{w.dtype} {shape_in_words(w.shape)}"),
     Column("written back", _written, narrows="lines"),
+)
+
+
+def _in_bytes(n: int) -> str:
+    unit = min(3, max(0, (n.bit_length() - 1) // 10))
+    return f"{n / 1024**unit:.4g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
+def _residual(r: Residual) -> str:
+    return f"{r.format}~, a scale a row" if r.format else f"kept as float: {r.reason}"
+
+
+_RESIDUALS: tuple[Column[Residual], ...] = (
+    Column("path", lambda r: r.path or "-", narrows="middle"),
+    Column("factor of the gradient", lambda r: f"{r.dtype} {shape_in_words(r.shape)}"),
+    Column("before", lambda r: _in_bytes(r.before), align="right"),
+    Column("after", lambda r: _in_bytes(r.after), align="right"),
+    Column("kept as", _residual, narrows="lines"),
 )
 
 

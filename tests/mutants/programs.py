@@ -7,6 +7,7 @@ from mutants.mutant import Mutant
 BITS = "srjit.numerics.random_bits"
 PROGRAMS = "jaxprs/test_noise_of_programs.py::"
 RESIDUALS = "planning/test_residuals.py::"
+COEFFICIENTS = "planning/test_coefficients.py::"
 WRITTEN = "planning/test_write_backs.py::"
 VERIFIED = "diagnostics/test_verify.py::"
 ANYWHERE = (
@@ -30,6 +31,24 @@ EXPERTS = "products/test_experts.py::"
 
 MUTANTS = {
     # Programs
+    "coefficients of all layers have the same noise": Mutant(
+        module="srjit.jaxprs.evaluator",
+        old="key = mix(self._key(()), _COEFFICIENTS + c.number)",
+        new="key = mix(self.root or (0, 0), _COEFFICIENTS + c.number)",
+        killed_by=(COEFFICIENTS + "test_every_layer_step_and_example_has_noise_of_its_own",),
+    ),
+    "coefficients are rounded to nearest": Mutant(
+        module="srjit.jaxprs.coefficients",
+        old="encode(exact, c.spec, of_all_shards(key, exact), rng=rng)",
+        new="encode(exact, c.spec, None, rng=rng)",
+        killed_by=(COEFFICIENTS + "test_gradients_are_right_on_average[int8]",),
+    ),
+    "what is kept anyway is kept as codes too": Mutant(
+        module="srjit.planning.coefficients",
+        old="freed = {t: n for t, n in c.sources.items() if t not in needed}",
+        new="freed = dict(c.sources)",
+        killed_by=(COEFFICIENTS + "test_a_value_that_the_program_returns_is_kept_once",),
+    ),
     "one key for both operands": Mutant(
         module="srjit.jaxprs.evaluator",
         old="return mix(mix(self._key(draw.flips), draw.number), draw.slot)",

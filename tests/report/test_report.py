@@ -106,7 +106,8 @@ def test_a_program_without_products_has_nothing_that_is_covered():
 
 def test_json_round_trips_with_its_documented_keys():
     data = json.loads(report.to_json())
-    assert sorted(data) == ["coverage", "mode", "notes", "recipe", "sites", "target", "write_backs"]
+    keys = ["coverage", "mode", "notes", "recipe", "residuals", "sites", "target", "write_backs"]
+    assert sorted(data) == keys
     assert (data["recipe"], data["target"], data["mode"]) == ("nvfp4", "cpu", "train")
     assert data["coverage"] == report.coverage() and data["notes"] == list(report.notes)
     for made, plan in zip(data["sites"], report.sites, strict=True):
