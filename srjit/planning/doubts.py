@@ -7,8 +7,9 @@ wrong. They are unknown.
 from __future__ import annotations
 
 import collections
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from srjit.numerics.symbolic import stand_ins
 from srjit.planning.matching import DOUBTFUL, Matching
@@ -69,8 +70,11 @@ class Doubts:
         )
         self.flowing = structure.above(parts, past=True)
 
-    def tokens(self) -> set[int]:
-        """Tokens of their results."""
+    def tokens(self, indexed: Collection[int]) -> set[int]:
+        """Tokens of their results.
+
+        ``indexed``: what would be the gradient of a product on which it depends by index alone.
+        """
         levels = map(self.matching.level, self.occurrences)
         first = next((i for i, level in enumerate(levels) if level), len(self.occurrences))
         later = {t: o for t, o in self.undecided.items() if self.order[id(o)] > first}
@@ -92,6 +96,9 @@ class Doubts:
             found += self.beside(suspects)
         below = self.below({o.out.token for o in suspects})
         found += [o for token, o in self.undecided.items() if token in below]
+        found += [o for o in later.values() if self.reads_cotangent(o)]
+        if first < len(self.occurrences):
+            found += [o for o in self.undecided.values() if id(o) in indexed and reads_weight(o)]
         found += self.of_seeds() + self.turned() + self.along_directions()
         found += self.of_unread()
         if first == len(self.occurrences):
@@ -258,6 +265,18 @@ class Doubts:
             )
             for i in (0, 1)
         ]
+
+    def reads_cotangent(self, o: Occurrence) -> bool:
+        """Whether a product reads what gradients read that are believed, and nothing given."""
+        made = [v.origin for v in o.operands if self.structure.latest.get(v.token, -1) >= 0]
+        return not self.read_by_gradients.isdisjoint(made)
+
+    @functools.cached_property
+    def read_by_gradients(self) -> set[int]:
+        """Origins of the cotangents of these."""
+        matches = self.matching.gradients
+        found = [(o, matches[id(o)]) for o in self.occurrences if id(o) in matches]
+        return {o.operands[1 - match.residual].origin for o, match in found}
 
     def is_residual(self, o: Occurrence) -> bool:
         """Whether a product reads the result of which gradients are believed, beside a weight."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from srjit.planning.doubts import Doubts
 from srjit.planning.matching import DOUBTFUL, Match, Matching
 from srjit.planning.multiples import weighs
@@ -18,6 +20,7 @@ from srjit.planning.provenance import Provenance
 from srjit.planning.structure import MOST, Structure, reads_weight
 from srjit.planning.tangents import TANGENT, Repetitions, repetitions
 from srjit.planning.value_graph import FACTORS, LINEAR
+from srjit.program.protocols import Variable
 from srjit.program.values import PARAMETER, Occurrence, Path, SourceInfo, Value
 
 _PARAMETER = frozenset({PARAMETER})
@@ -42,6 +45,7 @@ class _Phases(Structure):
     def __init__(self, provenance: Provenance) -> None:
         super().__init__(provenance)
         self.followed: set[int] = set()
+        self.indexed: set[int] = set()  # what depends on what it would be the gradient of by index
         shapes = provenance.parameter_shapes
         self.results = self.above(t for t, shape in provenance.results if shape in shapes)
 
@@ -82,7 +86,7 @@ class _Phases(Structure):
             elif level or is_part:
                 found[o.path] = ("transpose",) * level + ("jvp",)
         tangents = Repetitions(self.tangents, tangents.seeds)
-        doubtful = Doubts(self, matching, tangents, found).tokens()
+        doubtful = Doubts(self, matching, tangents, found).tokens(self.indexed)
         return found | {o.path: (DOUBTFUL,) for o in occurrences if o.out.token in doubtful}
 
     def like_tangents(self, matching: Matching) -> dict[int, Occurrence | None]:
@@ -135,6 +139,26 @@ class _Phases(Structure):
             matching = self.tried(blocked)
         else:
             self.wrong |= self.unexplained(matching, set(start))
+        return self.tried_again(matching, blocked, set(start))
+
+    def tried_again(self, matching: Matching, blocked: set[int], start: set[int]) -> Matching:
+        """As a matching, with the blocked gradients that are results if that explains them.
+
+        What should explain them may have been taken for the gradient of what is blocked as well.
+        """
+        ends = {
+            id(o)
+            for o in self.provenance.occurrences
+            if id(o) in blocked and id(o) not in self.tangents and o.out.token in self.results
+        }
+        if not ends:
+            return matching
+        again = self.tried(blocked - ends)
+        is_more = matching.gradients.items() <= again.gradients.items()
+        if is_more and not self.unexplained(again, set(start)):
+            return again
+        self.matching = matching
+        self.unexplained(matching, set(start))
         return matching
 
     def tried(self, blocked: set[int]) -> Matching:
@@ -157,10 +181,38 @@ class _Phases(Structure):
         last = self.latest.get(value.token, -1)
         if last < self.order[id(p)]:
             return self.is_cotangent(value, o)
+        if self.is_by_index(value.token, p):
+            self.indexed.add(id(o))
+            return False
         is_second = self.matching.level(p)
+        if not is_second and any(self.is_linear_in(v, self.is_of_weight) for v in p.operands):
+            return False  # of an optimizer's product
         if is_second and (not self.is_linear_after(p, value.token) or self.is_activated(o)):
             return False  # of another forward pass
         return not self.is_updated(value.token)
+
+    def is_by_index(self, token: int, p: Occurrence) -> bool:
+        """Whether a value depends on a product by indices alone, as of its largest element."""
+        todo, seen, by_index = [(token, False)], set[tuple[int, bool]](), False
+        while todo and len(seen) < MOST:
+            token, is_index = at = todo.pop()
+            if token == p.out.token:
+                if not is_index:
+                    return False
+                by_index = True
+            elif at not in seen and self.latest.get(token, -1) >= self.order[id(p)]:
+                made = self.graph.made[token]
+                real = [True] * len(made.operands)
+                if made.eqn is not None:
+                    real = [not _is_integer(v) for v in made.eqn.invars]
+                todo += [(t, is_index or not r) for t, r in zip(made.operands, real, strict=False)]
+            seen.add(at)
+        return by_index and len(seen) < MOST
+
+    def is_of_weight(self, o: Occurrence) -> bool:
+        """Whether a product is found to be the gradient of a weight."""
+        match = self.matching.gradients.get(id(o))
+        return match is not None and match.level == 1 and _is_of_weight(match)
 
     def is_cotangent(self, value: Value, o: Occurrence) -> bool:
         """Whether a value is made of inputs that no product before ``o`` is made of."""
@@ -245,6 +297,10 @@ class _Phases(Structure):
                 scaled |= made.name in FACTORS
                 todo += made.operands
         return False
+
+
+def _is_integer(v: Variable) -> bool:
+    return np.issubdtype(v.aval.dtype, np.integer)
 
 
 def _is_of_weight(match: Match) -> bool:

@@ -315,6 +315,36 @@ MUTANTS = {
         new="if more := {}:",
         killed_by=(HIGHER + "[a score of one hidden layer]",),
     ),
+    "an update is a forward pass": Mutant(
+        module="srjit.planning.phases",
+        old="if not is_second and any(",
+        new="if False and any(",
+        killed_by=(ALIKE + "[an update of low rank]",),
+    ),
+    "a gradient is told by an index": Mutant(
+        module="srjit.planning.phases",
+        old="return by_index and len(seen) < MOST",
+        new="return False",
+        killed_by=(
+            "planning/test_roles_by_structure_alone.py::"
+            "test_products_in_the_place_of_gradients_are_none[a codebook]",
+        ),
+    ),
+    "what is blocked stays so": Mutant(
+        module="srjit.planning.phases",
+        old="        if not ends:\n",
+        new="        if True:\n",
+        killed_by=(
+            "planning/test_roles_by_structure_alone.py::"
+            "test_products_in_the_place_of_gradients_are_none[spectral norms]",
+        ),
+    ),
+    "a cotangent that others read is no gradient": Mutant(
+        module="srjit.planning.doubts",
+        old="found += [o for o in later.values() if self.reads_cotangent(o)]",
+        new="pass",
+        killed_by=(ALIKE + "[statistics of a gradient]",),
+    ),
     "a call again is the same call": Mutant(
         module="srjit.planning.matching",
         old="taken is not None and self._calls[id(p), side] < 0",

@@ -149,6 +149,47 @@ def _guided(p: Any, classifier: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return lax.scan(step, x, jnp.linspace(0.0, 1.0, 3))[0]
 
 
+def _low_rank(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    """PowerSGD, with its directions among the parameters: a product, and another in its turn."""
+    found = {}
+    for name, g in jax.grad(loss)(p["model"], x, y).items():
+        left = jnp.tanh(g @ p["directions"][name])
+        found[name] = g.T @ left
+    return found
+
+
+def _statistics(p: Any, x: jax.Array, y: jax.Array) -> Any:
+    """Of what the last layer's gradients are made of, as K-FAC keeps them."""
+    probed = lambda p, at: ((mlp(p, x) + at - y) ** 2).mean()  # noqa: E731
+    grads, g = jax.grad(probed, (0, 1))(p, jnp.zeros_like(y))
+    return grads, g.T @ g
+
+
+def _normalized(p: Any, u: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Weights over their largest singular values, which products estimate as a gradient's do."""
+
+    def weight(name: str) -> jax.Array:
+        left, right = u[name], u[name]
+        for _ in range(2):
+            right = lax.stop_gradient(jnp.tanh(p[name].T @ left))
+            left = lax.stop_gradient(jnp.tanh(p[name] @ right))
+        return p[name] / jnp.einsum("i,ij,j->", left, p[name], right)
+
+    return ((jnp.tanh(x @ weight("w1")) @ weight("w2") - y) ** 2).mean()
+
+
+def _clustered(p: Any, x: jax.Array) -> Any:
+    """A codebook among the parameters that is moved to the means of what is nearest."""
+
+    def distance(p: Any) -> Any:
+        z = mlp(p["model"], x)
+        chosen = jax.nn.one_hot((z @ p["codes"].T).argmax(-1), 6)
+        return ((z + lax.stop_gradient(chosen @ p["codes"] - z) - 1) ** 2).mean(), (z, chosen)
+
+    grads, (z, chosen) = jax.grad(distance, has_aux=True)(p)
+    return grads["model"], 0.9 * p["codes"] + 0.1 * chosen.T @ z
+
+
 SAMPLER = {"in": normal(3, 7), "time": normal(3, 7, seed=1), "out": normal(7, 3)}
 EXPERTS = {"gate": normal(3, 4), "experts": normal(4, 3, 7)}
 CRITIC, MAKER = mlp_params(4, 7, 1), mlp_params(3, 7, 4)
@@ -188,6 +229,11 @@ ALIKE: dict[str, tuple[Any, ...]] = {
         *(normal(3, 2), normal(3, 2, seed=1), X),
     ),
     "gradients of two tasks": (_two_tasks, *STEP),
+    "an update of low rank": (
+        _low_rank,
+        *({"model": PARAMS, "directions": {"w1": normal(7, 2), "w2": normal(2, 2)}}, X, Y),
+    ),
+    "statistics of a gradient": (_statistics, *STEP),
     "a reference that is data": (jax.grad(_preferred), DEEP, DEEP, X, Y),
     "experts, sent rows by a matrix": (jax.grad(_dispatched), EXPERTS, X),
     "a GAN": (_adversarial, CRITIC, MAKER, X, normal(5, 4)),
@@ -209,6 +255,22 @@ def test_roles_are_those_that_names_tell(name: str):
     fun, *args = ALIKE[name]
     named, nameless = both(fun, *args, parameters=(0, 1) if name == "a GAN" else (0,))
     assert [told(c) for c in nameless] == [told(c) for c in named]
+
+
+@pytest.mark.parametrize(
+    ("fun", "args", "most"),
+    [
+        (jax.grad(_normalized), (PARAMS, {"w1": normal(3), "w2": normal(7)}, X, Y), 0.12),
+        (_clustered, ({"model": PARAMS, "codes": normal(6, 2)}, X), 0.25),
+    ],
+    ids=["spectral norms", "a codebook"],
+)
+def test_products_in_the_place_of_gradients_are_none(fun: Any, args: Any, most: float):
+    named, nameless = both(fun, *args)
+    assert all(
+        told(a) == told(b) or b.role == "unknown" for a, b in zip(named, nameless, strict=True)
+    )
+    assert flops([c for c in nameless if c.role == "unknown"]) <= most * flops(nameless)
 
 
 def test_a_call_again_is_differentiated_again():
