@@ -96,7 +96,7 @@ class Doubts:
             found += self.beside(suspects)
         below = self.below({o.out.token for o in suspects})
         found += [o for token, o in self.undecided.items() if token in below]
-        found += [o for o in later.values() if self.reads_cotangent(o)]
+        found += [o for t, o in self.undecided.items() if self.reads_cotangent(o, t in later)]
         if first < len(self.occurrences):
             found += [o for o in self.undecided.values() if id(o) in indexed and reads_weight(o)]
         found += self.of_seeds() + self.turned() + self.along_directions()
@@ -266,8 +266,13 @@ class Doubts:
             for i in (0, 1)
         ]
 
-    def reads_cotangent(self, o: Occurrence) -> bool:
-        """Whether a product reads what gradients read that are believed, and nothing given."""
+    def reads_cotangent(self, o: Occurrence, is_later: bool) -> bool:
+        """Whether a product reads what gradients read that are believed, and nothing given.
+
+        One with a weight may be a forward one before all of them.
+        """
+        if reads_weight(o) and not is_later:
+            return False
         made = [v.origin for v in o.operands if self.structure.latest.get(v.token, -1) >= 0]
         return not self.read_by_gradients.isdisjoint(made)
 

@@ -190,6 +190,23 @@ def _clustered(p: Any, x: jax.Array) -> Any:
     return grads["model"], 0.9 * p["codes"] + 0.1 * chosen.T @ z
 
 
+@jax.custom_vjp
+def _aligned(x: jax.Array, w: jax.Array, other: jax.Array) -> jax.Array:
+    """Feedback alignment: gradients go back through other weights, which are data."""
+    return x @ w
+
+
+_aligned.defvjp(
+    lambda x, w, other: (x @ w, (x, other)),
+    lambda r, g: (g @ r[1].T, r[0].T @ g, jnp.zeros_like(r[1])),
+)
+
+
+def _fed_back(p: Any, others: Any, x: jax.Array) -> jax.Array:
+    h = jnp.tanh(_aligned(x, p["w1"], others["w1"]))
+    return (_aligned(h, p["w2"], others["w2"]) ** 2).mean()
+
+
 SAMPLER = {"in": normal(3, 7), "time": normal(3, 7, seed=1), "out": normal(7, 3)}
 EXPERTS = {"gate": normal(3, 4), "experts": normal(4, 3, 7)}
 CRITIC, MAKER = mlp_params(4, 7, 1), mlp_params(3, 7, 4)
@@ -234,6 +251,7 @@ ALIKE: dict[str, tuple[Any, ...]] = {
         *({"model": PARAMS, "directions": {"w1": normal(7, 2), "w2": normal(2, 2)}}, X, Y),
     ),
     "statistics of a gradient": (_statistics, *STEP),
+    "feedback alignment": (jax.grad(_fed_back), PARAMS, PARAMS, X),
     "a reference that is data": (jax.grad(_preferred), DEEP, DEEP, X, Y),
     "experts, sent rows by a matrix": (jax.grad(_dispatched), EXPERTS, X),
     "a GAN": (_adversarial, CRITIC, MAKER, X, normal(5, 4)),
