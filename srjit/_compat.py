@@ -77,7 +77,7 @@ def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def scan_params(eqn: Any) -> tuple[int, int]:
-    """How many constants and carried values a scan has. From jax 0.12 on two flat trees tell."""
+    """The numbers of constants and carried values of a scan. From jax 0.12 two flat trees tell."""
     params = eqn.params
     if "num_carry" in params:
         return params["num_consts"], params["num_carry"]
@@ -127,7 +127,7 @@ def types_of_algorithm(algorithm: Any, lhs: Any, rhs: Any, out: Any) -> Sequence
 
 
 def is_float(dtype: Any) -> bool:
-    """Whether a dtype is a real floating-point type (not an extended one, as keys are)."""
+    """True if a dtype is a real floating-point type (not an extended one, as keys are)."""
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
@@ -153,7 +153,7 @@ def _without_dead(
 
 
 def has_dce_rule(primitive: Any) -> bool:
-    """Whether JAX knows how to find dead code in what a primitive calls; private in JAX."""
+    """True if JAX knows how to find dead code in what a primitive calls; private in JAX."""
     return primitive in partial_eval.dce_rules
 
 
@@ -197,7 +197,7 @@ def is_plain_jit(eqn: Any) -> bool:
 
 
 def runs_alone(context: Any) -> bool:
-    """Whether what a ``LoweringRuleContext`` lowers runs on one device, or on each by itself."""
+    """True if what a ``LoweringRuleContext`` lowers runs on one device, or on each by itself."""
     axes = context.module_context.axis_context
     mesh = getattr(axes, "mesh", None)
     if mesh is None:
@@ -215,12 +215,12 @@ def lowers_for_devices(primitive: Any) -> None:
 
 
 def inside_transformation() -> bool:
-    """Whether a jit, grad, vmap, ... is being applied to what calls this. Private in JAX."""
+    """True if a jit, grad, vmap, ... is being applied to what calls this. Private in JAX."""
     return not _core.trace_state_clean()
 
 
 def loop_around(value: Any) -> bool:
-    """Whether a value is made outside of a loop whose body is being traced. Private in JAX."""
+    """True if a value is made outside of a loop whose body is being traced. Private in JAX."""
     trace, made = _core.trace_ctx.trace, jax.tree.leaves(value)
     while trace is not None:
         # The arguments of a jit in between are what it was called with.
@@ -235,12 +235,12 @@ def loop_around(value: Any) -> bool:
 
 
 def jit_is_disabled() -> bool:
-    """Whether ``jax.disable_jit`` is in effect: jitted functions see arrays. Untyped in JAX."""
+    """True if ``jax.disable_jit`` is in effect: jitted functions see arrays. Untyped in JAX."""
     return bool(getattr(jax.config, "jax_disable_jit"))  # noqa: B009
 
 
 def transfers_are_guarded() -> bool:
-    """Whether ``jax.transfer_guard`` forbids, or logs, sending numbers unasked. Untyped in JAX."""
+    """True if ``jax.transfer_guard`` forbids, or logs, sending numbers unasked. Untyped in JAX."""
     guard = getattr(jax.config, "jax_transfer_guard_host_to_device")  # noqa: B009
     return guard not in (None, "allow")
 
@@ -427,7 +427,7 @@ def lowered_module(
 
 
 def differences(tree: Any, other: Any) -> list[str]:
-    """How two pytree structures of ``(args, kwargs)`` differ; JAX has it, and uses it privately."""
+    """The differences of two pytree structures of ``(args, kwargs)``. Private in JAX."""
     return [
         f"{('args', 'kwargs')[path[0].idx] + jax.tree_util.keystr(tuple(path[1:])) if path else ''}"
         f" was {was}, is {now}: {why}"

@@ -259,7 +259,7 @@ class _Parser:
         return elements
 
     def _is_alone(self, opened: int) -> bool:
-        """Whether the text ends where the parenthesis at ``opened`` is closed."""
+        """True if the text ends where the parenthesis at ``opened`` is closed."""
         closed = closing(self.text, opened, "()")
         if closed < 0:
             raise self.error("this '(' is never closed", opened)

@@ -119,7 +119,7 @@ def find(name: str) -> type[Pass]:
 
 
 def knows(name: str) -> bool:
-    """Whether ``find`` finds it; imports nothing, and reads entry points last."""
+    """True if ``find`` finds it; imports nothing, and reads entry points last."""
     return name in _registered or name in _builtin_modules() or name in _entry_points()
 
 

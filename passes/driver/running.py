@@ -25,7 +25,7 @@ _ROOT = "builtin.module"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Printing:
-    """When to print the program while a pipeline runs, to standard error, and how.
+    """Settings for printing the program to standard error while a pipeline runs.
 
     Attributes:
       before_all, after_all: print before, after every pass.
@@ -55,17 +55,17 @@ class Printing:
 
     @property
     def is_by_name(self) -> bool:
-        """Whether passes have to be told apart."""
+        """True if passes have to be told apart."""
         return bool(self.before or self.after)
 
     @property
     def is_by_mlir(self) -> bool:
-        """Whether MLIR prints, which can do so only around every pass."""
+        """True if MLIR prints, which can do so only around every pass."""
         after_all = self.after_all or self.after_failure or (self.after_change and not self.after)
         return self.before_all or after_all or bool(self.tree_dir and not self.is_by_name)
 
     def prints(self, name: str, when: str) -> bool:
-        """Whether ``before`` or ``after`` names a pass that MLIR does not print at anyway."""
+        """True if ``before`` or ``after`` names a pass that MLIR does not print at anyway."""
         if when == "before":
             return name in self.before and not self.before_all
         return name in self.after and not (self.after_all or self.after_failure)
@@ -104,7 +104,7 @@ Seen = Callable[[str, ir.Operation, Sequence[Step]], None]
 
 
 class RunOptions(TypedDict, total=False):
-    """How a pipeline runs.
+    """Settings for running a pipeline.
 
     Attributes:
       verify_each: verify the module after each pass; true if not given.

@@ -1,4 +1,4 @@
-"""How devices cut a module's products, by Shardy's propagation."""
+"""Cuts of a module's products by devices, by Shardy's propagation."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Group:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the function that the module starts with."""
+        """True if it is the function that the module starts with."""
         return self.chains == [()]
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ def place(
 
 
 def _is_even(shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int]) -> bool:
-    """Whether a mesh cuts an array, sharded so, into equal parts."""
+    """True if a mesh cuts an array, sharded so, into equal parts."""
     given = [(names,) if isinstance(names, str) else names or () for names in spec]
     cut = (math.prod(sizes[name] for name in names) for names in given)
     return not any(n % parts for n, parts in zip(shape, cut, strict=False))

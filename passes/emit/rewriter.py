@@ -216,7 +216,7 @@ class GroupRewriter:
         return values
 
     def _is_gathered(self, item: Item, side: int) -> bool:
-        """Whether a collective gathers an operand of a site, and only products read its result."""
+        """True if a collective gathers an operand of a site, and only products read its result."""
         paths = [(*chain, *item.path) for chain in self.group.chains]
         return all((path, side) in self.plan.gathers for path in paths)
 

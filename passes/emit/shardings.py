@@ -16,7 +16,7 @@ _SHARDING, _NUMBER = "sdy.sharding", "srjit.number"
 
 
 def are_given(function: ir.Operation) -> bool:
-    """Whether a function says how any of its arguments is sharded."""
+    """True if a function says how any of its arguments is sharded."""
     return any(_SHARDING in given for given in _given(function))
 
 

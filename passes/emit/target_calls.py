@@ -160,7 +160,7 @@ class TargetCalls:
 
 
 def _hoisted(values: Iterable[Any], before: Any) -> bool:
-    """Whether values can be, and now are, computed before an operation of their block."""
+    """True if values can be, and now are, computed before an operation of their block."""
     moving: dict[Any, None] = {}  # what uses something first
 
     def can_move(value: Any) -> bool:

@@ -186,7 +186,7 @@ class Values:
 
 
 def _length(loops: Loops) -> int | None:
-    """How many trips the innermost loop has; None where that is not known."""
+    """The number of trips of the innermost loop; None where it is not known."""
     loop = loops[-1][0].loop
     return loop and loop.length
 

@@ -174,5 +174,5 @@ def read(op: Any, cls: type[T]) -> list[T]:
 
 
 def is_composite(op: Any, prefix: str = PREFIX) -> bool:
-    """Whether an operation is a composite of ours."""
+    """True if an operation is a composite of ours."""
     return op.name == "stablehlo.composite" and text(op, "name").startswith(prefix)

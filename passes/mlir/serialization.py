@@ -55,7 +55,7 @@ def parse_in(context: ir.Context, source: str | bytes | Path) -> ir.Module | Non
 
 
 def _is_artifact(content: bytes) -> bool:
-    """Whether bytes are a portable artifact: it names StableHLO as its producer."""
+    """True if bytes are a portable artifact: it names StableHLO as its producer."""
     return content.startswith(BYTECODE) and b"StableHLO_v" in content[:64]
 
 

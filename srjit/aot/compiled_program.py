@@ -39,7 +39,7 @@ class Multiplication:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether both operands have elements of 8 bits at most."""
+        """True if both operands have elements of 8 bits at most."""
         return all(
             s.dtype.startswith(("s8", "u8", "s4", "u4", "f8", "f4")) for s in (self.lhs, self.rhs)
         )
@@ -198,7 +198,7 @@ def program_of(module: Module, analysis: Any) -> CompiledProgram:
 
 
 def _is_rare(module: Module, instruction: Instruction) -> bool:
-    """Whether next to no step executes it."""
+    """True if next to no step executes it."""
     inside = (inner.op_name for _, inner in module.inside(instruction))
     return WITHOUT_HISTORY in (instruction.op_name or next(filter(None, inside), ""))
 
@@ -231,7 +231,7 @@ def _moved(e: Executed) -> int:
 
 
 def _is_relayout(e: Executed) -> bool:
-    """Whether an instruction without an estimate copies something to another layout, beside."""
+    """True if an instruction without an estimate copies something to another layout, beside."""
     i = e.instruction
     if not e.is_beside or i.opcode not in ("custom-call", "copy", "transpose") or i.cycles:
         return False
@@ -426,7 +426,7 @@ _AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\(\d+\)(\d+))?")
 
 
 def _group(module: Module, instruction: Instruction) -> int:
-    """How many devices take part in a collective together."""
+    """The number of devices that take part in a collective together."""
     text = instruction.attributes.get("replica_groups", "")
     if found := re.match(r"\[\d+,(\d+)\]", text):
         return int(found[1])

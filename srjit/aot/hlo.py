@@ -104,7 +104,7 @@ class Instruction:
 
     @property
     def is_unusable(self) -> bool:
-        """Whether the compiler's estimate is none: int64's maximum, or a sum that went beyond."""
+        """True if the compiler's estimate is none: int64's maximum, or a sum that went beyond."""
         return self._estimated is not None and not _is_usable(self._estimated)
 
     @property
@@ -205,7 +205,7 @@ class Module:
                 yield from self.inside(inner)
 
     def trips(self, instruction: Instruction, where: Computation) -> int | None:
-        """How often a ``while`` of the computation ``where`` runs its body; None if not known.
+        """The trips of a ``while`` of the computation ``where``; None if not known.
 
         Known is what the compiler wrote down, and a loop that counts from a constant to a constant
         by a constant. Other instructions run what they call once.
@@ -336,7 +336,7 @@ def _shape(found: re.Match[str]) -> Shape:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where what the bracket at ``start`` opens is over."""
+    """The place of the bracket that closes the one at ``start``."""
     depth = 0
     for mark in _BRACKETS.finditer(text, start):
         depth += (mark[0] in "({[") - (mark[0] in ")}]")
@@ -372,7 +372,7 @@ def _through_copies(scope: Computation, value: Instruction) -> Instruction:
 
 
 def _element(scope: Computation, value: Instruction) -> int | None:
-    """Which element of the computation's argument a value is; None if it is something else."""
+    """The element of the computation's argument that a value is; None if it is none."""
     if value.opcode != "get-tuple-element" or scope.operands(value)[0].opcode != "parameter":
         return None
     return int(value.attributes["index"])

@@ -1,4 +1,4 @@
-"""How much a kernel of a TPU multiplies: its program is run over its grid, integers alone.
+"""Counts a TPU kernel's products: runs its program over its grid, integers alone.
 
 The compiler's profile aborts on whole programs, and XLA estimates nothing of a kernel. What it
 multiplies is in its program, which stands in the call: matrix products of known shapes, in loops
@@ -43,7 +43,7 @@ def multiplied(body: str) -> int | None:
 
 @functools.lru_cache(maxsize=256)
 def entering(body: str) -> tuple[tuple[str, str], ...]:
-    """What a kernel multiplies, as HLO calls its elements: each pair once; none if not known.
+    """The element types that a kernel multiplies, each pair once; none if not known.
 
     Args:
       body: as of ``multiplied``.
@@ -52,7 +52,7 @@ def entering(body: str) -> tuple[tuple[str, str], ...]:
 
 
 def _read(body: str, reader: Callable[[Any], Any]) -> Any:
-    """What a reader finds in a kernel's function; None where there is none to be read."""
+    """The finding of a reader in a kernel's function; None where there is none to be read."""
     try:
         with _mlir.new_kernel_context() as context:
             module = ir.Module.parse(base64.b64decode(body, validate=True), context)

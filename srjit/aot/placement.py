@@ -1,4 +1,4 @@
-"""Where a program's arguments go when it is compiled for devices that are not attached."""
+"""Placement of a program's arguments on devices that are not attached."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Placement:
 
     @property
     def count(self) -> int:
-        """How many devices there are."""
+        """The number of devices."""
         return 1 if self.mesh is None else self.mesh.size
 
     @contextlib.contextmanager
     def entered(self) -> Generator[None]:
-        """Where programs are lowered: the mesh is the one that their PartitionSpecs are about."""
+        """A context that lowers programs: its mesh is the one that PartitionSpecs are about."""
         try:
             with self.target.lowering() if self.mesh is None else _in_use(self.mesh):
                 yield

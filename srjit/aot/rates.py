@@ -1,4 +1,4 @@
-"""How fast a compiler says that a unit multiplies, by element types and operand order.
+"""Speeds of a unit by its compiler's estimate, by element types and operand order.
 
 The types that enter a unit do not tell alone: some chips take 8-bit floats and multiply them at the
 rate of bfloat16. So the compiler is asked, with one large product of each kind.
@@ -31,7 +31,7 @@ _DTYPES = {
 
 
 def rate(target: Target, lhs: str, rhs: str, order: str) -> float | None:
-    """How many times faster than bfloat16 a target multiplies, by its compiler's estimate.
+    """A target's speed in units of bfloat16's, by its compiler's estimate.
 
     Args:
       target: one whose compiler makes estimates.

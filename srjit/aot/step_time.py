@@ -1,4 +1,4 @@
-"""How long a step takes on each of several devices, estimated, and of what that is made."""
+"""The estimated time of a step on each of several devices, and its parts."""
 
 from __future__ import annotations
 

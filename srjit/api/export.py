@@ -131,7 +131,7 @@ def _explaining(name: str, do: str = "keep") -> Generator[None]:
 
 
 def _donated(args: Any, kwargs: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Which arguments are donated, all of each: by position, and by name."""
+    """The arguments that are donated whole: by position, and by name."""
 
     def whole(info: Any) -> bool:
         leaves = jax.tree.leaves(info)
@@ -148,7 +148,7 @@ def _donated(args: Any, kwargs: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class Calling:
-    """How an exported program is called, which ``jax.export`` does not keep.
+    """The calling convention of an exported program, which ``jax.export`` does not keep.
 
     Attributes:
       name: of the function, for messages.
@@ -184,7 +184,7 @@ class Calling:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type of ``Calling``'s attributes."""
+    """True if a value is of a type of ``Calling``'s attributes."""
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(type(v) is hint.__args__[0] for v in value)
     if typing.get_origin(hint) is Literal:

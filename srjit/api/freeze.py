@@ -162,7 +162,7 @@ def _structs_of(*arguments: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Which arrays packed parameters are, and how they are made.
+    """The arrays of packed parameters, and how to make them.
 
     Attributes:
       shapes: of all packed arrays, by name.
@@ -182,7 +182,7 @@ class _Layout:
 
     @classmethod
     def of(cls, program: TracedFunction) -> _Layout:
-        """How the parameters of a program are packed."""
+        """The layout of a program's packed parameters."""
         is_parameter = [i in program.parameters for i in range(len(program.leaves))]
         made = with_packed_weights(program.closed, program.plan, is_parameter)
         inputs = [i for i, own in enumerate(is_parameter) if own]

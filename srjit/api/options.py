@@ -35,7 +35,7 @@ NOT_GIVEN: Any = _NotGiven()  # None means something to jax.jit
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformOptions(Quantizing):
-    """How the matrix multiplications of a function are rewritten.
+    """Options for rewriting the matrix multiplications of a function.
 
     Attributes:
       target: a name (``srjit.targets.names()``) or a Target; ``auto`` is the attached device's.
@@ -57,7 +57,7 @@ class TransformOptions(Quantizing):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(TransformOptions):
-    """How a function is rewritten and jitted.
+    """Options for rewriting a function and jitting it.
 
     Attributes:
       layer: what is rewritten: the traced function (``jaxpr``), or what JAX lowers it to

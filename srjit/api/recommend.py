@@ -118,7 +118,7 @@ class Recommendation(Documented):
 
 
 def _gap(loss: float, other: float) -> str:
-    """How far a loss is above another one, either of which may be negative."""
+    """The distance of a loss above another one, either of which may be negative."""
     gap = (loss - other) / abs(other) if other else math.nan
     return f"{100 * gap:+.2f} %"
 

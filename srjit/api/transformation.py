@@ -54,12 +54,12 @@ class UnsupportedSiteError(ValueError):
 
 
 def is_array(x: Any) -> bool:
-    """Whether a leaf is an array, or stands for one."""
+    """True if a leaf is an array, or stands for one."""
     return isinstance(x, (jax.Array, np.ndarray))
 
 
 def is_traced(x: Any) -> bool:
-    """Whether a leaf is what a jitted function is traced with; static arguments are not."""
+    """True if a leaf is what a jitted function is traced with; static arguments are not."""
     return isinstance(x, Tracer) or (_compat.jit_is_disabled() and is_array(x))
 
 
@@ -91,7 +91,7 @@ class TracedFunction:
 
     @property
     def has_known_shapes(self) -> bool:
-        """Whether its arguments have numbers of elements: modules are rewritten for those.
+        """True if its arguments have numbers of elements: modules are rewritten for those.
 
         Of others the jaxpr is rewritten, which gives the same bits.
         """
@@ -410,7 +410,7 @@ def no_histories(plan: ProgramPlan) -> State:
 
 
 def _is_missing(planned: SitePlan | WriteBack) -> bool:
-    """Whether a recipe asked for what is not done."""
+    """True if a recipe asked for what is not done."""
     return planned.asked and planned.status == "kept"
 
 

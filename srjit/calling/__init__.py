@@ -1,1 +1,1 @@
-"""How a rewritten function is called: keys, arguments, the jit with a key, stages."""
+"""Calls of a rewritten function: keys, arguments, the jit with a key, stages."""

@@ -80,7 +80,7 @@ class KeyedJit:
         )
 
     def _static_positions(self, count: int) -> set[int]:
-        """Which of ``count`` positional arguments are static, as jax.jit infers it."""
+        """The static ones of ``count`` positional arguments, as jax.jit infers them."""
         numbers, names = (as_tuple(self._options.get(name)) for name in _STATIC)
         if not numbers and names:
             parameters = [p.name for p in parameters_of(self._fun) or ()]

@@ -1,4 +1,4 @@
-"""How the arguments of a call are sharded, where a plan depends on it."""
+"""Shardings of the arguments of a call, where a plan depends on them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def name_of(fun: Callable[..., Any]) -> str:
 
 
 def is_named(fun: Any) -> bool:
-    """Whether a function is found by its name in its module, as pickle looks for it."""
+    """True if a function is found by its name in its module, as pickle looks for it."""
     here: Any = sys.modules.get(str(getattr(fun, "__module__", "")))
     for step in str(getattr(fun, "__qualname__", "")).split("."):
         here = getattr(here, step, None)

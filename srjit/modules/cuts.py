@@ -1,4 +1,4 @@
-"""How devices cut the products of a traced program: by the module that it would be lowered to."""
+"""Cuts of a traced program's products by devices, read of the module that it is lowered to."""
 
 from __future__ import annotations
 

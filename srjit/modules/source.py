@@ -123,7 +123,7 @@ def refuse_callbacks(module: ir.Module, name: str) -> None:
 
 
 def partitions_of(module: ir.Module, name: str) -> int:
-    """How many devices a module is for.
+    """The number of devices that a module is for.
 
     Raises:
       ValueError: it has replicas.

@@ -27,7 +27,7 @@ class Element:
 
     @property
     def is_integer(self) -> bool:
-        """Whether the grid is the integers up to ``max``."""
+        """True if the grid is the integers up to ``max``."""
         return self.mantissa_bits is None
 
     @property

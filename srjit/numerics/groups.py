@@ -61,7 +61,7 @@ class Groups:
 
     @property
     def inside(self) -> jax.Array:
-        """Whether a row stands in a group."""
+        """True if a row stands in a group."""
         return self.ids < self.count
 
     def take(self, values: jax.Array) -> jax.Array:
@@ -89,7 +89,7 @@ class Groups:
         return jnp.sum(self._hits(), axis=self.axis + 1, dtype=jnp.int32)
 
     def _hits(self) -> jax.Array:
-        """Whether a row stands in a group: the groups, then the rows along dimensions of theirs."""
+        """True if a row stands in a group: the groups, then the rows along dimensions of theirs."""
         shape = [1] * (self.ids.ndim + 1)
         shape[self.axis] = self.count
         each = lax.broadcasted_iota(jnp.int32, tuple(shape), self.axis)

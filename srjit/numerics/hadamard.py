@@ -25,7 +25,7 @@ SIGNS = np.array([1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1], np.
 
 
 def halves(size: int = SIZE) -> tuple[int, ...]:
-    """How far apart the two elements stand that a step adds and subtracts, step by step."""
+    """The distance of the two elements that a step adds and subtracts, step by step."""
     return tuple(1 << i for i in range(size.bit_length() - 1))
 
 

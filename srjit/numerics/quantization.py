@@ -1,4 +1,4 @@
-"""How one tensor becomes codes: what a recipe says of an operand."""
+"""The way from one tensor to its codes: what a recipe says of an operand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How one tensor becomes codes.
+    """The way from one tensor to its codes.
 
     Attributes:
       format: the name of one of ``numerics.formats.FORMATS``, such as ``int8`` or ``nvfp4``.
@@ -129,13 +129,13 @@ class Quantization:
 
     @property
     def rotation(self) -> int:
-        """How many elements a Hadamard transform takes at a time; 0 if there is none."""
+        """The number of elements that a Hadamard transform takes at a time; 0 if there is none."""
         size = EDEN_ROTATION if self.scale_rounding == "eden" else hadamard.SIZE
         return size if self.hadamard else 0
 
     @property
     def draws_signs(self) -> bool:
-        """Whether a product has to flip signs of its operands at random first."""
+        """True if a product has to flip signs of its operands at random first."""
         return self.scale_rounding == "eden" and self.rounding == "stochastic"
 
     @property
@@ -147,12 +147,12 @@ class Quantization:
 
     @property
     def is_hoistable(self) -> bool:
-        """Whether the codes of one tensor are the same whenever it is quantized."""
+        """True if the codes of one tensor are the same whenever it is quantized."""
         return self.rounding == "nearest" and self.scaling != "delayed"
 
     @property
     def keeps_amax(self) -> bool:
-        """Whether nothing but a tensor's amax, a scalar, makes its scale."""
+        """True if nothing but a tensor's amax, a scalar, makes its scale."""
         takes_amax = get_format(self.format).scales.takes_amax and self.rounding != "none"
         is_whole = self.shared == "tensor" and not self.apart and self.group_dim is None
         return takes_amax and is_whole and self.scaling == "dynamic"
@@ -164,7 +164,7 @@ class Quantization:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether scales vary along the contraction, and so do not factor out of a product."""
+        """True if scales vary along the contraction, and so do not factor out of a product."""
         return self.shared in ("block", "square")
 
     def axes(self, ndim: int) -> tuple[int, ...]:

@@ -123,7 +123,7 @@ def random_bits(key: Key, like: jax.Array, rng: Rng = "hash") -> jax.Array:
 
 
 def row_stride(columns: int) -> int:
-    """How far apart the indices of elements are, one of which stands below the other.
+    """The distance between the indices of an element and the one below it.
 
     An odd number: multiples of powers of two leave a part of a word alone, and two rounds of a
     hash do not make up for it.
@@ -132,14 +132,14 @@ def row_stride(columns: int) -> int:
 
 
 def strides(shape: Sequence[int]) -> list[int]:
-    """How far apart the indices of neighbours are along each dimension."""
+    """The distance between the indices of neighbours along each dimension."""
     *leading, columns = shape
     stride = row_stride(columns) if is_known(columns) else columns + 1 - columns % 2
     return [*(math.prod(leading[d + 1 :]) * stride for d in range(len(leading))), 1]
 
 
 def _leading_rows(shape: tuple[int, ...]) -> int:
-    """How many leading dimensions to cut off so that 32 bits index what is left."""
+    """The number of leading dimensions to cut off so that 32 bits index the rest."""
     if not all_known(shape):
         return 0  # where it may have more elements, users are told
     padded = (*shape[:-1], *map(row_stride, shape[-1:]))

@@ -23,7 +23,7 @@ EDEN_ROTATION = 128  # elements that are rotated, and corrected, together
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How a tensor is to be encoded.
+    """A request to encode a tensor.
 
     Attributes:
       view: what shares a scale.
@@ -68,7 +68,7 @@ class ScaleLayout:
     takes_amax: bool = False
 
     def roundings(self, element: Element) -> tuple[ScaleRounding, ...]:
-        """How scales of an element may be rounded."""
+        """The ways in which scales of an element may be rounded."""
         del element
         return "standard", "up"
 
@@ -276,7 +276,7 @@ def _eden(blocks: jax.Array, how: Request) -> tuple[jax.Array, Scales]:
 
 
 def on_grid(blocks: jax.Array, view: BlockView, scales: Scales) -> jax.Array:
-    """Where the elements are on the grid's scale, unrounded."""
+    """The elements on the grid's scale, unrounded."""
     lift = scales.lift
     raised = blocks if lift is None else scaling.lifted(blocks, view.spread(lift))
     return raised * view.spread(scales.encode)

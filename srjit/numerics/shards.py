@@ -1,4 +1,4 @@
-"""Which shards draw noise of their own, inside ``shard_map`` and ``pmap``.
+"""Shards that draw noise of their own, inside ``shard_map`` and ``pmap``.
 
 Where types tell along which mesh axes a value differs (``check_vma=True``), its shards along these
 have noise of their own, and copies of it share theirs. Where they do not (``check_vma=False``,
@@ -68,7 +68,7 @@ def may_be_copies(axes: Iterable[str]) -> str:
 
 
 def is_declared(names: Iterable[str]) -> bool:
-    """Whether a scope on a name stack says what is a copy, be it nothing."""
+    """True if a scope on a name stack says what is a copy, be it nothing."""
     return any(n.startswith(_SHARED) for n in names)
 
 

@@ -1,4 +1,4 @@
-"""How the numbers of an element are kept: in a dtype while programs run, in their own bits packed.
+"""Storage of an element's numbers: a dtype while programs run, their own bits when packed.
 
 Not every grid is a dtype: ml_dtypes has no E1M2, and its E2M3 is no dtype of JAX. Arrays of such
 numbers have a wider dtype that holds each of them exactly; only packed ones have their own bits.
@@ -20,7 +20,7 @@ from srjit.numerics.elements import ELEMENTS, Element
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """How the numbers of an element are kept.
+    """The storage of an element's numbers.
 
     Attributes:
       element: the grid.
@@ -34,7 +34,7 @@ class Storage:
 
     @property
     def has_nan(self) -> bool:
-        """Whether NaN is kept; no float of fewer than 8 bits has one (OCP Microscaling v1.0)."""
+        """True if NaN is kept; no float of fewer than 8 bits has one (OCP Microscaling v1.0)."""
         return self.bits >= 8 and not self.element.is_integer
 
     def cast(self, rounded: jax.Array) -> jax.Array:
@@ -78,7 +78,7 @@ class Storage:
 
     @property
     def _group(self) -> int:
-        """How many numbers fill whole bytes."""
+        """The number of elements that fill whole bytes."""
         return 8 // math.gcd(8, self.bits)
 
     @property

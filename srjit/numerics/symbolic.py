@@ -15,12 +15,12 @@ UNKNOWN = -1  # such a dimension in reports
 
 
 def is_known(n: Any) -> bool:
-    """Whether a dimension is a number."""
+    """True if a dimension is a number."""
     return isinstance(n, (int, np.integer))
 
 
 def all_known(shape: Iterable[Any]) -> bool:
-    """Whether all dimensions of a shape are numbers."""
+    """True if all dimensions of a shape are numbers."""
     return all(map(is_known, shape))
 
 
@@ -55,7 +55,7 @@ def word(n: Any) -> Any:
 
 
 def may_repeat(shape: Sequence[Any]) -> str:
-    """That a tensor of a shape may have more elements than noise, and the cure; empty if not.
+    """A warning that a tensor may have more elements than noise, and the cure; empty if not.
 
     Where a shape is known, noise never ends: see ``random_bits``.
     """

@@ -253,7 +253,7 @@ class Doubts:
         return found
 
     def cotangents(self, o: Occurrence) -> list[bool]:
-        """Whether each operand may be that of a weight's gradient, by its sizes and its result."""
+        """True if each operand may be that of a weight's gradient, by its sizes and its result."""
         if o.out.token not in self.flowing or o.lhs.origin == o.rhs.origin or reads_weight(o):
             return [False, False]
         *given, made = _sizes(o)
@@ -284,7 +284,7 @@ class Doubts:
         return {o.operands[1 - match.residual].origin for o, match in found}
 
     def is_residual(self, o: Occurrence) -> bool:
-        """Whether a product reads the result of which gradients are believed, beside a weight."""
+        """True if a product reads the result of which gradients are believed, beside a weight."""
         return any(
             self.matching.is_differentiated(p) and reads_weight(p)
             for p in self.forward
@@ -320,7 +320,7 @@ class Doubts:
     def leading_to(
         self, products: Iterable[Occurrence], among: Mapping[int, Occurrence]
     ) -> list[Occurrence]:
-        """Which of some products others are linear in, and these in turn."""
+        """The products that others are linear in, and these in turn."""
         todo, seen = [v.token for o in products for v in o.operands], set[int]()
         found: list[Occurrence] = []
         while todo:
@@ -337,7 +337,7 @@ class Doubts:
         return found
 
     def is_of_tangents(self, value: Value) -> bool:
-        """Whether a value is linear in a tangent, and no weight that was updated."""
+        """True if a value is linear in a tangent, and no weight that was updated."""
         return self.structure.is_linear_in(value, lambda o: id(o) in self.tangents.products)
 
     def turned(self) -> list[Occurrence]:

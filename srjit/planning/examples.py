@@ -76,7 +76,7 @@ class Examples:
         self.counts |= found
 
     def reach(self, c: Classified, specs: Sequence[Quantization | None] | None) -> bool:
-        """Whether a product's scales would reach across examples, and cannot be had for each."""
+        """True if a product's scales would reach across examples, and cannot be had for each."""
         return bool(
             self.counts
             and not isinstance(c.product, DotProduct)
@@ -119,7 +119,7 @@ def _kinds(c: Classified) -> tuple[str, str]:
 
 
 def _reaches(spec: Quantization) -> bool:
-    """Whether a scale is of the whole tensor."""
+    """True if a scale is of the whole tensor."""
     layout = get_format(spec.format).scales
     has_scale = spec.rounding != "none" and layout is not NO_SCALES
     return has_scale and (spec.shared == "tensor" or layout.has_tensor_scale)

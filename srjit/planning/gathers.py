@@ -19,7 +19,7 @@ _FLOATS = ("bfloat16", "float16", "float32")
 
 
 def gathers_of(program: Program, sites: Mapping[Path, PlannedSite]) -> Gathers:
-    """By site and side, the collective that gathers or exchanges this operand's shards.
+    """The collective that gathers or exchanges each operand's shards, by site and side.
 
     Only where nothing reads what is gathered but products, which read codes of it, and codes of
     shards are shards of codes: rounded to nearest, by a scale that all devices know. A cast may
@@ -55,7 +55,7 @@ def _inside(
 
 
 def _is_gather(eqn: Equation) -> bool:
-    """Whether an equation moves shards of one array among all devices along some axes."""
+    """True if an equation moves shards of one array among all devices along some axes."""
     name, params = eqn.primitive.name, eqn.params
     if name not in _GATHERS or params.get("axis_index_groups") or len(eqn.outvars) > 1:
         return False
@@ -91,7 +91,7 @@ def _reads_codes(site: PlannedSite | None, side: int) -> bool:
 
 
 def _is_alike(spec: Quantization) -> bool:
-    """Whether codes of shards are shards of codes, and NaN is seen where codes are gathered."""
+    """True if codes of shards are shards of codes, and NaN is seen where codes are gathered."""
     if spec.rounding != "nearest" or spec.hadamard or spec.group_dim is not None:
         return False
     is_float = not get_format(spec.format).element.is_integer

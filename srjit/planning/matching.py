@@ -1,4 +1,4 @@
-"""Which product is the gradient of which, from structure: shared operands, dimensions and order.
+"""Pairs products with their gradients by structure: shared operands, dimensions and order.
 
 A gradient of a forward product shares one operand with it, the residual, and sums over dimensions
 of it that the forward product keeps. Its other operand has as many elements as the forward's
@@ -52,7 +52,7 @@ class Match:
 
 
 def matched(provenance: Provenance) -> Matching:
-    """Which products of a program are gradients of which."""
+    """Pairs the products of a program with their gradients."""
     matching = Matching(provenance)
     for o in provenance.occurrences:
         if weighs(o):
@@ -163,7 +163,7 @@ class Matching:
         self._calls[id(p), side] -= 1
 
     def _is_beside(self, o: Occurrence, p: Occurrence) -> bool:
-        """Whether forward mode added ``p``, and not to what ``o`` is the backward pass of."""
+        """True if forward mode added ``p``, and not to what ``o`` is the backward pass of."""
         outer = self.tangents.get(id(p))
         if outer is None:
             return False
@@ -174,7 +174,7 @@ class Matching:
         return id(p) in self.tangents and rank[:_CERTAIN] == best[:_CERTAIN]
 
     def _is_weight(self, value: Value) -> bool:
-        """Whether it is a parameter that a forward product read: no gradient."""
+        """True if it is a parameter that a forward product read: no gradient."""
         readers = self._near(value) if value.sources == _PARAMETER else ()
         return any(not self.level(p) for p, _ in readers)
 
@@ -192,7 +192,7 @@ class Matching:
         return self._repeated.get(id(o), o if self.is_differentiated(o) else None)
 
     def is_differentiated(self, o: Occurrence) -> bool:
-        """Whether a gradient of it was found."""
+        """True if a gradient of it was found."""
         return not self._taken.keys().isdisjoint(((id(o), 0), (id(o), 1)))
 
     def level(self, p: Occurrence) -> int:
@@ -205,7 +205,7 @@ class Matching:
         return int(id(p) in self.orphans or id(p) in self.tangents)
 
     def _is_of_gradient(self, o: Occurrence) -> bool:
-        """Whether names tell that a gradient was differentiated, and not what it computes again."""
+        """True if names tell that a gradient was differentiated, and not what it computes again."""
         stack = o.derivatives
         is_of_gradient = stack.count("transpose") > 1 and stack[-2:] == ("transpose", "jvp")
         return is_of_gradient and o.out.token not in self.again
@@ -247,11 +247,11 @@ class Matching:
                     self.orphans.clear()
 
     def _is_seed(self, value: Value) -> bool:
-        """Whether forward mode has a value in the place of a weight."""
+        """True if forward mode has a value in the place of a weight."""
         return value.sources != _PARAMETER and value.origin in self._seeds
 
     def _is_direction(self, p: Occurrence, side: int, o: Occurrence) -> bool:
-        """Whether a gradient is returned as a parameter's, and names tell that of a direction.
+        """True if a gradient is returned as a parameter's, and names tell that of a direction.
 
         Of one linear layer, forward mode reads the direction alone, in the weight's place.
         """
@@ -302,7 +302,7 @@ class Matching:
     # ------------------------------------------------------------------------------ comparing
 
     def _names_allow(self, o: Occurrence, residual: int, p: Occurrence) -> bool:
-        """Whether names allow ``o`` to be a gradient of ``p``."""
+        """True if names allow ``o`` to be a gradient of ``p``."""
         if depth(o) != depth(p):
             return depth(o) > depth(p)
         # Written by hand in a backward pass, with what it computes again: of that, not of its like.
@@ -332,15 +332,15 @@ class Matching:
         )
 
     def may_be_gradient(self, value: Value) -> bool:
-        """Whether the backward pass made it, or it is a constant (of a sum) or a cotangent."""
+        """True if the backward pass made it, or it is a constant (of a sum) or a cotangent."""
         return BACKWARD in value.labels or not value.sources or self._is_cotangent(value)
 
     def _is_cotangent(self, value: Value) -> bool:
-        """Whether it is an argument that no forward product reads."""
+        """True if it is an argument that no forward product reads."""
         return value.origin in self._data and value.origin not in self._forward_reads
 
     def _fits(self, o: Occurrence, residual: int, p: Occurrence, side: int) -> bool:
-        """Whether ``o`` can be the gradient of the other operand of ``p``."""
+        """True if ``o`` can be the gradient of the other operand of ``p``."""
         given = _size(o.eqn.invars[1 - residual]), _size(p.eqn.outvars[0])
         made = _size(o.eqn.outvars[0]), _size(p.eqn.invars[1 - side])
         if not all((*given, *made)):
@@ -360,7 +360,7 @@ class Matching:
         return self._extent(o, residual) != self._extent(p, side) or made[0] == made[1]
 
     def _sums_alike(self, o: Occurrence, residual: int, p: Occurrence, side: int) -> bool:
-        """Whether ``o`` sums over those dimensions of a gradient that the residual gave."""
+        """True if ``o`` sums over those dimensions of a gradient that the residual gave."""
         here, there = self._product(o), self._product(p)
         if not isinstance(here, DotProduct) or not isinstance(there, DotProduct):
             return True
@@ -372,7 +372,7 @@ class Matching:
         return (self._graph.frame(value.token, dims) or (0, None))[1] == given
 
     def repeats(self, o: Occurrence, p: Occurrence, side: int) -> bool:
-        """Whether ``o`` is ``p`` with another value, or a batch of them, on the other side."""
+        """True if ``o`` is ``p`` with another value, or a batch of them, on the other side."""
         pairs = list(zip(self._sizes(o), self._sizes(p), strict=True))
         if not o.operands[1 - side].sources:  # vmap repeats no constants
             return pairs[side][0] == pairs[side][1] and self.reads_alike(o, side, p, side)
@@ -389,7 +389,7 @@ class Matching:
         return [_size(v) for v in (*o.eqn.invars[:2], *o.eqn.outvars)]
 
     def reads_alike(self, o: Occurrence, side: int, p: Occurrence, other: int) -> bool:
-        """Whether two products sum over the same dimensions of an operand that they share."""
+        """True if two products sum over the same dimensions of an operand that they share."""
         here, there = self._sums(o, side), self._sums(p, other)
         if here is None or there is None or here[0] != there[0]:
             return self._extent(o, side) == self._extent(p, other)
@@ -424,7 +424,7 @@ def depth(o: Occurrence) -> int:
 
 
 def _is_transpose(outer: Sequence[str], inner: Sequence[str]) -> bool:
-    """Whether ``outer`` is ``inner`` but for one transposition more."""
+    """True if ``outer`` is ``inner`` but for one transposition more."""
     if len(outer) != len(inner) + 1:
         return False
     n = next((i for i, (a, b) in enumerate(zip(outer, inner, strict=False)) if a != b), len(inner))

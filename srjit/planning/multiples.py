@@ -8,7 +8,7 @@ _CAPTURED = frozenset({CAPTURED, CONSTANT})
 
 
 def weighs(o: Occurrence) -> bool:
-    """Whether it is no product of matrices: a multiple, or matrices that a captured vector weighs.
+    """True if it is no product of matrices: a multiple, or matrices that a captured vector weighs.
 
     A solver of differential equations multiplies so by the length of a step, and adds up stages.
     """
@@ -18,11 +18,11 @@ def weighs(o: Occurrence) -> bool:
 
 
 def is_captured_vector(o: Occurrence, side: int) -> bool:
-    """Whether an operand is a captured array of one dimension, or a constant one."""
+    """True if an operand is a captured array of one dimension, or a constant one."""
     return o.operands[side].sources <= _CAPTURED and len(o.eqn.invars[side].aval.shape) < 2
 
 
 def multiplies(o: Occurrence) -> bool:
-    """Whether a vector multiplies as many numbers or rows: vmap makes that of a multiple."""
+    """True if a vector multiplies as many numbers or rows: vmap makes that of a multiple."""
     *ranks, made = (len(v.aval.shape) for v in (*o.eqn.invars[:2], *o.eqn.outvars))
     return 1 in ranks and made == max(ranks)

@@ -108,12 +108,12 @@ def notes_of(
 
 
 def _is_given(q: Quantization) -> bool:
-    """Whether integers have a scale that is given."""
+    """True if integers have a scale that is given."""
     return q.scaling == "static" and get_format(q.format).element.is_integer
 
 
 def _by_index(c: Classified, plan: SitePlan, graph: ValueGraph) -> bool:
-    """Whether a site with delayed scales reads another weight on every trip, such as ``ws[i]``."""
+    """True if a site with delayed scales reads another weight on every trip, such as ``ws[i]``."""
     specs = [q for s in plan.with_gradients for q in (s.lhs, s.rhs) if q]
     if all(q.scaling != "delayed" for q in specs):
         return False
@@ -122,7 +122,7 @@ def _by_index(c: Classified, plan: SitePlan, graph: ValueGraph) -> bool:
 
 
 def _changes(graph: ValueGraph, weight: int) -> bool:
-    """Whether a loop's counter, or what is scanned, says which part of a stack a weight is."""
+    """True if a loop's counter, or what is scanned, says which part of a stack a weight is."""
     made = graph.made.get(graph.viewed(weight))
     if made is not None and made.name == "select_n":  # as jnp.take lets no index out of range
         made = graph.made.get(graph.viewed(made.operands[-1]))

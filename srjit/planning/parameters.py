@@ -187,7 +187,7 @@ class _Search:
         return self._owners.get((bits & -bits).bit_length() - 1)
 
     def is_above(self, a: Argument, bare: Argument) -> bool:
-        """Whether a pytree multiplies a bare array, or what is made of it, as weights do."""
+        """True if a pytree multiplies a bare array, or what is made of it, as weights do."""
         if bare.is_container or not a.is_container:
             return False
         if a not in self._raw:
@@ -204,7 +204,7 @@ class _Search:
         return deep or right > 0
 
     def is_raw(self, flow: Dependence, a: Argument) -> bool:
-        """Whether a value is an array of an argument, or a view of one."""
+        """True if a value is an array of an argument, or a view of one."""
         return flow.parts != 0 and flow.parts == flow.inputs and not flow.inputs & ~a.bits
 
     def _updated(self) -> list[Argument]:
@@ -284,7 +284,7 @@ class _Search:
 
 
 def _ends(whole: Kind, kind: Kind) -> bool:
-    """Whether arrays of one kind are batches of the other, as of gradients of every example."""
+    """True if arrays of one kind are batches of the other, as of gradients of every example."""
     (shape, dtype), (inner, other) = whole, kind
     return dtype == other and shape[len(shape) - len(inner) :] == inner
 

@@ -112,12 +112,12 @@ class _Phases(Structure):
         return found
 
     def is_backward(self, o: Occurrence) -> bool:
-        """Whether a product that may lead to a gradient is one of another and of no weight."""
+        """True if a product that may lead to a gradient is one of another and of no weight."""
         is_linear = any(self.is_linear_in(v, self.matching.level) for v in o.operands)
         return is_linear and not reads_weight(o)
 
     def turns(self, seeds: Mapping[int, int]) -> bool:
-        """Whether tangents read a seed in two ways, as those of a forward pass alone do not."""
+        """True if tangents read a seed in two ways, as those of a forward pass alone do not."""
         first: dict[int, tuple[Occurrence, int]] = {}
         for o in self.provenance.occurrences:
             for side, value in enumerate(o.operands if id(o) in self.tangents else ()):
@@ -174,7 +174,7 @@ class _Phases(Structure):
         return matching
 
     def may_be_of(self, o: Occurrence, residual: int, p: Occurrence) -> bool:
-        """Whether what ``o`` would have as a gradient depends on ``p``, or is constant."""
+        """True if what ``o`` would have as a gradient depends on ``p``, or is constant."""
         value = o.operands[1 - residual]
         if not value.sources:
             return True
@@ -215,13 +215,13 @@ class _Phases(Structure):
         return match is not None and match.level == 1 and _is_of_weight(match)
 
     def is_cotangent(self, value: Value, o: Occurrence) -> bool:
-        """Whether a value is made of inputs that no product before ``o`` is made of."""
+        """True if a value is made of inputs that no product before ``o`` is made of."""
         inputs, number = self.inputs(value.token), self.order[id(o)]
         is_later = all(self.first.get(t, number) >= number for t in inputs)
         return bool(inputs) and PARAMETER not in value.labels and is_later
 
     def is_linear_after(self, p: Occurrence, token: int) -> bool:
-        """Whether a value depends on a product and no later one, or is linear in a later one."""
+        """True if a value depends on a product and no later one, or is linear in a later one."""
         todo, seen, first = [(token, True)], set[tuple[int, bool]](), self.order[id(p)]
         while todo and len(seen) < MOST:
             token, is_linear = at = todo.pop()
@@ -276,7 +276,7 @@ class _Phases(Structure):
         return [v.token for o in last for v in o.operands]
 
     def follows(self, gradient: int, match: Match, matching: Matching) -> bool:
-        """Whether a gradient comes from another one by the chain rule, times a factor."""
+        """True if a gradient comes from another one by the chain rule, times a factor."""
         todo, seen, scaled = [gradient], set[int](), False
         while todo and len(seen) < MOST:
             token = todo.pop()

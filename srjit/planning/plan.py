@@ -85,7 +85,7 @@ class ProgramPlan:
 
     @functools.cached_property
     def gathers(self) -> Gathers:
-        """By site and side, the collective that gathers an operand which only products read."""
+        """The collective that gathers each operand which only products read, by site and side."""
         return gathers_of(self.provenance.program, self.rewritten)
 
     @functools.cached_property
@@ -102,7 +102,7 @@ class ProgramPlan:
         }
 
     def goes_over_layers(self, scope: Path) -> bool:
-        """Whether the loop at ``scope`` is one over layers, for the histories inside."""
+        """True if the loop at ``scope`` is one over layers, for the histories inside."""
         around = sum(scope[:n] in self.provenance.loops for n in range(1, len(scope)))
         inside = (s for p, s in self.rewritten.items() if p[: len(scope)] == scope)
         return any(site.layers[around] is not None for site in inside)
@@ -121,7 +121,7 @@ class ProgramPlan:
 
     @functools.cached_property
     def is_differentiable(self) -> bool:
-        """Whether gradients are planned, should it be differentiated from outside."""
+        """True if gradients are planned, should it be differentiated from outside."""
         return any(s.params.backward for s in self.rewritten.values() if s.params)
 
     @property
@@ -131,7 +131,7 @@ class ProgramPlan:
 
     @functools.cached_property
     def draws_forward(self) -> bool:
-        """Whether the program itself draws noise."""
+        """True if the program itself draws noise."""
         sites = self.rewritten.values()
         sends = any(s.params.wire for s in sites if s.params)
         draws = sends or any(o.draws for s in sites for o in s.operands)
@@ -139,5 +139,5 @@ class ProgramPlan:
 
     @functools.cached_property
     def draws_backward(self) -> bool:
-        """Whether differentiating the program draws noise."""
+        """True if differentiating the program draws noise."""
         return any(s.params.needs_key for s in self.rewritten.values() if s.params)

@@ -70,7 +70,7 @@ class SiteParams:
 
     @property
     def needs_key(self) -> bool:
-        """Whether its own product, or differentiating it, draws noise."""
+        """True if its own product, or differentiating it, draws noise."""
         specs = [q for g in self.backward for q in (g.lhs, g.rhs) if q]
         return self.wire is not None or any(q.rounding == "stochastic" for q in specs)
 
@@ -117,7 +117,7 @@ def within_groups(
 
 
 def draw_signs(*specs: Quantization | None) -> bool:
-    """Whether a product has signs of its operands, so quantized, flipped at random first."""
+    """True if a product has signs of its operands, so quantized, flipped at random first."""
     return any(q is not None and q.draws_signs for q in specs)
 
 
@@ -197,7 +197,7 @@ class Operand:
 
     @property
     def draws(self) -> bool:
-        """Whether it is rounded stochastically."""
+        """True if it is rounded stochastically."""
         return self.shared is not None and self.shared.spec.rounding == "stochastic"
 
 
@@ -245,7 +245,7 @@ class PlannedSite:
 
     @property
     def sends(self) -> bool:
-        """Whether devices send parts of its product as codes."""
+        """True if devices send parts of its product as codes."""
         return self.params is not None and self.params.wire is not None
 
     @property

@@ -136,7 +136,7 @@ def _candidate(
 
 
 def _groups(product: Product, shapes: Sequence[tuple[int, ...]]) -> int:
-    """How many groups a product has, of which one of its arrays tells; 0 if it has none."""
+    """The number of groups of a product, by one of its arrays; 0 if it has none."""
     places = [product.along(which) for which in range(3)]
     numbers = [s[p.dim] for p, s in zip(places, shapes, strict=True) if p and not p.is_ragged]
     return max(numbers, default=0)

@@ -1,4 +1,4 @@
-"""Where every operand of every matrix multiplication of a jaxpr comes from.
+"""The origin of every operand of every matrix multiplication of a jaxpr.
 
 An abstract interpretation, calls and loops included: every equation makes values of values, as
 ``values.py`` describes them. A recomputed value has its original's token; what a loop stacks, and
@@ -403,7 +403,7 @@ def _turned(jaxpr: Program) -> set[Variable]:
 
 
 def _slices_weights(body: Region, values: list[Value]) -> bool:
-    """Whether a trip reads a matrix, or more, of a stack that only parameters flow into."""
+    """True if a trip reads a matrix, or more, of a stack that only parameters flow into."""
     return any(
         len(body.program.invars[i].aval.shape) > 1
         and _NONE < values[body.inputs[i].operand].labels <= {PARAMETER, CAPTURED}
@@ -412,7 +412,7 @@ def _slices_weights(body: Region, values: list[Value]) -> bool:
 
 
 def _is_quantizer(eqn: Equation) -> bool:
-    """Whether a call is an inner srjit's, whose Hadamard transforms are no products of users."""
+    """True if a call is an inner srjit's, whose Hadamard transforms are no products of users."""
     return str(eqn.params.get("name", "")).startswith(QUANTIZER)
 
 
@@ -427,7 +427,7 @@ def _varying(eqn: Equation, values: list[Value]) -> frozenset[str]:
 
 
 def is_tensor(const: Any) -> bool:
-    """Whether a captured constant could be a weight: a float array of two or more dimensions."""
+    """True if a captured constant could be a weight: a float array of two or more dimensions."""
     dtype = getattr(const, "dtype", None)
     return getattr(const, "ndim", 0) >= 2 and dtype is not None and _compat.is_float(dtype)
 

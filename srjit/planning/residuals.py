@@ -78,7 +78,7 @@ class Residuals:
         }
 
     def are_made_again(self, use: Use) -> bool:
-        """Whether a use in the backward pass makes codes that the forward pass has made before."""
+        """True if a use in the backward pass makes codes that the forward pass has made before."""
         if use.spec is None or not use.is_late or use.value in self._kept:
             return False
         made = self._made.get((use.token, use.spec), ())
@@ -93,7 +93,7 @@ class Residuals:
         return not any(_is_inside(o, path) for path in around for o in made)
 
     def are_there_anyway(self, use: Use) -> bool:
-        """Whether a value is in memory before the program starts, and its codes are always equal.
+        """True if a value is in memory before the program starts, and its codes are always equal.
 
         Not of what a loop does not change: its codes are made once for all trips.
         """
@@ -107,7 +107,7 @@ class Residuals:
         return provenance.graph.whole(use.value) in provenance.given and not is_invariant
 
     def may_be_merged(self, use: Use) -> bool:
-        """Whether a compiler sees that codes which are made again are those of the forward pass."""
+        """True if a compiler sees that codes which are made again are those of the forward pass."""
         if use.spec is None:
             return False
         mine = self._loops(use.occurrence)
@@ -124,7 +124,7 @@ def _is_inside(o: Occurrence, path: Path) -> bool:
 
 
 def _are_smaller(codes: Mapping[Codes, Use], target: Target) -> bool:
-    """Whether codes of a value take no more bytes than the value, which is not kept then."""
+    """True if codes of a value take no more bytes than the value, which is not kept then."""
     size = left = 0
     for (_, spec), use in codes.items():
         size = use.occurrence.eqn.invars[use.side].aval.dtype.itemsize

@@ -67,7 +67,7 @@ class Sharing:
         )
 
     def read_outside(self, shared: Shared, scope: Path) -> bool:
-        """Whether a site outside ``scope`` reads the same codes, and they can get there.
+        """True if a site outside ``scope`` reads the same codes, and they can get there.
 
         They can where the value itself enters every scope on the way, so nothing that a user chose
         to recompute is saved instead.
@@ -83,7 +83,7 @@ class Sharing:
         return first != path and self._reaches(shared, path, first)
 
     def _reaches(self, shared: Shared, path: Path, scope: Path) -> bool:
-        """Whether the value itself enters every scope on the way to a site from ``scope``."""
+        """True if the value itself enters every scope on the way to a site from ``scope``."""
         enclosing = [path[:n] for n in range(1, len(path))]
         return all(
             shared.token in self._inputs[e]
@@ -107,11 +107,11 @@ class Sharing:
         return found
 
     def keeps(self, shared: Shared) -> bool:
-        """Whether the amax is of use where the value is computed again."""
+        """True if the amax is of use where the value is computed again."""
         return shared in self._again
 
     def wanted_after(self, amax: Amax, scope: Path) -> bool:
-        """Whether an amax found inside ``scope`` is of use outside."""
+        """True if an amax found inside ``scope`` is of use outside."""
         first, again = self._again[amax.of]
         is_inside = first[: len(scope)] == scope
         return is_inside and any(path[: len(scope)] != scope for path in again)
@@ -125,6 +125,6 @@ class Sharing:
         ]
 
     def has_one_a_trip(self, amax: Amax, loop: Path) -> bool:
-        """Whether all sites inside a loop that an amax is for stand in no loop inside of it."""
+        """True if all sites inside a loop that an amax is for stand in no loop inside of it."""
         inside = [path for path in self._again[amax.of][1] if path[: len(loop)] == loop]
         return not any(p[:n] in self._loops for p in inside for n in range(len(loop) + 1, len(p)))

@@ -90,7 +90,7 @@ class Structure:
         return self.above([token]) & self.provenance.given.keys()
 
     def depends(self, o: Occurrence, p: Occurrence) -> bool:
-        """Whether a product is made of another one, as far as can be seen."""
+        """True if a product is made of another one, as far as can be seen."""
         todo, seen, number = [v.token for v in o.operands], set[int](), self.order[id(p)]
         while todo:
             token = todo.pop()
@@ -102,14 +102,14 @@ class Structure:
         return False
 
     def is_updated(self, token: int) -> bool:
-        """Whether a value is a weight with something added, as after a step."""
+        """True if a value is a weight with something added, as after a step."""
         made = self.graph.made.get(self.graph.viewed(token))
         if made is None or made.name not in ADDITIONS:
             return False
         return any(self.graph.viewed(t) in self.weights for t in made.operands)
 
     def is_linear_in(self, value: Value, is_one: Callable[[Occurrence], object]) -> bool:
-        """Whether a value is linear in some product's result, and no weight that was updated."""
+        """True if a value is linear in some product's result, and no weight that was updated."""
         todo, seen = [value.token], set[int]()
         while todo and len(seen) < MOST:
             token = todo.pop()
@@ -124,7 +124,7 @@ class Structure:
         return False
 
     def is_activated(self, o: Occurrence) -> bool:
-        """Whether something that is not linear reads what a product made, before another product.
+        """True if something that is not linear reads what a product made, before another product.
 
         Then it is of a forward pass: what is made of gradients by differentiation is linear.
         """
@@ -152,5 +152,5 @@ class Structure:
 
 
 def reads_weight(o: Occurrence) -> bool:
-    """Whether an operand comes from parameters alone."""
+    """True if an operand comes from parameters alone."""
     return any(v.sources == _PARAMETER for v in o.operands)

@@ -128,5 +128,5 @@ def _constant(place: Place) -> float | None:
 
 
 def multiplies_by_one(place: Place) -> bool:
-    """Whether a factor may have been rounded to 1: programs have no reason to multiply by it."""
+    """True if a factor may have been rounded to 1: programs have no reason to multiply by it."""
     return place.operation == "mul" and 1.0 in [_constant(p) for p in place.operands]

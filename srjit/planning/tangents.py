@@ -171,7 +171,7 @@ class _Tangents:
         return None
 
     def _is_forward(self, o: Occurrence, side: int) -> bool:
-        """Whether a product reads a weight as the first one does that is made of others."""
+        """True if a product reads a weight as the first one does that is made of others."""
         weight = o.operands[side].origin
         for p in self.readers[weight]:
             other = [v.origin for v in p.operands].index(weight)

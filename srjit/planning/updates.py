@@ -34,7 +34,7 @@ class Updates:
             self._moved.add(token)
 
     def is_one(self, eqn: Equation, values: Sequence[Value]) -> bool:
-        """Whether a sum is an updated parameter."""
+        """True if a sum is an updated parameter."""
         shape = eqn.outvars[0].aval.shape
         for v, value in zip(eqn.invars, values, strict=True):
             others = [o for o in values if o is not value and BACKWARD in o.labels]

@@ -102,7 +102,7 @@ class ValueGraph:
         return token
 
     def is_spread(self, token: int) -> bool:
-        """Whether a value is a view that repeats elements."""
+        """True if a value is a view that repeats elements."""
         while (made := self.made.get(token)) is not None and made.name in VIEWS:
             if made.eqn is not None:
                 (before, *_), [after] = made.eqn.invars, made.eqn.outvars
@@ -112,7 +112,7 @@ class ValueGraph:
         return False
 
     def is_constant(self, token: int, given: Container[int]) -> bool:
-        """Whether nothing that is given to the program is in a value, so that it may be zero."""
+        """True if nothing that is given to the program is in a value, so that it may be zero."""
         token = self.viewed(token)
         return token not in self.made and token not in given
 
@@ -135,7 +135,7 @@ class ValueGraph:
         return whole[0][1]
 
     def _is_repeated(self, token: int) -> bool:
-        """Whether a value is one number, repeated."""
+        """True if a value is one number, repeated."""
         made = self.made.get(token)
         if made is None or made.name != "broadcast_in_dim" or made.eqn is None:
             return False

@@ -18,7 +18,7 @@ _MIB = 2**20
 
 
 def sent_as(site: Site, settings: Settings) -> Wire | None:
-    """What parts of a product are sent as; None: as the product's own dtype says."""
+    """The dtype in which parts of a product are sent; None: the product's own."""
     is_sent = site.role == "wgrad" and site.op == "dot_general" and settings.mode == "train"
     return settings.recipe.wire if is_sent else None
 

@@ -1,4 +1,4 @@
-"""Where a training step writes parameters back, whatever its optimizer, and casts gradients.
+"""Finds where a training step writes parameters back, and where it casts gradients.
 
 Looked for from the outputs: one that has a parameter's shape and dtype is followed, through what
 only passes it (calls, loops, branches, ``where``, ``clip``) or puts parts of it where they stood
@@ -155,7 +155,7 @@ class _Source:
 
     @property
     def is_written(self) -> bool:
-        """Whether it is a write-back."""
+        """True if it is a write-back."""
         return bool(self.steps) and not self.why
 
 

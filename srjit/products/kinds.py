@@ -20,7 +20,7 @@ PrimitiveCall = tuple[Any, dict[str, Any]]  # a JAX primitive and its parameters
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How products of one kind are made, and how large they are.
+    """Functions that make products of one kind, and tell their sizes.
 
     Attributes:
       product: the product of a primitive with its parameters, for operands of these ranks; None

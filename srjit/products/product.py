@@ -63,7 +63,7 @@ class Product(abc.ABC):
         raise NotImplementedError
 
     def rotates(self, transposed: int | None = None) -> bool:
-        """Whether a Hadamard transform of both operands cancels, here or in a transpose."""
+        """True if a Hadamard transform of both operands cancels, here or in a transpose."""
         raise NotImplementedError
 
     def along(self, which: int) -> Along | None:
@@ -89,11 +89,11 @@ class Product(abc.ABC):
 
     @property
     def can_rotate(self) -> bool:
-        """Whether a Hadamard transform of both operands along the contraction cancels."""
+        """True if a Hadamard transform of both operands along the contraction cancels."""
         return self.rotates()
 
     def masks(self, which: int) -> bool:
-        """Whether rows of 0: lhs, 1: rhs, 2: out stand in groups, past which they mean nothing."""
+        """True if rows of 0: lhs, 1: rhs, 2: out stand in groups, past which they mean nothing."""
         along = self.along(which)
         return along is not None and along.is_ragged
 

@@ -64,7 +64,7 @@ class ScaledValues:
 
     @property
     def is_integer(self) -> bool:
-        """Whether the values are integers to 127, for integer units."""
+        """True if the values are integers to 127, for integer units."""
         spec = self.spec
         is_grid = get_format(spec.format).element.is_integer and not spec.is_blocked
         return is_grid and spec.rounding != "none"
@@ -152,7 +152,7 @@ Operand = jax.Array | ScaledValues
 
 
 class Multiply(Protocol):
-    """How a target multiplies two operands."""
+    """A target's product of two operands."""
 
     def __call__(
         self, product: Product, lhs: Operand, rhs: Operand, *extras: jax.Array
@@ -168,7 +168,7 @@ class Multiply(Protocol):
 
 
 class MultiplyGroups(Protocol):
-    """How a target multiplies codes with groups, and the results by factors on the way."""
+    """A target's product of codes with groups, multiplied by factors on the way."""
 
     def __call__(
         self,
@@ -211,7 +211,7 @@ def values_of(operand: Operand) -> jax.Array:
 
 
 def are_integers(lhs: Operand, rhs: Operand) -> bool:
-    """Whether both operands hold integers to 127."""
+    """True if both operands hold integers to 127."""
     return all(isinstance(o, ScaledValues) and o.is_integer for o in (lhs, rhs))
 
 

@@ -50,7 +50,7 @@ class GroupedMatrices:
 
 
 def matrices_of(product: Product) -> GroupedMatrices | None:
-    """What a product with groups is of matrices; None if it is none of those."""
+    """A product with groups as products of matrices; None if it is not that."""
     if isinstance(product, TransposedProduct):
         of = matrices_of(product.of)
         return None if of is None or of.is_swapped else _TRANSPOSES.get((of.kind, product.side))

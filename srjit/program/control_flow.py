@@ -96,13 +96,13 @@ class Region:
 
     @property
     def is_condition(self) -> bool:
-        """Whether it decides if a loop goes on."""
+        """True if it decides if a loop goes on."""
         return bool(self.outputs_by("condition"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Trips:
-    """How often a loop runs.
+    """The number of times that a loop runs.
 
     Attributes:
       length: how many trips; None where that is not known.

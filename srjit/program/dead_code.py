@@ -27,7 +27,7 @@ def without_dead_code(closed: Any, outputs: Sequence[bool] | None = None) -> Any
 
 
 def _has_foreign_calls(closed: Any, known: set[int]) -> bool:
-    """Whether a call that JAX has no rule for stands in a jaxpr; each one inside is seen once."""
+    """True if a call that JAX has no rule for stands in a jaxpr; each one inside is seen once."""
     jaxpr, _ = _compat.open_jaxpr(closed)
     if id(jaxpr) in known:
         return False

@@ -34,17 +34,17 @@ _NAMES = ("symmetric_product",)  # that no word tells
 
 
 def named_so(name: str) -> bool:
-    """Whether the name of an operation or a primitive is one of a multiplication."""
+    """True if the name of an operation or a primitive is one of a multiplication."""
     return name in _NAMES or not _WORDS.isdisjoint(name.split("_"))
 
 
 def is_of_activations(name: str) -> bool:
-    """Whether what a primitive multiplies is no weight, by its name."""
+    """True if what a primitive multiplies is no weight, by its name."""
     return "attention" in name.split("_")
 
 
 def may_multiply(operands: Iterable[Variable], results: Iterable[Variable]) -> bool:
-    """Whether a call that nothing is known of takes a matrix of floats and returns floats."""
+    """True if a call that nothing is known of takes a matrix of floats and returns floats."""
     matrices = (v.aval for v in operands if len(v.aval.shape) > 1)
     return any(map(_is_float, matrices)) and any(_is_float(v.aval) for v in results)
 
@@ -70,7 +70,7 @@ def why(eqn: Equation) -> str:
 
 
 def multiplies(program: Any) -> bool:
-    """Whether any product stands in a jaxpr, however deep."""
+    """True if any product stands in a jaxpr, however deep."""
     return any(
         eqn.primitive.name in KINDS
         or bool(why(eqn))

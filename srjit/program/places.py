@@ -58,7 +58,7 @@ class Place:
 
     @property
     def is_literal(self) -> bool:
-        """Whether it is a literal."""
+        """True if it is a literal."""
         return is_literal(self.var)
 
     @property

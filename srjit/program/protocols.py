@@ -49,12 +49,12 @@ class Literal(Variable, Protocol):
 
 
 def is_literal(v: Variable) -> TypeGuard[Literal]:
-    """Whether a variable is a literal, of which JAX has some that cannot be hashed."""
+    """True if a variable is a literal, of which JAX has some that cannot be hashed."""
     return hasattr(v, "val")
 
 
 def keeps_dtype(eqn: Equation) -> bool:
-    """Whether an equation is a conversion that leaves everything but weak types as it is."""
+    """True if an equation is a conversion that leaves everything but weak types as it is."""
     if eqn.primitive.name != "convert_element_type":
         return False
     return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
@@ -70,7 +70,7 @@ class Primitive(Protocol):
 
     @property
     def multiple_results(self) -> bool:
-        """Whether it returns a list."""
+        """True if it returns a list."""
         ...
 
 

@@ -13,7 +13,7 @@ _SITE = re.compile(r"srjit\.site=(\d+)")
 
 @contextlib.contextmanager
 def naming_sites() -> Generator[None]:
-    """Where programs are rewritten, operations get a scope that tells their site.
+    """A context in which rewritten operations get a scope that names their site.
 
     Compilers keep such names. Codes that sites share are of the first one.
     """

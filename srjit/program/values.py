@@ -41,7 +41,7 @@ class Value(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """Where an equation stands.
+    """The place of an equation.
 
     Attributes:
       path: indices of the equations that enclose it, and its own.
@@ -105,7 +105,7 @@ class Occurrence:
 
     @property
     def path(self) -> Path:
-        """Where it stands."""
+        """Its place."""
         return self.scope.path
 
     @property

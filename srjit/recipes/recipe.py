@@ -128,7 +128,7 @@ class Recipe:
 
     @property
     def has_delayed_scales(self) -> bool:
-        """Whether any quantization takes its scale from earlier steps."""
+        """True if any quantization takes its scale from earlier steps."""
         given = (getattr(rule, role) for rule in self.rules for role in ROLES)
         specs = (getattr(g, kind) for g in given if g is not None for kind in KINDS)
         return any(q is not None and q.scaling == "delayed" for q in specs)

@@ -106,7 +106,7 @@ class Rule:
             raise RecipeError(f"rule {self.path!r}, {role}: {message}", (role,))
 
     def matches(self, path: str, number: int, op: str, role: str, weight: bool, size: int) -> bool:
-        """Whether this rule decides about a site."""
+        """True if this rule decides about a site."""
         return (
             not self.computes
             and (self.path == f"#{number}" or fnmatch.fnmatchcase(path, self.path))

@@ -181,7 +181,7 @@ def _line_of_element(statement: str, element: int) -> int:
 
 
 def _depth(found: Any, where: tuple[str, ...]) -> int:
-    """How many of the keys there are, each in what is at the one before."""
+    """The number of keys that are there, each inside the one before."""
     for depth, key in enumerate(where):
         items = {str(i): v for i, v in enumerate(found)} if isinstance(found, list) else found
         if not isinstance(items, dict) or key not in items:

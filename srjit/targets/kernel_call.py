@@ -30,7 +30,7 @@ ON_SHARDS = "srjit_kernel"
 
 
 class OnShards(Protocol):
-    """How a kernel runs on the shards of its arguments. Equal ones are one kernel."""
+    """A kernel on the shards of its arguments. Equal ones are one kernel."""
 
     def __call__(
         self,

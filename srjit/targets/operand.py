@@ -47,7 +47,7 @@ def quantize_operand(
 
 
 def _is_plain(spec: Quantization, target: Target) -> bool:
-    """Whether plain operations quantize: no target's own know scales of groups."""
+    """True if plain operations quantize: no target's own know scales of groups."""
     return target.quantize is emulate or spec.group_dim is not None
 
 

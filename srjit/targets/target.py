@@ -49,7 +49,7 @@ class Demand:
 
 
 class Quantize(Protocol):
-    """How a target quantizes an operand, with the numbers of ``emulated``."""
+    """A target's quantization of an operand, with the numbers of ``emulated``."""
 
     def __call__(
         self, x: jax.Array, demand: Demand, key: Key | None, before: jax.Array | None, /
@@ -59,7 +59,7 @@ class Quantize(Protocol):
 
 
 class QuantizeTogether(Protocol):
-    """How a target quantizes one tensor in several ways, with the numbers of ``quantize``."""
+    """A target's quantization of one tensor in several ways, with the numbers of ``quantize``."""
 
     def __call__(
         self, x: jax.Array, demands: Sequence[Demand], keys: Sequence[Key | None], /
@@ -227,13 +227,13 @@ class Target:
 
     @property
     def is_attached(self) -> bool:
-        """Whether it is what programs run on here."""
+        """True if it is what programs run on here."""
         kind = jax.devices()[0].device_kind.lower()
         return any(part in kind for part in self.kinds)
 
     @contextlib.contextmanager
     def lowering(self) -> Generator[None]:
-        """Where programs are lowered for it, whether or not it is attached."""
+        """A context that lowers programs for it, attached or not."""
         device = self.compiler.device if self.compiler else None
         if device is None:
             yield

@@ -137,13 +137,13 @@ class Parts:
 
 
 def _is_even(shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> bool:
-    """Whether a mesh cuts an array into equal parts."""
+    """True if a mesh cuts an array into equal parts."""
     cut = (math.prod(sizes[name] for name in names) for names in axes)
     return not any(n % parts for n, parts in zip(shape, cut, strict=True))
 
 
 def _values(operand: Any) -> Any:
-    """What stands for an operand's values."""
+    """The array that stands for an operand's values."""
     return operand.values if isinstance(operand, ScaledValues) else operand
 
 
@@ -166,7 +166,7 @@ def _shown(shape: Sequence[int]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Sums:
-    """Which devices add parts of a product, and what each has of the sum.
+    """The devices that add parts of a product, and each one's share of the sum.
 
     Attributes:
       summed: axes along which they have parts.

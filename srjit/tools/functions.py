@@ -145,7 +145,7 @@ def write(report: Documented, text: str, options: argparse.Namespace) -> None:
 
 
 def without_accelerators() -> None:
-    """Where nothing runs, no accelerator is looked for."""
+    """Keeps JAX from looking for accelerators: nothing runs."""
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
 

@@ -269,7 +269,7 @@ class _Part:
 
 
 def _optimize(args: argparse.Namespace, passes: pipeline.Pipeline) -> bool:
-    """Whether all parts of the input went through; then their output has been written."""
+    """True if all parts of the input went through; then their output has been written."""
     if args.dump_pass_pipeline:
         print(f"Pass Manager with {len(passes)} passes:\n{passes}\n", file=sys.stderr)
     parts = _read(args.input, args.split_input_file)

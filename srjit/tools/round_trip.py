@@ -10,7 +10,7 @@ from srjit.passes.mlir import serialization
 
 
 def succeeds(module: ir.Module) -> bool:
-    """Whether a module is read back equal from text, generic text and bytecode; errors if not."""
+    """True if a module is read back equal from text, generic text and bytecode; errors if not."""
     reference = _text(module, generic=True)
     forms: dict[str, str | bytes] = {
         "text": _text(module),

@@ -48,12 +48,12 @@ class OperandCertificate(Label):
 
     @property
     def by_design(self) -> bool:
-        """Whether all that is wrong is that elements clip, which the recipe allows."""
+        """True if all that is wrong is that elements clip, which the recipe allows."""
         return bool(self.allowed and self.wrong) and all(CLIPS in said for said in self.wrong)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.wrong
 
     @property
@@ -93,7 +93,7 @@ class Certificate(Documented):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong with any operand."""
+        """True if nothing is wrong with any operand."""
         return all(o.passed for o in self.operands)
 
     @property
@@ -114,7 +114,7 @@ class Certificate(Documented):
 
     @property
     def by_design(self) -> bool:
-        """Whether all that is wrong is what the recipe allows."""
+        """True if all that is wrong is what the recipe allows."""
         return not self.passed and all(o.passed or o.by_design for o in self.operands)
 
     def document(self) -> Document:

@@ -102,7 +102,7 @@ def certificate(f: Found, tests: list[Test], delta: float, shared: list[str]) ->
 
 
 def _must_change(r: Residuals, delta: float) -> bool:
-    """Whether independent noise would round some element of ``head`` in two ways."""
+    """True if independent noise would round some element of ``head`` in two ways."""
     fractions = r.grid.fraction[: r.head.shape[1]]
     return probability_of_no_change(fractions, r.draws) < math.log10(delta)
 

@@ -265,13 +265,13 @@ class Residuals:
         return row * row_stride(columns) + column
 
     def never_change(self) -> bool:
-        """Whether all draws rounded alike, to float32's precision."""
+        """True if all draws rounded alike, to float32's precision."""
         if not self.head.size:
             return False
         return bool(np.max(np.ptp(self.head, axis=0)) < 0.5)
 
     def never_rounds(self) -> bool:
-        """Whether no draw is off by more than arithmetic, in steps, may be."""
+        """True if no draw is off by more than arithmetic, in steps, may be."""
         position = self.grid.position[: self.head.shape[1]]
         return bool(np.all(np.abs(self.head) <= (position + 1) * ARITHMETIC))
 

@@ -94,7 +94,7 @@ class Test:
 
     @property
     def passed(self) -> bool:
-        """Whether a correct program can have this; NaN is none that it can."""
+        """True if a correct program can have this; NaN is none that it can."""
         return abs(self.found) <= self.limit
 
     @property

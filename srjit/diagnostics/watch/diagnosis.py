@@ -152,7 +152,7 @@ def _finding(records: Sequence[Record]) -> Finding:
 
 
 def _grows(records: Sequence[Record]) -> bool:
-    """Whether the norm has grown from the first tenth of the steps to the last one."""
+    """True if the norm has grown from the first tenth of the steps to the last one."""
     tenth = max(1, len(records) // 10)
     first, last = (sum(r.norm for r in part) for part in (records[:tenth], records[-tenth:]))
     return len(records) > 1 and 0 < GROWING * first < last

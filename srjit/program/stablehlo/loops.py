@@ -69,7 +69,7 @@ class Loop:
         return (position, max(limit, 0)) if others == [1] else (None, None)
 
     def _uses_counter(self) -> bool:
-        """Whether the body computes with the trip count, apart from counting and slicing."""
+        """True if the body computes with the trip count, apart from counting and slicing."""
         counter = self.arguments[self.counter or 0]
         step: Any = owner(self.returned[self.counter or 0])
         if len(list(step.results[0].uses)) > 1:
@@ -117,7 +117,7 @@ class Loop:
             self.skipped.append(op)
 
     def _direction(self, index: Any) -> bool | None:
-        """Whether an index counts down from the last; None if it is no trip count."""
+        """True if an index counts down from the last; None if it is no trip count."""
         slope, offset = self._affine(index) or (0, 0)
         if (slope, offset) == (1, 0):
             return False
@@ -158,7 +158,7 @@ class Loop:
         return None if backwards is None else (op, op.operands[1], backwards)
 
     def _is_one(self, value: ir.Value[Any], stack: ir.Value[Any]) -> bool:
-        """Whether a value is, by its type, one of as many as there are iterations."""
+        """True if a value is, by its type, one of as many as there are iterations."""
         kinds = (value.type, stack.type)
         if not all(isinstance(k, ir.RankedTensorType) and k.has_static_shape for k in kinds):
             return False

@@ -56,7 +56,7 @@ def mesh_named_by(sharding: sdy.TensorShardingAttr) -> str:
 
 
 def specs_of(op: ir.Operation, name: str) -> tuple[Spec, ...]:
-    """How a manual computation's operands (``in_shardings``) or results are cut into shards."""
+    """The shards of a manual computation's operands (``in_shardings``) or results."""
     manual = set(manual_axes_of(op))
     return tuple(
         tuple(

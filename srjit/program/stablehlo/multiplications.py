@@ -24,7 +24,7 @@ _HARMLESS = (
 
 
 def multiplies(op: ir.Operation) -> bool:
-    """Whether an operation multiplies matrices, by its name."""
+    """True if an operation multiplies matrices, by its name."""
     return left_alone.named_so(op.name.partition(".")[2])
 
 
@@ -47,7 +47,7 @@ def why_opaque(op: ir.Operation, has_inside: Callable[[ir.Operation], bool]) -> 
 
 
 def _may_multiply(op: ir.Operation) -> bool:
-    """Whether a custom call may be one: by its name, or since nothing is known of its name."""
+    """True if a custom call may be one: by its name, or since nothing is known of its name."""
     target = text(op, "call_target_name").lower()
     if any(word in target for word in (*left_alone.KERNELS, "__op$")):
         return True

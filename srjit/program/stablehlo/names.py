@@ -99,7 +99,7 @@ class Locations:
         return f"{place[0]}:{place[1]}" if place else ""
 
     def _is_utf8(self, location: ir.Location) -> bool:
-        """Whether a location's strings are UTF-8: the bindings abort the process at others.
+        """True if a location's strings are UTF-8: the bindings abort the process at others.
 
         Only printing it tells; the bindings give no bytes.
         """

@@ -94,7 +94,7 @@ def listed(module: ir.Operation) -> str:
 
 
 def device_counts(module: ir.Operation) -> tuple[int | None, ...]:
-    """How many partitions and replicas a module says that it is for; None where it does not."""
+    """The partitions and replicas that a module says it is for; None where it does not."""
     names, given = ("mhlo.num_partitions", "mhlo.num_replicas"), module.attributes
     return tuple(ir.IntegerAttr(given[n]).value if n in given else None for n in names)
 
@@ -119,7 +119,7 @@ def of_jax(function: ir.Operation) -> set[int]:
 
 
 def is_public(function: ir.Operation) -> bool:
-    """Whether others than the module itself may call a function."""
+    """True if others than the module itself may call a function."""
     module = function.parent
     is_entry = module is not None and entry_of(module.operation) == text(function, "sym_name")
     return is_entry or text(function, "sym_visibility") in ("", "public")
@@ -183,7 +183,7 @@ def callee(call: ir.Operation) -> str:
 
 
 def is_effectful(op: ir.Operation) -> bool:
-    """Whether an operation does more than compute its results, as far as anybody can tell."""
+    """True if an operation does more than compute its results, as far as anybody can tell."""
     if op.name == "stablehlo.custom_call":
         attributes = op.attributes
         return "has_side_effect" in attributes and ir.BoolAttr(attributes["has_side_effect"]).value
@@ -209,11 +209,11 @@ class Search:
         self._called: dict[str, bool] = {}
 
     def __call__(self, op: ir.Operation) -> bool:
-        """Whether an operation is one, or has one inside."""
+        """True if an operation is one, or has one inside."""
         return self._here(op) or self.inside(op)
 
     def inside(self, op: ir.Operation) -> bool:
-        """Whether an operation has one inside."""
+        """True if an operation has one inside."""
         return any(map(self._here, inside(op)))
 
     def _here(self, op: ir.Operation) -> bool:
@@ -251,7 +251,7 @@ def entries(attribute: ir.Attribute) -> dict[str, ir.Attribute] | None:
 
 
 def is_dense(op: ir.Operation) -> bool:
-    """Whether a constant's value is written out, element by element."""
+    """True if a constant's value is written out, element by element."""
     return isinstance(attribute_of(op, "value"), ir.DenseElementsAttr)
 
 

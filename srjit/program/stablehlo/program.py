@@ -135,7 +135,7 @@ def read_program(program: protocols.Program) -> Program:
 
 
 def multiplies(program: protocols.Program) -> bool:
-    """Whether any matrix multiplication stands in a program, however deep."""
+    """True if any matrix multiplication stands in a program, however deep."""
     return any(
         read_equation(eqn).opaque
         or eqn.primitive.name in KINDS

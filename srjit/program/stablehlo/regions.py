@@ -156,5 +156,5 @@ def attributes(op: ir.Operation) -> tuple[tuple[str, Any], ...]:
 
 
 def adds(op: ir.Operation) -> bool:
-    """Whether the region of an operation adds."""
+    """True if the region of an operation adds."""
     return any(inner.operation.name == "stablehlo.add" for inner in body_of(op))

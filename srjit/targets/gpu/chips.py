@@ -100,12 +100,12 @@ class Gpu:
 
     @property
     def has_block_scales(self) -> bool:
-        """Whether its units multiply codes with scales of blocks."""
+        """True if its units multiply codes with scales of blocks."""
         return self.capability[0] >= 10
 
     @property
     def has_stochastic_rounding(self) -> bool:
-        """Whether it has ``cvt.rs`` to E2M1, E4M3 and E5M2: sm_100a and sm_103a do, and no other.
+        """True if it has ``cvt.rs`` to E2M1, E4M3 and E5M2: sm_100a and sm_103a do, and no other.
 
         PTX ISA, cvt: neither sm_90a nor sm_110a nor sm_120a. What lacks them here lacks ``cvt.rn``
         to E2M1 too: XLA compiles for sm_120, and only sm_120a has it.
@@ -114,7 +114,7 @@ class Gpu:
 
     @property
     def compiler(self) -> Compiler:
-        """How to compile for it."""
+        """The compiler for it."""
         return Compiler(
             platform="cuda",
             topologies={n: f"1x1x{n}" for n in (1, 4, 8)},
@@ -126,7 +126,7 @@ class Gpu:
         )
 
     def rate(self, lhs: str, rhs: str) -> float | None:
-        """How many times faster than bfloat16 it multiplies two element types; None: it does not.
+        """Its speed for two element types, in units of bfloat16's; None: it has none.
 
         Args:
           lhs, rhs: the types, as HLO calls them.

@@ -50,7 +50,7 @@ class Want:
     turned: bool = False
 
     def can_turn(self, shape: tuple[int, ...]) -> bool:
-        """Whether the copy comes from the same read."""
+        """True if the copy comes from the same read."""
         spec = self.spec
         same = spec.shared == "square" and spec.rounding == "nearest" and not spec.hadamard
         return self.turned and same and len(shape) == 2
@@ -72,7 +72,7 @@ class _Written:
 
     @property
     def split(self) -> int:
-        """How many dimensions make the rows."""
+        """The number of dimensions that make the rows."""
         return self.dim + self.task.down
 
     @property
@@ -134,7 +134,7 @@ class _Written:
 
 
 def fits(x: jax.Array, want: Want) -> bool:
-    """Whether kernels can make that of a tensor of such a shape and dtype."""
+    """True if kernels can make that of a tensor of such a shape and dtype."""
     spec, shape = want.spec, x.shape
     if x.dtype.name not in _INPUTS or not 0 < 2 * math.prod(shape) < 2**31 or not shape:
         return False
@@ -338,7 +338,7 @@ def _origin(
 def _rule(
     written: Sequence[_Written], shape: tuple[int, ...], stays: dict[int, int]
 ) -> tuple[str, dict[str, Any]]:
-    """How shardings of the tensor and of what is written belong together."""
+    """The rule that relates shardings of the tensor to those of what is written."""
     names = [f"d{i}" for i in range(len(shape))]
     scaled = {d for w in written for d in w.blocked(len(shape))}
     whole = {d for d in scaled if shape[d] % stays[d] == 0}

@@ -16,7 +16,7 @@ from srjit.numerics import random_bits
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where the rows and the columns of a matrix stand in what the noise counts.
+    """Places of a matrix's rows and columns in what the noise counts.
 
     Attributes:
       rows, columns: sizes and strides of the dimensions that make them, the last varying fastest.

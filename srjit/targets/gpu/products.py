@@ -235,7 +235,7 @@ def _carrier(gpu: Gpu, spec: Quantization) -> str:
 
 
 def takes_blocks(gpu: Gpu, spec: Quantization) -> bool:
-    """Whether cuDNN multiplies such codes with the scales of their blocks there."""
+    """True if cuDNN multiplies such codes with the scales of their blocks there."""
     is_standard = spec.is_blocked and spec.block_size == get_format(spec.format).block
     is_known = spec.format in BLOCK_SCALED and not spec.apart
     return is_standard and is_known and gpu.has_block_scales

@@ -49,7 +49,7 @@ class Conversion:
 
     @property
     def per_word(self) -> int:
-        """How many codes 32 bits hold."""
+        """The number of codes in 32 bits."""
         return 32 // self.bits
 
 

@@ -104,7 +104,7 @@ def quantize_together(
 
 
 def _is_typed(x: jax.Array) -> bool:
-    """Whether its type says how it is sharded: none says so of what is cut into blocks."""
+    """True if its type says how it is sharded: none says so of what is cut into blocks."""
     return _compat.explicit_sharding(jax.typeof(x)) is not None
 
 

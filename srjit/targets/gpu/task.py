@@ -48,7 +48,7 @@ class Task:
 
     @property
     def block(self) -> int:
-        """How many elements are worked on together."""
+        """The number of elements that are worked on together."""
         return self.spec.block_size if self.spec.is_blocked else hadamard.SIZE
 
     @property
@@ -63,7 +63,7 @@ class Task:
 
     @property
     def has_tensor_scale(self) -> bool:
-        """Whether a float32 scale of the tensor is written."""
+        """True if a float32 scale of the tensor is written."""
         return self.scales.has_tensor_scale or not self.spec.is_blocked
 
     @property

@@ -54,7 +54,7 @@ class Tile:
         return [part.astype(jnp.float32) for part in parts], row, column
 
     def inside(self, row: jax.Array, column: jax.Array) -> jax.Array | None:
-        """Which elements are in the matrix; None: all of them, since tiles end where it does."""
+        """A mask of elements inside the matrix; None: all are, since tiles end where it does."""
         conditions = [
             position < size
             for position, size, step in zip((row, column), self.shape, self.tile, strict=True)
@@ -132,7 +132,7 @@ def _store(ref: Any, at: jax.Array, values: jax.Array, inside: jax.Array | None)
 def _blocks_in_memory(
     task: Task, part: Tile, row: jax.Array, column: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Which blocks of the codes in memory these are, and whether they are any."""
+    """The blocks of the codes in memory that these are, and whether they are any."""
     size = task.sizes(part.shape)[1] // task.block
     inside = part.inside(row, column)
     if not task.down:
@@ -163,5 +163,5 @@ def tile_call(
 
 
 def grid_of(shape: Sequence[int], tile: tuple[int, int]) -> tuple[int, int]:
-    """How many tiles cover a matrix, along both dimensions."""
+    """The number of tiles that cover a matrix, along both dimensions."""
     return pl.cdiv(shape[0], tile[0]), pl.cdiv(shape[1], tile[1])

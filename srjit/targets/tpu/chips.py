@@ -88,7 +88,7 @@ class Chip:
 
     @property
     def compiler(self) -> Compiler:
-        """How to compile for it."""
+        """The compiler for it."""
         counts = (1, 4, *(2**n for n in range(3, 9)))
         names = {n: f"{self.name}:{size}" for n, size in zip(counts, self.slices, strict=True)}
         return Compiler(platform="tpu", topologies=names)
@@ -104,7 +104,7 @@ class Chip:
         return self.clock / self.bandwidth
 
     def has_rate(self, elements: set[str]) -> bool:
-        """Whether it multiplies such elements faster than bfloat16, in a good order."""
+        """True if it multiplies such elements faster than bfloat16, in a good order."""
         return elements <= self.native and ("int8" not in elements or len(elements) == 1)
 
     @property

@@ -297,14 +297,14 @@ def _put(out_ref: Any, values: jax.Array, refs: Sequence[Any], i: Any, aligned: 
 
 
 def _is_inside(refs: Sequence[Any], i: Any, rows: int) -> Any:
-    """Whether all rows of a step's tile are of its group."""
+    """True if all rows of a step's tile are of its group."""
     ends, groups, places = refs[:3]
     top = places[i] * rows
     return (ends[groups[i]] <= top) & (top + rows <= ends[groups[i] + 1])
 
 
 def _mask(refs: Sequence[Any], i: Any, shape: tuple[int, ...]) -> jax.Array:
-    """Whether a row of a step's tile is of its group."""
+    """True if a row of a step's tile is of its group."""
     ends, groups, places = refs[:3]
     row = lax.broadcasted_iota(jnp.int32, shape, 0) + places[i] * shape[0]
     return (ends[groups[i]] <= row) & (row < ends[groups[i] + 1])

@@ -29,7 +29,7 @@ class Tiles(NamedTuple):
 
 
 def steps(rows: int, tile: int, groups: int) -> int:
-    """How many steps any sizes of groups need: each may begin a tile anew."""
+    """The number of steps that any sizes of groups need: each may begin a tile anew."""
     return -(-rows // tile) + groups
 
 
@@ -95,7 +95,7 @@ def bytes_of(kind: Kind, tiles: Tiles, itemsize: int) -> int:
 
 
 def gone_through(kind: Kind, extents: Extents, tiles: Tiles) -> int:
-    """How many pairs of numbers a kernel multiplies: what is masked and cut off among them."""
+    """The number of products in a kernel, with those that are masked or cut off."""
     rows, inner, columns, groups = extents
     deep, wide = (-(-n // t) * t for n, t in zip((inner, columns), tiles[1:], strict=True))
     return (steps(rows, tiles.rows, groups) - 1) * tiles.rows * deep * wide

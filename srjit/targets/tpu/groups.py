@@ -87,6 +87,6 @@ def hindrance(chip: Chip, product: Product, shapes: Shapes, specs: Specs) -> str
 
 
 def _groups(product: Product, shapes: Shapes) -> int:
-    """How many groups there are, where an operand tells; 1 where none does."""
+    """The number of groups that an operand tells; 1 where none does."""
     along = product.along(1)
     return 1 if along is None or along.is_ragged else shapes[1][along.dim]

@@ -44,18 +44,18 @@ _SCALAR = pl.BlockSpec(memory_space=pltpu.SMEM)
 
 
 def fits(shape: tuple[int, ...], dtype: Any, element: Element) -> bool:
-    """Whether a kernel can quantize such an array, seen as a matrix without moving it."""
+    """True if a kernel can quantize such an array, seen as a matrix without moving it."""
     known = jnp.dtype(dtype).name in _INPUTS and element.name in CARRIERS
     return known and is_matrix(shape)
 
 
 def can_transpose(codes: jax.Array) -> bool:
-    """Whether a kernel can transpose codes."""
+    """True if a kernel can transpose codes."""
     return codes.dtype.itemsize == 1 and is_matrix(codes.shape)
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:
-    """Whether it is one, not too large, or can be seen as one without moving it."""
+    """True if it is one, not too large, or can be seen as one without moving it."""
     is_one = len(shape) == 2 or (len(shape) > 2 and shape[-2] % _SUBLANES == 0)
     return is_one and 0 < math.prod(shape) < 2**31
 

@@ -127,7 +127,7 @@ def _shard(shape: tuple[int, ...], axes: Axes, sizes: Mapping[str, int]) -> tupl
 
 
 def _is_in_line(shape: tuple[int, ...], local: tuple[int, ...]) -> bool:
-    """Whether the rows of a shard are equally far apart in the whole, and 32 bits index it."""
+    """True if the rows of a shard are equally far apart in the whole, and 32 bits index it."""
     first = next((d for d, n in enumerate(local[:-1]) if n > 1), len(local) - 1)
     padded = math.prod(shape[:-1]) * random_bits.row_stride(shape[-1])
     return padded <= 2**32 and shape[first + 1 : -1] == local[first + 1 : -1]
