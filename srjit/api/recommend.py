@@ -22,6 +22,7 @@ from srjit.api.options import UNDONATED
 from srjit.numerics.formats import get_format
 from srjit.recipes import Recipe
 from srjit.report.document import Column, Document, Documented, Table, as_json
+from srjit.report.progress import progress
 from srjit.report.report import Report
 from srjit.targets import Target
 
@@ -203,7 +204,7 @@ def recommend(
     trials = {HIGH_PRECISION: _trial(None, *run(lambda _, given: plain(*given, **kwargs)), None)}
     found = {recipe.name: recipe for recipe in tried}
     key = None if options.mode == "inference" else jax.random.key(seed)
-    for recipe in tried:
+    for recipe in progress(tried, "recommend"):
         function = function.copy(recipe=recipe)
         report = function.explain(*head, *args, **kwargs)
         state = function.init_state(*head, *args, **kwargs) if recipe.has_delayed_scales else None

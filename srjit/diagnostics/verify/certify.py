@@ -20,6 +20,7 @@ from srjit.numerics.formats import get_format, get_storage
 from srjit.numerics.quantization import Quantization
 from srjit.recipes import Recipe
 from srjit.report.label import Label
+from srjit.report.progress import progress
 from srjit.report.report import Report
 from srjit.targets import Target
 
@@ -57,7 +58,8 @@ def certify(
             pass
     found: list[Found] = []
     notes = _notes(seen, report, target)
-    for (rounding, where), captured in sorted(seen.executions.items(), key=_order):
+    executions = sorted(seen.executions.items(), key=_order)
+    for (rounding, where), captured in progress(executions, "verify, roundings"):
         label = dataclasses.replace(rounding.label, where=where)
         if not captured.operand.size:
             notes.append(f"{label.name}: not verified, what it rounds is empty")
@@ -123,7 +125,7 @@ def _notes(seen: Capture, report: Report, target: Target) -> list[str]:
 
 def _run(run: Callable[[int], Any], seen: Capture, draws: int) -> Iterator[tuple[int, Any]]:
     """Every step's number and outputs, while ``seen`` observes it."""
-    for step in range(draws):
+    for step in progress(range(draws), "verify, runs"):
         seen.step = step
         outputs = run(step)
         jax.effects_barrier()
