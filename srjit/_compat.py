@@ -191,7 +191,7 @@ def bind_call(eqn: Any, fun: Any, codes: Any, values: Sequence[Any], **changed: 
 
 
 def is_plain_jit(eqn: Any) -> bool:
-    """Whether a jit says nothing of shardings, layouts and donation."""
+    """True if a jit says nothing of shardings, layouts and donation."""
     names = ("in_shardings", "out_shardings", "in_layouts", "out_layouts", "donated_invars")
     return all(x is UNSPECIFIED or not x for name in names for x in eqn.params[name])
 

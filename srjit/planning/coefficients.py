@@ -29,7 +29,7 @@ _AGAIN = {*ELEMENTWISE, *VIEWS}  # what the forward pass may compute for a coeff
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coefficient:
-    """What multiplies a cotangent, element by element, kept as codes.
+    """A factor of a cotangent, element by element, kept as codes.
 
     Attributes:
       number: its noise comes from that.
@@ -51,7 +51,7 @@ class Coefficient:
     result: Variable
 
     def is_read_in(self, path: Path) -> bool:
-        """Whether it is read in the scope at ``path``, or in one inside."""
+        """True if it is read in the scope at ``path``, or in one inside."""
         return self.read[: len(path)] == path
 
 
@@ -73,7 +73,7 @@ class Coefficients:
 
     @property
     def paths(self) -> set[Path]:
-        """Where equations stand that make or read one."""
+        """The places of equations that make or read one."""
         return {*self.made, *self.read}
 
 
@@ -302,12 +302,12 @@ def _groups(chosen: Iterable[_Candidate], needed: Mapping[int, int]) -> list[_Gr
 
 
 def _is_less(group: _Group) -> bool:
-    """Whether codes are smaller than what they replace."""
+    """True if codes are smaller than what they replace."""
     return sum(c.size for c in group[0]) < sum(group[1].values())
 
 
 def _reported(reasons: Mapping[_Candidate, str]) -> Iterator[Residual]:
-    """What becomes of all candidates, which are kept in floats for these reasons."""
+    """The outcome for all candidates, which are kept in floats for these reasons."""
     told: set[int] = set()
     for c, reason in reasons.items():
         before = sum(n for t, n in c.sources.items() if t not in told)

@@ -267,7 +267,7 @@ class Doubts:
         ]
 
     def reads_cotangent(self, o: Occurrence, is_later: bool) -> bool:
-        """Whether a product reads what gradients read that are believed, and nothing given.
+        """True if a product reads what gradients read that are believed, and nothing given.
 
         One with a weight may be a forward one before all of them.
         """

@@ -1,4 +1,4 @@
-"""What the backward pass of a program needs of its forward pass, in bytes."""
+"""The bytes of the forward pass that the backward pass of a program needs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Part:
         self.first_late = next((i for i, late in enumerate(self.late) if late), len(inner))
 
     def is_gradient(self, v: Variable) -> bool:
-        """Whether a cotangent flows into a variable."""
+        """True if a cotangent flows into a variable."""
         return not is_literal(v) and BACKWARD in self.values[v].labels
 
     def late_maker(self, v: Variable) -> Equation | None:
@@ -57,7 +57,7 @@ class Part:
         return None if index is None or not self.late[index] else self.program.eqns[index]
 
     def is_constant(self, v: Variable) -> bool:
-        """Whether a variable is made of literals."""
+        """True if a variable is made of literals."""
         if is_literal(v):
             return True
         eqn = self.program.eqns[self.maker[v]] if v in self.maker else None
@@ -65,7 +65,7 @@ class Part:
         return eqn is not None and is_plain and all(map(self.is_constant, eqn.invars))
 
     def is_zero(self, v: Variable) -> bool:
-        """Whether a variable is the number zero, repeated."""
+        """True if a variable is the number zero, repeated."""
         if is_literal(v):
             return bool(v.val == 0)
         eqn = self.program.eqns[self.maker[v]] if v in self.maker else None
@@ -92,7 +92,7 @@ class Scopes:
         self._roots: dict[int, dict[int, int]] = {}
 
     def needed(self, read: Mapping[Path, Variable]) -> dict[int, int]:
-        """What the backward pass needs of the forward pass, by token, in bytes.
+        """The bytes of the forward pass that the backward pass needs, by token.
 
         Args:
           read: the only operand of some equations that a coefficient stands in.
@@ -158,7 +158,7 @@ class Scopes:
         return variables(wanted)
 
     def sources(self, scope: Part, made: Iterable[Variable]) -> dict[int, int]:
-        """What is needed of the forward pass to make some variables, as of ``needed``."""
+        """The needs of some variables from the forward pass, as of ``needed``."""
         found: dict[int, int] = {}
         todo, seen = list(made), set[Any]()
         while todo:
@@ -178,7 +178,7 @@ class Scopes:
         return found
 
     def roots(self, token: int, v: Variable) -> dict[int, int]:
-        """What compilers keep of a value: it, or what they make it of again, element by element."""
+        """The part of a value that compilers keep: it, or its origins, element by element."""
         if token not in self._roots:
             self._roots[token] = {}
             self._roots[token] = self._roots_of(token, v)
@@ -216,7 +216,7 @@ class Scopes:
         return lengths[0][0] if lengths[0] else 1
 
     def _enclosing(self, path: Path) -> list[Around]:
-        """What a scope stands in, the innermost first."""
+        """The scopes around a scope, the innermost first."""
         found: list[Around] = []
         while path in self.around:
             found.append(self.around[path])

@@ -142,7 +142,7 @@ class _Phases(Structure):
         return self.tried_again(matching, blocked, set(start))
 
     def tried_again(self, matching: Matching, blocked: set[int], start: set[int]) -> Matching:
-        """As a matching, with the blocked gradients that are results if that explains them.
+        """A matching, with the blocked gradients that are results if that explains them.
 
         What should explain them may have been taken for the gradient of what is blocked as well.
         """
@@ -192,7 +192,7 @@ class _Phases(Structure):
         return not self.is_updated(value.token)
 
     def is_by_index(self, token: int, p: Occurrence) -> bool:
-        """Whether a value depends on a product by indices alone, as of its largest element."""
+        """True if a value depends on a product by indices alone, as of its largest element."""
         todo, seen, by_index = [(token, False)], set[tuple[int, bool]](), False
         while todo and len(seen) < MOST:
             token, is_index = at = todo.pop()
@@ -210,7 +210,7 @@ class _Phases(Structure):
         return by_index and len(seen) < MOST
 
     def is_of_weight(self, o: Occurrence) -> bool:
-        """Whether a product is found to be the gradient of a weight."""
+        """True if a product is found to be the gradient of a weight."""
         match = self.matching.gradients.get(id(o))
         return match is not None and match.level == 1 and _is_of_weight(match)
 

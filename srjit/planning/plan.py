@@ -126,7 +126,7 @@ class ProgramPlan:
 
     @property
     def rounds_more(self) -> bool:
-        """Whether it rounds stochastically beside products."""
+        """True if it rounds stochastically beside products."""
         return bool(self.write_backs.writes) or bool(self.coefficients.read)
 
     @functools.cached_property

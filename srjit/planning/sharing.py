@@ -78,7 +78,7 @@ class Sharing:
         )
 
     def arrives(self, shared: Shared, path: Path) -> bool:
-        """Whether the site at ``path`` gets codes that another has made."""
+        """True if the site at ``path`` gets codes that another has made."""
         first = self._readers[shared][0]
         return first != path and self._reaches(shared, path, first)
 

@@ -127,7 +127,7 @@ class WriteBack:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Residual:
-    """What derivatives multiply a cotangent by, element by element, and what is kept for it.
+    """A factor of a cotangent in derivatives, element by element, and what is kept for it.
 
     Attributes:
       path: where the backward pass reads it.

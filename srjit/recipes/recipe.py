@@ -101,7 +101,7 @@ class Recipe:
                 raise RecipeError(message, ("residuals",))
 
     def residual(self, path: str) -> Quantization | None:
-        """How what the backward pass needs at a path is kept; None: in floats."""
+        """The way to keep a path's values for the backward pass; None: in floats."""
         given = self.residuals or ()
         pairs = (("*", given),) if isinstance(given, str) else given
         found = next((f for glob, f in pairs if fnmatch.fnmatchcase(path, glob)), "")

@@ -147,7 +147,7 @@ class Report(Documented):
         )
 
     def _kept(self) -> str:
-        """What the backward pass keeps, before and after, if the recipe asks for codes of it."""
+        """The bytes kept for the backward pass, before and after, if the recipe asks for codes."""
         before, after = (sum(getattr(r, n) for r in self.residuals) for n in ("before", "after"))
         return f"kept for the backward pass: {_in_bytes(before)}, now {_in_bytes(after)}"
 
