@@ -14,10 +14,13 @@ from jax.core import Tracer
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
-from srjit import _compat
+from srjit import _compat, _stack
 from srjit._mlir import ir
+from srjit.passes.emit.on_shards import said
 from srjit.passes.emit.settle import settle
 from srjit.program.stablehlo import operations
+from srjit.targets.kernel_call import numbered
+from srjit.targets.wire import Parts
 
 
 def settled(outs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
@@ -50,7 +53,18 @@ def _lower(ctx: Any, *values: Any) -> Any:
     point: Any = ir.InsertionPoint.current
     if main is not None and point.block == operations.body_of(main):
         settle(module, values)
+    elif any(_sends(op) for op in operations.inside(point.block.owner.operation)):
+        _stack.warn(
+            "gradients are not sent as the recipe's wire says: how they are sharded is not known "
+            "inside of another jit or a loop; decorate the whole step"
+        )
     return [values[0]]
+
+
+def _sends(op: Any) -> bool:
+    """Whether an operation is a product whose parts a recipe wants to be sent as codes."""
+    known = numbered(said(op))
+    return known is not None and isinstance(known[0], Parts)
 
 
 def _jvp(primals: Any, tangents: Any) -> Any:

@@ -167,6 +167,13 @@ def test_what_cannot_be_sent_so_is_said():
         assert parts([(32, 16), (32, 7), (), (), (16, 7)], axes, {"data": 4}) is None
 
 
+def test_so_it_is_where_nobody_knows_how_a_program_is_sharded():
+    inner = srjit.srjit(step, recipe=over("fp8"))
+    outer = jax.jit(lambda w, x: inner(w, x, sr_key=0))
+    with pytest.warns(UserWarning, match="decorate the whole step"):
+        outer.lower(*placed(LAYOUTS["copies"], W, X))
+
+
 def explained(fun: Any, recipe: Recipe) -> Any:
     return explain(fun, W, X, recipe=recipe, params_argnums=0)
 
