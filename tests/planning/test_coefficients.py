@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from planning.test_residuals import carried
 from small_programs import normal
@@ -55,7 +55,9 @@ def report(step: Any, recipe: Recipe, *args: Any) -> Report:
 # ------------------------------------------------------------------------------------- what is kept
 
 
-@pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.gelu])
+@pytest.mark.parametrize(
+    "activation", [jax.nn.silu, pytest.param(jax.nn.gelu, marks=pytest.mark.nightly)]
+)
 def test_loops_carry_codes_in_place_of_what_a_derivative_is_made_of(activation: Any):
     step = mlp(activation)
     [row] = report(step, WITH_PRODUCTS, STACK, INPUT).residuals
@@ -84,8 +86,6 @@ def test_nothing_is_kept_beside_what_the_policy_computes_it_of_again(policy: Any
     step = mlp(jax.nn.gelu, policy)
     rows = report(step, WITH_PRODUCTS, STACK, INPUT).residuals
     assert all(row.status == "kept" and "kept anyway" in row.reason for row in rows)
-    ours = srjit(step, recipe=WITH_PRODUCTS)(STACK, INPUT, sr_key=0)
-    assert same(ours, srjit(step, recipe="int8")(STACK, INPUT, sr_key=0))
 
 
 def test_a_value_that_the_program_returns_is_kept_once():
@@ -144,7 +144,7 @@ def test_a_function_without_its_backward_pass_says_that_nothing_is_kept():
 # --------------------------------------------------------------------------------- right on average
 
 
-@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("format", ["int8", pytest.param("fp8", marks=pytest.mark.nightly)])
 def test_gradients_are_right_on_average(format: Any):
     """The mean of n draws is off by sigma / sqrt(n): neither more, nor much less."""
     draws, step = 512, mlp(jax.nn.silu)
@@ -216,6 +216,15 @@ def test_microbatches_and_checkpoints_hand_codes_on():
     assert same(losses, plain)
     for g, e in zip(both, exact, strict=True):
         assert np.linalg.norm(g - e) < 0.05 * np.linalg.norm(e)
+
+
+def test_two_devices_draw_the_noise_of_one():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(INPUT, NamedSharding(mesh, PartitionSpec("x")))
+    f = srjit(mlp(jax.nn.silu), recipe=ALONE)
+    for one, two in zip(*(f(STACK, x, sr_key=1)[1] for x in (INPUT, sharded)), strict=True):
+        # Sums over devices are of another order; noise moves elements by more than that.
+        np.testing.assert_allclose(one, two, atol=2e-5 * np.abs(one).max())
 
 
 def test_shards_have_noise_of_their_own_inside_shard_map():
