@@ -47,8 +47,10 @@ def quantize_operand(
 
 
 def _is_plain(spec: Quantization, target: Target) -> bool:
-    """True if plain operations quantize: no target's own know scales of groups."""
-    return target.quantize is emulate or spec.group_dim is not None
+    """True if plain operations quantize."""
+    if spec.group_dim is not None:
+        return target.quantize_groups is None
+    return target.quantize is emulate
 
 
 def quantize_together(
@@ -86,6 +88,8 @@ def _quantizer(demand: Demand, target: Target) -> Callable[..., ScaledValues]:
         if is_plain:
             rng, shows = demand.rng, demand.shows
             q = emulated(x, spec, key, before=before, rng=rng, shows=shows, groups=groups)
+        elif spec.group_dim is not None and target.quantize_groups is not None:
+            q = target.quantize_groups(x, demand, key, before, groups)
         else:
             q = target.quantize(x, demand, key, before)
         return _carried(q, demand, target)

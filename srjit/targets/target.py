@@ -13,6 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from srjit.choices import Rng
 from srjit.numerics.formats import get_format
+from srjit.numerics.groups import Groups
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key
 from srjit.numerics.rounding import NOISE_BITS
@@ -55,6 +56,22 @@ class Quantize(Protocol):
         self, x: jax.Array, demand: Demand, key: Key | None, before: jax.Array | None, /
     ) -> ScaledValues:
         """Codes and scales of x; ``key`` and ``before`` are as of ``emulated``."""
+        ...
+
+
+class QuantizeGroups(Protocol):
+    """How a target quantizes an operand whose groups have scales of their own, as ``emulated``."""
+
+    def __call__(
+        self,
+        x: jax.Array,
+        demand: Demand,
+        key: Key | None,
+        before: jax.Array | None,
+        groups: Groups | None,
+        /,
+    ) -> ScaledValues:
+        """Codes and scales of x; ``key``, ``before`` and ``groups`` are as of ``emulated``."""
         ...
 
 
@@ -183,6 +200,7 @@ class Target:
       multiply: how values are multiplied.
       multiply_groups: how codes with groups are, and scaled on the way; None: as all values.
       quantize: how operands are quantized.
+      quantize_groups: how operands with groups are; None: by plain operations.
       quantize_together: quantizes one tensor in several ways at once, where that reads it less
         often; None where it does not.
       turns: which operands a product wants with their last dimension first, too, if quantizing
@@ -208,6 +226,7 @@ class Target:
     multiply: Multiply = multiply_values
     multiply_groups: MultiplyGroups | None = None
     quantize: Quantize = emulate
+    quantize_groups: QuantizeGroups | None = None
     quantize_together: QuantizeTogether | None = None
     turns: Callable[[Product, Shapes, Specs], tuple[bool, bool]] = turn_nothing
     noise_bits: Callable[[Quantization], int] = emulated_noise_bits

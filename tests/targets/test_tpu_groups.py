@@ -13,10 +13,11 @@ import pytest
 import srjit
 from small_programs import normal
 from srjit import targets
+from srjit.numerics.elements import ELEMENTS
 from srjit.numerics.quantization import Quantization
 from srjit.products import kinds
 from srjit.products.ragged_dot import GroupedMatrices, Kind, matrices_of
-from srjit.targets.tpu import group_kernels
+from srjit.targets.tpu import group_kernels, kernels
 from srjit.targets.tpu.group_tiles import Rates, Tiles, bytes_of, steps, tiles_of
 from targets import instructions
 
@@ -154,10 +155,29 @@ ARGS = (
 )
 
 
-@pytest.mark.parametrize("layer", ["jaxpr", "stablehlo"])
-def test_programs_of_experts_have_kernels_through_both_doors(layer: Any):
+def test_groups_are_quantized_with_a_factor_of_each_row():
+    """Of a last tile that overhangs, too; as plain operations do."""
+    x = np.array(normal(40, 300))
+    encode = np.linspace(3, 40, 40, dtype=np.float32)[:, None]
+    key = np.uint32(7), np.uint32(9)
+
+    def both(x: Any, encode: Any, *key: Any) -> Any:
+        element = ELEMENTS["int8"]
+        options = {"element": element, "transposed": False}
+        made = kernels.quantize_kernel(x, encode, *key, **options, tile=(32, 128))
+        return made, kernels.quantize_plainly(x, encode, *key, **options)
+
+    with instructions.interpreted():
+        got, expected = jax.jit(both)(x, encode, *key)
+    np.testing.assert_array_equal(got, expected)
+
+
+# Through the StableHLO door operands with rows in groups are quantized by plain operations.
+@pytest.mark.parametrize(("layer", "quantizing"), [("jaxpr", 3), ("stablehlo", 1)])
+def test_programs_of_experts_have_kernels_through_both_doors(layer: Any, quantizing: int):
     traced = srjit.srjit(step, recipe="int8", target="v5e", layer=layer).trace(*ARGS, sr_key=0)
-    assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == 3
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3 + quantizing
 
 
 @pytest.mark.nightly

@@ -16,6 +16,7 @@ def target_of(chip: Chip) -> Target:
         multiply=functools.partial(products.multiply, chip),
         multiply_groups=functools.partial(groups.multiply, chip),
         quantize=functools.partial(quantize.quantize, chip),
+        quantize_groups=functools.partial(quantize.quantize_groups, chip),
         native=functools.partial(products.is_native, chip),
         hindrance=functools.partial(products.hindrance, chip),
         turns=functools.partial(products.turns, chip),

@@ -110,7 +110,7 @@ class Chip:
     @property
     def kernel_memory(self) -> int:
         """Bytes of vector memory for a kernel; XLA keeps some of its own there."""
-        return self.vector_memory * 3 // 4
+        return self.vector_memory // 2
 
     def tiles(
         self, known: GroupedMatrices, shapes: Shapes, groups: int, itemsize: int
@@ -163,7 +163,8 @@ class Chip:
     def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
         """See target.Estimates."""
         amax = self.amax if in_memory and spec.scaling == "dynamic" else 0.0
-        plain = 1.0 if spec.group_dim is None else self.without_kernels
+        has_kernel = spec.group_dim is None or (spec.shared, spec.scaling) == ("tensor", "dynamic")
+        plain = 1.0 if has_kernel else self.without_kernels
         return size * (amax + self.codes[spec.rounding] * plain) + self.start
 
 

@@ -87,11 +87,9 @@ def _cut(size: int, most: int) -> int | None:
 def bytes_of(kind: Kind, tiles: Tiles, itemsize: int) -> int:
     """Vector memory of a step: blocks twice, sums, and what is made of them on the way."""
     rows, inner, columns = tiles
-    if kind == "TN":
-        blocks = rows * (inner + columns) * itemsize + inner * columns * 4
-        return 2 * blocks + 3 * inner * columns * 4 + rows * (inner + columns) * itemsize
-    blocks = (rows + columns) * inner * itemsize + rows * columns * 4
-    return 2 * blocks + 3 * rows * columns * 4
+    operands = rows * (inner + columns) if kind == "TN" else (rows + columns) * inner
+    result = inner * columns if kind == "TN" else rows * columns
+    return operands * 2 * itemsize + result * (2 * 4 + 3 * 4)
 
 
 def gone_through(kind: Kind, extents: Extents, tiles: Tiles) -> int:

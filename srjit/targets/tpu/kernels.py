@@ -77,7 +77,7 @@ def quantize(
     Args:
       x: float32 or bfloat16, of a shape that ``fits``.
       element: the grid.
-      encode: float32 scalar.
+      encode: float32 scalar, or one for each row: of x's shape, with 1 for the last dimension.
       key: two uint32 scalars, for stochastic rounding; None for nearest.
       transposed: also the codes with their last dimension first, from the same read.
       with_amax: also ``amax(x)``, from the same read, and that of what may hold NaN and Inf that
@@ -89,6 +89,7 @@ def quantize(
       Codes, or a tuple of codes and what else is asked for, in that order.
     """
     options = {"element": element, "transposed": transposed, "with_amax": with_amax}
+    of_shards = on_shards.Quantize(element, transposed, with_amax, converts)
     return kernel_call(
         x,
         encode,
@@ -96,7 +97,7 @@ def quantize(
         kernel=functools.partial(quantize_kernel, **options, converts=converts),
         formula=functools.partial(quantize_plainly, **options),
         platform="tpu",
-        on_shards=on_shards.Quantize(element, transposed, with_amax, converts),
+        on_shards=of_shards if encode.ndim == 0 else None,
     )
 
 
@@ -201,6 +202,7 @@ def quantize_kernel(
     if words and origin is not None:
         words = *words, origin
     shows = with_amax and not element.is_integer
+    by_row = encode.ndim > 0
 
     def kernel(encode_ref: Any, *refs: Any) -> None:
         *word_refs, x_ref, codes_ref = refs[: len(refs) - transposed - with_amax]
@@ -216,7 +218,8 @@ def quantize_kernel(
             if key:
                 here = (top + first) * stride + left + start
                 bits = _hash_bits((key[0], key[1]), x.shape, here, stride)
-            codes = codes_of(x * encode_ref[0], bits=bits, dtype=codes_ref.dtype)
+            factor = encode_ref[strip, :] if by_row else encode_ref[0]
+            codes = codes_of(x * factor, bits=bits, dtype=codes_ref.dtype)
             codes_ref[strip, :] = _shown(x, codes) if shows else codes
             if with_amax:
                 _add_to_amax(refs[-1], x, (rows - top - first, columns - left), over)
@@ -232,14 +235,20 @@ def quantize_kernel(
         outs.append(((columns, rows), dtype, turned))
     if with_amax:
         outs.append(_amax_output(block))
-    scalars = [encode, *(lax.bitcast_convert_type(word, jnp.int32) for word in words)]
+    of_rows = pl.BlockSpec((block[0], 1), lambda i, j: (i, 0))
+    factor = encode.reshape((rows, 1) if by_row else (1,))
+    scalars = [lax.bitcast_convert_type(word, jnp.int32).reshape(1) for word in words]
     codes, *more = pl.pallas_call(
         kernel,
         out_shape=[_result(matrix, shape, dtype) for shape, dtype, _ in outs],
         grid=_grid(block, matrix.shape),
-        in_specs=[*(_SCALAR for _ in scalars), pl.BlockSpec(block, at)],
+        in_specs=[
+            of_rows if by_row else _SCALAR,
+            *(_SCALAR for _ in scalars),
+            pl.BlockSpec(block, at),
+        ],
         out_specs=[spec for _, _, spec in outs],
-    )(*(s.reshape(1) for s in scalars), matrix)
+    )(factor, *scalars, matrix)
     codes = codes.reshape(x.shape)
     if transposed:
         more[0] = more[0].reshape(x.shape[-1], *x.shape[:-1])

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from srjit.numerics.encode import viewed
 from srjit.numerics.formats import get_format
+from srjit.numerics.groups import Groups
 from srjit.numerics.random_bits import Key
 from srjit.numerics.scaling import float_scales, tensor_amax, tensor_scales
 from srjit.products.quantized import ScaledValues, emulated
@@ -75,6 +77,31 @@ def quantize(
     # Nothing waits for the tensor's own amax, but where no step before had one.
     codes = lax.cond(before > 0, lambda _: codes, again, scales.encode)
     return ScaledValues(codes[0], scales.scale, spec, *codes[1:], seen=seen)
+
+
+def quantize_groups(
+    chip: Chip,
+    x: jax.Array,
+    demand: Demand,
+    key: Key | None,
+    before: jax.Array | None,
+    groups: Groups | None,
+) -> ScaledValues:
+    """See targets.QuantizeGroups: by a kernel that knows a factor of each row."""
+    from srjit.targets.tpu import kernels as tpu_kernels
+
+    spec, shows = demand.spec, demand.shows
+    element = get_format(spec.format).element
+    is_plain = spec.shared != "tensor" or spec.hadamard or spec.rounding == "none" or shows
+    is_plain |= spec.scaling != "dynamic" or before is not None or demand.rng != "hash"
+    if is_plain or not tpu_kernels.fits(x.shape, x.dtype, element):
+        return emulated(x, spec, key, before=before, rng=demand.rng, shows=shows, groups=groups)
+    view = viewed(x, spec, groups)
+    scales = float_scales(view.amax(x.astype(jnp.float32)), element)
+    encode = jnp.broadcast_to(view.spread(scales.encode), (*x.shape[:-1], 1))
+    converts = element.name in chip.converts
+    codes = tpu_kernels.quantize(x, element, encode, key, converts=converts)
+    return ScaledValues(codes, scales.scale, spec)
 
 
 def _several(made: jax.Array | tuple[jax.Array, ...]) -> list[jax.Array]:
