@@ -94,16 +94,16 @@ class Doubts:
         found += suspects + self.leading_to(suspects, self.undecided)
         if self.tangents.products:
             found += self.beside(suspects)
-        below = self.below({o.out.token for o in suspects})
+        below = self.structure.below({o.out.token for o in suspects})
         found += [o for token, o in self.undecided.items() if token in below]
         found += [o for t, o in self.undecided.items() if self.reads_cotangent(o, t in later)]
         if first < len(self.occurrences):
             found += [o for o in self.undecided.values() if id(o) in indexed and reads_weight(o)]
         found += self.of_seeds() + self.turned() + self.along_directions()
-        found += self.of_unread()
+        found += self.of_unread() + self.of_dead_code()
         if first == len(self.occurrences):
             alone = self.backward_alone()
-            below = self.below({o.out.token for o in alone})
+            below = self.structure.below({o.out.token for o in alone})
             found += alone + [o for o in self.forward if o.out.token in below]
         found += self.of_given([*found, *self.second]) + self.of_parts()
         return {o.out.token for o in found} | self.of_doubtful(found)
@@ -309,14 +309,6 @@ class Doubts:
             if value.origin in read and not self.matching.reads_alike(o, i, *read[value.origin])
         ]
 
-    def below(self, tokens: set[int]) -> set[int]:
-        """Some values, and all that is made of them."""
-        for _ in range(2):  # what loops carry is made later than it is read
-            for token, made in self.graph.made.items():
-                if not tokens.isdisjoint(made.operands):
-                    tokens.add(token)
-        return tokens
-
     def leading_to(
         self, products: Iterable[Occurrence], among: Mapping[int, Occurrence]
     ) -> list[Occurrence]:
@@ -355,8 +347,12 @@ class Doubts:
                 p, other = first.setdefault(value.origin, (o, side))
                 if self.matching.reads_alike(o, side, p, other):
                     continue
-                if self.structure.is_linear_in(o.operands[1 - side], self.matching.level):
-                    found[id(o)] = o
+                seeds = self.seeded(p)
+                if self.structure.is_linear_in(
+                    o.operands[1 - side],
+                    lambda q, seeds=seeds: q.out.token in seeds or self.matching.level(q),
+                ):
+                    found |= {id(q): q for q in [o, *self.leading_to([o], seeds)]}
                 elif o.operands[1 - side].origin == p.operands[1 - other].origin:
                     continue  # no gradient, since the other one is a forward product of it
                 elif not self.structure.depends(o, p):
@@ -375,6 +371,31 @@ class Doubts:
             if any(i and i <= given for i in inputs):
                 found[id(o)] = o
         return list(found.values())
+
+    def seeded(self, p: Occurrence) -> dict[int, Occurrence]:
+        """Products after another one of a weight and an input that nothing read before, by token.
+
+        The input may be the cotangent of what a product made that is dead code.
+        """
+        found: dict[int, Occurrence] = {}
+        for q in self.forward:
+            number = self.order[id(q)]
+            given = [self.structure.inputs(v.token) for v in q.operands if v.sources != _PARAMETER]
+            is_after = number > self.order[id(p)] and len(given) == 1 and given[0]
+            if is_after and all(self.structure.first.get(t, number) >= number for t in given[0]):
+                found[q.out.token] = q
+        return found
+
+    def of_dead_code(self) -> list[Occurrence]:
+        """Such products in which gradients are linear that are differentiated themselves."""
+        matches = [(o, self.matching.gradients.get(id(o))) for o in self.occurrences]
+        first = [(o, m) for o, m in matches if m is not None and m.level == 1]
+        if not first or not self.second:
+            return []
+        seeds = self.seeded(first[0][1].partner)
+        linear = linear_in(self.structure.provenance, seeds)
+        ends = [o for o, m in first if o.operands[1 - m.residual].token in linear]
+        return self.leading_to(ends, seeds)
 
     def backward_alone(self) -> list[Occurrence]:
         """Products of what may be a gradient, in a program that has residuals for inputs.

@@ -83,6 +83,14 @@ class Structure:
                     todo += self.graph.made[token].operands
         return seen
 
+    def below(self, tokens: set[int]) -> set[int]:
+        """Some values, and all that is made of them."""
+        for _ in range(2):  # what loops carry is made later than it is read
+            for token, made in self.graph.made.items():
+                if not tokens.isdisjoint(made.operands):
+                    tokens.add(token)
+        return tokens
+
     def inputs(self, token: int) -> set[int]:
         """The program's inputs that a value is made of; none if products flow into it."""
         if self.latest.get(token, -1) >= 0:

@@ -345,6 +345,18 @@ MUTANTS = {
         new="if False",
         killed_by=(ALIKE + "[statistics of a gradient]",),
     ),
+    "what is dead code has no gradient": Mutant(
+        module="srjit.planning.doubts",
+        old="self.of_unread() + self.of_dead_code()",
+        new="self.of_unread()",
+        killed_by=(HIGHER + "[path lengths of two hidden layers]",),
+    ),
+    "a given cotangent is an input": Mutant(
+        module="srjit.planning.doubts",
+        old="q.out.token in seeds or self.matching.level(q)",
+        new="self.matching.level(q)",
+        killed_by=(HIGHER + "[path lengths]",),
+    ),
     "a call again is the same call": Mutant(
         module="srjit.planning.matching",
         old="taken is not None and self._calls[id(p), side] < 0",
@@ -385,8 +397,8 @@ MUTANTS = {
     ),
     "what is read forms all gradients": Mutant(
         module="srjit.planning.doubts",
-        old="found += self.of_unread()",
-        new="pass",
+        old="found += self.of_unread() + self.of_dead_code()",
+        new="found += self.of_dead_code()",
         killed_by=(HIGHER + "[one linear layer's Hessian, times a vector]",),
     ),
     "an identity is data": Mutant(

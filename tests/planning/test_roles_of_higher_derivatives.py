@@ -93,6 +93,12 @@ def _score(p: Any, x: jax.Array, v: jax.Array) -> jax.Array:
     return ((v * along).sum(-1) + 0.5 * (out**2).sum(-1)).mean()
 
 
+def _path_length(p: Any, z: jax.Array, noise: jax.Array) -> jax.Array:
+    """StyleGAN's: a gradient along given noise, whose last forward product is dead code."""
+    along = jax.vjp(lambda z: mlp(p, z), z)[1](noise)[0]
+    return ((jnp.sqrt((along**2).sum(-1)) - 1) ** 2).mean()
+
+
 def _one_layer(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     return ((jnp.tanh(x @ w) - y) ** 2).mean()
 
@@ -181,6 +187,12 @@ PROGRAMS: dict[str, tuple[Any, tuple[Any, ...], dict[str, int]]] = {
         lambda *args: _product(_one_layer)(*args)[1],
         (normal(3, 2), normal(3, 2, seed=1), X, Y),
         {"fprop": 1, UNKNOWN: 2},
+    ),
+    "path lengths": (
+        jax.grad(_path_length), (PARAMS, X, Y), {"fprop": 1, "dgrad": 2, "wgrad": 1, UNKNOWN: 3},
+    ),
+    "path lengths of two hidden layers": (
+        jax.grad(_path_length), (DEEP, X, Y), {"fprop": 2, "dgrad": 4, "wgrad": 2, UNKNOWN: 5},
     ),
     "a Laplacian by rows": (
         jax.grad(_laplacian_by_rows), (FIELD, X), {"fprop": 1, "dgrad": 2, "wgrad": 1, UNKNOWN: 5},
