@@ -6,7 +6,8 @@
 A layer is its three products: forward, and the gradients of the rows and of the weights. Each is
 a kernel, and takes the larger of its schedule and its bytes (see _tpu_expert_kernels.py; in
 bfloat16 by the same kernel). What quantizes is what XLA estimates of everything else in the
-compiled program. None of it is a measurement. ``--kernels`` leaves quantizations out.
+compiled program, and its kernels by what chips.py has of an element. None of it is a measurement.
+``--kernels`` leaves quantizations out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 import _measuring as measuring
 import srjit
+from srjit.targets.tpu.chips import CHIPS
 
 # Rows, two dimensions of a weight, experts.
 LAYERS = {"mixtral": (16384, 4096, 14336, 8), "deepseek": (49152, 2048, 1408, 64)}
@@ -42,7 +44,7 @@ def kernels(chip: str, elements: tuple[str, str], layer: str) -> dict[str, Any]:
 
 
 def quantizing(chip: str, recipe: str, layer: str) -> tuple[float, list[str]]:
-    """Cycles of what is not a kernel, and what enters the unit at each site."""
+    """Cycles of what multiplies nothing, and what enters the unit at each site."""
     rows, inner, columns, groups = LAYERS[layer]
 
     def step(w: Any, x: Any, sizes: Any, ct: Any) -> Any:
@@ -53,7 +55,12 @@ def quantizing(chip: str, recipe: str, layer: str) -> tuple[float, list[str]]:
     dtypes = jnp.bfloat16, jnp.bfloat16, jnp.int32, jnp.bfloat16
     args = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, dtypes, strict=True)]
     report = srjit.srjit(step, recipe=recipe).aot(*args, target=chip)
-    return report.after.cycles or 0.0, [f"{s.verdict}: {s.became()}" for s in report.sites]
+    # A kernel reads two bytes of an element and writes one; see benchmarks/tpu_kernels.py.
+    each = max(CHIPS[chip].codes["stochastic"], 3 * CHIPS[chip].cycles_per_byte)
+    kernels = sum(k.moved / 3 * each for k in report.after.kernels if not k.operations)
+    return (report.after.cycles or 0.0) + kernels, [
+        f"{s.verdict}: {s.became()}" for s in report.sites
+    ]
 
 
 def main() -> None:
