@@ -23,7 +23,7 @@ from jax import lax
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
-from srjit import _compat
+from srjit import _compat, _stack
 from srjit.numerics.groups import Groups
 from srjit.numerics.quantization import Quantization
 from srjit.numerics.random_bits import Key, mix
@@ -92,8 +92,14 @@ def _without_copies(
 def _site_impl(*args: jax.Array, site: SiteParams) -> jax.Array:
     x, w, extras, lhs, rhs, key = _unflatten(site, args)
     multiply = site.target.multiply
-    if site.wire and key is not None and not key[0].ndim:
-        multiply = sending(multiply, site.wire, mix(key, planned_site.PARTS), site.rng)
+    if site.wire and key is not None:
+        if key[0].ndim:
+            _stack.warn(
+                f"under vmap gradients are not sent as wire={site.wire!r} says: put vmap inside of "
+                "the function that is decorated or transformed"
+            )
+        else:
+            multiply = sending(multiply, site.wire, mix(key, planned_site.PARTS), site.rng)
     with jax.named_scope(f"srjit_{site.label}"):
         if lhs is rhs is None:  # nothing is quantized: the user's product, with its precision
             return _plain(site, x, w, extras)

@@ -174,6 +174,13 @@ def test_so_it_is_where_nobody_knows_how_a_program_is_sharded():
         outer.lower(*placed(LAYOUTS["copies"], W, X))
 
 
+def test_so_it_is_under_vmap():
+    quantized = srjit.transform(step, recipe=over("fp8"))
+    each = jax.jit(jax.vmap(lambda w, key: quantized(w, X, sr_key=key)))
+    with pytest.warns(UserWarning, match="put vmap inside"):
+        each.lower(jnp.stack([W, W]), jax.random.split(jax.random.key(0)))
+
+
 def explained(fun: Any, recipe: Recipe) -> Any:
     return explain(fun, W, X, recipe=recipe, params_argnums=0)
 
