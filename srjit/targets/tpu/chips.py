@@ -59,7 +59,9 @@ class Chip:
       vector_memory: bytes of it, as JAX's Pallas knows them.
       grouped: operations a cycle of kernels of products with groups, in bfloat16 and of codes, rows
         that are masked among them: by benchmarks/tpu_experts.py.
-      without_kernels: times as many cycles as ``codes`` that quantizing takes by plain operations.
+      group_codes: times as many cycles as ``codes`` that quantizing operands with groups takes: by
+        kernels, with what XLA does around them for a factor of each row, and by plain operations;
+        the larger of benchmarks/tpu_experts.py's layers.
     """
 
     name: str
@@ -84,7 +86,7 @@ class Chip:
     interconnect: float
     vector_memory: int
     grouped: tuple[float, float]
-    without_kernels: float
+    group_codes: tuple[float, float]
 
     @property
     def compiler(self) -> Compiler:
@@ -163,9 +165,10 @@ class Chip:
     def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
         """See target.Estimates."""
         amax = self.amax if in_memory and spec.scaling == "dynamic" else 0.0
-        has_kernel = spec.group_dim is None or (spec.shared, spec.scaling) == ("tensor", "dynamic")
-        plain = 1.0 if has_kernel else self.without_kernels
-        return size * (amax + self.codes[spec.rounding] * plain) + self.start
+        times = 1.0
+        if spec.group_dim is not None:
+            times = self.group_codes[(spec.shared, spec.scaling) != ("tensor", "dynamic")]
+        return size * (amax + self.codes[spec.rounding] * times) + self.start
 
 
 def elements_of(specs: Specs) -> set[str]:
@@ -214,7 +217,7 @@ CHIPS = {
             interconnect=200e9,
             vector_memory=128 * 2**20,
             grouped=(112e3, 202e3),
-            without_kernels=9.1,
+            group_codes=(5.0, 9.1),
         ),
         Chip(
             name="v5p",
@@ -239,7 +242,7 @@ CHIPS = {
             interconnect=600e9,
             vector_memory=64 * 2**20,
             grouped=(224e3, 404e3),
-            without_kernels=9.1,
+            group_codes=(5.0, 9.1),
         ),
         Chip(
             name="v6e",
@@ -264,7 +267,7 @@ CHIPS = {
             interconnect=400e9,
             vector_memory=128 * 2**20,
             grouped=(370e3, 560e3),
-            without_kernels=7.3,
+            group_codes=(4.8, 7.3),
         ),
         Chip(
             name="tpu7x",
@@ -289,7 +292,7 @@ CHIPS = {
             interconnect=600e9 / 2,
             vector_memory=64 * 2**20,
             grouped=(425e3, 690e3),
-            without_kernels=6.9,
+            group_codes=(4.9, 6.9),
         ),
     )
 }
