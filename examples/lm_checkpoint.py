@@ -58,7 +58,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _stored(dtype: Any) -> np.dtype:
-    """What stands for a dtype in a file: NumPy's files have no bfloat16, but bits of its size."""
+    """The dtype that a file has for another: NumPy's have no bfloat16, but bits of its size."""
     dtype = np.dtype(dtype)
     return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype
 

@@ -50,7 +50,7 @@ def library_files() -> dict[str, Path]:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the file of this relative name belongs to the validation split."""
+    """True if the file of this relative name belongs to the validation split."""
     return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT_OF_256
 
 

@@ -1,4 +1,4 @@
-"""What a finished comparison shows: a table, a plot and a JSON file with all numbers."""
+"""A finished comparison: a table, a plot and a JSON file with all numbers."""
 
 import json
 from pathlib import Path

@@ -58,7 +58,7 @@ def errors_of_sums(ns: list[int], seed: int = 0) -> np.ndarray:
 
 
 def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Of a network with one hidden layer."""
+    """The loss of a network with one hidden layer."""
     return jnp.mean((jnp.tanh(x @ params["up"]) @ params["down"] - y) ** 2)
 
 

@@ -69,7 +69,7 @@ class Run:
     model: ModelConfig
 
     def validates_after(self, step: int) -> bool:
-        """Whether the model is validated after this many steps."""
+        """True if the model is validated after this many steps."""
         return step in {self.steps * k // VALIDATIONS for k in range(1, VALIDATIONS + 1)}
 
     def settings(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Run:
         return dataclasses.asdict(self) | {"text": lm_data.load_corpus().fingerprint}
 
     def checkpoint(self, out: Path) -> Path:
-        """Where this run's checkpoint is."""
+        """The place of this run's checkpoint."""
         return out / f"{self.recipe.replace(':', '-')}-seed{self.seed}.npz"
 
 
@@ -134,7 +134,7 @@ def find_recipe(name: str) -> Recipe | None:
 
 
 def parameter_dtype(name: str) -> str:
-    """What a recipe keeps parameters and optimizer state in: its own, if it rounds updates."""
+    """The dtype of parameters and optimizer state: a recipe's own, if it rounds updates."""
     recipe = find_recipe(lm_report.base_of(name))
     return "float32" if recipe is None or recipe.weights is None else "bfloat16"
 
@@ -301,7 +301,7 @@ def make_run(args: argparse.Namespace, name: str, seed: int) -> Run:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the JSON report says about how it was made."""
+    """The settings of a run, for the JSON report."""
     shared = make_run(args, "", args.seed).settings()
     del shared["recipe"], shared["seed"]
     return shared | {

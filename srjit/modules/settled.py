@@ -62,7 +62,7 @@ def _lower(ctx: Any, *values: Any) -> Any:
 
 
 def _sends(op: Any) -> bool:
-    """Whether an operation is a product whose parts a recipe wants to be sent as codes."""
+    """True for a product whose parts a recipe wants to be sent as codes."""
     known = numbered(said(op))
     return known is not None and isinstance(known[0], Parts)
 

@@ -223,7 +223,7 @@ class _Search:
         return WriteBacks(writes, frozenset(widened - writes.keys()), tuple(reported), notes)
 
     def _owners(self, sources: Mapping[int, Sequence[_Source]]) -> dict[int, int]:
-        """Whose next value outputs are: each one input's, and of what is written, of one output."""
+        """The input whose next value each output is; one that is written has one such output."""
         order = {n: self._candidates(n, found) for n, found in sources.items()}
         owners: dict[int, int] = {}
         taken: set[int] = set()

@@ -60,7 +60,7 @@ class Quantize(Protocol):
 
 
 class QuantizeGroups(Protocol):
-    """How a target quantizes an operand whose groups have scales of their own, as ``emulated``."""
+    """A target's way to quantize an operand with scales for every group, as ``emulated``."""
 
     def __call__(
         self,
