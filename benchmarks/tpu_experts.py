@@ -1,7 +1,7 @@
 """One linear layer of experts on TPUs, as codes and in bfloat16, by estimates, on no TPU.
 
     pip install libtpu
-    python benchmarks/tpu_experts.py [--chips v5e] [--layers mixtral] [--kernels] [--json FILE]
+    python benchmarks/tpu_experts.py [--chips v5e] [--layers mixtral] [--kernels] [--quick]
 
 A layer is its three products: forward, and the gradients of the rows and of the weights. Each is
 a kernel, and takes the larger of its schedule and its bytes (see _tpu_expert_kernels.py; in
@@ -28,6 +28,7 @@ from srjit.targets.tpu.chips import CHIPS
 
 # Rows, two dimensions of a weight, experts.
 LAYERS = {"mixtral": (16384, 4096, 14336, 8), "deepseek": (49152, 2048, 1408, 64)}
+SMALL = {"small": (1024, 256, 256, 4)}
 E4M3, E5M2 = "float8_e4m3fn", "float8_e5m2"
 # Recipe, and elements of rows and weights, and of cotangents.
 CODES = {"v5e": ("int8", "int8", "int8"), "v6e": ("int8", "int8", "int8")} | {
@@ -38,14 +39,14 @@ CODES = {"v5e": ("int8", "int8", "int8"), "v6e": ("int8", "int8", "int8")} | {
 def kernels(chip: str, elements: tuple[str, str], layer: str) -> dict[str, Any]:
     """See _tpu_expert_kernels.py, a process of its own."""
     script = Path(__file__).with_name("_tpu_expert_kernels.py")
-    command = [sys.executable, str(script), chip, *elements, *map(str, LAYERS[layer])]
+    command = [sys.executable, str(script), chip, *elements, *map(str, (LAYERS | SMALL)[layer])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def quantizing(chip: str, recipe: str, layer: str) -> tuple[float, list[str]]:
     """Cycles of what multiplies nothing, and what enters the unit at each site."""
-    rows, inner, columns, groups = LAYERS[layer]
+    rows, inner, columns, groups = (LAYERS | SMALL)[layer]
 
     def step(w: Any, x: Any, sizes: Any, ct: Any) -> Any:
         y, pullback = jax.vjp(lambda w, x: jax.lax.ragged_dot(x, w, sizes), w, x)
@@ -68,11 +69,12 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", choices=tuple(CODES), default=tuple(CODES))
     parser.add_argument("--layers", nargs="+", choices=tuple(LAYERS), default=tuple(LAYERS))
     parser.add_argument("--kernels", action="store_true", help="of the products alone")
+    parser.add_argument("--quick", action="store_true", help="a small layer instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse_args()
     figures: dict[str, dict[str, Any]] = {}
     print(f"{'millions of cycles':<18}{'':<22}{'fprop':>8}{'dgrad':>8}{'wgrad':>8}{'sum':>8}")
-    for layer in given.layers:
+    for layer in SMALL if given.quick else given.layers:
         for chip in given.chips:
             recipe, *elements = CODES[chip]
             sums: list[float] = []

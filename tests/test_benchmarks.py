@@ -117,6 +117,15 @@ def test_kernels_of_a_tpu_have_a_profile(tmp_path):
 
 @pytest.mark.nightly
 @needs_libtpu
+def test_experts_on_a_tpu_are_compared_with_bfloat16_by_the_same_kernels(tmp_path):
+    figures = _figures("tpu_experts", tmp_path, "--chips", "v5e")
+    codes = figures["small v5e int8"]
+    assert codes.pop("quantizing") > 0 and len(codes.pop("entering")) == 3
+    assert codes.keys() == figures["small v5e bfloat16"].keys() == {"NN", "NT", "TN"}
+
+
+@pytest.mark.nightly
+@needs_libtpu
 def test_steps_for_a_tpu_have_native_sites_and_fewer_cycles_of_xla(tmp_path):
     (row,) = _figures("tpu_cycles", tmp_path, "v5e", "--recipes", "own").values()
     assert row["native"] == row["sites"] == 3

@@ -17,7 +17,7 @@ from srjit.planning.roles import Classified
 from srjit.planning.site import SitePlan
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
-from srjit.targets.target import Estimates
+from srjit.targets.target import Estimates, GroupEstimates
 
 MARGIN = 0.1  # of the cycles in high precision, to be gained at least: they are estimates
 
@@ -129,7 +129,10 @@ def _candidate(
     if cut is not None and isinstance(product, DotProduct):
         shapes = _cut(product.lhs, shapes[0], cut), _cut(product.rhs, shapes[1], cut)
     groups = _groups(product, (*shapes, row.site.out_shape))
-    plain, quantized = estimates.product(product, shapes, (lhs, rhs), groups)
+    if groups and isinstance(estimates, GroupEstimates):
+        plain, quantized = estimates.grouped_product(product, shapes, (lhs, rhs), groups)
+    else:
+        plain, quantized = estimates.product(product, shapes, (lhs, rhs))
     ragged = product.along(0)
     rows = shapes[0][ragged.dim] // groups if ragged and groups else None
     return Candidate(plain * trips, None if quantized is None else quantized * trips, codes, rows)

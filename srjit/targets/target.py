@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -167,21 +167,29 @@ class Estimates(Protocol):
         """Cycles in which its memory moves a byte, at its peak."""
         ...
 
-    def product(
-        self, product: Product, shapes: Shapes, specs: Specs, groups: int = 0
-    ) -> tuple[float, float | None]:
+    def product(self, product: Product, shapes: Shapes, specs: Specs) -> tuple[float, float | None]:
         """Cycles of a product in bfloat16, and of its codes; None: of which nothing is known.
 
         Args:
           product: what is multiplied.
           shapes: of the operands.
           specs: how they are quantized.
-          groups: how many there are; 0 of a product without.
         """
         ...
 
     def quantization(self, size: int, spec: Quantization, in_memory: bool) -> float:
         """Cycles of quantizing ``size`` elements; ``in_memory``: that nothing has just made."""
+        ...
+
+
+@runtime_checkable
+class GroupEstimates(Protocol):
+    """Estimates that tell products with groups apart; others are asked for ``product`` of those."""
+
+    def grouped_product(
+        self, product: Product, shapes: Shapes, specs: Specs, groups: int
+    ) -> tuple[float, float | None]:
+        """As ``Estimates.product``, with the number of groups."""
         ...
 
 

@@ -122,15 +122,19 @@ class Chip:
         rates = Rates(self.grouped[itemsize == 1], 1 / self.cycles_per_byte, self.kernel_memory)
         return tiles_of(known.kind, known.extents(*ordered, groups), itemsize, rates)
 
-    def product(
-        self, product: Product, shapes: Shapes, specs: Specs, groups: int = 0
+    def grouped_product(
+        self, product: Product, shapes: Shapes, specs: Specs, groups: int
     ) -> tuple[float, float | None]:
+        """See target.GroupEstimates."""
+        if (known := matrices_of(product)) is None:
+            return 0.0, None
+        has_rate = self.has_rate(elements_of(specs))
+        cycles = self._grouped(known, shapes, groups, 2, self.grouped[0]) or 0.0
+        codes = self._grouped(known, shapes, groups, 1, self.grouped[1]) if has_rate else None
+        return cycles, codes
+
+    def product(self, product: Product, shapes: Shapes, specs: Specs) -> tuple[float, float | None]:
         """See target.Estimates."""
-        if (known := matrices_of(product)) is not None:
-            has_rate = self.has_rate(elements_of(specs))
-            cycles = self._grouped(known, shapes, groups, 2, self.grouped[0]) or 0.0
-            codes = self._grouped(known, shapes, groups, 1, self.grouped[1]) if has_rate else None
-            return cycles, codes
         if not isinstance(product, DotProduct):
             return 0.0, None
         operations = product.operations(*shapes)
