@@ -78,14 +78,7 @@ class Doubts:
         levels = map(self.matching.level, self.occurrences)
         first = next((i for i, level in enumerate(levels) if level), len(self.occurrences))
         later = {t: o for t, o in self.undecided.items() if self.order[id(o)] > first}
-        constant = {  # an identity, of a Jacobian by rows
-            o.out.token: o
-            for o in self.forward
-            if self.order[id(o)] > first
-            and reads_weight(o)
-            and not all(v.sources for v in o.operands)
-        }
-        found = self.leading_to(self.second, later) + self.leading_to(self.second, constant)
+        found = self.leading_to(self.second, later)
         suspects = [
             o
             for o in self.undecided.values()

@@ -401,12 +401,6 @@ MUTANTS = {
         new="found += self.of_dead_code()",
         killed_by=(HIGHER + "[one linear layer's Hessian, times a vector]",),
     ),
-    "an identity is data": Mutant(
-        module="srjit.planning.doubts",
-        old=" + self.leading_to(self.second, constant)",
-        new="",
-        killed_by=(HIGHER + "[a Laplacian by rows]",),
-    ),
     "an input is no cotangent": Mutant(
         module="srjit.planning.doubts",
         old="self.of_given([*found, *self.second])",
