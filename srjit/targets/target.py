@@ -189,7 +189,7 @@ class GroupEstimates(Protocol):
     def grouped_product(
         self, product: Product, shapes: Shapes, specs: Specs, groups: int
     ) -> tuple[float, float | None]:
-        """As ``Estimates.product``, with the number of groups."""
+        """Cycles as of ``Estimates.product``, with the number of groups."""
         ...
 
 
