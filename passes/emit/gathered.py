@@ -131,18 +131,14 @@ def _with_element(shard: Any, like: ir.Type) -> Any:
     return editing.create("stablehlo.convert", [kind], [shard])[0]
 
 
-# As words, of which NaN's is the largest.
 def _word(x: Any) -> Any:
-    import jax.numpy as jnp
-    from jax import lax
-
     from srjit.numerics.scaling import tensor_amax
+    from srjit.targets.codes import word_of
 
-    return lax.bitcast_convert_type(tensor_amax(x), jnp.int32)
+    return word_of(tensor_amax(x))
 
 
 def _amax(word: Any) -> Any:
-    import jax.numpy as jnp
-    from jax import lax
+    from srjit.targets.codes import float_of
 
-    return lax.bitcast_convert_type(word, jnp.float32)[None]  # as a history of one step
+    return float_of(word)[None]  # as a history of one step

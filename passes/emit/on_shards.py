@@ -6,8 +6,7 @@ shards that Shardy's propagation gives its arguments: then nothing is sent that 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -82,11 +81,8 @@ def place(
             _place(library, call, [*map(shardings.spec_of, values)], meshes[0])
 
 
-def _is_even(shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int]) -> bool:
-    """True if a mesh cuts an array, sharded so, into equal parts."""
-    given = [(names,) if isinstance(names, str) else names or () for names in spec]
-    cut = (math.prod(sizes[name] for name in names) for names in given)
-    return not any(n % parts for n, parts in zip(shape, cut, strict=False))
+def _axes_of(spec: PartitionSpec) -> Spec:
+    return tuple((names,) if isinstance(names, str) else tuple(names or ()) for names in spec)
 
 
 def _is_manual(op: ir.Operation | None) -> bool:
@@ -96,7 +92,7 @@ def _is_manual(op: ir.Operation | None) -> bool:
 
 
 def _place(library: Library, call: Any, axes: Sequence[Spec | None], mesh: Any) -> None:
-    from srjit.targets.kernel_call import numbered
+    from srjit.targets.kernel_call import is_even, numbered
 
     known, signature = numbered(said(call)), signature_of(list(call.operands))
     if known is None:
@@ -106,7 +102,8 @@ def _place(library: Library, call: Any, axes: Sequence[Spec | None], mesh: Any) 
     shapes = [shape for shape, _ in (*signature, *signature_of(list(call.results)))]
     placed = rule(shapes, axes, sizes)
     if placed is None or not all(
-        _is_even(shape, spec, sizes) for shape, spec in zip(shapes, placed[1], strict=False)
+        is_even(shape, _axes_of(spec), sizes)
+        for shape, spec in zip(shapes, placed[1], strict=False)
     ):
         return
     run, in_specs, out_specs = placed

@@ -12,6 +12,7 @@ from jax import lax
 
 from srjit.numerics.scaling import tensor_amax
 from srjit.products.quantized import ScaledValues
+from srjit.targets.codes import float_of, word_of
 from srjit.targets.operand import quantize_operand
 from srjit.targets.target import Demand, Target
 
@@ -51,7 +52,7 @@ class Gather:
 
     def _largest(self, amax: jax.Array) -> jax.Array:
         """The largest amax of all shards."""
-        return _amax_of(lax.pmax(_word_of(amax), self.axes))
+        return float_of(lax.pmax(word_of(amax), self.axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +75,19 @@ class Exchange(Gather):
             return super().codes(dtype, demand, target, known)
         pieces = jnp.split(self.shard.astype(dtype), lax.axis_size(self.axes), self.dim)
         if known is None:
-            words = jnp.stack([_word_of(tensor_amax(piece)) for piece in pieces])
+            words = jnp.stack([word_of(tensor_amax(piece)) for piece in pieces])
             words = jnp.max(lax.all_gather(words, self.axes), axis=0)
         else:
-            words = lax.all_gather(_word_of(known), self.axes)
+            words = lax.all_gather(word_of(known), self.axes)
         alone = dataclasses.replace(demand, turned=False, shows=False)
         made = [
-            quantize_operand(piece, alone, None, target, _amax_of(words[i]))
+            quantize_operand(piece, alone, None, target, float_of(words[i]))
             for i, piece in enumerate(pieces)
         ]
         values = jnp.concatenate([q.values for q in made], self.dim)
         own = lax.axis_index(self.axes)
         scale = jnp.stack([q.scale for q in made if q.scale is not None])[own]
-        seen = _amax_of(words[own]) if demand.shows else None
+        seen = float_of(words[own]) if demand.shows else None
         return ScaledValues(self.gathered(values), scale, demand.spec, seen=seen)
 
 
@@ -102,12 +103,3 @@ def collective(eqn: Any, shard: jax.Array, again: Callable[[jax.Array], jax.Arra
     if eqn.primitive.name == "all_to_all":
         return Exchange(shard, axes, again, eqn.params["split_axis"])
     return Gather(shard, axes, again)
-
-
-# As words, of which NaN's is the largest.
-def _word_of(amax: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(amax, jnp.int32)
-
-
-def _amax_of(word: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(word, jnp.float32)

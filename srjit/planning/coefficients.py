@@ -188,7 +188,7 @@ class _Search:
             made_of = self.scopes.sources(scope, factors)
             sources = {t: n for t, n in made_of.items() if t in self._without}
             # A loss's own derivative is read where it is made: nothing would be kept for long.
-            if made_of and v.aval.shape and not scope.is_constant(chains[v].cotangent):
+            if made_of and v.aval.shape and chains[v].cotangent not in scope.constants:
                 yield self._candidate(scope, index, chains[v], factors, sources)
 
     def _candidate(

@@ -46,6 +46,10 @@ class Part:
         self.late = [s.phase != "forward" for s in inner]
         self.is_late = scope.phase != "forward"
         self.first_late = next((i for i, late in enumerate(self.late) if late), len(inner))
+        self.constants: set[Variable] = set()  # made of literals
+        for eqn in program.eqns:
+            if flow_of(eqn) is None and self.constants.issuperset(variables(eqn.invars)):
+                self.constants.update(eqn.outvars)
 
     def is_gradient(self, v: Variable) -> bool:
         """True if a cotangent flows into a variable."""
@@ -55,14 +59,6 @@ class Part:
         """The equation of the backward pass that makes a variable; None if none does."""
         index = self.maker.get(v)
         return None if index is None or not self.late[index] else self.program.eqns[index]
-
-    def is_constant(self, v: Variable) -> bool:
-        """True if a variable is made of literals."""
-        if is_literal(v):
-            return True
-        eqn = self.program.eqns[self.maker[v]] if v in self.maker else None
-        is_plain = eqn is not None and flow_of(eqn) is None
-        return eqn is not None and is_plain and all(map(self.is_constant, eqn.invars))
 
     def is_zero(self, v: Variable) -> bool:
         """True if a variable is the number zero, repeated."""

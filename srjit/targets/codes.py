@@ -11,8 +11,13 @@ from srjit.numerics.elements import Element
 
 
 def word_of(x: jax.Array) -> jax.Array:
-    """A float32's bits as an int32."""
+    """A float32's bits as an int32. Of magnitudes NaN's is the largest."""
     return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def float_of(word: jax.Array) -> jax.Array:
+    """The float32 of such bits."""
+    return lax.bitcast_convert_type(word, jnp.float32)
 
 
 def float_code(y: jax.Array, element: Element, bits: jax.Array | None) -> jax.Array:

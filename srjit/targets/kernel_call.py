@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -27,6 +28,18 @@ _lowered_as = contextvars.ContextVar[Literal["itself", "part", "formulas"]]("as"
 
 # In which frontend attribute a call of a formula says which kernel could run on shards instead.
 ON_SHARDS = "srjit_kernel"
+
+
+def is_even(shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> bool:
+    """True if a mesh cuts an array into equal parts.
+
+    Args:
+      shape: of the array.
+      axes: that shard its first dimensions.
+      sizes: of all axes of the mesh.
+    """
+    cut = (math.prod(sizes[name] for name in names) for names in axes)
+    return not any(n % parts for n, parts in zip(shape, cut, strict=False))
 
 
 class OnShards(Protocol):

@@ -30,7 +30,7 @@ from srjit.numerics.shards import of_shards
 from srjit.products.dot import DotProduct
 from srjit.products.product import Product
 from srjit.products.quantized import Multiply, Operand, ScaledValues
-from srjit.targets.kernel_call import Axes, kernel_call
+from srjit.targets.kernel_call import Axes, is_even, kernel_call
 
 FORMATS: dict[Wire, str] = {"bf16": "bf16", "fp8": "fp8_e4m3"}
 
@@ -107,7 +107,7 @@ class Parts:
         if not found.summed:
             return None
         cut = [
-            _is_even(shapes[i], a, sizes)
+            is_even(shapes[i], a, sizes)
             for i, a in zip(places, (*given[:2], found.out), strict=True)
         ]
         if not found.is_possible or not all(cut) or any(map(_has_blocks, operands)):
@@ -134,12 +134,6 @@ class Parts:
             return part.T if turned else part
 
         return run, in_specs, PartitionSpec(*found.out)
-
-
-def _is_even(shape: Sequence[int], axes: Axes, sizes: Mapping[str, int]) -> bool:
-    """True if a mesh cuts an array into equal parts."""
-    cut = (math.prod(sizes[name] for name in names) for names in axes)
-    return not any(n % parts for n, parts in zip(shape, cut, strict=True))
 
 
 def _values(operand: Any) -> Any:

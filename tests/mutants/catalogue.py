@@ -7,6 +7,10 @@ exactly once in the module, and each of ``killed_by`` has to fail, and be part o
 
 from __future__ import annotations
 
-from mutants import diagnostics, numerics, programs
+from mutants import diagnostics, meshes, numerics, programs, roles
 
-MUTANTS = numerics.MUTANTS | programs.MUTANTS | diagnostics.MUTANTS
+MUTANTS = {
+    name: mutant
+    for file in (numerics, programs, meshes, roles, diagnostics)
+    for name, mutant in file.MUTANTS.items()
+}

@@ -10,27 +10,13 @@ RESIDUALS = "planning/test_residuals.py::"
 COEFFICIENTS = "planning/test_coefficients.py::"
 WRITTEN = "planning/test_write_backs.py::"
 VERIFIED = "diagnostics/test_verify.py::"
-ANYWHERE = (
-    "planning/test_parameters.py::"
-    "test_coverage_does_not_depend_on_where_parameters_stand[bare arrays-jaxpr]"
-)
-STRUCTURE = "planning/test_roles_from_structure.py::"
-ALIKE = "planning/test_roles_by_structure_alone.py::test_roles_are_those_that_names_tell"
-HIGHER = (
-    "planning/test_roles_of_higher_derivatives.py::"
-    "test_higher_derivatives_have_no_role_of_first_ones"
-)
-PARTIAL = "modules/test_partial_sums.py::"
 ONCE = (
     "passes/emit/test_lowering.py::"
     "test_equal_functions_are_lowered_once_for_all_modules_and_again_where_jax_is_told_otherwise"
 )
-WIRE = "modules/test_wire.py::"
-ON_SHARDS = "modules/test_on_shards.py::"
 EXPERTS = "products/test_experts.py::"
 
 MUTANTS = {
-    # Programs
     "coefficients of all layers have the same noise": Mutant(
         module="srjit.jaxprs.evaluator",
         old="key = mix(self._key(()), _COEFFICIENTS + c.number)",
@@ -79,7 +65,6 @@ MUTANTS = {
             PROGRAMS + "test_equal_values_are_rounded_with_different_noise[nested]",
         ),
     ),
-    # Residuals
     "codes of weights are handed from loop to loop": Mutant(
         module="srjit.planning.residuals",
         old="if use.spec is None or not use.is_late or use.value in self._kept:",
@@ -114,7 +99,6 @@ MUTANTS = {
             + "[gradient of examples]",
         ),
     ),
-    # Write-backs
     "write-backs are rounded to nearest": Mutant(
         module="srjit.jaxprs.write_back",
         old="return jnp.where(jnp.isinf(nearest), nearest, round_with(key, x, storage, rng))",
@@ -161,28 +145,6 @@ MUTANTS = {
             "test_shards_of_a_parameter_do_not_share_noise[True]",
         ),
     ),
-    "parts of products are added in bfloat16 wherever": Mutant(
-        module="srjit.passes.emit.partial_sums",
-        old="for axis in lhs[a] & rhs[b]}",
-        new="for axis in lhs[a] | rhs[b]}",
-        killed_by=(
-            PARTIAL + "test_a_product_is_of_the_programs_dtype_where_its_contraction_is_sharded"
-            "[v5e-int8-i32]",
-        ),
-    ),
-    "parts of products are sharded before they are added": Mutant(
-        module="srjit.passes.emit.partial_sums",
-        old="if whole is not None:",
-        new="if False:",
-        killed_by=(PARTIAL + "test_a_gradient_of_a_sharded_weight_is_whole_before_it_is_sharded",),
-    ),
-    "parts of products in functions are added exactly": Mutant(
-        module="srjit.passes.emit.shardings",
-        old="inlined = inline(copy, lambda name: name != operations.entry_of(copy))",
-        new="inlined = inline(copy, lambda name: False)",
-        killed_by=(PARTIAL + "test_so_it_is_in_loops_whose_bodies_are_functions",),
-    ),
-    # Functions that are lowered once for all modules
     "functions of one name are one, whatever their key": Mutant(
         module="srjit.passes.emit.lowering",
         old="    key: Hashable\n    fun:",
@@ -209,12 +171,6 @@ MUTANTS = {
             "targets/test_tpu_groups.py::test_kernels_give_the_bits_of_ragged_dot[tiles0-TN-int8]",
         ),
     ),
-    "shards draw the noise of the first": Mutant(
-        module="srjit.targets.tpu.on_shards",
-        old="origin += place * jnp.uint32(local[d] * steps[d] % 2**32)",
-        new="origin += place * jnp.uint32(0)",
-        killed_by=(ON_SHARDS + "test_shards_have_the_bits_of_the_whole[int8-shape0-axes0]",),
-    ),
     "what is computed again is read for its amax": Mutant(
         module="srjit.jaxprs.evaluator",
         old="if kept in self.codes:",
@@ -223,42 +179,6 @@ MUTANTS = {
             "planning/test_sharing.py::test_the_amax_of_what_is_computed_again_is_kept[_deep-h0]",
         ),
     ),
-    "what something else reads is gathered as codes": Mutant(
-        module="srjit.planning.gathers",
-        old="if uses and all(",
-        new="if uses and any(",
-        killed_by=(
-            "jaxprs/test_gathered.py::test_what_something_else_reads_is_gathered_as_it_is[jaxpr]",
-        ),
-    ),
-    "tokens are quantized by the amax of who sends them": Mutant(
-        module="srjit.jaxprs.gathered",
-        old="jnp.max(lax.all_gather(words, self.axes), axis=0)",
-        new="jnp.broadcast_to(jnp.max(words), words.shape)",
-        killed_by=(
-            "jaxprs/test_gathered.py::"
-            "test_tokens_travel_as_codes_by_the_scales_of_who_gets_them[int8-v5e]",
-        ),
-    ),
-    "parts that are sent go to nearest": Mutant(
-        module="srjit.targets.wire",
-        old="mix(self._key, self._count)",
-        new="None",
-        killed_by=(WIRE + "test_sums_are_unbiased[copies-fp8]",),
-    ),
-    "devices send parts by one noise": Mutant(
-        module="srjit.targets.wire",
-        old="of_shards(key, own)",
-        new="key",
-        killed_by=(WIRE + "test_devices_draw_noise_of_their_own",),
-    ),
-    "calls of one function are sharded alike": Mutant(
-        module="srjit.passes.emit.on_shards",
-        old="if is_meant(op):",
-        new="if False:",
-        killed_by=(ON_SHARDS + "test_so_it_is_in_loops[jaxpr]",),
-    ),
-    # What no test of numbers sees
     "all trips may draw from one key, unsaid": Mutant(
         module=BITS,
         old="if key is not None and _compat.loop_around(key):",
@@ -287,146 +207,6 @@ MUTANTS = {
             "diagnostics/test_verify_function.py::"
             "test_noise_that_comes_again_far_away_is_found[a fifth of a row]",
         ),
-    ),
-    "a gradient is of no earlier product": Mutant(
-        module="srjit.planning.dependences",
-        old="found = other.products & readers or (readers if named else 0)",
-        new="found = 0",
-        killed_by=(
-            "passes/test_roles_without_names.py::test_roles_are_the_same_without_locations"
-            "[a Hessian by two backward passes]",
-        ),
-    ),
-    "a cotangent tells no product": Mutant(
-        module="srjit.planning.matching",
-        old="            not is_other_side,",
-        new="            False,",
-        killed_by=(HIGHER + "[forces between messages]",),
-    ),
-    "a direction of one hidden layer is data": Mutant(
-        module="srjit.planning.doubts",
-        old="if len(along) < len(alike):",
-        new="if False:",
-        killed_by=(HIGHER + "[a Laplacian]",),
-    ),
-    "a layer has an activation or none": Mutant(
-        module="srjit.planning.phases",
-        old="if more := self.like_tangents(matching):",
-        new="if more := {}:",
-        killed_by=(HIGHER + "[a score of one hidden layer]",),
-    ),
-    "an update is a forward pass": Mutant(
-        module="srjit.planning.phases",
-        old="if not is_second and any(",
-        new="if False and any(",
-        killed_by=(ALIKE + "[an update of low rank]",),
-    ),
-    "a gradient is told by an index": Mutant(
-        module="srjit.planning.phases",
-        old="return by_index and len(seen) < MOST",
-        new="return False",
-        killed_by=(
-            "planning/test_roles_by_structure_alone.py::"
-            "test_products_in_the_place_of_gradients_are_none[a codebook]",
-        ),
-    ),
-    "what is blocked stays so": Mutant(
-        module="srjit.planning.phases",
-        old="        if not ends:\n",
-        new="        if True:\n",
-        killed_by=(
-            "planning/test_roles_by_structure_alone.py::"
-            "test_products_in_the_place_of_gradients_are_none[spectral norms]",
-        ),
-    ),
-    "a cotangent that others read is no gradient": Mutant(
-        module="srjit.planning.doubts",
-        old="if self.reads_cotangent(o, t in later)",
-        new="if False",
-        killed_by=(ALIKE + "[statistics of a gradient]",),
-    ),
-    "what is dead code has no gradient": Mutant(
-        module="srjit.planning.doubts",
-        old="self.of_unread() + self.of_dead_code()",
-        new="self.of_unread()",
-        killed_by=(HIGHER + "[path lengths of two hidden layers]",),
-    ),
-    "a given cotangent is an input": Mutant(
-        module="srjit.planning.doubts",
-        old="q.out.token in seeds or self.matching.level(q)",
-        new="self.matching.level(q)",
-        killed_by=(HIGHER + "[path lengths]",),
-    ),
-    "a call again is the same call": Mutant(
-        module="srjit.planning.matching",
-        old="taken is not None and self._calls[id(p), side] < 0",
-        new="taken is not None",
-        killed_by=(
-            "planning/test_roles_by_structure_alone.py::test_a_call_again_is_differentiated_again",
-        ),
-    ),
-    "what makes the input of a layer may be a gradient": Mutant(
-        module="srjit.planning.doubts",
-        old="self.order[id(o)] < first and self.is_residual(o)",
-        new="False",
-        killed_by=(ALIKE + "[experts, sent rows by a matrix]",),
-    ),
-    "a declared residual is a weight": Mutant(
-        module="srjit.planning.matching",
-        old="self.orphans.clear()",
-        new="pass",
-        killed_by=(
-            "planning/test_roles_of_higher_derivatives.py::"
-            "test_a_backward_pass_alone_is_unknown_whatever_its_residuals_are[weights]",
-        ),
-    ),
-    "blocks are wholes": Mutant(
-        module="srjit.planning.doubts",
-        old=" + self.of_parts()",
-        new="",
-        killed_by=(
-            STRUCTURE
-            + "test_a_backward_pass_in_other_blocks_than_the_forward_one_is_no_forward_pass",
-        ),
-    ),
-    "what others read as a cotangent may be a residual": Mutant(
-        module="srjit.planning.roles",
-        old="if sum(read) == 1:",
-        new="if False:",
-        killed_by=(STRUCTURE + "test_attention_in_blocks_has_all_roles_though_it_weighs_again",),
-    ),
-    "what is read forms all gradients": Mutant(
-        module="srjit.planning.doubts",
-        old="found += self.of_unread() + self.of_dead_code()",
-        new="found += self.of_dead_code()",
-        killed_by=(HIGHER + "[one linear layer's Hessian, times a vector]",),
-    ),
-    "an input is no cotangent": Mutant(
-        module="srjit.planning.doubts",
-        old="self.of_given([*found, *self.second])",
-        new="[]",
-        killed_by=(HIGHER + "[a deep tangent kernel's product]",),
-    ),
-    "a product of tangents is one": Mutant(
-        module="srjit.planning.tangents",
-        old="is_one = len(inside) == 1 or not (is_product or made.name in FACTORS)",
-        new="is_one = True",
-        killed_by=(ALIKE + "[a gate that is data]",),
-    ),
-    "a bias makes a weight of moved data": Mutant(
-        module="srjit.planning.updates",
-        old="and not self._graph.is_spread(value.token)",
-        new="",
-        killed_by=(
-            "planning/test_roles_by_structure_alone.py::"
-            "test_a_bias_or_a_place_added_to_moved_data_makes_no_weight_of_it",
-        ),
-    ),
-    "only arguments that come first are parameters": Mutant(
-        module="srjit.planning.parameters",
-        old="if trained := self._updated():",
-        new="return _usual(self)\n        if trained := self._updated():",
-        killed_by=(ANYWHERE,),
     ),
     "what is left alone is not asked for": Mutant(
         module="srjit.planning.decision",
@@ -467,7 +247,6 @@ MUTANTS = {
             "test_products_scale_with_their_operands_as_long_as_they_are_normal[fp8-both]",
         ),
     ),
-    # Experts
     "experts share one scale": Mutant(
         module="srjit.planning.decision",
         old="lhs = lhs and within_groups(lhs, product, 0, shapes[0])",
@@ -489,7 +268,6 @@ MUTANTS = {
         new="present = groups.sizes() >= 0",
         killed_by=(EXPERTS + "test_every_expert_has_a_history",),
     ),
-    # What is read of compiled programs
     "every part of an asynchronous collective counts": Mutant(
         module="srjit.aot.compiled_program",
         old="elif i is not e.instruction and identity in started:",

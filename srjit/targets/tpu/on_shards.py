@@ -38,11 +38,10 @@ class Quantize:
         """See OnShards."""
         from srjit.targets.tpu import kernels
 
-        shape, axes = shapes[0], sharded[0]
-        if axes is None:
+        if (found := _matrix(shapes, sharded, sizes)) is None:
             return None
-        local = _shard(shape, axes, sizes)
-        if not kernels.is_matrix(local) or not _is_in_line(shape, local):
+        (axes, local), shape = found, shapes[0]
+        if not _is_in_line(shape, local):
             return None
         stride, steps = random_bits.row_stride(shape[-1]), random_bits.strides(shape)
 
@@ -87,11 +86,9 @@ class Amax:
         """See OnShards."""
         from srjit.targets.tpu import kernels
 
-        shape, axes = shapes[0], sharded[0]
-        if axes is None:
+        if (found := _matrix(shapes, sharded, sizes)) is None:
             return None
-        if not kernels.is_matrix(_shard(shape, axes, sizes)):
-            return None
+        axes, _ = found
         return (
             lambda x: _of_all(kernels.amax_kernel(x), axes),
             [PartitionSpec(*axes)],
@@ -112,18 +109,23 @@ class Transpose:
         """See OnShards."""
         from srjit.targets.tpu import kernels
 
-        shape, axes = shapes[0], sharded[0]
-        if axes is None:
+        if (found := _matrix(shapes, sharded, sizes)) is None:
             return None
-        if not kernels.is_matrix(_shard(shape, axes, sizes)):
-            return None
+        axes, _ = found
         return kernels.transpose_kernel, [PartitionSpec(*axes)], _turned(axes)
 
 
-def _shard(shape: tuple[int, ...], axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(
-        n // math.prod(sizes[name] for name in names) for n, names in zip(shape, axes, strict=True)
-    )
+def _matrix(
+    shapes: Sequence[tuple[int, ...]], sharded: Sequence[Axes | None], sizes: Mapping[str, int]
+) -> tuple[Axes, tuple[int, ...]] | None:
+    """The axes of a kernel's first argument, and the shape of a shard; None if it is no matrix."""
+    from srjit.targets.tpu import kernels
+
+    if (axes := sharded[0]) is None:
+        return None
+    cut = (math.prod(sizes[name] for name in names) for names in axes)
+    local = tuple(n // parts for n, parts in zip(shapes[0], cut, strict=True))
+    return (axes, local) if kernels.is_matrix(local) else None
 
 
 def _is_in_line(shape: tuple[int, ...], local: tuple[int, ...]) -> bool:
