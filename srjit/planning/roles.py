@@ -159,7 +159,8 @@ def _reason_to_keep(c: Classified, has_data: bool) -> str:
     if KEEP_SCOPE in c.occurrence.scope.names:
         return KEEP_REASON
     out = c.occurrence.eqn.outvars[0].aval.shape
-    is_sum = weighs(c.occurrence) or multiplies(c.occurrence)
+    # A gradient is kept as its product is, wherever that is differentiated.
+    is_sum = weighs(c.occurrence) or multiplies(c.partner or c.occurrence)
     if is_sum or (c.role == "unknown" and not out):
         return c.keep or _SUM
     held = [value.sources == frozenset({CONSTANT}) for value in c.occurrence.operands]

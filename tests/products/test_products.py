@@ -86,6 +86,11 @@ def einsum(spec: str) -> Callable[..., Any]:
 
 @hypothesis.settings(max_examples=8)
 @hypothesis.given(products(), st.sampled_from(["int8", "int8-channel"]))
+@hypothesis.example(("a,a->a", {"a": 2}), "int8")
+@hypothesis.example(("ab,b->ba", {"a": 3, "b": 2}), "int8-channel")
+@hypothesis.example(("ab,ab->a", {"a": 3, "b": 2}), "int8-channel")
+@hypothesis.example(("ab,ab->a", {"a": 3, "b": 2}), "int8")
+@hypothesis.example(("a,ab->b", {"a": 3, "b": 2}), "int8")
 def test_any_dot_general_multiplies_what_its_codes_stand_for(product: Any, name: str):
     spec, sizes = product
     lhs, rhs = spec.split("->")[0].split(",")
@@ -96,6 +101,7 @@ def test_any_dot_general_multiplies_what_its_codes_stand_for(product: Any, name:
     dot = srjit.transform(einsum(spec), recipe=recipe, params_argnums=1)
     value, dx, dw = with_gradients(dot, x, w, ct)
     q = recipe.rules[0].fprop.weight
+    is_kept = 1 in (len(lhs), len(rhs)) and len(out) == max(len(lhs), len(rhs))  # it is a multiple
 
     def operand(x: Any, labels: str, other: str, result: str) -> np.ndarray:
         summed = [d for d, label in enumerate(labels) if label in other and label not in result]
@@ -108,18 +114,34 @@ def test_any_dot_general_multiplies_what_its_codes_stand_for(product: Any, name:
     ):
         fun = functools.partial(np.einsum, f"{a},{b}->{c}")
         terms = int(np.prod([sizes[d] for d in {*a, *b} - {*c}]))
-        operands = operand(arrays[0], a, b, c), operand(arrays[1], b, a, c)
+        operands = arrays
+        if not is_kept:
+            operands = operand(arrays[0], a, b, c), operand(arrays[1], b, a, c)
         assert got.shape == fun(*operands).shape and got.dtype == jnp.float32
         check(got, fun, *operands, terms)
 
 
-@pytest.mark.parametrize("spec", [",a->a", "a,->a", "ab,->ab"])
+@pytest.mark.parametrize("spec", [",a->a", "a,->a", "ab,->ab", "a,a->a", "a,ab->ab"])
 def test_multiples_are_kept(spec: str):
     sides = spec.split("->")[0].split(",")
     x, w = (normal(*(3 for _ in side), seed=i) for i, side in enumerate(sides))
     report = srjit.srjit(einsum(spec), recipe="int8", params_argnums=1).explain(x, w)
     (site,) = report.sites
     assert site.status == "kept" and "no product of matrices" in site.reason and not site.asked
+
+
+@pytest.mark.parametrize(("spec", "kept"), [("a,ab->ab", 3), ("ab,ab->a", 0)])
+def test_gradients_of_multiples_are_kept_as_they_are(spec: str, kept: int):
+    sides = spec.split("->")[0].split(",")
+    x, w = (normal(*(3 for _ in side), seed=i) for i, side in enumerate(sides))
+
+    def step(x: Any, w: Any) -> Any:
+        y, pullback = jax.vjp(einsum(spec), x, w)
+        return pullback(y)
+
+    sites = srjit.srjit(step, recipe="int8", params_argnums=1).explain(x, w).sites
+    assert sorted(site.role for site in sites) == ["dgrad", "fprop", "wgrad"]
+    assert sum(site.status == "kept" for site in sites) == kept
 
 
 # Results whose labels are not in the order of a dot_general, batch dimensions in odd places.
