@@ -173,11 +173,11 @@ class CompiledReport(Documented):
         remarks = [*reasons([s.plan for s in self.sites]), *self.notes]
         if self.after.cycles:
             remarks.append(
-                "cycles are the compiler's estimate of every instruction alone, added up, loops by "
-                "their trip counts: no run, and without what collectives and copies wait for; the "
-                "rate is of one large product of the same kind, relative to bfloat16; around a "
-                "product are quantizations, scales and transposes, at the first site if several "
-                "share them"
+                "cycles: the compiler estimates each instruction alone, and these are added up, "
+                "those of a loop as often as it runs. Nothing ran, and no time is counted that "
+                "collectives and copies wait. rate: of one large product of the same kind, "
+                "relative to bfloat16. around: quantizations, scales and transposes of a product, "
+                "at the first site if several share them"
             )
         else:
             remarks.append(f"the compiler of {self.target} estimates no cycles")
@@ -185,9 +185,9 @@ class CompiledReport(Documented):
                 remarks.append("rates are of the vendor's peaks, relative to bfloat16")
         if self.after.kernels:
             remarks.append(
-                "kernels are not in the estimated cycles: at least, they take what their bytes "
-                "take at the peak of the memory, or their products at that of bfloat16's, or what "
-                "their schedule takes, by another model; to have that one, see docs/aot.md"
+                "the estimated cycles leave kernels out. A kernel takes at least the time of its "
+                "bytes at the memory's peak, of its products at bfloat16's peak, or of its "
+                "schedule by another model, if that is there: docs/aot.md tells how to get it"
             )
         if self.before.unusable or self.after.unusable:
             lacking = [str(s.plan.site.number) for s in self.sites if s.cost.cycles is None]
@@ -198,14 +198,15 @@ class CompiledReport(Documented):
             )
         if self.before.relayouts or self.after.relayouts:
             remarks.append(
-                "of copies to other layouts that another unit makes beside the rest the compiler "
-                "estimates nothing: added by their bytes, they are as if nothing ran beside them"
+                "another unit makes copies to other layouts, beside the rest, and the compiler "
+                "does not estimate them: the time of their bytes is added, as if nothing ran "
+                "beside them"
             )
         if self.devices > 1 and self.peaks.interconnect:
             remarks.append(
-                "the wire is what a device sends, if collectives are made as rings are, over what "
-                "its vendor says that it can send at once; beside compute travels what the "
-                "compiler made asynchronous"
+                "time on the wire: the bytes that a device sends, where collectives run as rings, "
+                "over the bandwidth that its vendor states. Beside compute runs what the compiler "
+                "made asynchronous"
             )
         loops = max(self.before.unknown_loops, self.after.unknown_loops)
         if loops:
@@ -291,10 +292,10 @@ def _notes(sites: Sequence[CompiledSite]) -> list[str]:
 
 # By verdict, what to know of its sites.
 _NOTES = {
-    "emulated": "what is multiplied is no narrower than bfloat16 at site {}: quantizing that has "
-    "the numbers of the recipe, and gains no speed",
-    "unseen": "no product in the optimized program tells that it is of site {}: the compiler "
-    "removed it, or made something else of it, or joined it with another site's",
+    "emulated": "the unit multiplies nothing narrower than bfloat16 at site {}: the results are "
+    "those of the recipe, and no speed is gained",
+    "unseen": "the optimized program has no product that is known to be of site {}: the compiler "
+    "removed it, made something else of it, or joined it with another site's",
 }
 
 

@@ -66,7 +66,7 @@ class Jitted:
         self._transformation = Transformation(fun, self._options, is_traced, onlookers)
         self.watch = None if given.watch is None else Watch.of(given.watch)
         if self.watch is not None and given.layer != "jaxpr":
-            raise ValueError("watch= is for layer='jaxpr', whose numbers are the same")
+            raise ValueError("watch= needs layer='jaxpr': the numbers are the same there")
         if given.key is not None:
             if given.mode == "inference":
                 raise TypeError("mode='inference' rounds to nearest everywhere and takes no key")

@@ -175,7 +175,7 @@ def viewed(x: jax.Array, spec: Quantization, groups: Groups | None) -> BlockView
     if spec.ragged is None:
         return view
     if groups is None:
-        raise ValueError(f"ragged={spec.ragged} is of operands inside programs, which have groups")
+        raise ValueError(f"ragged={spec.ragged} is for products with groups inside programs")
     return GroupedView.over(view, groups)
 
 

@@ -83,8 +83,9 @@ class Report(Documented):
                 path = f"#{row.number}"
                 if any(s.status != "kept" for s in alike if s.number == row.number):
                     raise ValueError(
-                        f"of {row.described()} one is quantized and one does not pay, which no "
-                        "rule says: keep both, by srjit.keep_high_precision() or a rule"
+                        f"{row.described()}: of two such products one is quantized and one does "
+                        "not pay, and no rule can tell them apart: keep both, by "
+                        "srjit.keep_high_precision() or a rule"
                     )
             rules[path, row.role] = Rule(path=path, role=row.role, keep=row.reason)
         every = (*rules.values(), *self.chosen.rules)

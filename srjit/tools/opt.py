@@ -170,7 +170,7 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if args.run_reproducer and (flags or args.pass_pipeline is not None):
         parser.error("--run-reproducer runs the pipeline of the file: give no passes")
     if args.emit_bytecode_version is not None and not args.emit_bytecode:
-        parser.error("--emit-bytecode-version is of --emit-bytecode: give both")
+        parser.error("--emit-bytecode-version needs --emit-bytecode: give both")
     return args, flags
 
 

@@ -277,7 +277,7 @@ def test_a_site_that_cannot_be_found_is_not_guessed():
     """The compiler multiplies and adds up here, without the unit for products."""
     report = srjit(loss, recipe="int8").aot(Shape((256, 1), jnp.bfloat16), X, target="v5e")
     assert verdicts(report) == ["unseen"]
-    assert "no product in the optimized program tells that it is of site 0" in str(report)
+    assert "the optimized program has no product that is known to be of site 0" in str(report)
 
 
 @needs_libtpu
